@@ -1,0 +1,1 @@
+"""Samples, shards and their order. Imports nothing of the project."""

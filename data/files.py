@@ -1,0 +1,111 @@
+"""Atomic files and directories: a name appears only when its content is complete and synced.
+
+Temporary names carry host, process and a random part, so that two machines on one file system never share one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import socket
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+TEMPORARY = ".tmp-"
+MANIFEST = "manifest.json"
+
+
+class DamagedError(ValueError):
+    """A file or directory is not what its manifest says."""
+
+
+def temporary_name(path: Path) -> Path:
+    return path.with_name(f"{TEMPORARY}{path.name}.{socket.gethostname()}.{os.getpid()}.{uuid.uuid4().hex[:8]}")
+
+
+def sync_directory(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def atomic_file(path: str | os.PathLike[str], mode: str = "wb") -> Iterator[Any]:
+    """Open a temporary file that becomes ``path`` when the block ends, and vanishes when it raises."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = temporary_name(path)
+    try:
+        with open(temporary, mode) as handle:
+            yield handle
+            handle.flush()
+            os.fsync(handle.fileno())
+        os.replace(temporary, path)
+        sync_directory(path.parent)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: str | os.PathLike[str], value: Any) -> None:
+    with atomic_file(path, "w") as handle:
+        json.dump(value, handle, indent=1, sort_keys=True)
+        handle.write("\n")
+
+
+def sha256_file(path: str | os.PathLike[str]) -> str:
+    with open(path, "rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def sha256_json(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def seal_directory(directory: Path, extra: dict[str, Any] | None = None) -> None:
+    """Write ``manifest.json`` with size and sha256 of each file below ``directory``, and sync them all."""
+    files = {}
+    for path in sorted(p for p in directory.rglob("*") if p.is_file() and p.name != MANIFEST):
+        with open(path, "rb") as handle:
+            os.fsync(handle.fileno())
+        files[str(path.relative_to(directory))] = {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
+    write_json(directory / MANIFEST, {"files": files, **(extra or {})})
+    for path in [directory, *(p for p in directory.rglob("*") if p.is_dir())]:
+        sync_directory(path)
+
+
+def commit_directory(temporary: Path, final: Path) -> None:
+    """Give a sealed directory its name. An older one of that name is moved aside first and removed after."""
+    old = temporary_name(final) if final.exists() else None
+    if old is not None:
+        os.replace(final, old)
+    os.replace(temporary, final)
+    sync_directory(final.parent)
+    if old is not None:
+        shutil.rmtree(old)
+
+
+def check_directory(directory: Path, hashes: bool = True) -> dict[str, Any]:
+    """Return the manifest of a sealed directory. Raises ``DamagedError`` naming the first bad file."""
+    path = directory / MANIFEST
+    try:
+        manifest = json.loads(path.read_text())
+        files = manifest["files"].items()
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        raise DamagedError(f"{path}: no readable manifest ({error}), expected one beside the files it lists") from error
+    for name, entry in files:
+        file = directory / name
+        if not file.is_file():
+            raise DamagedError(f"{file}: missing, expected {entry['bytes']} bytes as its manifest lists")
+        if file.stat().st_size != entry["bytes"]:
+            raise DamagedError(f"{file}: {file.stat().st_size} bytes, expected {entry["bytes"]}; cut or replaced")
+        if hashes and sha256_file(file) != entry["sha256"]:
+            raise DamagedError(f"{file}: content differs from the sha256 in its manifest; it was damaged or replaced")
+    return manifest

@@ -1,0 +1,22 @@
+"""Model families. ``get_family`` is the registry; nothing else in the trainer knows a family's name."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+
+from models.family import Family
+
+FAMILIES = {
+    "fantasy_world": "models.fantasy_world.family:FantasyWorldFamily",
+}
+
+
+def get_family(name: str) -> Family:
+    """The family called ``name``. Raises ``ValueError`` with the nearest name where there is none."""
+    if name not in FAMILIES:
+        near = difflib.get_close_matches(name, FAMILIES, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"family {name!r} is unknown, expected one of {sorted(FAMILIES)}{hint}")
+    module, attribute = FAMILIES[name].split(":")
+    return getattr(importlib.import_module(module), attribute)()

@@ -1,0 +1,197 @@
+"""The seam between the trainer and the model families.
+
+A family is data plus one forward (docs/architecture.md, idea 1). The trainer sees nothing of a family but the types of
+this file: it builds the network of a stage, calls ``network(batch, progress)`` and weights what comes back.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from pydantic import BaseModel
+from torch import Tensor, nn
+
+from data.schema import SampleSchema
+
+Batch = dict[str, Any]
+"""Tensors of one micro-batch, each ``[B, ...]`` on the compute device, but for ``rng_key`` (int64 ``[B]``, on the CPU;
+``models.layers.keyed`` reads it) and ``key`` (a list of the B sample names)."""
+
+Place = Callable[[nn.Module], None]
+"""Called with each frozen unit when its weights are in place; ``frozen: shard`` partitions the unit there and then."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run stands. ``step`` counts optimizer steps of this stage from 0; ``training`` is False in validation."""
+
+    step: int
+    total_steps: int
+    stage: int
+    seed: int
+    training: bool = True
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A number that depends on the step of a stage.
+
+    ``linear`` and ``cosine`` go from ``start`` to ``end`` between the fractions ``begin`` and ``finish`` of the stage
+    and are constant outside of them.
+    """
+
+    start: float
+    end: float | None = None
+    kind: Literal["constant", "linear", "cosine"] = "constant"
+    begin: float = 0.0
+    finish: float = 1.0
+
+    def at(self, progress: Progress) -> float:
+        if self.kind == "constant" or self.end is None:
+            return self.start
+        first, last = self.begin * progress.total_steps, self.finish * progress.total_steps
+        part = 1.0 if last <= first else min(max((progress.step - first) / (last - first), 0.0), 1.0)
+        if self.kind == "cosine":
+            part = 0.5 - 0.5 * math.cos(math.pi * part)
+        return self.start + (self.end - self.start) * part
+
+
+@dataclass(frozen=True)
+class LossTerm:
+    """One entry of ``network(...)["losses"]`` and its weight in the step's loss."""
+
+    name: str
+    weight: Schedule
+
+
+@dataclass(frozen=True)
+class ExitCriterion:
+    """What a finished stage should have reached; reported, never enforced. ``metric`` is a name of the metrics file."""
+
+    metric: str
+    below: float
+
+
+@dataclass(frozen=True)
+class Trainable:
+    """Modules that train in a stage. ``pattern`` is a dotted module name in which ``*`` stands for one part."""
+
+    pattern: str
+    lr_scale: float = 1.0
+
+
+@dataclass(frozen=True)
+class Idle:
+    """Trainable parameters (``pattern`` over dotted names, ``*`` for any run of characters) that may get no gradient,
+    for the ``reason`` given, before ``until_step`` (always, where it is None)."""
+
+    pattern: str
+    reason: str
+    until_step: int | None = None
+
+
+@dataclass(frozen=True)
+class StageSpec:
+    """A stage as a declaration: what trains, for which losses, and what it should reach."""
+
+    index: int
+    name: str
+    trainable: tuple[Trainable, ...]
+    losses: tuple[LossTerm, ...]
+    exits: tuple[ExitCriterion, ...] = ()
+    idle: tuple[Idle, ...] = ()
+
+
+@dataclass(frozen=True)
+class ModuleCost:
+    """One row of the planner's table. FLOP = 2 multiply-adds; numbers are per sample.
+
+    ``linear`` and ``attention`` are the forward's parts. ``kind`` says what the backward costs: ``trained`` (linear
+    2 x, attention 2.5 x forward), ``passed`` (frozen, but gradients flow through: linear 1 x, attention 2.5 x),
+    ``still`` (no gradient: nothing).
+    """
+
+    module: str
+    linear: float
+    attention: float
+    kind: Literal["trained", "passed", "still"]
+    head: bool = False
+    activation_bytes: float = 0.0
+    """Bytes kept for the backward per sample without recompute, in bf16."""
+    boundary_bytes: float = 0.0
+    """Bytes kept per sample under block recompute: the unit's inputs."""
+    attention_bytes: float = 0.0
+    """Bytes of attention outputs, which selective recompute keeps besides."""
+
+    @property
+    def forward(self) -> float:
+        return self.linear + self.attention
+
+    @property
+    def backward(self) -> float:
+        return {"trained": 2 * self.linear + 2.5 * self.attention,
+                "passed": self.linear + 2.5 * self.attention, "still": 0.0}[self.kind]
+
+
+class Family(ABC):
+    """What the trainer asks of a model family. Stateless: each call gets the family's typed ``config``."""
+
+    name: ClassVar[str]
+    config_type: ClassVar[type[BaseModel]]
+    sizes: ClassVar[Mapping[str, BaseModel]]
+
+    @abstractmethod
+    def schema(self, config: BaseModel) -> SampleSchema:
+        """Fields that a sample of this size must hold."""
+
+    @abstractmethod
+    def stages(self, config: BaseModel) -> tuple[StageSpec, ...]:
+        """The stages in order; ``stages[i].index == i + 1``."""
+
+    @abstractmethod
+    def build(self, config: BaseModel, stage: int, device: torch.device | str, dtype: torch.dtype) -> nn.Module:
+        """The network of a stage: its own modules on ``device`` in fp32 at their initialisation (the same for every
+        stage and rank), the frozen base on the meta device in ``dtype`` until ``load_base``.
+
+        With ``device="meta"`` nothing is allocated; the planner counts on it.
+        """
+
+    @abstractmethod
+    def load_base(self, network: nn.Module, config: BaseModel, device: torch.device | str, dtype: torch.dtype,
+                  place: Place | None = None) -> str:
+        """Put the frozen weights (and what starts as a copy of them) in place, unit by unit, and return the sha256
+        that stands for them. Raises ``ValueError`` naming the file and the names that are missing or left over."""
+
+    def helpers(self, config: BaseModel, stage: int, device: torch.device | str,
+                dtype: torch.dtype) -> dict[str, nn.Module]:
+        """Frozen modules outside the network and outside the engine (a VAE decoder, a face embedder)."""
+        return {}
+
+    @abstractmethod
+    def recompute_units(self, network: nn.Module) -> Iterable[nn.Module]:
+        """Modules whose forward may be run again in the backward instead of keeping its activations."""
+
+    def leaf_modules(self, network: nn.Module) -> Iterable[nn.Module]:
+        """Modules that ZeRO-3 may gather as a whole (each called through ``__call__``, once per micro-step)."""
+        return ()
+
+    @abstractmethod
+    def flops(self, config: BaseModel, stage: int) -> list[ModuleCost]:
+        """Cost of one sample at the clip size of ``config``, module by module."""
+
+    def preview(self, network: nn.Module, batch: Batch, progress: Progress) -> dict[str, np.ndarray]:
+        """Pictures of a held-out batch by name, uint8 ``[H, W, 3]``. Called on every rank with as many samples."""
+        return {}
+
+    @abstractmethod
+    def validate(self, network: nn.Module, batch: Batch, progress: Progress,
+                 statistics: Mapping[str, Any]) -> dict[str, tuple[Tensor, Tensor]]:
+        """Sums and counts (fp32 scalars) by metric name over a held-out batch, with noise and timesteps fixed per
+        sample. ``statistics`` are those of the training split's manifest; a name that ends in ``_baseline`` is what the
+        best trivial predictor made from them reaches on the same numbers."""

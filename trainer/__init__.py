@@ -1,0 +1,1 @@
+"""The loop: recipe, trainable subset, engine, checkpoints, monitoring. Names no family."""
