@@ -69,14 +69,26 @@ def sha256_json(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def seal_directory(directory: Path, extra: dict[str, Any] | None = None) -> None:
-    """Write ``manifest.json`` with size and sha256 of each file below ``directory``, and sync them all."""
+def list_files(directory: Path) -> list[str]:
+    """Relative names of all files below ``directory`` but its manifest."""
+    return sorted(str(p.relative_to(directory)) for p in directory.rglob("*") if p.is_file() and p.name != MANIFEST)
+
+
+def describe_files(directory: Path, names: list[str]) -> dict[str, dict[str, Any]]:
+    """Sync each file and return its size and sha256."""
     files = {}
-    for path in sorted(p for p in directory.rglob("*") if p.is_file() and p.name != MANIFEST):
+    for name in names:
+        path = directory / name
         with open(path, "rb") as handle:
             os.fsync(handle.fileno())
-        files[str(path.relative_to(directory))] = {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
-    write_json(directory / MANIFEST, {"files": files, **(extra or {})})
+        files[name] = {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
+    return files
+
+
+def seal_directory(directory: Path, files: dict[str, dict[str, Any]] | None = None) -> None:
+    """Write ``manifest.json`` with size and sha256 of each file below ``directory`` (``files``, where several processes
+    have described them already), and sync the directories."""
+    write_json(directory / MANIFEST, {"files": files or describe_files(directory, list_files(directory))})
     for path in [directory, *(p for p in directory.rglob("*") if p.is_dir())]:
         sync_directory(path)
 
@@ -92,20 +104,28 @@ def commit_directory(temporary: Path, final: Path) -> None:
         shutil.rmtree(old)
 
 
+def refuse_foreign(directory: Path, marker: str) -> None:
+    """Raise ``ValueError`` where ``directory`` may not be replaced: it holds files, but not ``marker``, which what is
+    about to be written leaves in it."""
+    if directory.exists() and not (directory / marker).is_file() and (not directory.is_dir() or any(directory.iterdir())):
+        raise ValueError(f"{directory}: holds something else than {marker} and its files, expected an empty or a new "
+                         f"folder; nothing in it was touched")
+
+
 def check_directory(directory: Path, hashes: bool = True) -> dict[str, Any]:
     """Return the manifest of a sealed directory. Raises ``DamagedError`` naming the first bad file."""
     path = directory / MANIFEST
     try:
         manifest = json.loads(path.read_text())
         files = manifest["files"].items()
-    except (OSError, ValueError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DamagedError(f"{path}: no readable manifest ({error}), expected one beside the files it lists") from error
     for name, entry in files:
         file = directory / name
         if not file.is_file():
             raise DamagedError(f"{file}: missing, expected {entry['bytes']} bytes as its manifest lists")
         if file.stat().st_size != entry["bytes"]:
-            raise DamagedError(f"{file}: {file.stat().st_size} bytes, expected {entry["bytes"]}; cut or replaced")
+            raise DamagedError(f"{file}: {file.stat().st_size} bytes, expected {entry['bytes']}; cut or replaced")
         if hashes and sha256_file(file) != entry["sha256"]:
             raise DamagedError(f"{file}: content differs from the sha256 in its manifest; it was damaged or replaced")
     return manifest

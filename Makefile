@@ -1,0 +1,37 @@
+# `make demo` and `make test` are all a fresh clone needs.
+VENV ?= .venv
+PYTHON ?= python3
+BIN := $(VENV)/bin
+DEMO ?= demo
+# Two ranks share a laptop's cores: one thread each.
+export OMP_NUM_THREADS ?= 1
+export HF_HUB_OFFLINE = 1
+ACCELERATOR := DS_ACCELERATOR=$${DS_ACCELERATOR:-cpu}
+
+.PHONY: install demo test test-slow lint clean
+
+install: $(VENV)/.installed
+
+# torch before everything that asks for it, so that a build for this machine is chosen once; deepspeed compiles against
+# it and therefore cannot use an isolated build environment.
+$(VENV)/.installed: constraints.txt setup.py
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet -c constraints.txt torch setuptools wheel ninja packaging py-cpuinfo numpy
+	$(BIN)/pip install --quiet -c constraints.txt --no-build-isolation deepspeed
+	$(BIN)/pip install --quiet -c constraints.txt --no-build-isolation -e ".[build,dev]"
+	touch $@
+
+demo: install
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(ACCELERATOR) bash launch/demo.sh $(DEMO)
+
+test: install
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: install
+	$(BIN)/python -m pytest -m slow
+
+lint: install
+	$(BIN)/ruff check .
+
+clean:
+	rm -rf $(DEMO) .pytest_cache .ruff_cache

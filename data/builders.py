@@ -1,0 +1,55 @@
+"""The families that shards can be built for, by name.
+
+A builder is what ``launch/build_shards.py`` asks of a family. Adding one is a module with a ``Builder`` and a line in
+``BUILDERS``.
+"""
+
+from __future__ import annotations
+
+import importlib
+from abc import ABC, abstractmethod
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+
+from data.dataset import Sample
+
+BUILDERS = {"fantasy_world": "data.fantasy_world.builder"}
+"""Family (also the name of its sample schema) -> module with a class ``FamilyBuilder``, imported when it is used: a
+builder needs video, audio and encoder packages that reading shards does not."""
+
+Track = Callable[[Iterable[Any], str, int], Iterable[Any]]
+"""Wraps an iterable of known length in a progress bar with a title."""
+
+
+class Builder(ABC):
+    """Raw data to shards for one family. Results are what JSON can hold."""
+
+    @abstractmethod
+    def add_build_arguments(self, parser: ArgumentParser) -> None:
+        """Options of ``build`` besides ``--input`` and ``--output``."""
+
+    @abstractmethod
+    def build(self, arguments: Namespace, track: Track) -> dict[str, Any]:
+        """Build ``arguments.output`` from ``arguments.input`` and say what came of it."""
+
+    @abstractmethod
+    def add_synthesize_arguments(self, parser: ArgumentParser) -> None:
+        """Options of ``synthesize`` besides ``--output``, ``--clips`` and ``--seed``."""
+
+    @abstractmethod
+    def synthesize(self, arguments: Namespace, track: Track) -> dict[str, Any]:
+        """Write a small raw data set to ``arguments.output`` that ``build`` can use, and say what it holds."""
+
+    @abstractmethod
+    def picture(self, sample: Sample) -> np.ndarray:
+        """What a sample looks like, uint8 [h, w, 3]."""
+
+
+def builder(family: str) -> Builder:
+    """The builder of a family. Raises ``ValueError`` naming those there are."""
+    if family not in BUILDERS:
+        raise ValueError(f"no shards can be built for family {family!r}, expected one of {sorted(BUILDERS)}")
+    return importlib.import_module(BUILDERS[family]).FamilyBuilder()

@@ -1,0 +1,176 @@
+"""One raw clip becomes frames, depth and cameras of the wanted size, in a canonical frame and scale."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from data.fantasy_world.cameras import canonicalise, unproject
+from data.fantasy_world.raw import RawClip, RawError
+from data.fantasy_world.readers import (
+    IntrinsicsUnit,
+    count_maps,
+    declared_frames,
+    read_cameras,
+    read_frames,
+    read_maps,
+)
+from data.fantasy_world.schema import LATENT_STRIDE, latent_frames
+
+ASPECT_TOLERANCE = 0.02
+FLOAT16_MAX = float(np.finfo(np.float16).max)
+PATCH_STRIDE = 2 * LATENT_STRIDE
+"""Pixels per token of the Wan transformer, which takes 2 x 2 latents as one."""
+
+
+@dataclass(frozen=True)
+class ClipOptions:
+    """Size of the clips to be made and how the raw files are to be read. Raises ``ValueError`` for a size that the
+    backbone cannot take."""
+
+    frames: int = 81
+    height: int = 336
+    width: int = 592
+    intrinsics: IntrinsicsUnit = "normalised"
+    depth_scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        latent_frames(self.frames)
+        for name in ("height", "width"):
+            size = getattr(self, name)
+            if size < PATCH_STRIDE or size % PATCH_STRIDE:
+                raise ValueError(f"{name} {size} found, expected a multiple of {PATCH_STRIDE} (VAE stride 8, patch 2); "
+                                 f"take {max(size // PATCH_STRIDE, 1) * PATCH_STRIDE}")
+        if not self.depth_scale > 0:
+            raise ValueError(f"depth scale {self.depth_scale} found, expected a number above 0")
+
+
+@dataclass(frozen=True)
+class Clip:
+    """``frames`` uint8 [F, H, W, 3]; ``depth`` float16 [F, H, W], 0 where invalid; ``extrinsics`` float32 [F, 3, 4];
+    ``intrinsics`` float32 [F, 4] in pixels; ``scale`` is what depth and translations were divided by."""
+
+    frames: np.ndarray
+    depth: np.ndarray
+    extrinsics: np.ndarray
+    intrinsics: np.ndarray
+    scale: float
+    distorted: bool
+
+
+@dataclass(frozen=True)
+class CoverCrop:
+    """The largest centred window of the clip's aspect ratio in the source, in continuous source pixels (the source
+    spans [0, w] x [0, h]), and the factor from source to clip pixels."""
+
+    left: float
+    top: float
+    scale: float
+    source_height: int
+    source_width: int
+    height: int
+    width: int
+
+    @classmethod
+    def of(cls, source_height: int, source_width: int, height: int, width: int) -> CoverCrop:
+        scale = max(height / source_height, width / source_width)
+        return cls((source_width - width / scale) / 2, (source_height - height / scale) / 2, scale, source_height,
+                   source_width, height, width)
+
+    def image(self, image: np.ndarray) -> np.ndarray:
+        """uint8 [h, w, 3] -> [H, W, 3], bicubic, smoothed where it shrinks."""
+        box = (self.left, self.top, self.left + self.width / self.scale, self.top + self.height / self.scale)
+        resized = Image.fromarray(image).resize((self.width, self.height), Image.Resampling.BICUBIC, box=box)
+        return np.asarray(resized)
+
+    def maps(self, maps: np.ndarray) -> np.ndarray:
+        """[F, a, b, ...] of the same view in any resolution -> [F, H, W, ...], the nearest value at pixel centres:
+        a mean across the edge of an object would be a surface that is not there."""
+        rows = self._nearest(self.top, self.height, self.source_height, maps.shape[1])
+        columns = self._nearest(self.left, self.width, self.source_width, maps.shape[2])
+        return maps[:, rows[:, None], columns]
+
+    def _nearest(self, start: float, size: int, source: int, available: int) -> np.ndarray:
+        centres = start + (np.arange(size) + 0.5) / self.scale
+        return np.clip(np.floor(centres / source * available).astype(np.int64), 0, available - 1)
+
+    def intrinsics(self, intrinsics: np.ndarray) -> np.ndarray:
+        """[..., 4] in source pixels -> clip pixels. With pixel centres at half numbers a resize is a plain factor; the
+        index of a pixel goes from u to (u + 0.5) scale - 0.5 - left scale."""
+        return (intrinsics - np.array([0, 0, self.left, self.top])) * self.scale
+
+
+def precheck(raw: RawClip, options: ClipOptions) -> None:
+    """Look at what is cheap to look at, so that a bad file is found before hours of encoding. Raises ``RawError``."""
+    read_cameras(raw.cameras, options.frames, options.intrinsics)
+    count_maps(*((raw.depth, options.frames, "depth") if raw.depth else (raw.points, options.frames, "points")))
+    if raw.mask:
+        count_maps(raw.mask, options.frames, "mask")
+    found = declared_frames(raw.video)
+    if found is not None and found < options.frames:
+        raise RawError(f"{raw.video}: {found} frames found, expected at least {options.frames}; take a longer video or "
+                       f"fewer frames per clip")
+
+
+def prepare_clip(raw: RawClip, options: ClipOptions) -> Clip:
+    """Read, crop, canonicalise and scale one clip.
+
+    The scale is the mean distance of the valid world points from camera 0 (FantasyWorld, data section: canonical frame
+    and scene scale). Raises ``RawError``.
+    """
+    track = read_cameras(raw.cameras, options.frames, options.intrinsics)
+    crop, images = None, []
+    for image in read_frames(raw.video, options.frames):
+        crop = crop or CoverCrop.of(*image.shape[:2], options.height, options.width)
+        images.append(crop.image(image))
+    intrinsics = track.intrinsics
+    if options.intrinsics == "normalised":
+        intrinsics = intrinsics * np.tile([crop.source_width, crop.source_height], 2)
+    intrinsics = torch.from_numpy(crop.intrinsics(intrinsics))
+    extrinsics = canonicalise(torch.from_numpy(track.extrinsics))
+
+    depth = torch.from_numpy(_read_depth(raw, options, crop, track.extrinsics))
+    scale = _scene_scale(depth, intrinsics, extrinsics, raw)
+    extrinsics[..., 3] /= scale
+    depth = depth / scale
+    stored = torch.where(depth > FLOAT16_MAX, 0, depth).half().numpy()
+    return Clip(np.stack(images), stored, extrinsics.float().numpy(), intrinsics.float().numpy(), scale,
+                track.distorted)
+
+
+def _scene_scale(depth: torch.Tensor, intrinsics: torch.Tensor, extrinsics: torch.Tensor, raw: RawClip) -> float:
+    """Frame by frame, since the points of a whole clip in double precision are half a gigabyte."""
+    total, count = 0.0, 0
+    for map_, inner, outer in zip(depth, intrinsics, extrinsics, strict=True):
+        distances = unproject(map_.double(), inner, outer).norm(dim=-1)[map_ > 0]
+        total, count = total + float(distances.sum()), count + distances.numel()
+    if not count:
+        raise RawError(f"{raw.depth or raw.points}: no valid depth found (finite and above 0) inside the crop, "
+                       f"expected some")
+    return total / count
+
+
+def _read_depth(raw: RawClip, options: ClipOptions, crop: CoverCrop, extrinsics: np.ndarray) -> np.ndarray:
+    """z-depth float32 [F, H, W] in the unit of the translations, 0 where invalid."""
+    if raw.depth:
+        maps = crop.maps(_same_view(read_maps(raw.depth, options.frames, "depth"), raw.depth, crop))
+        depth = maps.astype(np.float32) * options.depth_scale
+    else:
+        points = crop.maps(_same_view(read_maps(raw.points, options.frames, "points", channels=3), raw.points, crop))
+        depth = np.einsum("fc,fhwc->fhw", extrinsics[:, 2, :3], points) + extrinsics[:, 2, 3, None, None]
+    valid = np.isfinite(depth) & (depth > 0)
+    if raw.mask:
+        valid &= crop.maps(_same_view(read_maps(raw.mask, options.frames, "mask"), raw.mask, crop)) != 0
+    return np.where(valid, depth, 0).astype(np.float32)
+
+
+def _same_view(maps: np.ndarray, path: Path, crop: CoverCrop) -> np.ndarray:
+    found, expected = maps.shape[2] / maps.shape[1], crop.source_width / crop.source_height
+    if abs(found / expected - 1) > ASPECT_TOLERANCE:
+        raise RawError(f"{path}: maps of {maps.shape[1]} x {maps.shape[2]} found, expected the aspect ratio of the "
+                       f"video ({crop.source_height} x {crop.source_width})")
+    return maps

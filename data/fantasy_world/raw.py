@@ -1,0 +1,100 @@
+"""The raw layout: ``metadata.json`` and what its entries name (``readers`` reads those files)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+METADATA = "metadata.json"
+
+
+class RawError(ValueError):
+    """A raw file is not what the layout says."""
+
+
+@dataclass(frozen=True)
+class RawClip:
+    """One entry of ``metadata.json``. ``key`` names the sample in a tar: unique, without dots."""
+
+    key: str
+    video: Path
+    prompt: str
+    cameras: Path
+    depth: Path | None
+    points: Path | None
+    mask: Path | None
+    split: Literal["train", "val"] | None
+
+
+def read_metadata(base: Path) -> tuple[list[RawClip], list[tuple[str, RawError]]]:
+    """Clips of ``base/metadata.json`` in its order, and what is wrong with the entries that could not be used.
+
+    Raises ``RawError`` where the file is missing or is not a list.
+    """
+    path = base / METADATA
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RawError(f"{path}: not readable ({error.strerror}), expected a list of clips") from error
+    except ValueError as error:
+        raise RawError(f"{path}: no valid JSON ({error}), expected a list of clips") from error
+    if not isinstance(entries, list) or not entries:
+        found = f"a list of {len(entries)}" if isinstance(entries, list) else type(entries).__name__
+        raise RawError(f"{path}: holds {found}, expected a list of {{video, prompt, depth, camera_params}}")
+    stems = Counter(_stem(e) for e in entries if isinstance(e, dict) and isinstance(e.get("video"), str))
+    clips, bad, seen = [], [], set()
+    for index, entry in enumerate(entries):
+        where = f"{path}: entry {index}"
+        try:
+            clip = _read_entry(base, entry, where, stems)
+            if clip.key in seen:
+                raise RawError(f"{where}: {entry['video']} with the same prompt and cameras is listed twice")
+        except RawError as error:
+            bad.append((where, error))
+            continue
+        seen.add(clip.key)
+        clips.append(clip)
+    return clips, bad
+
+
+def _read_entry(base: Path, entry: object, where: str, stems: Counter[str]) -> RawClip:
+    if not isinstance(entry, dict):
+        raise RawError(f"{where}: holds {type(entry).__name__}, expected an object with video, prompt, depth and "
+                       f"camera_params")
+    for name in ("video", "prompt", "camera_params"):
+        if not isinstance(entry.get(name), str):
+            raise RawError(f"{where}: {name!r} is {entry.get(name)!r}, expected a text; found keys {sorted(entry)}")
+    if not entry.get("depth") and not entry.get("points"):
+        raise RawError(f"{where}: neither 'depth' nor 'points' is given, expected one of them; "
+                       f"found keys {sorted(entry)}")
+    if entry.get("split") not in (None, "train", "val"):
+        raise RawError(f"{where}: 'split' is {entry['split']!r}, expected 'train', 'val' or none")
+    paths = {}
+    for name in ("video", "camera_params", "depth", "points", "mask"):
+        if name == "points" and entry.get("depth"):
+            continue
+        if entry.get(name) is not None:
+            paths[name] = base / entry[name]
+            if not paths[name].exists():
+                raise RawError(f"{paths[name]}: missing, expected the {name} of entry {where.rpartition(' ')[2]} "
+                               f"of {base / METADATA}")
+    return RawClip(_key(entry, stems), paths["video"], entry["prompt"], paths["camera_params"], paths.get("depth"),
+                   paths.get("points"), paths.get("mask"), entry.get("split"))
+
+
+def _stem(entry: dict) -> str:
+    return re.sub(r"[^A-Za-z0-9_-]+", "_", Path(entry["video"]).stem) or "clip"
+
+
+def _key(entry: dict, stems: Counter[str]) -> str:
+    """The video's name; where several share it, with a hash of what tells them apart, so that order does not matter."""
+    stem = _stem(entry)
+    if stems[stem] == 1:
+        return stem
+    content = "\0".join([entry["video"], entry["prompt"], entry["camera_params"]])
+    return f"{stem}-{hashlib.sha256(content.encode()).hexdigest()[:8]}"

@@ -1,0 +1,23 @@
+"""Build, check and look at shards: `python launch/build_shards.py build --input RAW --output SHARDS ...`."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from data.commands import execute, parse, render
+from trainer.cli import json_output, run_main
+
+
+def main() -> int:
+    arguments = parse(description=__doc__)
+    with json_output(arguments.json) as emit:
+        result, code = execute(arguments)
+        emit(result)
+    if not arguments.json:
+        render(arguments.command, result)
+    return code
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,12 @@
+"""Write an adapter as one file: `python launch/export.py --adapter DIR --output FILE.safetensors --dtype bf16`."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from trainer.cli import run_main
+from trainer.export import main
+
+if __name__ == "__main__":
+    run_main(lambda: main(__doc__))

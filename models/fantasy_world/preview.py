@@ -1,0 +1,116 @@
+"""Pictures of a held-out clip: what was there, what the geometry heads say of it, and where the camera went."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+from data.fantasy_world.cameras import decode_pose
+from models.family import Batch, Progress
+from models.fantasy_world.step import predict
+from models.fantasy_world.targets import make_targets
+from models.fantasy_world.validate import INFERENCE_SIGMA
+from models.layers.keyed import keyed_randn
+
+PANEL_WIDTH = 240
+_INVALID = (96, 96, 96)
+_TRUE, _PREDICTED = (40, 160, 60), (220, 90, 20)
+
+# Polynomial fit of Google's Turbo colour map (R. Du, A. Mikhailov, 2019; Apache-2.0): rows are red, green, blue,
+# columns the powers 0 to 5.
+_TURBO = np.array([
+    [0.13572138, 4.61539260, -42.66032258, 132.13108234, -152.94239396, 59.28637943],
+    [0.09140261, 2.19418839, 4.84296658, -14.18503333, 4.27729857, 2.82956604],
+    [0.10667330, 12.64194608, -60.58204836, 110.36276771, -89.90310912, 27.34824973]])
+
+
+def turbo(x: np.ndarray) -> np.ndarray:
+    """Colours uint8 ``[..., 3]`` of numbers in [0, 1] (clipped): dark blue, green, yellow, dark red."""
+    powers = np.clip(np.nan_to_num(x), 0, 1)[..., None] ** np.arange(6)
+    return (np.clip(powers @ _TURBO.T, 0, 1) * 255).round().astype(np.uint8)
+
+
+@torch.no_grad()
+def preview(network: torch.nn.Module, batch: Batch, progress: Progress) -> dict[str, np.ndarray]:
+    """One picture per sample, uint8 ``[height, width, 3]``, by the sample's key. Geometry is read at the sigma of
+    inference's last step, and no camera is told to the network, so that the path it draws is its own.
+
+    Upper row: first frame, its true depth, predicted depth, confidence. Lower row: the camera paths from above (green:
+    true, orange: predicted), then the same of the last frame. Colours of depth run over 1 / depth, near is red, in the
+    range of the true depth; grey is invalid.
+    """
+    count, total = batch["depth"].shape[:2]
+    device = batch["uid"].device
+    frames = torch.tensor([0, total - 1], device=device).expand(count, 2)
+    sigma = torch.full((count,), INFERENCE_SIGMA, device=device)
+    noise = keyed_randn(batch, "val_noise", batch["latent"].shape[1:])
+    withheld = torch.zeros(count, dtype=torch.bool, device=device)
+    prediction = predict(network, batch, sigma, noise, withheld, frames)
+    targets = make_targets(batch, frames)
+    height, width = targets.depth.shape[-2:]
+    true_path = camera_path(batch["extrinsics"].float())
+    path = camera_path(decode_pose(prediction["poses"][-1].float(), height, width)[0])
+    pictures = {}
+    for b, key in enumerate(batch["key"]):
+        first = batch["frame"][b].cpu().numpy() if "frame" in batch else np.full((height, width, 3), 255, np.uint8)
+        first = _titled(first, "first frame")
+        plan = draw_paths(true_path[b].cpu().numpy(), path[b].cpu().numpy(), PANEL_WIDTH, first.shape[0])
+        maps = [x[b].float().cpu().numpy()
+                for x in (targets.depth, prediction["depth"], prediction["depth_confidence"])]
+        rows = []
+        for k, (left, which) in enumerate(((first, "first frame"), (plan, "last frame"))):
+            titles = [f"{name}, {which}" for name in ("true depth", "predicted depth", "confidence")]
+            panels = _depth_panels(*(x[k] for x in maps))
+            rows.append(np.concatenate([left, *map(_titled, panels, titles)], 1))
+        pictures[key] = np.concatenate(rows, 0)
+    return pictures
+
+
+def camera_path(extrinsics: Tensor) -> Tensor:
+    """Camera centres -R^T t in the world: ``[..., 3, 4]`` -> ``[..., 3]``."""
+    return -(extrinsics[..., :3].transpose(-1, -2) @ extrinsics[..., 3:])[..., 0]
+
+
+def draw_paths(true: np.ndarray, predicted: np.ndarray, width: int, height: int) -> np.ndarray:
+    """Two paths ``[F, 3]`` from above (x to the right, z up) on one scale, uint8 ``[height, width, 3]``. The dot is
+    frame 0; the bar is one fifth of the scene's scale."""
+    image = Image.new("RGB", (width, height), "white")
+    draw = ImageDraw.Draw(image)
+    points = np.nan_to_num(np.concatenate([true, predicted])[:, [0, 2]].astype(np.float64))
+    middle = (points.max(0) + points.min(0)) / 2
+    margin = 22
+    scale = min(np.array([width, height]) - 2 * margin) / max(np.ptp(points, axis=0).max(), 0.2)
+    for path, colour, title, line in ((true, _TRUE, "true camera path", 2), (predicted, _PREDICTED, "predicted", 14)):
+        flat = np.nan_to_num(path[:, [0, 2]].astype(np.float64))
+        at = (flat - middle) * scale * [1, -1] + [width / 2, height / 2]
+        draw.line([tuple(p) for p in at], fill=colour, width=2)
+        x, y = at[0]
+        draw.ellipse((x - 3, y - 3, x + 3, y + 3), fill=colour)
+        draw.text((4, line), title, fill=colour)
+    draw.line([(4, height - 6), (4 + 0.2 * scale, height - 6)], fill="black", width=2)
+    draw.text((4, height - 20), "0.2", fill="black")
+    return np.asarray(image)
+
+
+def _depth_panels(truth: np.ndarray, prediction: np.ndarray, confidence: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Coloured maps ``[H, W, 3]`` of one frame."""
+    valid = truth > 0
+    reference = 1 / truth[valid] if valid.any() else 1 / np.maximum(prediction, 1e-6)
+    low, high = np.percentile(reference, (2, 98))
+    span = max(high - low, 1e-6)
+    true_colours = turbo((1 / np.where(valid, truth, 1) - low) / span)
+    true_colours[~valid] = _INVALID
+    log_confidence = np.log(np.maximum(confidence, 1))
+    return (true_colours, turbo((1 / np.maximum(prediction, 1e-6) - low) / span),
+            turbo(log_confidence / max(log_confidence.max(), 1e-6)))
+
+
+def _titled(picture: np.ndarray, title: str) -> np.ndarray:
+    """The picture at the panel's width under a line of text."""
+    height = round(picture.shape[0] * PANEL_WIDTH / picture.shape[1])
+    image = Image.new("RGB", (PANEL_WIDTH, height + 16), "white")
+    image.paste(Image.fromarray(picture).resize((PANEL_WIDTH, height), Image.Resampling.NEAREST), (0, 16))
+    ImageDraw.Draw(image).text((4, 2), title, fill="black")
+    return np.asarray(image)

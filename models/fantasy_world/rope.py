@@ -1,0 +1,54 @@
+"""3-D rotary position embedding of the video stream, the geometry stream and the attention between them.
+
+All of them use Wan's split of a head (44 of 128 dimensions for time, 42 for height, 42 for width; adjacent pairs,
+theta 10000), which diffusers computes in fp64 once and keeps as fp32 tables. A special token has no place in the
+image: its rotation is the identity (cos 1, sin 0), so that its queries and keys keep their length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from diffusers.models.transformers.transformer_wan import WanRotaryPosEmbed
+from torch import Tensor, nn
+
+from models.fantasy_world.config import PATCH, SPECIAL_TOKENS
+
+Rotation = tuple[Tensor, Tensor]
+"""cos and sin, fp32 ``[1, T, 1, head_dim]``, each number twice (for the two of a pair)."""
+
+_LONGEST = 1024
+
+
+class RotaryTables(nn.Module):
+    """Rotations of both streams for heads of several sizes; made once per forward and used by all layers."""
+
+    def __init__(self, head_dims: Iterable[int]) -> None:
+        super().__init__()
+        self.tables = nn.ModuleDict({str(size): WanRotaryPosEmbed(size, (1, PATCH, PATCH), _LONGEST)
+                                     for size in sorted(set(head_dims))})
+
+    def video(self, head_dim: int, latent: Tensor) -> Rotation:
+        """For the f h w patch tokens of ``latent`` ``[B, C, f, 2h, 2w]``, in row-major order."""
+        return self.tables[str(head_dim)](latent)
+
+    def geometry(self, head_dim: int, latent: Tensor) -> Rotation:
+        """For the f (5 + h w) tokens of the geometry stream."""
+        return tuple(with_special_tokens(table, latent.shape[2], value)
+                     for table, value in zip(self.video(head_dim, latent), (1.0, 0.0), strict=True))
+
+
+def with_special_tokens(table: Tensor, frames: int, value: float) -> Tensor:
+    """``[1, f h w, 1, D]`` -> ``[1, f (5 + h w), 1, D]`` with ``value`` for the special tokens of each latent frame."""
+    table = table.unflatten(1, (frames, -1))
+    special = table.new_full((1, frames, SPECIAL_TOKENS, *table.shape[3:]), value)
+    return torch.cat([special, table], 2).flatten(1, 2)
+
+
+def rotate(x: Tensor, rotation: Rotation) -> Tensor:
+    """Turn the adjacent pairs of ``x`` ``[B, T, heads, D]`` in fp32; the dtype of ``x`` is kept, and the backward keeps
+    the tables only."""
+    cos, sin = rotation[0][..., 0::2], rotation[1][..., 0::2]
+    a, b = x.float().unflatten(-1, (-1, 2)).unbind(-1)
+    return torch.stack([a * cos - b * sin, a * sin + b * cos], -1).flatten(-2).type_as(x)

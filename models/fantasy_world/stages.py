@@ -1,0 +1,49 @@
+"""The two stages: which modules train, for which losses, and what they should reach.
+
+The freeze matrix (x trains, - is not built, the rest is frozen):
+
+    module                     latent_bridging   unified_co_optimisation
+    stem, pcb
+    latent_bridge                     x                    x
+    special_tokens                    x                    x
+    irg.*.geo_block                   x                    x
+    pose_encoder                      x                    x
+    dpt, camera_head                  x                    x
+    irg.*.video_block                 -
+    irg.*.cross_attention             -                    x
+    camera_adapters                   -                    x
+    out                               -
+
+The readable notes of the paper disagree whether its second stage still trains the geometry branch; the seed trains it,
+and so does this table.
+"""
+
+from __future__ import annotations
+
+from models.family import ExitCriterion, LossTerm, Schedule, StageSpec, Trainable
+from models.fantasy_world.config import FantasyWorldConfig
+
+GEOMETRY = ("latent_bridge", "special_tokens", "irg.*.geo_block", "pose_encoder", "dpt", "camera_head")
+EXCHANGE = ("irg.*.cross_attention", "camera_adapters")
+
+EXITS = (ExitCriterion("depth_loss", 0.1), ExitCriterion("point_loss", 0.5), ExitCriterion("camera_loss", 0.05))
+
+
+def make_stages(config: FantasyWorldConfig) -> tuple[StageSpec, ...]:
+    """Latent bridging: L_depth + L_pmap + 3 L_camera. Unified co-optimisation: L_diff + lambda times that."""
+    constants = config.losses
+    weights = {"depth": constants.depth_weight, "points": constants.points_weight, "camera": constants.camera_weight}
+    return (
+        StageSpec(1, "latent_bridging", _trainable(GEOMETRY), _terms(weights), EXITS),
+        StageSpec(2, "unified_co_optimisation", _trainable(GEOMETRY + EXCHANGE),
+                  _terms({"diffusion": constants.diffusion_weight,
+                          **{name: constants.geometry_weight * weight for name, weight in weights.items()}}), EXITS),
+    )
+
+
+def _trainable(patterns: tuple[str, ...]) -> tuple[Trainable, ...]:
+    return tuple(Trainable(pattern) for pattern in patterns)
+
+
+def _terms(weights: dict[str, float]) -> tuple[LossTerm, ...]:
+    return tuple(LossTerm(name, Schedule(weight)) for name, weight in weights.items())

@@ -1,0 +1,100 @@
+"""One training forward of FantasyWorld: what is drawn, what is predicted, what is lost."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from models.family import Batch, Progress
+from models.fantasy_world import losses
+from models.fantasy_world.config import FantasyWorldConfig
+from models.fantasy_world.targets import Targets, draw_frames, make_targets
+from models.layers import flow_matching
+from models.layers.keyed import keyed_rand, keyed_randn
+
+Result = dict[str, dict]
+
+
+def training_step(network: torch.nn.Module, batch: Batch, progress: Progress) -> Result:
+    """``{"losses": {name: fp32 [B]}, "metrics": {name: (sum, count)}}`` of one micro-batch.
+
+    Stage 1 gives the losses depth, points and camera; stage 2 gives diffusion besides. Noise, sigma, the frames that
+    the dense heads decode, and which samples go without text or camera are keyed by the sample; the same modules are
+    called whatever was drawn. Outside of training (``progress.training`` False) no condition is withheld.
+    """
+    config: FantasyWorldConfig = network.config
+    constants = config.losses
+    latent = batch["latent"]
+    sigma = flow_matching.draw_sigma(batch, "sigma", constants.shift, constants.sigma_grid)
+    noise = keyed_randn(batch, "noise", latent.shape[1:])
+    frames = draw_frames(batch, "frames", batch["depth"].shape[1], config.frames_per_step)
+    camera_given = ~_drop(batch, "camera_dropout", config.camera_dropout, progress)
+    text_given = ~_drop(batch, "text_dropout", config.text_dropout, progress)
+
+    prediction = predict(network, batch, sigma, noise, camera_given, frames, text_given)
+    targets = make_targets(batch, frames)
+    terms = {
+        "depth": losses.depth_loss(prediction["depth"], prediction["depth_confidence"], targets, constants),
+        "points": losses.points_loss(prediction["points"], prediction["points_confidence"], targets, constants),
+        "camera": losses.camera_loss(prediction["poses"], targets.poses, constants),
+    }
+    metrics = geometry_metrics(prediction, targets, camera_given)
+    if "video" in prediction:
+        error = flow_matching.velocity_error(prediction["video"], flow_matching.velocity(latent, noise))
+        terms["diffusion"] = error
+        if constants.diffusion_weighting == "bell":
+            terms["diffusion"] = error * flow_matching.bell_weight(sigma, constants.shift)
+        metrics["diffusion_loss"] = over_samples(error)
+    return {"losses": terms, "metrics": metrics}
+
+
+def predict(network: torch.nn.Module, batch: Batch, sigma: Tensor, noise: Tensor, camera_given: Tensor, frames: Tensor,
+            text_given: Tensor | None = None) -> dict[str, Tensor | list[Tensor]]:
+    """What the network predicts of ``batch`` at ``sigma`` ``[B]`` with ``noise`` ``[B, 16, f, h, w]``.
+    ``camera_given`` and ``text_given`` are bool ``[B]``; withheld text is all zeros, as padding is."""
+    text = batch["text"]
+    if text_given is not None:
+        text = text * text_given.to(text.dtype)[:, None, None]
+    return network.predict(
+        flow_matching.add_noise(batch["latent"], noise, sigma), flow_matching.timestep(sigma), text,
+        batch["extrinsics"], batch["intrinsics"], camera_given, frames,
+        image_latent=batch.get("image_latent"), clip=batch.get("clip"))
+
+
+@torch.no_grad()
+def geometry_metrics(prediction: dict, targets: Targets, camera_given: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+    """What is monitored: plain errors, unweighted and unfiltered, as means over samples.
+
+    - ``depth_loss``: mean |d - g| over a sample's valid pixels; ``point_loss``: mean distance. Units of the scene
+      scale.
+    - ``camera_loss``: mean absolute error over the 9 numbers of the last refinement, and the same over the samples
+      whose camera the network was told (``camera_loss_given``) and was not (``camera_loss_withheld``).
+    - ``depth_confidence``, ``points_confidence``: means over all pixels; at least 1.
+    """
+    depth = losses.masked_mean(losses.depth_error(prediction["depth"], targets), targets.valid)
+    points = losses.masked_mean(losses.points_error(prediction["points"], targets), targets.valid)
+    camera = losses.pose_error(prediction["poses"][-1], targets.poses).abs().flatten(1).mean(1)
+    seen = targets.valid.flatten(1).any(1)
+    return {
+        "depth_loss": over_samples(depth, seen),
+        "point_loss": over_samples(points, seen),
+        "camera_loss": over_samples(camera),
+        "camera_loss_given": over_samples(camera, camera_given),
+        "camera_loss_withheld": over_samples(camera, ~camera_given),
+        "depth_confidence": over_samples(prediction["depth_confidence"].float().flatten(1).mean(1)),
+        "points_confidence": over_samples(prediction["points_confidence"].float().flatten(1).mean(1)),
+    }
+
+
+def over_samples(values: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Sum and count (fp32 scalars) of ``values`` ``[B]``, of those where ``mask`` if given."""
+    values = values.detach().float()
+    if mask is None:
+        return values.sum(), torch.ones_like(values).sum()
+    return torch.where(mask, values, 0.0).sum(), mask.sum().float()
+
+
+def _drop(batch: Batch, purpose: str, probability: float, progress: Progress) -> Tensor:
+    """bool ``[B]``: the samples that go without a condition."""
+    drawn = keyed_rand(batch, purpose) < probability
+    return drawn if progress.training else torch.zeros_like(drawn)

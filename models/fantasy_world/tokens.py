@@ -1,0 +1,43 @@
+"""The geometry stream's layout: per latent frame one camera token, four register tokens, then the patch tokens."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from models.fantasy_world.config import SPECIAL_TOKENS
+
+
+class SpecialTokens(nn.Module):
+    """Learned camera and register tokens, one set for the first latent frame (the reference of all cameras) and one
+    for the others (VGGT, section 3.1, per latent frame instead of per image)."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.camera = nn.Parameter(0.02 * torch.randn(2, 1, dim))
+        self.register = nn.Parameter(0.02 * torch.randn(2, SPECIAL_TOKENS - 1, dim))
+
+    def forward(self, patches: Tensor, camera: Tensor | None = None) -> Tensor:
+        """``[B, f, h w, d]`` -> ``[B, f (5 + h w), d]``. ``camera`` ``[B, f, d]`` is added to the camera tokens."""
+        batch, frames = patches.shape[:2]
+        tokens = torch.cat([self.camera, self.register], 1)
+        tokens = torch.cat([tokens[:1], tokens[1:].expand(frames - 1, -1, -1)])  # [f, 5, d]
+        tokens = tokens.to(patches.dtype).expand(batch, -1, -1, -1)
+        if camera is not None:
+            tokens = torch.cat([tokens[:, :, :1] + camera.to(tokens.dtype)[:, :, None], tokens[:, :, 1:]], 2)
+        return torch.cat([tokens, patches], 2).flatten(1, 2)
+
+
+def camera_tokens(x: Tensor, frames: int) -> Tensor:
+    """``[B, f (5 + h w), d]`` -> ``[B, f, d]``."""
+    return x.unflatten(1, (frames, -1))[:, :, 0]
+
+
+def patch_tokens(x: Tensor, frames: int) -> Tensor:
+    """``[B, f (5 + h w), d]`` -> ``[B, f, h w, d]``."""
+    return x.unflatten(1, (frames, -1))[:, :, SPECIAL_TOKENS:]
+
+
+def beside_patches(x: Tensor, frames: int) -> Tensor:
+    """What is to be added to the geometry stream: ``[B, f h w, d]`` -> ``[B, f (5 + h w), d]``, 0 at special tokens."""
+    return nn.functional.pad(x.unflatten(1, (frames, -1)), (0, 0, SPECIAL_TOKENS, 0)).flatten(1, 2)

@@ -1,0 +1,90 @@
+"""Metrics over held-out clips, beside those of the best trivial predictors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from models.family import Batch, Progress
+from models.fantasy_world import losses
+from models.fantasy_world.step import over_samples, predict
+from models.fantasy_world.targets import Targets, all_frames, make_targets
+from models.layers import flow_matching
+from models.layers.keyed import keyed_randn
+
+INFERENCE_STEPS = 50
+INFERENCE_SIGMA = 5 / (INFERENCE_STEPS + 4)
+"""0.0926: the last of 50 steps at shift 5, where the published inference reads the geometry."""
+DIFFUSION_QUANTILES = (0.125, 0.375, 0.625, 0.875)
+"""u of the sigmas at which the flow-matching loss is measured: the middles of four equally likely parts of training."""
+
+Metrics = dict[str, tuple[Tensor, Tensor]]
+
+
+@torch.no_grad()
+def validate(network: torch.nn.Module, batch: Batch, progress: Progress, statistics: Mapping[str, Any]) -> Metrics:
+    """Sums and counts (fp32 scalars) by name, over all frames of ``batch``, with noise keyed by the sample.
+
+    - ``val_depth_error`` (over valid pixels, mean |d - g|) and ``val_point_error`` (mean distance) at
+      ``INFERENCE_SIGMA``, the camera given; with ``_withheld`` appended, the camera not given. Units of the scene
+      scale.
+    - ``val_camera_error``: mean absolute error over the 9 numbers of the pose encoding (translation, sign-safe
+      quaternion, fields of view in radians) of all frames, the camera withheld; ``val_camera_error_given``: where it
+      was told.
+    - ``val_depth_error_baseline``: the training mean of the depth for every pixel. ``val_camera_error_baseline``: the
+      mean trajectory of the training split for every clip.
+    - ``val_diffusion_loss``: unweighted flow-matching error at four fixed sigmas, where the network has a video output.
+
+    Raises ``ValueError`` where the mean trajectory of ``statistics`` has not as many frames as the clips.
+    """
+    config = network.config
+    count, total = batch["depth"].shape[:2]
+    device = batch["uid"].device
+    latent = batch["latent"]
+    noise = keyed_randn(batch, "val_noise", latent.shape[1:])
+    sigma = torch.full((count,), INFERENCE_SIGMA, device=device)
+    frames = all_frames(batch, total)
+    targets = make_targets(batch, frames)
+    metrics = baselines(targets, statistics)
+    given = torch.ones(count, dtype=torch.bool, device=device)
+    for camera_given, dense_suffix, camera_suffix in ((given, "", "_given"), (~given, "_withheld", "")):
+        prediction = predict(network, batch, sigma, noise, camera_given, frames)
+        depth = losses.depth_error(prediction["depth"], targets)
+        points = losses.points_error(prediction["points"], targets)
+        metrics[f"val_depth_error{dense_suffix}"] = _over_pixels(depth, targets.valid)
+        metrics[f"val_point_error{dense_suffix}"] = _over_pixels(points, targets.valid)
+        camera = losses.pose_error(prediction["poses"][-1], targets.poses)
+        metrics[f"val_camera_error{camera_suffix}"] = _over_all(camera)
+    if "video" in prediction:
+        errors = []
+        for index, u in enumerate(DIFFUSION_QUANTILES):
+            level = flow_matching.shift_sigma(torch.full((count,), u, device=device), config.losses.shift)
+            noise = keyed_randn(batch, f"val_noise/{index}", latent.shape[1:])
+            video = predict(network, batch, level, noise, given, frames[:, :1])["video"]
+            errors.append(flow_matching.velocity_error(video, flow_matching.velocity(latent, noise)))
+        metrics["val_diffusion_loss"] = over_samples(torch.cat(errors))
+    return metrics
+
+
+def baselines(targets: Targets, statistics: Mapping[str, Any]) -> Metrics:
+    """What the training split's mean depth and mean trajectory reach on ``targets`` (whose frames are the whole
+    clip)."""
+    depth = statistics["depth_sum"] / max(statistics["depth_count"], 1)
+    trajectory = targets.poses.new_tensor(statistics["camera_sum"]) / max(statistics["camera_count"], 1)
+    if trajectory.shape != targets.poses.shape[1:]:
+        raise ValueError(f"the training statistics hold a mean trajectory of {len(trajectory)} frames, expected the "
+                         f"{targets.poses.shape[1]} of the held-out clips; build both splits with one clip length")
+    camera = losses.pose_error(trajectory.expand_as(targets.poses), targets.poses)
+    return {"val_depth_error_baseline": _over_pixels((targets.depth - depth).abs(), targets.valid),
+            "val_camera_error_baseline": _over_all(camera)}
+
+
+def _over_pixels(error: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.where(valid, error, 0.0).sum(), valid.sum().float()
+
+
+def _over_all(error: Tensor) -> tuple[Tensor, Tensor]:
+    return error.abs().sum(), torch.ones_like(error).sum()

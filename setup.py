@@ -1,0 +1,33 @@
+"""Packages of Stagecoach and what they need. Tested versions: constraints.txt; reasons: docs/dependencies.md."""
+
+from setuptools import setup
+
+setup(
+    name="stagecoach",
+    version="0.1.0",
+    description="A DeepSpeed trainer for diffusion adapters, in stages",
+    python_requires=">=3.11",
+    packages=["data", "data.fantasy_world", "models", "models.layers", "models.fantasy_world", "trainer"],
+    install_requires=[
+        "torch>=2.9",
+        "deepspeed>=0.19.8",
+        "diffusers>=0.42",
+        "transformers>=5.20",
+        "peft>=0.21",
+        "safetensors>=0.8",
+        "webdataset>=1.0.2",
+        "wandb>=0.31",
+        "tensorboard>=2.21",
+        "pydantic>=2.14",
+        "PyYAML>=6.0.3",
+        "rich>=15",
+        "numpy>=2.0",
+        "Pillow>=12",
+    ],
+    extras_require={
+        "gpu": ["flash-attn>=2.8"],
+        "build": ["av>=18", "sentencepiece>=0.2.3", "fsspec>=2026.1"],
+        "face": ["onnxruntime>=1.24", "insightface>=0.7.3"],
+        "dev": ["pytest>=9", "pytest-timeout>=2.4", "hypothesis>=6.170", "ruff>=0.17"],
+    },
+)

@@ -1,0 +1,33 @@
+"""What the ranks of a ``Pair`` run: the real trainer on a family, its numbers returned."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from trainer.recipe import Recipe
+from trainer.run import run_stages
+
+
+def toy_recipe(shards: str, run: str, **changes: Any) -> Recipe:
+    """A recipe of two short stages; ``changes`` go into the recipe, those with a stage's keys into both stages."""
+    stage = {"steps": 20, "global_batch": 8, "micro_batch": 2, "learning_rate": 1e-2, "validate_every": 1000,
+             "preview_every": 1000, "checkpoint_every": 1000}
+    stage |= {key: changes.pop(key) for key in list(changes) if key in stage or key in (
+        "gradient_clipping", "warmup_steps", "schedule", "gradient_check_steps", "loss_weights")}
+    values = {"family": "toy", "size": "tiny", "data": shards, "run": run, "precision": "fp32", "attention": "sdpa",
+              "recompute": "none", "optimizer": {"torch_adam": True}, "validation_samples": 5, "preview_samples": 1,
+              "logging": {"every": 1, "tensorboard": False, "wandb": "off"}, "stages": {1: stage, 2: stage}}
+    return Recipe.model_validate(values | changes)
+
+
+def train(recipe: dict[str, Any], stages: list[int], **options: Any) -> list[str]:
+    """Adapters of ``stages`` of a dumped recipe; runs on every rank."""
+    return [str(path) for path in run_stages(Recipe.model_validate(recipe), stages, **options)]
+
+
+def losses(run: str | Path, stage: int, name: str = "loss") -> list[float]:
+    """Values of one metric of a stage by step."""
+    lines = [json.loads(line) for line in (Path(run) / "metrics.jsonl").read_text().splitlines()]
+    return [line[name] for line in lines if line["stage"] == stage and name in line]

@@ -1,0 +1,138 @@
+"""A run that is stopped or killed goes on as if nothing had happened; a damaged checkpoint is named and passed over."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from tests.distributed import cases
+from tests.pair import Pair
+from tests.toy import write_toy_shards
+from trainer.distributed import start
+from trainer.interrupt import Interrupted
+from trainer.recipe import Recipe
+from trainer.run import run_stages
+
+
+@pytest.fixture(scope="module")
+def pair():
+    pair = Pair()
+    yield pair
+    pair.close()
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("shards")
+    write_toy_shards(directory)
+    return str(directory)
+
+
+def stop_at(recipe: dict, stage: int, step: int, **options) -> str:
+    """Train until rank 1 gets SIGTERM at ``step``; the message of the interruption."""
+    from trainer import stage as module
+
+    world = start()
+    original = module.StageLoop._after_step
+
+    def with_signal(self):
+        original(self)
+        if self.step == step and world.rank == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    module.StageLoop._after_step = with_signal
+    try:
+        run_stages(Recipe.model_validate(recipe), [stage], **options)
+    except Interrupted as interruption:
+        return str(interruption)
+    finally:
+        module.StageLoop._after_step = original
+    return "not interrupted"
+
+
+@pytest.mark.parametrize("zero", [1, 2, 3])
+def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one_to_the_last_digit(pair, shards, tmp_path, zero):
+    options = {"zero": zero, "precision": "bf16", "ema": {"decay": 0.9}, "schedule": "cosine", "warmup_steps": 3}
+    whole = cases.toy_recipe(shards, str(tmp_path / "whole"), **options)
+    pair.run(cases.train, whole.model_dump(), [1])
+    broken = cases.toy_recipe(shards, str(tmp_path / "broken"), **options)
+    messages = pair.run(stop_at, broken.model_dump(), 1, 7)
+    assert all("step 7" in message for message in messages)
+    pair.run(cases.train, broken.model_dump(), [1])
+    assert cases.losses(tmp_path / "broken", 1) == cases.losses(tmp_path / "whole", 1)
+    for file in ("adapter/model.safetensors", "checkpoints/checkpoint_20/ema.safetensors"):
+        one, other = (load_file(tmp_path / run / "stage1" / file) for run in ("whole", "broken"))
+        assert one.keys() == other.keys()
+        assert all(one[name].equal(other[name]) for name in one)
+
+
+@pytest.mark.parametrize("zero", [1, 3])
+def test_another_world_size_resumes_through_the_universal_layout(pair, shards, tmp_path, zero):
+    whole = cases.toy_recipe(shards, str(tmp_path / "whole"), zero=zero)
+    pair.run(cases.train, whole.model_dump(), [1])
+    broken = cases.toy_recipe(shards, str(tmp_path / "broken"), zero=zero)
+    pair.run(stop_at, broken.model_dump(), 1, 7)
+    single = Pair(size=1)
+    try:
+        single.run(cases.train, broken.model_dump(), [1])
+    finally:
+        single.close()
+    found = cases.losses(tmp_path / "broken", 1)
+    assert found == pytest.approx(cases.losses(tmp_path / "whole", 1), rel=1e-5)
+    assert "converted from 2 ranks" in (tmp_path / "broken" / "train.log").read_text()
+
+
+def test_a_damaged_checkpoint_is_named_and_the_next_older_one_used(pair, shards, tmp_path):
+    recipe = cases.toy_recipe(shards, str(tmp_path), checkpoint_every=5)
+    pair.run(cases.train, recipe.model_dump(), [1])
+    before = cases.losses(tmp_path, 1)
+    checkpoints = tmp_path / "stage1" / "checkpoints"
+    assert sorted(p.name for p in checkpoints.glob("checkpoint_*")) == ["checkpoint_10", "checkpoint_15",
+                                                                        "checkpoint_20"]
+    damage(checkpoints / "checkpoint_20" / "model.safetensors")
+    (checkpoints / "checkpoint_15" / "training_state.json").unlink()
+    pair.run(cases.train, recipe.model_dump(), [1])
+    log = (tmp_path / "train.log").read_text()
+    assert "checkpoint_20/model.safetensors" in log
+    assert "checkpoint_15/training_state.json" in log
+    assert "resumed" in log
+    assert "at step 10" in log
+    assert cases.losses(tmp_path, 1) == before
+
+
+def test_a_run_with_only_damaged_checkpoints_stops_and_says_so(pair, shards, tmp_path):
+    recipe = cases.toy_recipe(shards, str(tmp_path), checkpoint_every=20)
+    pair.run(cases.train, recipe.model_dump(), [1])
+    damage(tmp_path / "stage1" / "checkpoints" / "checkpoint_20" / "model.safetensors")
+    with pytest.raises(AssertionError, match="none of 1 checkpoints is intact"):
+        pair.run(cases.train, recipe.model_dump(), [1])
+
+
+def test_a_checkpoint_of_other_training_is_refused(pair, shards, tmp_path):
+    pair.run(cases.train, cases.toy_recipe(shards, str(tmp_path), seed=0).model_dump(), [1])
+    with pytest.raises(AssertionError, match="was trained with seed 0, this run has 1"):
+        pair.run(cases.train, cases.toy_recipe(shards, str(tmp_path), seed=1).model_dump(), [1])
+
+
+def test_stage_two_starts_from_the_adapter_of_stage_one_and_refuses_a_damaged_one(pair, shards, tmp_path):
+    recipe = cases.toy_recipe(shards, str(tmp_path))
+    first, second = pair.run(cases.train, recipe.model_dump(), [1, 2])[0]
+    cards = [json.loads((Path(p) / "adapter.json").read_text()) for p in (first, second)]
+    assert cards[1]["predecessor"] == cards[0]["sha256"]
+    one, two = (load_file(Path(p) / "model.safetensors") for p in (first, second))
+    assert set(one) < set(two)
+    assert any("second" in name for name in set(two) - set(one))
+    damage(Path(first) / "model.safetensors")
+    with pytest.raises(AssertionError, match=r"stage1/adapter/model.safetensors: content differs"):
+        pair.run(cases.train, recipe.model_dump() | {"run": str(tmp_path)}, [2])
+
+
+def damage(file: Path) -> None:
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 0xFF
+    file.write_bytes(data)

@@ -1,0 +1,41 @@
+"""Parameter counts on the meta device against those of the method."""
+
+import pytest
+
+from models.fantasy_world.config import SIZES
+from models.fantasy_world.network import build_network
+
+
+def counts(size, stage):
+    """Trainable parameters by top module (IRG parts by their own name), and the frozen ones together."""
+    trainable, frozen = {}, 0
+    for name, parameter in build_network(SIZES[size], stage, "meta").named_parameters():
+        if not parameter.requires_grad:
+            frozen += parameter.numel()
+            continue
+        parts = name.split(".")
+        key = parts[2] if parts[0] == "irg" else parts[0]
+        trainable[key] = trainable.get(key, 0) + parameter.numel()
+    return trainable, frozen
+
+
+def test_the_1_3b_size_lands_on_the_seeds_numbers():
+    first, frozen_first = counts("wan2.1-1.3b", 1)
+    second, frozen = counts("wan2.1-1.3b", 2)
+    assert frozen == 1_418_996_800
+    assert frozen_first == frozen - 18 * 46_440_704 - (1536 * 64 + 64 + 2 * 1536)
+    assert first["latent_bridge"] == 4_732_032
+    assert first["geo_block"] == 878_427_648
+    assert first["pose_encoder"] == 791_552
+    assert second["cross_attention"] == 201_917_952
+    assert second["camera_adapters"] == 28_329_984
+    assert first["dpt"] + first["camera_head"] == pytest.approx(48_394_999, rel=0.03)
+    assert sum(first.values()) == pytest.approx(956e6, rel=0.03)
+    assert sum(second.values()) == pytest.approx(1186e6, rel=0.03)
+    assert sum(second.values()) - sum(first.values()) == 230_247_936
+    assert {name: second[name] for name in first} == first
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_the_tiny_size_is_tiny(stage):
+    assert sum(counts("tiny", stage)[0].values()) < 3e6

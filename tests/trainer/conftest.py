@@ -1,0 +1,65 @@
+"""A family that only declares itself, and a recipe for it: what recipe, command line, monitor and report see."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import ClassVar
+
+import pytest
+import yaml
+from pydantic import BaseModel, ConfigDict, Field
+
+import models
+from models.family import ExitCriterion, Family, LossTerm, Schedule, StageSpec
+
+
+class ClipConfig(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    frames: int = Field(9, ge=1)
+
+
+class DeclaredConfig(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    clip: ClipConfig = ClipConfig()
+    dropout: float = 0.1
+
+
+class DeclaredFamily(Family):
+    name = "declared"
+    config_type = DeclaredConfig
+    sizes: ClassVar = {"tiny": DeclaredConfig(), "large": DeclaredConfig(clip=ClipConfig(frames=81))}
+
+    def stages(self, config):
+        geometry = (LossTerm("depth", Schedule(1.0)), LossTerm("camera", Schedule(3.0)))
+        return (StageSpec(1, "bridge", (), geometry, (ExitCriterion("depth_loss", 0.1),)),
+                StageSpec(2, "unified", (), (*geometry, LossTerm("diffusion", Schedule(1.0)))))
+
+    def _unused(self, *arguments, **named):
+        raise AssertionError("only the declaration is used here")
+
+    schema = build = load_base = recompute_units = flops = validate = _unused
+
+
+@pytest.fixture
+def declared_family(monkeypatch: pytest.MonkeyPatch) -> type[Family]:
+    module = ModuleType("declared_family")
+    module.DeclaredFamily = DeclaredFamily
+    monkeypatch.setitem(sys.modules, "declared_family", module)
+    monkeypatch.setitem(models.FAMILIES, "declared", "declared_family:DeclaredFamily")
+    return DeclaredFamily
+
+
+@pytest.fixture
+def recipe_values(declared_family) -> dict:
+    stage = {"steps": 100, "global_batch": 4, "learning_rate": 1e-5}
+    return {"family": "declared", "size": "tiny", "data": "shards", "run": "runs/here",
+            "logging": {"wandb": "off", "tensorboard": False}, "stages": {1: stage, 2: dict(stage)}}
+
+
+@pytest.fixture
+def recipe_file(recipe_values: dict, tmp_path: Path) -> Path:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(recipe_values))
+    return path

@@ -1,0 +1,66 @@
+"""An exported file holds the adapter's numbers and says what it is; nothing damaged gets out."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from data.files import DamagedError
+from models import FAMILIES
+from tests.trainer.finished import damage, finish_stage_one
+from trainer import export
+from trainer.export import export_adapter
+from trainer.settings import RecipeError
+
+
+@pytest.fixture(autouse=True)
+def toy(monkeypatch):
+    monkeypatch.setitem(FAMILIES, "toy", "tests.toy:ToyFamily")
+
+
+@pytest.mark.parametrize(("dtype", "torch_dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
+def test_the_file_holds_every_tensor_in_the_dtype_asked_for(tmp_path, dtype, torch_dtype):
+    adapter, tensors = finish_stage_one(tmp_path / "run")
+    export_adapter(adapter, tmp_path / "out" / "toy.safetensors", dtype)
+    found = load_file(tmp_path / "out" / "toy.safetensors")
+    assert found.keys() == tensors.keys()
+    assert all(found[name].equal(tensors[name].to(torch_dtype)) for name in tensors)
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["toy.safetensors"]
+
+
+def test_the_metadata_says_what_it_is_and_what_it_came_from(tmp_path, monkeypatch, capfd):
+    adapter, _ = finish_stage_one(tmp_path / "run")
+    file = tmp_path / "toy.safetensors"
+    monkeypatch.setattr(sys, "argv", ["export.py", "--adapter", str(adapter), "--output", str(file), "--json"])
+    assert export.main("") == 0
+    printed = json.loads(capfd.readouterr().out)
+    with safe_open(file, "pt") as handle:
+        metadata = handle.metadata()
+    assert metadata == printed["metadata"]
+    card = json.loads((adapter / "adapter.json").read_text())
+    assert (metadata["family"], metadata["size"], metadata["stage"]) == ("toy", "tiny", "1")
+    assert json.loads(metadata["config"]) == {"width": 8, "noise": 0.1}
+    assert (metadata["adapter_sha256"], metadata["recipe_sha256"]) == (card["sha256"], card["recipe"])
+
+
+def test_a_damaged_adapter_is_refused_and_nothing_is_written(tmp_path):
+    adapter, _ = finish_stage_one(tmp_path / "run")
+    damage(adapter / "model.safetensors")
+    with pytest.raises(DamagedError, match=r"model\.safetensors: content differs"):
+        export_adapter(adapter, tmp_path / "toy.safetensors")
+    assert not list(tmp_path.glob("*.safetensors"))
+
+
+def test_a_recipe_that_did_not_train_it_is_not_taken_for_its_own(tmp_path):
+    adapter, _ = finish_stage_one(tmp_path / "run")
+    own = (tmp_path / "run" / "recipe.yaml").read_text()
+    (tmp_path / "run" / "recipe.yaml").write_text(own.replace("seed: 0", "seed: 1"))
+    with pytest.raises(RecipeError, match=r"which none of .*recipe\.yaml has"):
+        export_adapter(adapter, tmp_path / "toy.safetensors")
+    (tmp_path / "own.yaml").write_text(own)
+    export_adapter(adapter, tmp_path / "toy.safetensors", recipe=tmp_path / "own.yaml")

@@ -1,0 +1,238 @@
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from trainer.monitor import Monitor, read_run_record
+from trainer.recipe import Recipe, load_recipe
+from trainer.sinks import read_metrics
+
+
+@pytest.fixture
+def recipe(recipe_file) -> Recipe:
+    return load_recipe(recipe=recipe_file)
+
+
+def steps_of(run: Path, stage: int) -> list[int]:
+    return [record["step"] for record in read_metrics(run / "metrics.jsonl") if record["stage"] == stage]
+
+
+def trained(recipe: Recipe, run: Path, stage: int, first: int, last: int, rank: int = 0) -> None:
+    """An attempt that logs steps ``first`` to ``last`` (as done), going on from ``first - 1``."""
+    monitor = Monitor(recipe, run, rank, stage, max(0, first - 1))
+    monitor.start(100, max(0, first - 1))
+    for step in range(first, last + 1):
+        monitor.log(step, {"loss": 1.0 / (step + 1)})
+    monitor.close()
+
+
+def test_a_step_is_one_json_object_with_what_it_was_given(recipe, tmp_path):
+    monitor = Monitor(recipe, tmp_path, 0, 2, 0)
+    monitor.start(10, 0)
+    monitor.log(5, {"loss": 0.25, "loss/depth": math.nan, "depth_loss": math.inf})
+    monitor.close()
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    record = json.loads(lines[0], parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+    assert record.pop("time") > 1e9
+    assert record == {"stage": 2, "step": 5, "loss": 0.25, "loss/depth": None, "depth_loss": None}
+    assert len(lines) == 1
+
+
+def test_a_resumed_stage_has_no_step_twice_and_keeps_what_the_checkpoint_had_seen(recipe, tmp_path):
+    trained(recipe, tmp_path, 1, 0, 9)
+    monitor = Monitor(recipe, tmp_path, 0, 1, 6)
+    assert steps_of(tmp_path, 1) == list(range(7))
+    monitor.start(100, 6)
+    for step in range(7, 13):
+        monitor.log(step, {"loss": 0.0})
+    monitor.close()
+    assert steps_of(tmp_path, 1) == list(range(13))
+
+
+def test_other_stages_stay_when_one_starts_over(recipe, tmp_path):
+    trained(recipe, tmp_path, 1, 0, 3)
+    trained(recipe, tmp_path, 2, 0, 5)
+    trained(recipe, tmp_path, 2, 0, 1)
+    assert steps_of(tmp_path, 1) == [0, 1, 2, 3]
+    assert steps_of(tmp_path, 2) == [0, 1]
+
+
+def test_a_line_that_a_crash_cut_short_is_dropped(recipe, tmp_path):
+    trained(recipe, tmp_path, 1, 0, 4)
+    with open(tmp_path / "metrics.jsonl", "a") as handle:
+        handle.write('{"stage": 1, "st')
+    trained(recipe, tmp_path, 1, 4, 5)
+    assert steps_of(tmp_path, 1) == [0, 1, 2, 3, 4, 5]
+
+
+def test_the_log_is_for_reading_and_grows_over_attempts(recipe, tmp_path, capsys):
+    monitor = Monitor(recipe, tmp_path, 0, 1, 0)
+    monitor.start(100, 0)
+    monitor.message("the freeze table")
+    monitor.log(10, {"loss": 0.123456})
+    monitor.close()
+    shown = capsys.readouterr().out
+    trained(recipe, tmp_path, 1, 11, 11)
+    text = (tmp_path / "train.log").read_text()
+    for words in ("the freeze table", "stage 1 step 10/100", "loss 0.1235", "ETA"):
+        assert words in text
+        assert words in shown
+    assert "goes on from step 10 of 100" in text
+
+
+def test_other_ranks_and_the_silent_monitor_leave_nothing(recipe, tmp_path, capsys):
+    for monitor in (Monitor(recipe, tmp_path / "run", 1, 1, 0), Monitor.silent()):
+        monitor.start(10, 0)
+        monitor.log(1, {"loss": 1.0})
+        monitor.message("x")
+        monitor.images(1, {"a": np.zeros((2, 2, 3), np.uint8)})
+        monitor.facts({"a": 1})
+        monitor.close()
+    assert not (tmp_path / "run").exists()
+    captured = capsys.readouterr()
+    assert captured.out == captured.err == ""
+
+
+def test_pictures_are_files_by_stage_and_step(recipe, tmp_path):
+    picture = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3)
+    monitor = Monitor(recipe, tmp_path, 0, 2, 0)
+    monitor.images(40, {"clip_0/depth": picture, "clip_1": picture[:, ::-1]})
+    monitor.close()
+    folder = tmp_path / "previews" / "stage2" / "step_40"
+    assert sorted(path.name for path in folder.iterdir()) == ["clip_0_depth.png", "clip_1.png"]
+    assert np.array_equal(np.asarray(Image.open(folder / "clip_0_depth.png")), picture)
+    assert np.array_equal(np.asarray(Image.open(folder / "clip_1.png")), picture[:, ::-1])
+
+
+def test_run_json_says_what_ran_where_and_keeps_facts(recipe, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monitor = Monitor(recipe, tmp_path, 0, 1, 0)
+    monitor.facts({"stage1": {"name": "bridge"}})
+    monitor.close()
+    Monitor(recipe, tmp_path, 0, 1, 50).close()
+    record = read_run_record(tmp_path)
+    assert [(start["stage"], start["step"], start["world_size"]) for start in record["starts"]] == [(1, 0, 2), (1, 50, 2)]
+    start = record["starts"][0]
+    assert start["host"]
+    assert start["argv"]
+    assert {"torch", "deepspeed", "diffusers"} <= set(start["versions"])
+    assert record["stage1"] == {"name": "bridge"}
+
+
+def test_the_tracker_run_goes_on_with_the_stage_and_is_another_when_it_starts_over(recipe, tmp_path):
+    ids = []
+    for resume_step in (0, 50, 0):
+        Monitor(recipe, tmp_path, 0, 1, resume_step).close()
+        ids.append(read_run_record(tmp_path)["wandb"]["1"])
+    assert ids[0] == ids[1] != ids[2]
+
+
+def test_tensorboard_gets_the_same_names_and_forgets_what_is_written_again(recipe_file, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    recipe = load_recipe(recipe=recipe_file, overrides=["logging.tensorboard=true"])
+    trained(recipe, tmp_path, 1, 0, 9)
+    monitor = Monitor(recipe, tmp_path, 0, 1, 6)
+    monitor.start(100, 6)
+    monitor.log(7, {"loss": 5.0, "val_depth_error": 2.0})
+    monitor.images(7, {"clip": np.zeros((4, 4, 3), np.uint8)})
+    monitor.close()
+    events = EventAccumulator(str(tmp_path / "tb" / "stage1")).Reload()
+    assert [event.step for event in events.Scalars("loss")] == [0, 1, 2, 3, 4, 5, 6, 7]
+    assert events.Scalars("loss")[-1].value == 5.0
+    assert set(events.Tags()["scalars"]) == {"loss", "val_depth_error"}
+    assert events.Tags()["images"] == ["preview/clip"]
+
+
+class FakeRun:
+    def __init__(self) -> None:
+        self.logged: list[dict] = []
+        self.finished = False
+
+    def define_metric(self, name: str, step_metric: str) -> None:
+        assert (name, step_metric) == ("*", "step")
+
+    def log(self, values: dict) -> None:
+        self.logged.append(values)
+
+    def finish(self) -> None:
+        self.finished = True
+
+
+@pytest.fixture
+def fake_wandb(monkeypatch):
+    """W&B without its service process: what ``init`` was asked for, and the runs it gave."""
+    import wandb
+
+    calls: list[dict] = []
+    runs: list[FakeRun] = []
+
+    def init(**arguments):
+        calls.append(arguments)
+        if arguments["mode"] == "online" and getattr(init, "unreachable", False):
+            raise wandb.errors.CommError("no route to host")
+        runs.append(FakeRun())
+        return runs[-1]
+
+    monkeypatch.setattr(wandb, "init", init)
+    monkeypatch.setattr(wandb, "login", lambda prompt: init.has_key)
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    init.calls, init.runs, init.has_key = calls, runs, False
+    return init
+
+
+def with_wandb(recipe_file: Path, tmp_path: Path, mode: str) -> Monitor:
+    recipe = load_recipe(recipe=recipe_file, overrides=[f"logging.wandb={mode}"])
+    return Monitor(recipe, tmp_path / "run", 0, 1, 0)
+
+
+def test_wandb_without_a_key_is_offline_with_a_notice(recipe_file, tmp_path, fake_wandb):
+    with_wandb(recipe_file, tmp_path, "online").close()
+    assert [call["mode"] for call in fake_wandb.calls] == ["offline"]
+    assert "no key" in (tmp_path / "run" / "train.log").read_text()
+
+
+def test_wandb_with_a_key_is_online_under_the_id_of_run_json(recipe_file, tmp_path, fake_wandb):
+    fake_wandb.has_key = True
+    monitor = with_wandb(recipe_file, tmp_path, "online")
+    monitor.start(10, 0)
+    monitor.log(3, {"loss": 1.0})
+    monitor.close()
+    call = fake_wandb.calls[0]
+    assert (call["mode"], call["group"], call["project"]) == ("online", "run", "stagecoach")
+    assert call["id"] == read_run_record(tmp_path / "run")["wandb"]["1"]
+    assert fake_wandb.runs[0].logged == [{"step": 3, "loss": 1.0}]
+    assert fake_wandb.runs[0].finished
+
+
+def test_a_service_out_of_reach_does_not_stop_a_run(recipe_file, tmp_path, fake_wandb):
+    fake_wandb.has_key = fake_wandb.unreachable = True
+    with_wandb(recipe_file, tmp_path, "online").close()
+    assert [call["mode"] for call in fake_wandb.calls] == ["online", "offline"]
+
+
+def test_wandb_mode_of_the_environment_comes_first(recipe_file, tmp_path, fake_wandb, monkeypatch):
+    fake_wandb.has_key = True
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    with_wandb(recipe_file, tmp_path, "online").close()
+    assert [call["mode"] for call in fake_wandb.calls] == ["offline"]
+
+
+def test_on_a_terminal_a_bar_shows_loss_pace_memory_and_time_left(recipe, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")
+    monkeypatch.setenv("COLUMNS", "200")
+    monitor = Monitor(recipe, tmp_path, 0, 1, 0)
+    monitor.start(100, 0)
+    monitor.log(20, {"loss": 0.5, "step_seconds": 0.25, "samples_per_second": 16.0, "memory_gib": 1.5})
+    monitor.message("a message")
+    monitor.close()
+    captured = capsys.readouterr()
+    for words in ("20/100", "loss 0.5", "4 it/s", "16 samples/s", "1.5 GiB", "ETA", "a message"):
+        assert words in captured.err
+    assert captured.out == ""
+    assert "stage 1 step 20/100" in (tmp_path / "train.log").read_text()

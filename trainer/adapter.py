@@ -1,0 +1,139 @@
+"""The adapter that a stage ends with and the next one starts from.
+
+Cumulative: every tensor that this or an earlier stage has trained, and nothing else, under the network's names,
+in fp32.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from data.files import (
+    DamagedError,
+    check_directory,
+    commit_directory,
+    seal_directory,
+    sha256_file,
+    temporary_name,
+    write_json,
+)
+from models.family import StageSpec
+from trainer.freeze import trainable_names
+
+WEIGHTS = "model.safetensors"
+CARD = "adapter.json"
+
+
+@dataclass(frozen=True)
+class AdapterCard:
+    """What ``adapter.json`` says. Hashes are sha256; ``predecessor`` is that of the adapter the stage started from."""
+
+    family: str
+    size: str
+    stage: int
+    stage_name: str
+    steps: int
+    recipe: str
+    base: str
+    predecessor: str | None
+    handoff: str
+    sha256: str = ""
+    parameters: int = 0
+
+
+def write_adapter(directory: Path, tensors: dict[str, torch.Tensor], card: AdapterCard) -> AdapterCard:
+    """Write an adapter under a temporary name, seal it and give it its name. Called by one rank."""
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    temporary = temporary_name(directory)
+    temporary.mkdir()
+    save_file(tensors, temporary / WEIGHTS, metadata={"format": "pt", "family": card.family, "stage": str(card.stage)})
+    card = AdapterCard(**{**asdict(card), "sha256": sha256_file(temporary / WEIGHTS),
+                          "parameters": sum(t.numel() for t in tensors.values())})
+    write_json(temporary / CARD, asdict(card))
+    seal_directory(temporary)
+    commit_directory(temporary, directory)
+    return card
+
+
+def read_card(directory: Path) -> AdapterCard:
+    """The card of a finished, undamaged adapter. Raises ``DamagedError``."""
+    check_directory(directory)
+    try:
+        card = AdapterCard(**json.loads((directory / CARD).read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        raise DamagedError(f"{directory / CARD}: not an adapter card ({error})") from error
+    if card.sha256 != sha256_file(directory / WEIGHTS):
+        raise DamagedError(f"{directory / WEIGHTS}: content differs from the sha256 in {CARD}; it was replaced")
+    return card
+
+
+def trained_before(network: nn.Module, specs: tuple[StageSpec, ...], stage: int) -> set[str]:
+    """Names that the stages before ``stage`` train, which the adapter handed to it must hold, no more and no fewer."""
+    names: set[str] = set()
+    for spec in specs:
+        if spec.index < stage:
+            names.update(trainable_names(network, spec))
+    return names
+
+
+def check_predecessor(card: AdapterCard, directory: Path, *, family: str, size: str, stage: int, base: str) -> None:
+    """Raise ``ValueError`` where an adapter is not one that ``stage`` of this family, size and base may start from."""
+    for what, found, expected in (("family", card.family, family), ("size", card.size, size),
+                                  ("stage", card.stage, stage - 1), ("base weights", card.base, base)):
+        if found != expected:
+            raise ValueError(f"{directory}: adapter of {what} {found}, expected {expected} to start stage {stage}; "
+                             "give the right one with --init")
+
+
+def load_tensors(file: Path, network: nn.Module, expected: set[str], compare_only: bool = False) -> None:
+    """Copy the tensors of ``file`` into ``network``. Its names must be ``expected`` exactly, with the network's shapes.
+    ``compare_only`` leaves the network as it is.
+
+    Raises ``ValueError`` naming the file and the tensors that are missing, left over or of another shape.
+    """
+    parameters = dict(network.named_parameters())
+    try:
+        with safe_open(file, framework="pt") as handle:
+            found = set(handle.keys())
+            shapes = {name: tuple(handle.get_slice(name).get_shape()) for name in found}
+            problems = [f"missing {_some(expected - found)}" if expected - found else "",
+                        f"left over {_some(found - expected)}" if found - expected else ""]
+            wrong = {name for name in found & expected if shapes[name] != _shape(parameters[name])}
+            if wrong:
+                first = min(wrong)
+                problems.append(f"{len(wrong)} of another shape, first {first} {list(shapes[first])} where the network "
+                                f"has {list(_shape(parameters[first]))}")
+            if any(problems):
+                raise ValueError(f"{file}: {'; '.join(filter(None, problems))}; expected the {len(expected)} tensors "
+                                 "that training so far has changed; is it of another size or stage?")
+            for name in () if compare_only else sorted(found):
+                _assign(parameters[name], handle.get_tensor(name))
+    except SafetensorError as error:
+        raise DamagedError(f"{file}: not a readable safetensors file ({error})") from error
+
+
+@torch.no_grad()
+def _assign(parameter: nn.Parameter, value: torch.Tensor) -> None:
+    if hasattr(parameter, "ds_tensor"):
+        import deepspeed
+        with deepspeed.zero.GatheredParameters(parameter, modifier_rank=0):
+            if parameter.numel():
+                parameter.copy_(value)
+    else:
+        parameter.copy_(value)
+
+
+def _shape(parameter: nn.Parameter) -> tuple[int, ...]:
+    return tuple(getattr(parameter, "ds_shape", parameter.shape))
+
+
+def _some(names: set[str]) -> str:
+    first = ", ".join(sorted(names)[:3])
+    return f"{len(names)} ({first}{', ...' if len(names) > 3 else ''})"

@@ -1,0 +1,136 @@
+"""One way to find rank and world size under ``deepspeed``, ``torchrun``, ``srun`` or none of them."""
+
+from __future__ import annotations
+
+import os
+import socket
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+
+if not torch.cuda.is_available():
+    # DeepSpeed chooses its accelerator when it is first imported.
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+import deepspeed
+import torch.distributed as dist
+from deepspeed.accelerator import get_accelerator
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among its peers. ``device`` is where it computes."""
+
+    rank: int
+    size: int
+    local_rank: int
+    device: torch.device
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+
+def resolve_environment() -> None:
+    """Fill RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT from Slurm's variables, or for a single process.
+
+    What ``deepspeed`` and ``torchrun`` have set stays. Raises ``ValueError`` where several Slurm tasks have no common
+    master address.
+    """
+    env = os.environ
+    if "RANK" in env and "WORLD_SIZE" in env:
+        env.setdefault("LOCAL_RANK", "0")
+        return
+    # SLURM_PROCID is also set inside a plain `sbatch` shell or `salloc`; only job steps (srun) have SLURM_STEP_ID.
+    if "SLURM_PROCID" in env and "SLURM_STEP_ID" in env:
+        env["RANK"], env["WORLD_SIZE"] = env["SLURM_PROCID"], env["SLURM_NTASKS"]
+        env["LOCAL_RANK"] = env["SLURM_LOCALID"]
+        if int(env["WORLD_SIZE"]) > 1 and "MASTER_ADDR" not in env:
+            raise ValueError(
+                f"srun started {env['WORLD_SIZE']} tasks but MASTER_ADDR is not set, expected the first node's name; "
+                "export MASTER_ADDR=$(scontrol show hostnames $SLURM_JOB_NODELIST | head -n1) in the batch script")
+    env.setdefault("RANK", "0")
+    env.setdefault("WORLD_SIZE", "1")
+    env.setdefault("LOCAL_RANK", "0")
+    env.setdefault("MASTER_ADDR", "127.0.0.1")
+    if "MASTER_PORT" not in env:
+        env["MASTER_PORT"] = str(29500 if int(env["WORLD_SIZE"]) > 1 else _free_port())
+
+
+def start(timeout_minutes: float = 30.0) -> World:
+    """Join the process group (once per process) and pick this rank's device."""
+    resolve_environment()
+    local_rank = int(os.environ["LOCAL_RANK"])
+    accelerator = get_accelerator()
+    if accelerator.device_name() != "cpu":
+        accelerator.set_device(local_rank)
+    if not dist.is_initialized():
+        deepspeed.init_distributed(dist_backend=accelerator.communication_backend_name(), verbose=False,
+                                   timeout=timedelta(minutes=timeout_minutes))
+    return World(dist.get_rank(), dist.get_world_size(), local_rank, torch.device(accelerator.current_device_name()))
+
+
+def stop() -> None:
+    """Leave the process group; a script that does not may fail after its last line."""
+    if dist.is_initialized():
+        dist.barrier()
+        dist.destroy_process_group()
+
+
+def from_first(value: Any) -> Any:
+    """``value`` of rank 0 on every rank (any picklable object)."""
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+class FirstRankError(RuntimeError):
+    """What only rank 0 did has failed; raised on the other ranks so that none waits for ever."""
+
+
+def on_first(world: World, function, *args: Any) -> Any:
+    """Run ``function(*args)`` on rank 0 alone and return its result on all ranks; its failure is raised on all."""
+    result, failure = None, None
+    if world.is_first:
+        try:
+            result = function(*args)
+        except Exception as error:
+            failure = error
+    result, message = from_first((result, None if failure is None else f"{type(failure).__name__}: {failure}"))
+    if failure is not None:
+        raise failure
+    if message is not None:
+        raise FirstRankError(message)
+    return result
+
+
+def together(world: World, failure: Exception | None) -> None:
+    """Raise on all ranks if one failed: its own error where it happened, a ``FirstRankError`` elsewhere."""
+    messages: list[Any] = [None] * world.size
+    dist.all_gather_object(messages, None if failure is None else str(failure))
+    if failure is not None:
+        raise failure
+    for rank, message in enumerate(messages):
+        if message is not None:
+            raise FirstRankError(f"rank {rank}: {message}")
+
+
+def any_rank(flag: bool, world: World) -> bool:
+    """Whether any rank raised its flag."""
+    tensor = torch.tensor([float(flag)], device=world.device)
+    dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+    return bool(tensor.item())
+
+
+def sum_over_ranks(values: Tensor) -> Tensor:
+    dist.all_reduce(values)
+    return values
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

@@ -1,0 +1,69 @@
+"""Validation and previews on held-out samples, with the same number of forwards on all ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import deepspeed
+import numpy as np
+import torch
+
+from data.dataset import ShardSet
+from data.stream import fixed_batches
+from models.family import Family, Progress
+from trainer.distributed import World
+from trainer.feed import to_device, with_keys
+from trainer.meter import Meter
+
+
+def rank_share(samples: int, rank: int, size: int) -> tuple[list[int], list[bool]]:
+    """Indices that a rank evaluates and which of them count: all ranks get equally many, the last ones padded by
+    repeating an index that then does not count."""
+    rounds = -(-samples // size)
+    mine = [r * size + rank for r in range(rounds)]
+    return [min(i, samples - 1) for i in mine], [i < samples for i in mine]
+
+
+class Evaluator:
+    """Runs a family's ``validate`` and ``preview`` through the engine's root module."""
+
+    def __init__(self, family: Family, network: torch.nn.Module, engine: deepspeed.DeepSpeedEngine, held_out: ShardSet,
+                 statistics: Mapping[str, Any], world: World) -> None:
+        self.family, self.network, self.engine = family, network, engine
+        self.held_out, self.statistics, self.world = held_out, statistics, world
+
+    @torch.no_grad()
+    def validate(self, progress: Progress, samples: int) -> dict[str, float]:
+        """Means over the first ``samples`` held-out samples (all of them where there are fewer)."""
+        indices, counts = rank_share(min(samples, len(self.held_out)), self.world.rank, self.world.size)
+        meter = Meter(self.world)
+        self.engine.module.eval()
+        for batch, counted in zip(fixed_batches(self.held_out, indices, 1), counts, strict=True):
+            result = self.engine.module(self.network, self._ready(batch, progress), progress, self.statistics,
+                                        run=self.family.validate)
+            for name, (total, count) in result.items():
+                meter.add(name, total * counted, count * counted)
+        self._leave()
+        return meter.reduce()
+
+    @torch.no_grad()
+    def preview(self, progress: Progress, samples: int) -> dict[str, np.ndarray]:
+        """Pictures of the first held-out samples. All ranks draw the same ones, so that all call the same modules."""
+        indices = list(range(min(samples, len(self.held_out))))
+        self.engine.module.eval()
+        pictures: dict[str, np.ndarray] = {}
+        for batch in fixed_batches(self.held_out, indices, 1):
+            pictures.update(self.engine.module(self.network, self._ready(batch, progress), progress,
+                                               run=self.family.preview))
+        self._leave()
+        return pictures
+
+    def _ready(self, batch: dict[str, Any], progress: Progress) -> dict[str, Any]:
+        return to_device(with_keys(batch, progress.seed, progress.stage), self.world.device)
+
+    def _leave(self) -> None:
+        self.engine.module.train()
+        if self.engine.zero_optimization_stage() == 3:
+            # An eval forward leaves its last parameters gathered.
+            self.engine.empty_partition_cache()

@@ -1,0 +1,89 @@
+"""Which parameters train: the patterns of a stage applied to a network, and the table that says so."""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from models.family import StageSpec
+
+
+@dataclass(frozen=True)
+class FreezeRow:
+    """One line of the freeze table: a module group, its parameters, and the factor on the stage's learning rate."""
+
+    pattern: str
+    modules: int
+    parameters: int
+    lr_scale: float | None
+    """None for what is frozen."""
+
+
+def parameter_count(parameter: Any) -> int:
+    """Elements of a parameter, also after ZeRO-3 has partitioned it."""
+    return getattr(parameter, "ds_numel", None) or parameter.numel()
+
+
+def matching_modules(network: nn.Module, pattern: str) -> list[str]:
+    """Names of modules that ``pattern`` names; ``*`` stands for one part of a dotted name."""
+    expression = re.compile(re.escape(pattern).replace(r"\*", r"[^.]+"))
+    return [name for name, _ in network.named_modules() if name and expression.fullmatch(name)]
+
+
+def trainable_names(network: nn.Module, spec: StageSpec) -> dict[str, float]:
+    """Parameter name -> learning rate factor for all that trains in ``spec``.
+
+    Raises ``ValueError`` for a pattern that matches nothing and for a parameter that two patterns claim.
+    """
+    owners: dict[str, str] = {}
+    scales: dict[str, float] = {}
+    for entry in spec.trainable:
+        modules = matching_modules(network, entry.pattern)
+        if not modules:
+            top = sorted({name.split(".")[0] for name, _ in network.named_modules() if name})
+            raise ValueError(f"stage {spec.index} ({spec.name}): trainable pattern {entry.pattern!r} matches no module "
+                             f"of the network, whose top-level modules are {top}")
+        for module in modules:
+            for name, _ in network.get_submodule(module).named_parameters(prefix=module):
+                if name in owners:
+                    raise ValueError(f"stage {spec.index} ({spec.name}): parameter {name} is claimed by the patterns "
+                                     f"{owners[name]!r} and {entry.pattern!r}, expected one")
+                owners[name], scales[name] = entry.pattern, entry.lr_scale
+    return scales
+
+
+def freeze(network: nn.Module, spec: StageSpec) -> dict[str, float]:
+    """Set ``requires_grad`` of every parameter as the stage declares; return what ``trainable_names`` does."""
+    scales = trainable_names(network, spec)
+    for name, parameter in network.named_parameters():
+        parameter.requires_grad_(name in scales)
+    return scales
+
+
+def freeze_table(network: nn.Module, spec: StageSpec) -> list[FreezeRow]:
+    """Trainable patterns in the stage's order, then the frozen rest by top-level module."""
+    scales = trainable_names(network, spec)
+    rows = []
+    for entry in spec.trainable:
+        modules = matching_modules(network, entry.pattern)
+        count = sum(parameter_count(p) for m in modules for p in network.get_submodule(m).parameters())
+        rows.append(FreezeRow(entry.pattern, len(modules), count, entry.lr_scale))
+    frozen: dict[str, int] = {}
+    for name, parameter in network.named_parameters():
+        if name not in scales:
+            group = re.sub(r"\.\d+(?=\.|$)", ".*", ".".join(name.split(".")[:3] if "." in name else [name]))
+            group = group if group.count("*") else name.split(".")[0]
+            frozen[group] = frozen.get(group, 0) + parameter_count(parameter)
+    rows += [FreezeRow(group, len(matching_modules(network, group)) or 1, count, None)
+             for group, count in frozen.items()]
+    return rows
+
+
+def is_idle(spec: StageSpec, name: str, step: int) -> bool:
+    """Whether ``spec`` declares that parameter ``name`` may have had no gradient up to ``step``."""
+    return any(fnmatch.fnmatchcase(name, entry.pattern) and (entry.until_step is None or step <= entry.until_step)
+               for entry in spec.idle)

@@ -1,0 +1,194 @@
+"""What a run shows and keeps: progress bar, ``train.log``, metrics, pictures and ``run.json``, on rank 0.
+
+It is given floats and arrays and never touches the device.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import math
+import os
+import socket
+import subprocess
+import sys
+import time
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+
+from data.files import atomic_file, write_json
+from trainer.recipe import ROOT, Recipe
+from trainer.sinks import MetricsFile, Sink, TensorBoard, WeightsAndBiases, new_run_id
+
+RUN_RECORD = "run.json"
+METRICS = "metrics.jsonl"
+TEXT = "train.log"
+VERSIONS = ("torch", "deepspeed", "diffusers", "transformers", "peft", "numpy")
+
+
+class Monitor:
+    """One stage's reporting. A step number says how many optimizer steps are done.
+
+    On any rank but 0, and for ``Monitor.silent()``, every call does nothing. ``resume_step`` is the step of the
+    checkpoint that the run goes on from; what an earlier attempt wrote after it is taken out, so that no step of a
+    stage is there twice. At 0 the stage starts over.
+    """
+
+    def __init__(self, recipe: Recipe | None, run_dir: Path, rank: int, stage: int, resume_step: int) -> None:
+        self.active = rank == 0 and recipe is not None
+        self.stage = stage
+        self.sinks: list[Sink] = []
+        self.bar: Progress | None = None
+        if not self.active:
+            return
+        self.run = Path(run_dir)
+        self.run.mkdir(parents=True, exist_ok=True)
+        self.console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+        self.record = read_run_record(self.run)
+        self.record.setdefault("starts", []).append(_start_facts(stage, resume_step))
+        # A stage that starts over is another W&B run; one that goes on is the same.
+        ids = self.record.setdefault("wandb", {})
+        if resume_step == 0 or str(stage) not in ids:
+            ids[str(stage)] = new_run_id()
+        self._write_record()
+        self.sinks.append(MetricsFile(self.run / METRICS, stage, resume_step))
+        if recipe.logging.tensorboard:
+            self.sinks.append(TensorBoard(self.run / "tb" / f"stage{stage}", resume_step))
+        if recipe.logging.wandb != "off":
+            self.sinks.append(WeightsAndBiases(
+                recipe.logging.wandb, directory=self.run, project=recipe.logging.project, stage=stage,
+                run_id=ids[str(stage)], config=json.loads(json.dumps(recipe.model_dump())), tell=self.message))
+
+    @classmethod
+    def silent(cls) -> Monitor:
+        """One that does nothing, for a dry run."""
+        return cls(None, Path(), rank=1, stage=0, resume_step=0)
+
+    def start(self, total_steps: int, start_step: int) -> None:
+        """Begin to count: show the bar where the standard error is a terminal."""
+        if not self.active:
+            return
+        self.total, self.first, self.began = total_steps, start_step, time.monotonic()
+        if self.console.is_terminal:
+            self.bar = Progress(
+                TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"),
+                TextColumn("{task.fields[shown]}"), console=self.console)
+            self.bar.start()
+            self.task = self.bar.add_task(f"stage {self.stage}", total=total_steps, completed=start_step, shown="")
+        if start_step:
+            self.message(f"stage {self.stage} goes on from step {start_step} of {total_steps}")
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        """Write the values of a step everywhere; not finite ones too (``null`` in the metrics file)."""
+        if not self.active:
+            return
+        for sink in self.sinks:
+            sink.log(step, values)
+        shown = " | ".join(f"{name} {value:.4g}" for name, value in values.items())
+        line = f"stage {self.stage} step {step}/{self.total} | {shown}"
+        if self.bar is None:
+            self._say(f"{line}{self._remaining(step)}")
+        else:
+            self._keep(line)
+            if "loss" in values:
+                self.bar.update(self.task, completed=step, shown=self._summary(step, values))
+
+    def message(self, text: str) -> None:
+        """A line (or several) for people, on the terminal and in ``train.log``."""
+        if self.active:
+            self._say(text)
+
+    def images(self, step: int, pictures: dict[str, np.ndarray]) -> None:
+        """Save pictures (uint8 ``[H, W, 3]``) as ``previews/stage<N>/step_<step>/<name>.png`` and show them in the
+        trackers."""
+        if not self.active or not pictures:
+            return
+        folder = self.run / "previews" / f"stage{self.stage}" / f"step_{step}"
+        for name, picture in pictures.items():
+            with atomic_file(folder / f"{name.replace('/', '_')}.png") as handle:
+                Image.fromarray(np.ascontiguousarray(picture)).save(handle, format="PNG")
+        for sink in self.sinks:
+            sink.images(step, pictures)
+
+    def facts(self, values: dict[str, Any]) -> None:
+        """Put facts about the run (JSON values) into ``run.json``, instead of those of the same name."""
+        if self.active:
+            self.record |= values
+            self._write_record()
+
+    def close(self) -> None:
+        if not self.active:
+            return
+        self.active = False
+        if self.bar is not None:
+            self.bar.stop()
+        for sink in self.sinks:
+            sink.close()
+
+    def _summary(self, step: int, values: dict[str, float]) -> str:
+        parts = [f"loss {values['loss']:.4g}"]
+        if values.get("step_seconds"):
+            parts.append(f"{1 / values['step_seconds']:.3g} it/s")
+        if "samples_per_second" in values:
+            parts.append(f"{values['samples_per_second']:.3g} samples/s")
+        if "memory_gib" in values:
+            parts.append(f"{values['memory_gib']:.1f} GiB")
+        return " | ".join(parts) + self._remaining(step)
+
+    def _remaining(self, step: int) -> str:
+        """Time to the end of the stage at the pace so far, validation and checkpoints included."""
+        done = step - self.first
+        if done <= 0 or step >= self.total:
+            return ""
+        seconds = (time.monotonic() - self.began) / done * (self.total - step)
+        return f" | ETA {timedelta(seconds=math.ceil(seconds))}"
+
+    def _say(self, text: str) -> None:
+        if self.console.is_terminal:
+            self.console.print(text)
+        else:
+            print(text, flush=True)
+        self._keep(text)
+
+    def _keep(self, text: str) -> None:
+        with open(self.run / TEXT, "a") as handle:
+            handle.write(f"{datetime.now():%Y-%m-%d %H:%M:%S} {text}\n")
+
+    def _write_record(self) -> None:
+        write_json(self.run / RUN_RECORD, self.record)
+
+
+def read_run_record(run: Path) -> dict[str, Any]:
+    """``run.json`` of a run folder, empty where there is none."""
+    path = run / RUN_RECORD
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def _start_facts(stage: int, step: int) -> dict[str, Any]:
+    versions = {}
+    for package in VERSIONS:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return {"time": datetime.now().astimezone().isoformat(timespec="seconds"), "stage": stage, "step": step,
+            "host": socket.gethostname(), "world_size": int(os.environ.get("WORLD_SIZE", "1")), "argv": sys.argv,
+            "python": sys.version.split()[0], "versions": versions, "commit": _commit()}
+
+
+def _commit() -> str | None:
+    """The commit of this source tree, with a ``+`` where files differ from it."""
+    try:
+        run = [subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, timeout=10)
+               for arguments in (("rev-parse", "HEAD"), ("status", "--porcelain", "--untracked-files=no"))]
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    if any(result.returncode for result in run):
+        return None
+    return run[0].stdout.strip() + ("+" if run[1].stdout.strip() else "")

@@ -1,0 +1,216 @@
+"""All that can be known to be wrong with a run before a GPU is busy: one line per check."""
+
+from __future__ import annotations
+
+import ast
+import importlib.metadata
+import os
+import shutil
+import sys
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from packaging.requirements import Requirement
+
+from data.dataset import ShardSet, verify_shards
+from data.stream import Batching
+from models import get_family
+from models.layers.attention import resolve_backend
+from trainer.adapter import WEIGHTS, check_predecessor, load_tensors, read_card, trained_before
+from trainer.cli import build_parser, json_output, parse
+from trainer.planner import DTYPES, Cluster, plan_stage
+from trainer.recipe import ROOT, Recipe
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line: what was looked at, whether it is in order, and the sentence."""
+
+    name: str
+    ok: bool
+    message: str
+
+
+class CheckError(ValueError):
+    """A check failed; the message is its sentence."""
+
+
+def preflight(recipe: Recipe, *, stages: list[int], init: Path | None = None, gpus: int | None = None,
+              full: bool = False) -> Iterator[Check]:
+    """Checks of a run of ``stages`` in this order. ``init``: the adapter that the first of them starts from. ``gpus``:
+    the world size that batches must divide into. ``full`` reads every shard and compares its sha256."""
+    yield Check("recipe", True, f"{recipe.family} {recipe.size}, stages {', '.join(map(str, stages))}, "
+                                f"{recipe.deepspeed_file().name}")
+    batches = _run("batches", _batches, recipe, stages, gpus)
+    yield batches
+    for split in ("train", "val"):
+        yield _run(f"{split} shards", _shards, recipe, stages, Path(recipe.data) / split, full)
+    yield _run("base weights", _base, recipe, stages)
+    for position, index in enumerate(stages):
+        if index > 1 or (init and position == 0):
+            before = None if position == 0 else stages[position - 1]
+            yield _run(f"hand-off to stage {index}", _handoff, recipe, index, before, init if position == 0 else None)
+    planned = {i: plan_stage(recipe, i, Cluster(gpus if batches.ok else None)) for i in stages}
+    yield _run("disk", _disk, recipe, planned)
+    yield _run("device", _device, planned)
+    yield _run("attention", _attention, recipe)
+    yield _run("versions", _versions)
+
+
+def _run(name: str, function: Callable[..., str], *args: Any) -> Check:
+    try:
+        return Check(name, True, function(*args))
+    except (ValueError, OSError) as error:
+        return Check(name, False, " ".join(str(error).split()))
+
+
+def _batches(recipe: Recipe, stages: list[int], gpus: int | None) -> str:
+    found = []
+    for index in stages:
+        stage = recipe.stages[index]
+        size = gpus or max(1, stage.global_batch // stage.micro_batch)
+        try:
+            batching = Batching(stage.global_batch, stage.micro_batch, size)
+        except ValueError as error:
+            raise CheckError(f"stage {index}: {error}") from error
+        found.append(f"stage {index}: {stage.global_batch} samples = {size} GPUs x {batching.micro} x "
+                     f"{batching.accumulation}")
+    return "; ".join(found)
+
+
+def _shards(recipe: Recipe, stages: list[int], directory: Path, full: bool) -> str:
+    if directory.name == "val" and not directory.is_dir():
+        return f"{directory} is not there, so nothing is validated or shown in pictures"
+    family = get_family(recipe.family)
+    for index in stages:
+        schema = family.schema(recipe.family_config(index))
+        problems = verify_shards(directory, schema, hashes=full)
+        if problems:
+            more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+            raise CheckError(problems[0] + more)
+        shards = ShardSet.open(directory, schema)
+        shards.read(len(shards) - 1)
+    looked = "all hashes agree" if full else "sizes and indices agree (--full compares hashes)"
+    return f"{directory}: {len(shards):,} samples in {len(shards.shard_sizes)} shards, {looked}, one sample decoded"
+
+
+def _base(recipe: Recipe, stages: list[int]) -> str:
+    family = get_family(recipe.family)
+    look = getattr(family, "check_base", None)
+    if look is None:
+        return f"family {recipe.family} looks at them when it loads them"
+    return "; ".join(dict.fromkeys(look(recipe.family_config(index)) for index in stages))
+
+
+def _handoff(recipe: Recipe, index: int, before: int | None, init: Path | None) -> str:
+    family, config = get_family(recipe.family), recipe.family_config(index)
+    source = init or Path(recipe.run) / f"stage{index - 1}" / "adapter"
+    if before is not None and not source.exists():
+        if before != index - 1:
+            raise CheckError(f"{source}: missing, expected the adapter of stage {index - 1}, which is not among the "
+                             "stages to run; train it first or name one with --init")
+        return f"stage {before} of this run will leave it in {source}"
+    card = read_card(source)
+    # The base's hash is compared when it is loaded; to know it now, all of it would have to be read.
+    check_predecessor(card, source, family=family.name, size=recipe.size, stage=index, base=card.base)
+    network = family.build(config, index, "meta", DTYPES[recipe.precision])
+    load_tensors(source / WEIGHTS, network, trained_before(network, family.stages(config), index), compare_only=True)
+    return f"{source}: {card.parameters:,} parameters of stage {card.stage} ({card.stage_name}), intact and complete"
+
+
+def _disk(recipe: Recipe, planned: dict[int, dict[str, Any]]) -> str:
+    """Checkpoints hold fp32 weights, masters, two moments and (ZeRO-1, 2) the weights in use; one more than is kept
+    lies there while it is written. Adapters hold what all stages so far have trained, in fp32."""
+    run = Path(recipe.run).absolute()
+    width, needed = DTYPES[recipe.precision].itemsize, 0
+    for index, stage_plan in planned.items():
+        count = stage_plan["trainable"]
+        each = count * (4 + 12 + (0 if recipe.zero == 3 else width) + (4 if recipe.ema else 0))
+        stage = recipe.stages[index]
+        kept = min(recipe.keep_checkpoints + 1, -(-stage.steps // stage.checkpoint_every))
+        there = sum(p.stat().st_size for p in (run / f"stage{index}").rglob("*") if p.is_file())
+        needed += max(0, each * kept + 4 * count - there)
+    existing = next(p for p in (run, *run.parents) if p.exists())
+    free = shutil.disk_usage(existing).free
+    sentence = (f"{free / 1e9:,.1f} GB free at {existing}, the run will write {needed / 1e9:,.1f} GB "
+                f"({recipe.keep_checkpoints} checkpoints a stage are kept)")
+    if needed > free:
+        raise CheckError(f"{sentence}; free some, name another --run or lower keep_checkpoints")
+    return sentence
+
+
+def _device(planned: dict[int, dict[str, Any]]) -> str:
+    if not torch.cuda.is_available():
+        if os.environ.get("DS_ACCELERATOR") == "cpu":
+            return "no GPU, and DS_ACCELERATOR=cpu asks for none"
+        raise CheckError("no GPU is visible here, expected one; run this on a node that has them, or set "
+                         "DS_ACCELERATOR=cpu to train on CPUs")
+    count, first = torch.cuda.device_count(), torch.cuda.get_device_properties(0)
+    needed = max(stage["memory_bytes"]["total"] for stage in planned.values())
+    sentence = f"{count} x {first.name}, {first.total_memory / 1e9:.0f} GB, of which the plan takes {needed / 1e9:.1f}"
+    if needed > first.total_memory:
+        raise CheckError(f"{sentence}; see launch/plan.py for what would fit")
+    return sentence
+
+
+def _attention(recipe: Recipe) -> str:
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    backend = resolve_backend(recipe.attention, device, DTYPES[recipe.precision])
+    return f"{recipe.attention} is {backend.value} here"
+
+
+def _versions() -> str:
+    """Installed packages against the tested lower bounds of setup.py."""
+    problems, wanted = [], requirements(ROOT / "setup.py")
+    for requirement in wanted:
+        try:
+            found = importlib.metadata.version(requirement.name)
+        except importlib.metadata.PackageNotFoundError:
+            problems.append(f"{requirement.name} is not installed, expected {requirement.specifier}")
+            continue
+        if not requirement.specifier.contains(found, prereleases=True):
+            problems.append(f"{requirement.name} is {found}, expected {requirement.specifier}")
+    if problems:
+        raise CheckError("; ".join(problems) + "; install with `make install`")
+    return f"{len(wanted)} packages are at least as new as setup.py asks for"
+
+
+def requirements(setup: Path) -> list[Requirement]:
+    """``install_requires`` of a ``setup.py``, without running it."""
+    listed = next(node.value for node in ast.walk(ast.parse(setup.read_text()))
+                  if isinstance(node, ast.keyword) and node.arg == "install_requires")
+    return [Requirement(text) for text in ast.literal_eval(listed)]
+
+
+def main(description: str) -> int:
+    """Body of ``launch/verify.py``: 1 if a check fails."""
+    parser = build_parser(description)
+    parser.add_argument("--stage", type=int, action="append", metavar="N",
+                        help="a stage that will be run; repeatable (default: all, as launch/pipeline.py does)")
+    parser.add_argument("--gpus", type=int, help="GPUs of the run (default: as many as take one micro-batch each)")
+    parser.add_argument("--full", action="store_true", help="read every shard and compare its sha256")
+    arguments, checks = parser.parse_args(), []
+    with json_output(arguments.json) as emit:
+        for check in _checks(parser, arguments):
+            checks.append(check)
+            print(f"{'ok  ' if check.ok else 'FAIL'}  {check.name}: {check.message}", flush=True,
+                  file=sys.stderr if arguments.json else sys.stdout)
+        emit({"ok": all(check.ok for check in checks), "checks": [asdict(check) for check in checks]})
+    return 0 if all(check.ok for check in checks) else 1
+
+
+def _checks(parser: ArgumentParser, arguments: Namespace) -> Iterator[Check]:
+    try:
+        recipe, _ = parse(parser=parser)
+        for index in arguments.stage or ():
+            if index not in recipe.stages:
+                raise CheckError(f"--stage {index}: not in the recipe, expected one of {sorted(recipe.stages)}")
+    except ValueError as error:
+        yield Check("recipe", False, str(error))
+        return
+    yield from preflight(recipe, stages=sorted(arguments.stage or recipe.stages), init=arguments.init,
+                         gpus=arguments.gpus, full=arguments.full)

@@ -1,0 +1,312 @@
+"""The recipe: everything that a run is made from, typed, checked in one place, and written down in full.
+
+A recipe file overlays the defaults below, ``--set a.b=c`` overlays the file. ``model`` (and ``stages.N.model`` for one
+stage) overlays the config of the family's size.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from data.files import sha256_json
+from models import get_family
+from models.family import Family, StageSpec
+from trainer.settings import (
+    RecipeError,
+    check_keys,
+    did_you_mean,
+    dotted,
+    explain,
+    nest,
+    overlay,
+    parse_override,
+    read_yaml,
+)
+
+ROOT = Path(__file__).resolve().parents[1]
+RECIPES = ROOT / "launch" / "recipes"
+DS_CONFIGS = ROOT / "ds_configs"
+
+OWNED = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "bf16", "fp16",
+         "optimizer", "scheduler", "gradient_clipping")
+"""Keys of a DeepSpeed config that the recipe decides; in the JSON file they would be a second truth."""
+
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class OptimizerRecipe(Strict):
+    """AdamW. ``torch_adam`` takes PyTorch's instead of DeepSpeed's FusedAdam (on a CPU only with it is a resumed run
+    equal to the uninterrupted one to the last digit)."""
+
+    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    eps: float = Field(1e-8, gt=0)
+    weight_decay: float = Field(0.01, ge=0)
+    torch_adam: bool = False
+
+
+class EmaRecipe(Strict):
+    """Moving average of the trainable weights: ``ema += (1 - decay) * (weights - ema)`` after each step."""
+
+    decay: float = Field(gt=0, lt=1)
+
+
+class LoggingRecipe(Strict):
+    """``every`` is in optimizer steps. W&B ``online`` without a key is ``offline``."""
+
+    every: int = Field(10, ge=1)
+    tensorboard: bool = True
+    wandb: Literal["off", "offline", "online"] = "online"
+    project: str = "stagecoach"
+
+
+class StageRecipe(Strict):
+    """One stage. Steps are optimizer steps, ``global_batch`` is in samples, ``micro_batch`` is the most that one rank
+    takes at once (accumulation follows from it)."""
+
+    steps: int = Field(ge=1)
+    global_batch: int = Field(ge=1)
+    micro_batch: int = Field(1, ge=1)
+    learning_rate: float = Field(gt=0)
+    warmup_steps: int = Field(0, ge=0)
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    final_lr_fraction: float = Field(0.0, ge=0, le=1)
+    gradient_clipping: float = Field(1.0, ge=0, description="largest global gradient norm; 0 is off")
+    gradient_check_steps: int | None = Field(None, ge=1, description="steps within which each trainable tensor must "
+                                                                     "have had a gradient; None: 5 % of the stage, "
+                                                                     "from 3 to 50")
+    loss_weights: dict[str, Annotated[float, Field(ge=0)]] = Field({}, description="instead of the family's, by name")
+    model: dict[str, Any] = Field({}, description="overlay on the family's config in this stage")
+    checkpoint_every: int = Field(1000, ge=1)
+    validate_every: int = Field(500, ge=1)
+    preview_every: int = Field(1000, ge=1)
+
+    @model_validator(mode="after")
+    def _warm_up_ends(self) -> StageRecipe:
+        if self.warmup_steps > self.steps:
+            raise ValueError(f"warmup_steps is {self.warmup_steps}, expected at most the stage's {self.steps} steps")
+        return self
+
+    @property
+    def checked_steps(self) -> int:
+        """``gradient_check_steps`` with its default filled in, never more than the stage has."""
+        wanted = self.gradient_check_steps or min(50, max(3, round(0.05 * self.steps)))
+        return min(wanted, self.steps)
+
+
+class Recipe(Strict):
+    """A run. ``run`` is its folder; ``data`` the folder of its shards, empty where none are read (the planner)."""
+
+    family: str
+    size: str
+    profile: str | None = None
+    model: dict[str, Any] = {}
+    data: str = ""
+    run: str
+    seed: int = Field(0, ge=0)
+    precision: Literal["bf16", "fp16", "fp32"] = "bf16"
+    attention: Literal["auto", "flash", "flash_3", "xformers", "sdpa"] = "auto"
+    recompute: Literal["none", "selective", "block"] = "selective"
+    zero: Literal[1, 2, 3] = 3
+    ds_config: str | None = Field(None, description="a DeepSpeed JSON file instead of ds_configs/zero<N>.json")
+    frozen: Literal["replicate", "shard"] = "replicate"
+    leaf_modules: bool = False
+    handoff: Literal["raw", "ema"] = "raw"
+    optimizer: OptimizerRecipe = OptimizerRecipe()
+    ema: EmaRecipe | None = None
+    logging: LoggingRecipe = LoggingRecipe()
+    keep_checkpoints: int = Field(3, ge=1)
+    max_skipped: int = Field(5, ge=1)
+    validation_samples: int = Field(16, ge=0)
+    preview_samples: int = Field(2, ge=0)
+    workers: int = Field(2, ge=1)
+    stages: dict[Annotated[int, Field(strict=True)], StageRecipe] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _parts_agree(self) -> Recipe:
+        if self.frozen == "shard" and self.zero != 3:
+            raise ValueError(f"frozen is 'shard' and zero is {self.zero}, expected zero: 3, which alone has shards")
+        if self.leaf_modules and self.zero != 3:
+            raise ValueError(f"leaf_modules is true and zero is {self.zero}, expected zero: 3, which alone has them")
+        if self.handoff == "ema" and self.ema is None:
+            raise ValueError("handoff is 'ema' but no average is kept, expected ema: {decay: ...} or handoff: raw")
+        if self.attention in ("flash", "flash_3") and self.precision == "fp32":
+            raise ValueError(f"attention is {self.attention!r} and precision is 'fp32', expected bf16 or fp16, "
+                             "which alone flash-attn computes; or attention: sdpa")
+        return self
+
+    def family_config(self, stage: int) -> BaseModel:
+        """The family's typed config in ``stage``: the size's, overlaid by ``model`` and the stage's ``model``."""
+        family = get_family(self.family)
+        if self.size not in family.sizes:
+            raise RecipeError(f"size: {self.size!r} is unknown to family {self.family!r}"
+                              f"{did_you_mean(self.size, family.sizes)}")
+        values = overlay(family.sizes[self.size].model_dump(), overlay(self.model, self._stage(stage).model))
+        return family.config_type.model_validate(values)
+
+    def stage_spec(self, stage: int) -> StageSpec:
+        """The family's declaration of ``stage``."""
+        return _specs(get_family(self.family), self.family_config(stage))[stage]
+
+    def deepspeed_file(self) -> Path:
+        """The DeepSpeed JSON of this run. A relative ``ds_config`` that the working directory lacks is looked for in
+        the repository."""
+        if self.ds_config is None:
+            return DS_CONFIGS / f"zero{self.zero}.json"
+        path = Path(self.ds_config)
+        return path if path.is_file() or path.is_absolute() else ROOT / path
+
+    def digest(self) -> str:
+        """sha256 of what decides the numbers of the run, defaults filled in: all but the folders and the logging."""
+        values = self.model_dump(exclude={"data", "run", "profile", "logging", "model"})
+        for stage in self.stages:
+            values["stages"][stage]["model"] = self.family_config(stage).model_dump(mode="json")
+        return sha256_json(values)
+
+    def dump(self) -> str:
+        """The recipe as YAML, each default written out; ``load_recipe(recipe=...)`` gives the same recipe again."""
+        values = self.model_dump()
+        values["optimizer"]["betas"] = list(self.optimizer.betas)
+        return yaml.safe_dump(values, sort_keys=False, width=100, allow_unicode=True)
+
+    def _stage(self, stage: int) -> StageRecipe:
+        if stage not in self.stages:
+            raise RecipeError(f"stage {stage} has no section in the recipe{did_you_mean(stage, self.stages)}")
+        return self.stages[stage]
+
+
+def load_recipe(*, recipe: str | Path | None = None, family: str | None = None, size: str | None = None,
+                profile: str | None = None, overrides: list[str] | tuple[str, ...] = (), data: str | Path | None = None,
+                run: str | Path | None = None) -> Recipe:
+    """The recipe in file ``recipe``, or that of a family's ``profile`` (``launch/recipes/<family>/<profile>.yaml``),
+    overlaid by the arguments given and then by ``overrides`` (``a.b=c`` with YAML values).
+
+    Raises ``RecipeError``: one sentence that names the file or ``--set``, the dotted key and the nearest name.
+    """
+    if recipe is None:
+        family, profile = family or "fantasy_world", profile or "sound"
+        path = _profile_file(family, profile)
+    else:
+        path = Path(recipe)
+    values = read_yaml(path)
+    stated = values.setdefault("family", family or "fantasy_world")
+    if family is not None and stated != family:
+        raise RecipeError(f"{path}: family is {stated!r}, but {family!r} was asked for; leave out one of them")
+    given = {"size": size, "profile": profile if recipe is None else values.get("profile"),
+             "data": data and str(data), "run": run and str(run)}
+    values |= {key: value for key, value in given.items() if value is not None}
+    values.setdefault("run", f"runs/{stated}/{values.get('profile') or path.stem}")
+
+    sources: list[tuple[tuple[str | int, ...], str]] = []
+    layers = [(values, str(path))]
+    for text in overrides:
+        where, value = parse_override(text)
+        layers.append((nest(where, value), f"--set {text}"))
+        sources.append((where, f"--set {text}"))
+
+    def source(location: tuple[str | int, ...]) -> str:
+        """Where the value at a location was written: the last override above or below it, or else the file."""
+        if not location:
+            return " with ".join([str(path), *(name for _, name in sources)])
+        for where, name in reversed(sources):
+            if where[:len(location)] == location or location[:len(where)] == where:
+                return name
+        return str(path)
+
+    merged: dict[Any, Any] = {}
+    for layer, where in layers:
+        merged = overlay(merged, layer)
+        stated_family = _family_of(merged, where)
+        check_keys(layer, Recipe, where, below=lambda here, known=stated_family: _config_model(known, here))
+    try:
+        result = Recipe.model_validate(merged)
+    except ValidationError as error:
+        raise explain(error, source) from error
+    _check(result, source)
+    return result
+
+
+def read_ds_config(recipe: Recipe) -> dict[str, Any]:
+    """The DeepSpeed JSON of a recipe. Raises ``RecipeError`` where it is unreadable, decides what the recipe decides,
+    or is of another ZeRO stage."""
+    path = recipe.deepspeed_file()
+    try:
+        config = json.loads(path.read_text())
+        found = config.get("zero_optimization", {}).get("stage")
+    except (OSError, ValueError, AttributeError) as error:
+        raise RecipeError(f"{path}: not a DeepSpeed config ({error}), expected a JSON object like those in "
+                          "ds_configs/") from error
+    owned = [key for key in OWNED if key in config]
+    if owned:
+        raise RecipeError(f"{path}: holds {', '.join(owned)}, which the recipe decides; expected none of them there")
+    if found != recipe.zero:
+        raise RecipeError(f"{path}: zero_optimization.stage is {found}, expected {recipe.zero} as the recipe's `zero` "
+                          "says; make them agree")
+    return config
+
+
+def _check(recipe: Recipe, source: Callable[[tuple[str | int, ...]], str]) -> None:
+    """What a recipe must be besides well typed: known to its family, and in agreement with its DeepSpeed JSON."""
+    family = get_family(recipe.family)
+    for number, stage in recipe.stages.items():
+        try:
+            config = recipe.family_config(number)
+        except ValidationError as error:
+            inner = ("stages", number, "model")
+            if not _has(recipe.model_dump(), (*inner, *error.errors()[0]["loc"])):
+                inner = ("model",)
+            raise explain(error, source, inner) from error
+        except RecipeError as error:
+            raise RecipeError(f"{source(('size',))}: {error}") from error
+        specs = _specs(family, config)
+        if number not in specs:
+            raise RecipeError(f"{source(('stages', number))}: stages.{number} is unknown to family {recipe.family!r}"
+                              f"{did_you_mean(number, specs)}")
+        known = [term.name for term in specs[number].losses]
+        for name in stage.loss_weights:
+            if name not in known:
+                here = ("stages", number, "loss_weights", name)
+                raise RecipeError(f"{source(here)}: unknown key {dotted(here)}{did_you_mean(name, known)}")
+    read_ds_config(recipe)
+
+
+def _profile_file(family: str, profile: str) -> Path:
+    get_family(family)
+    path = RECIPES / family / f"{profile}.yaml"
+    if not path.is_file():
+        there = [p.stem for p in (RECIPES / family).glob("*.yaml")]
+        raise RecipeError(f"{path}: there is no profile {profile!r} of family {family!r}{did_you_mean(profile, there)}")
+    return path
+
+
+def _family_of(values: dict[Any, Any], where: str) -> Family:
+    try:
+        return get_family(str(values["family"]))
+    except ValueError as error:
+        raise RecipeError(f"{where}: {error}") from error
+
+
+def _config_model(family: Family, path: tuple[str | int, ...]) -> type[BaseModel] | None:
+    is_model = path == ("model",) or (len(path) == 3 and path[0] == "stages" and path[2] == "model")
+    return family.config_type if is_model else None
+
+
+def _specs(family: Family, config: BaseModel) -> dict[int, StageSpec]:
+    return {spec.index: spec for spec in family.stages(config)}
+
+
+def _has(values: Any, path: tuple[str | int, ...]) -> bool:
+    for part in path:
+        if not isinstance(values, dict) or part not in values:
+            return False
+        values = values[part]
+    return True

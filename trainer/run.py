@@ -1,0 +1,123 @@
+"""Runs: one stage, all stages in sequence, or a dry run of one step."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from data.files import DamagedError, atomic_file
+from models import get_family
+from trainer.adapter import read_card
+from trainer.cli import json_output, parse
+from trainer.distributed import World, on_first, start, stop
+from trainer.interrupt import EXIT_CODE, Interrupted, StopRequest
+from trainer.monitor import Monitor
+from trainer.recipe import Recipe
+from trainer.report import write_report
+from trainer.setup import StageSetup, adapter_directory, prepare_stage
+from trainer.stage import StageLoop, describe
+
+
+def run_stages(recipe: Recipe, stages: list[int], *, init: Path | None = None, resume: str = "auto",
+               dry_run: bool = False) -> list[Path]:
+    """Train ``stages`` in order in this process group and return their adapters.
+
+    In a run of several stages one whose adapter is already there and intact is not trained again. ``init`` is for the
+    first of the stages. Raises ``Interrupted`` when a signal asked the run to stop and a checkpoint is written.
+    """
+    known = [spec.index for spec in get_family(recipe.family).stages(recipe.family_config(min(recipe.stages)))]
+    for index in stages:
+        if index not in known or index not in recipe.stages:
+            raise ValueError(f"family {recipe.family} at size {recipe.size} has no stage {index} in this recipe, "
+                             f"expected one of {sorted(set(known) & set(recipe.stages))}")
+    world = start()
+    adapters = []
+    with StopRequest() as request:
+        for position, index in enumerate(stages):
+            done = None if dry_run or len(stages) == 1 or resume == "never" else on_first(
+                world, _finished, adapter_directory(Path(recipe.run), index))
+            start_from = init if position == 0 else None
+            if done is not None:
+                if world.is_first:
+                    print(f"stage {index} is finished: {done}")
+                adapters.append(done)
+            elif dry_run:
+                _dry_run(recipe, index, world, start_from)
+            else:
+                adapters.append(_train(recipe, index, world, start_from, resume, request))
+    if world.is_first and not dry_run:
+        print(write_report(Path(recipe.run)))
+    return adapters
+
+
+def main(description: str, stages: list[int] | None) -> int:
+    """Body of the training scripts: parse, train ``stages`` (None: all that the recipe has), return the exit code."""
+    recipe, arguments = parse(description=description)
+    with json_output(arguments.json) as emit:
+        try:
+            adapters = run_stages(recipe, stages or sorted(recipe.stages), init=arguments.init,
+                                  resume=arguments.resume, dry_run=arguments.dry_run)
+        except Interrupted as interruption:
+            print(interruption, file=sys.stderr)
+            stop()
+            return EXIT_CODE
+        emit({"run": recipe.run, "adapters": [str(path) for path in adapters]})
+    stop()
+    return 0
+
+
+def _train(recipe: Recipe, index: int, world: World, init: Path | None, resume: str, request: StopRequest) -> Path:
+    notes: list[str] = []
+    try:
+        setup = prepare_stage(recipe, index, world, init=init, resume=resume, tell=notes.append)
+    except Exception:
+        print("\n".join(notes), end="\n" if notes else "")
+        raise
+    run = Path(recipe.run)
+    if world.is_first:
+        with atomic_file(run / "recipe.yaml", "w") as handle:
+            handle.write(recipe.dump())
+    monitor = Monitor(recipe, run, world.rank, index, setup.state.step)
+    try:
+        describe(setup, monitor)
+        for note in notes:
+            monitor.message(note)
+        return StageLoop(setup, monitor, request).run()
+    finally:
+        monitor.close()
+        setup.engine.destroy()
+
+
+def _dry_run(recipe: Recipe, index: int, world: World, init: Path | None) -> None:
+    """Build everything and run one step on one sample per rank; nothing is written but a line on standard output."""
+    stage = recipe.stages[index].model_copy(update={"global_batch": world.size, "micro_batch": 1})
+    recipe = recipe.model_copy(update={"stages": {**recipe.stages, index: stage}})
+    setup = prepare_stage(recipe, index, world, init=init, resume="never")
+    try:
+        values = one_step(setup)
+        if world.is_first:
+            shown = ", ".join(f"{name} {value:.4g}" for name, value in sorted(values.items()))
+            print(f"dry run of stage {index} ({setup.spec.name}): one step on {world.size} samples: {shown}")
+    finally:
+        setup.engine.destroy()
+
+
+def one_step(setup: StageSetup) -> dict[str, float]:
+    """One optimizer step from the start of a prepared stage; the means that the loop would log."""
+    from trainer.feed import device_batches
+
+    loop = StageLoop(setup, Monitor.silent(), StopRequest())
+    setup.engine.module.train()
+    for _, _, batch in device_batches(setup.stream(0, 1), setup.world.device, setup.recipe.seed, setup.spec.index):
+        loop.micro_step(batch)
+    return loop.meter.reduce()
+
+
+def _finished(directory: Path) -> Path | None:
+    try:
+        read_card(directory)
+    except DamagedError as error:
+        if directory.exists():
+            print(f"adapter ignored: {error}")
+        return None
+    return directory

@@ -1,0 +1,182 @@
+"""What a stage needs before its first step: data, network, engine, and the point to go on from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import deepspeed
+import torch
+from deepspeed.utils import set_z3_leaf_module
+from torch import nn
+
+from data.dataset import ShardSet
+from data.order import Order
+from data.stream import Batching, Stream
+from models import get_family
+from models.family import Family, StageSpec
+from models.layers.attention import resolve_backend, set_backend
+from trainer.adapter import WEIGHTS, AdapterCard, check_predecessor, load_tensors, read_card, trained_before
+from trainer.checkpoint import CheckpointStore, TrainingState, check_resumable, needs_universal, read_state, restore
+from trainer.distributed import World, on_first
+from trainer.ema import Ema
+from trainer.engine import DTYPES, deepspeed_config, parameter_groups, start_engine
+from trainer.freeze import freeze
+from trainer.recipe import Recipe, StageRecipe
+from trainer.recompute import apply_recompute
+from trainer.subset import engine_module
+
+
+def stage_directory(run: Path, stage: int) -> Path:
+    return run / f"stage{stage}"
+
+
+def adapter_directory(run: Path, stage: int) -> Path:
+    return stage_directory(run, stage) / "adapter"
+
+
+@dataclass
+class StageSetup:
+    """A stage that is ready to train at ``state.step``."""
+
+    recipe: Recipe
+    stage: StageRecipe
+    spec: StageSpec
+    specs: tuple[StageSpec, ...]
+    family: Family
+    config: Any
+    network: nn.Module
+    engine: deepspeed.DeepSpeedEngine
+    trainable: dict[str, nn.Parameter]
+    batching: Batching
+    train_set: ShardSet
+    held_out: ShardSet | None
+    ema: Ema | None
+    store: CheckpointStore
+    state: TrainingState
+    base: str
+    predecessor: AdapterCard | None
+    world: World
+
+    def stream(self, start: int, stop: int) -> Stream:
+        order = Order(self.train_set.shard_sizes, self.recipe.seed)
+        return Stream(self.train_set, order=order, batching=self.batching, rank=self.world.rank, start_step=start,
+                      stop_step=stop, workers=self.recipe.workers)
+
+
+def prepare_stage(recipe: Recipe, index: int, world: World, *, init: Path | None, resume: str,
+                  tell: Callable[[str], None] = print) -> StageSetup:
+    """Build stage ``index`` and load what it goes on from. Every rank calls it.
+
+    ``init``: the adapter to start from (None: that of the previous stage in the same run). ``resume``: ``auto``,
+    ``never`` or the path of a checkpoint. What can be known to be wrong by then is said before the network is built.
+    """
+    family = get_family(recipe.family)
+    config = recipe.family_config(index)
+    specs = family.stages(config)
+    spec, stage = specs[index - 1], recipe.stages[index]
+    batching = Batching(stage.global_batch, stage.micro_batch, world.size)
+    schema = family.schema(config)
+    data = Path(recipe.data)
+    train_set = ShardSet.open(data / "train", schema)
+    held_out = ShardSet.open(data / "val", schema) if (data / "val").is_dir() else None
+
+    run = Path(recipe.run)
+    predecessor, source = None, None
+    if index > 1:
+        source = init or adapter_directory(run, index - 1)
+        predecessor = on_first(world, read_card, source)
+
+    network, base = build_network(recipe, family, config, index, world)
+    scales = freeze(network, spec)
+    if predecessor is not None:
+        check_predecessor(predecessor, source, family=family.name, size=recipe.size, stage=index, base=base)
+        load_tensors(source / WEIGHTS, network, trained_before(network, specs, index))
+
+    state = TrainingState(
+        family=family.name, size=recipe.size, stage=index, step=0, world_size=world.size, zero=recipe.zero,
+        precision=recipe.precision, frozen=recipe.frozen, global_batch=stage.global_batch, seed=recipe.seed,
+        shards=train_set.fingerprint, started_from=predecessor.sha256 if predecessor else None)
+    store = CheckpointStore(stage_directory(run, index) / "checkpoints", recipe.keep_checkpoints)
+    checkpoint = find_checkpoint(store, resume, state, world, tell)
+
+    apply_recompute(family.recompute_units(network), recipe.recompute)
+    if recipe.leaf_modules:
+        for module in family.leaf_modules(network):
+            mark_leaf(module)
+    universal = checkpoint is not None and needs_universal(checkpoint[1], state)
+    engine = start_engine(engine_module(network, recipe.frozen), parameter_groups(network, scales, recipe),
+                          deepspeed_config(recipe, stage, batching, universal))
+    ema = Ema(engine, recipe.ema.decay) if recipe.ema else None
+    if checkpoint is not None:
+        path, found = checkpoint
+        restore(engine, network, path, universal, ema, world)
+        state = replace(state, step=found.step, skipped=found.skipped)
+        tell(f"resumed {path} at step {found.step}" + (
+            f" (converted from {found.world_size} ranks, ZeRO-{found.zero})" if universal else ""))
+    trainable = {name: p for name, p in network.named_parameters() if p.requires_grad}
+    return StageSetup(recipe, stage, spec, specs, family, config, network, engine, trainable, batching, train_set,
+                      held_out, ema, store, state, base, predecessor, world)
+
+
+def build_network(recipe: Recipe, family: Family, config: Any, index: int, world: World) -> tuple[nn.Module, str]:
+    """The network of a stage with its base weights in place, and the hash that stands for these."""
+    dtype = DTYPES[recipe.precision]
+    backend = resolve_backend(recipe.attention)
+    if recipe.frozen == "shard":
+        # Block by block: each is partitioned as soon as its weights are there, so that no rank ever holds them all.
+        place = partition_on_arrival(recipe, dtype)
+        network = family.build(config, index, "cpu", dtype)
+        base = family.load_base(network, config, "cpu", dtype, place)
+    else:
+        network = family.build(config, index, world.device, dtype)
+        base = family.load_base(network, config, world.device, dtype)
+    set_backend(network, backend)
+    return network, base
+
+
+def mark_leaf(module: nn.Module) -> None:
+    """Let ZeRO-3 gather ``module`` as a whole, which saves host time. Called before the engine sets its hooks.
+
+    Behind a frozen stem no input of a leaf requires grad; its post-backward hook would then fire early and release
+    weights that are still needed. So one input is made to.
+    """
+    def require_grad(module: nn.Module, args: tuple) -> tuple:
+        floating = [i for i, a in enumerate(args) if torch.is_tensor(a) and a.is_floating_point()]
+        if torch.is_grad_enabled() and floating and not any(args[i].requires_grad for i in floating):
+            first = floating[0]
+            args = (*args[:first], args[first].detach().requires_grad_(), *args[first + 1:])
+        return args
+
+    set_z3_leaf_module(module, True)
+    module.register_forward_pre_hook(require_grad)
+
+
+def partition_on_arrival(recipe: Recipe, dtype: torch.dtype):
+    """A ``place`` function that partitions a unit over the ranks with ``zero.Init``, as ZeRO-3 will use it."""
+    config = {"train_micro_batch_size_per_gpu": 1, "zero_optimization": {"stage": 3}}
+    if recipe.precision != "fp32":
+        config[recipe.precision] = {"enabled": True}
+
+    def place(unit: nn.Module) -> None:
+        deepspeed.zero.Init(module=unit, config_dict_or_path=config, dtype=dtype)
+
+    return place
+
+
+def find_checkpoint(store: CheckpointStore, resume: str, expected: TrainingState, world: World, tell,
+                    ) -> tuple[Path, TrainingState] | None:
+    """The checkpoint to go on from and its state, decided by rank 0 for all."""
+    def find() -> tuple[Path, TrainingState] | None:
+        if resume == "never":
+            return None
+        path = store.newest_valid(tell) if resume == "auto" else Path(resume)
+        if path is None:
+            return None
+        state = read_state(path)
+        check_resumable(path, state, expected)
+        return path, state
+
+    return on_first(world, find)

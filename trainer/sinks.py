@@ -1,0 +1,142 @@
+"""Where the numbers and pictures of a stage go: ``metrics.jsonl``, TensorBoard, W&B, under the same names."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from data.files import atomic_file
+
+
+class Sink(Protocol):
+    def log(self, step: int, values: dict[str, float]) -> None: ...
+
+    def images(self, step: int, pictures: dict[str, np.ndarray]) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def is_superseded(record: dict[str, Any], stage: int, resume_step: int) -> bool:
+    """Whether a resumed run will write this entry again: it is of the same stage and later than the checkpoint, or
+    anything of a stage that starts over (``resume_step`` 0)."""
+    return record["stage"] == stage and (record["step"] > resume_step or resume_step == 0)
+
+
+class MetricsFile:
+    """``metrics.jsonl``: one JSON object per call with ``stage``, ``step``, ``time`` (s since 1970) and the values.
+
+    Opening it takes out the entries that the run from ``resume_step`` on will write again, and a line cut short by a
+    crash. What is not finite is ``null``.
+    """
+
+    def __init__(self, path: Path, stage: int, resume_step: int) -> None:
+        self.path, self.stage = path, stage
+        if path.exists():
+            records = read_metrics(path)
+            kept = [record for record in records if not is_superseded(record, stage, resume_step)]
+            with atomic_file(path, "w") as handle:
+                handle.writelines(json.dumps(record) + "\n" for record in kept)
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        record = {"stage": self.stage, "step": step, "time": round(time.time(), 3)}
+        record |= {name: value if math.isfinite(value) else None for name, value in values.items()}
+        with open(self.path, "a") as handle:
+            handle.write(json.dumps(record) + "\n")
+
+    def images(self, step: int, pictures: dict[str, np.ndarray]) -> None:
+        """Pictures are files of their own."""
+
+    def close(self) -> None:
+        """Each line is written when it comes."""
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The records of a ``metrics.jsonl`` in order; a line that is no record (cut short by a crash) is left out."""
+    records = []
+    for line in path.read_text().splitlines():
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(record, dict) and "stage" in record and "step" in record:
+            records.append(record)
+    return records
+
+
+class TensorBoard:
+    """One TensorBoard run per stage, so that stages overlay under the same names."""
+
+    def __init__(self, directory: Path, resume_step: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.writer = SummaryWriter(str(directory), purge_step=resume_step + 1 if resume_step else 0)
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        for name, value in values.items():
+            self.writer.add_scalar(name, value, step)
+        self.writer.flush()
+
+    def images(self, step: int, pictures: dict[str, np.ndarray]) -> None:
+        for name, picture in pictures.items():
+            self.writer.add_image(f"preview/{name}", picture, step, dataformats="HWC")
+
+    def close(self) -> None:
+        self.writer.close()
+
+
+class WeightsAndBiases:
+    """One W&B run per stage, in a group named after the run folder; ``step`` is the axis, as a resumed run writes some
+    steps again."""
+
+    def __init__(self, mode: str, *, directory: Path, project: str, stage: int, run_id: str, config: dict[str, Any],
+                 tell: Callable[[str], None]) -> None:
+        import wandb
+
+        self.wandb = wandb
+        name = directory.resolve().name
+        arguments = {
+            "project": project, "group": name, "name": f"{name}-stage{stage}", "id": run_id, "dir": str(directory),
+            "config": config, "resume": "allow", "settings": wandb.Settings(console="off", silent=True)}
+        mode = _possible_mode(mode, tell)
+        try:
+            self.run = wandb.init(mode=mode, **arguments)
+        except wandb.errors.Error as error:
+            # A logging service out of reach is no reason to stop a cluster.
+            tell(f"W&B cannot be reached ({' '.join(str(error).split())}), logging offline")
+            self.run = wandb.init(mode="offline", **arguments)
+        self.run.define_metric("*", step_metric="step")
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        self.run.log({"step": step, **values})
+
+    def images(self, step: int, pictures: dict[str, np.ndarray]) -> None:
+        self.run.log({"step": step} | {f"preview/{name}": self.wandb.Image(picture)
+                                       for name, picture in pictures.items()})
+
+    def close(self) -> None:
+        self.run.finish()
+
+
+def new_run_id() -> str:
+    return uuid.uuid4().hex[:12]
+
+
+def _possible_mode(mode: str, tell: Callable[[str], None]) -> str:
+    """``mode``, or ``offline`` where ``online`` has no key; WANDB_MODE, W&B's own switch, comes first."""
+    import wandb
+
+    asked = os.environ.get("WANDB_MODE")
+    if asked in ("offline", "disabled", "online"):
+        mode = asked
+    if mode == "online" and not wandb.login(prompt=False):
+        tell("W&B has no key (WANDB_API_KEY or `wandb login`), logging offline; `wandb sync` uploads it later")
+        return "offline"
+    return mode

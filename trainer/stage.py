@@ -1,0 +1,233 @@
+"""The loop: one stage from its first step, or from a checkpoint, to its adapter."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from models.family import Progress
+from trainer.adapter import AdapterCard, trained_before, write_adapter
+from trainer.distributed import on_first
+from trainer.engine import full_parameters, learning_rate, set_learning_rate
+from trainer.evaluate import Evaluator
+from trainer.feed import device_batches
+from trainer.freeze import freeze_table
+from trainer.guards import GradientCheck, check_frozen, frozen_checksums
+from trainer.hardware import device_name, peak_flops, peak_memory_bytes
+from trainer.interrupt import Interrupted, StopRequest
+from trainer.meter import Meter
+from trainer.monitor import Monitor
+from trainer.setup import StageSetup, adapter_directory
+
+
+class NonFiniteError(ValueError):
+    """Too many steps in a row had a non-finite loss or gradient."""
+
+
+class StageLoop:
+    """Trains a prepared stage. ``step`` counts optimizer steps that are done, skipped ones included, since the position
+    in the data follows from it."""
+
+    def __init__(self, setup: StageSetup, monitor: Monitor, stop: StopRequest) -> None:
+        self.s = setup
+        self.monitor = monitor
+        self.stop = stop
+        self.step = setup.state.step
+        self.skipped = setup.state.skipped
+        self.skipped_in_a_row = 0
+        self.meter = Meter(setup.world)
+        self.evaluator = None
+        if setup.held_out is not None and len(setup.held_out):
+            self.evaluator = Evaluator(setup.family, setup.network, setup.engine, setup.held_out,
+                                       setup.train_set.statistics, setup.world)
+        costs = setup.family.flops(setup.config, setup.spec.index)
+        self.flops_per_sample = sum(cost.forward + cost.backward for cost in costs)
+        self.peak = peak_flops(device_name(setup.world.device))
+
+    def progress(self, training: bool = True) -> Progress:
+        return Progress(self.step, self.s.stage.steps, self.s.spec.index, self.s.recipe.seed, training)
+
+    def run(self) -> Path:
+        """Train to the end of the stage and return the adapter's directory. Raises ``Interrupted`` after saving."""
+        s = self.s
+        self.monitor.start(s.stage.steps, self.step)
+        before = frozen_checksums(s.network)
+        check = GradientCheck(s.network, s.spec, s.world) if self.step == 0 else None
+        if self.step == 0:
+            # The state before the first step is what every later number is compared with.
+            self._evaluate(validate=True, preview=True)
+        s.engine.module.train()
+        accumulation = s.batching.accumulation
+        batches = device_batches(s.stream(self.step, s.stage.steps), s.world.device, s.recipe.seed, s.spec.index)
+        while True:
+            asked = time.monotonic()
+            item = next(batches, None)
+            self.meter.waited += time.monotonic() - asked
+            if item is None:
+                break
+            _, micro, batch = item
+            self.micro_step(batch)
+            if micro + 1 < accumulation:
+                continue
+            self._after_step()
+            if check is not None and self.step >= s.stage.checked_steps:
+                check.finish(self.step)
+                check = None
+            self._boundary()
+        check_frozen(s.network, before)
+        return self._finish()
+
+    def micro_step(self, batch: dict[str, Any]) -> None:
+        """Forward and backward of one micro-batch; the optimizer steps at the accumulation boundary."""
+        s, progress = self.s, self.progress()
+        if s.engine.is_gradient_accumulation_boundary():
+            set_learning_rate(s.engine, learning_rate(s.stage, self.step))
+        output = s.engine(batch, progress)
+        total = torch.zeros_like(next(iter(output["losses"].values())))
+        for term in s.spec.losses:
+            weight = s.stage.loss_weights.get(term.name, term.weight.at(progress))
+            total = total + weight * output["losses"][term.name]
+        # Equal micro-batches: the mean over this one, averaged by DeepSpeed over accumulation and ranks, is the plain
+        # mean over the samples of the global batch.
+        s.engine.backward(total.mean())
+        s.engine.step()
+        self.meter.add_output(output, total.detach())
+
+    def _after_step(self) -> None:
+        s = self.s
+        self.step += 1
+        self.meter.steps += 1
+        self.meter.samples += s.stage.global_batch
+        if s.engine.was_step_applied():
+            self.skipped_in_a_row = 0
+            if s.ema is not None:
+                s.ema.update()
+            return
+        self.skipped += 1
+        self.skipped_in_a_row += 1
+        self.monitor.message(f"step {self.step}: non-finite loss or gradient, update skipped on all ranks "
+                             f"({self.skipped_in_a_row} in a row, {self.skipped} in all)")
+        if self.skipped_in_a_row >= s.recipe.max_skipped:
+            # Skipped steps change no weights, so an older checkpoint is where training last was sound.
+            steps = s.store.steps()
+            last = s.store.path(steps[-1]) if steps else None
+            raise NonFiniteError(
+                f"{self.skipped_in_a_row} steps in a row up to step {self.step} had a non-finite loss or gradient; "
+                f"the last checkpoint is {last or 'none yet'}; lower the learning rate or look at the data")
+
+    def _boundary(self) -> None:
+        """What happens between two steps: logging, evaluation, checkpoint, and stopping on request."""
+        s, stage = self.s, self.s.stage
+        last = self.step == stage.steps
+        due = {name: last or self.step % every == 0 for name, every in (
+            ("log", s.recipe.logging.every), ("validate", stage.validate_every), ("preview", stage.preview_every))}
+        if due["log"]:
+            self.monitor.log(self.step, self._values())
+        self._evaluate(due["validate"], due["preview"])
+        asked = self.stop.agreed(s.world)
+        if self.step % stage.checkpoint_every == 0 or last or asked:
+            self.save()
+        if asked and not last:
+            raise Interrupted(f"stopped by {self.stop.received or 'a signal on another rank'} at step {self.step}; "
+                              "the same command with --resume auto goes on from there")
+
+    def _values(self) -> dict[str, float]:
+        s = self.s
+        values = self.meter.reduce()
+        values |= self.meter.rates()
+        norm = s.engine.get_global_grad_norm()
+        values["learning_rate"] = learning_rate(s.stage, self.step - 1)
+        values["gradient_norm"] = float(norm) if norm is not None else float("nan")
+        values["skipped_steps"] = self.skipped
+        values["memory_gib"] = peak_memory_bytes(s.world.device) / 2**30
+        if self.peak:
+            per_device = values["samples_per_second"] / s.world.size
+            values["mfu"] = per_device * self.flops_per_sample / self.peak
+        return values
+
+    def _evaluate(self, validate: bool, preview: bool) -> None:
+        if self.evaluator is None or not (validate or preview):
+            return
+        recipe, progress = self.s.recipe, self.progress(training=False)
+        # Where an average is kept it is what will be used, so it is what is judged.
+        if self.s.ema is not None:
+            with self.s.ema.swapped_in():
+                self._show(recipe, progress, validate, preview)
+        else:
+            self._show(recipe, progress, validate, preview)
+
+    def _show(self, recipe: Any, progress: Progress, validate: bool, preview: bool) -> None:
+        if validate and recipe.validation_samples:
+            self.monitor.log(self.step, self.evaluator.validate(progress, recipe.validation_samples))
+        if preview and recipe.preview_samples:
+            self.monitor.images(self.step, self.evaluator.preview(progress, recipe.preview_samples))
+
+    def save(self) -> Path:
+        s = self.s
+        started = time.monotonic()
+        state = replace(s.state, step=self.step, skipped=self.skipped)
+        path = s.store.save(s.engine, s.trainable, state, s.recipe.dump(), s.ema, s.world)
+        size = sum(p.stat().st_size for p in path.rglob("*") if p.is_file()) if s.world.is_first else 0
+        self.monitor.message(f"checkpoint {path} ({size / 1e6:,.1f} MB, {time.monotonic() - started:.1f} s)")
+        return path
+
+    def _finish(self) -> Path:
+        """Write the adapter: what this stage trained, and what earlier stages did, as it is in the network."""
+        s = self.s
+        if s.recipe.handoff == "ema":
+            with s.ema.swapped_in():
+                tensors = full_parameters(s.engine, s.trainable, keep=s.world.is_first)
+        else:
+            tensors = full_parameters(s.engine, s.trainable, keep=s.world.is_first)
+        earlier = trained_before(s.network, s.specs, s.spec.index) - set(s.trainable)
+        tensors |= frozen_copies(s.network, earlier, keep=s.world.is_first)
+        directory = adapter_directory(Path(s.recipe.run), s.spec.index)
+        card = AdapterCard(
+            family=s.family.name, size=s.recipe.size, stage=s.spec.index, stage_name=s.spec.name, steps=self.step,
+            recipe=s.recipe.digest(), base=s.base, predecessor=s.predecessor.sha256 if s.predecessor else None,
+            handoff=s.recipe.handoff)
+        card = on_first(s.world, write_adapter, directory, tensors, card)
+        self.monitor.message(f"adapter {directory} ({card.parameters:,} parameters, sha256 {card.sha256[:12]})")
+        return directory
+
+
+def frozen_copies(network: torch.nn.Module, names: set[str], keep: bool) -> dict[str, torch.Tensor]:
+    """fp32 CPU copies of frozen tensors, gathered where they are sharded. A collective under ``frozen: shard``."""
+    import deepspeed
+
+    parameters = dict(network.named_parameters())
+    copies = {}
+    for name in sorted(names):
+        with deepspeed.zero.GatheredParameters(parameters[name], enabled=hasattr(parameters[name], "ds_tensor")):
+            if keep:
+                copies[name] = parameters[name].detach().to("cpu", torch.float32, copy=True).contiguous()
+    return copies
+
+
+def describe(setup: StageSetup, monitor: Monitor) -> None:
+    """The freeze table and the batch arithmetic, at start-up and in ``run.json``."""
+    rows = freeze_table(setup.network, setup.spec)
+    trainable = sum(row.parameters for row in rows if row.lr_scale is not None)
+    frozen = sum(row.parameters for row in rows if row.lr_scale is None)
+    batching = setup.batching
+    lines = [f"stage {setup.spec.index} ({setup.spec.name}): {trainable:,} parameters train, {frozen:,} are frozen"]
+    for row in rows:
+        state = "frozen" if row.lr_scale is None else f"trains at {row.lr_scale * setup.stage.learning_rate:g}"
+        lines.append(f"  {row.pattern:<28} {row.modules:>4} modules {row.parameters:>15,}  {state}")
+    lines.append(f"  global batch {batching.global_batch} = {setup.world.size} ranks x {batching.micro} samples x "
+                 f"{batching.accumulation} accumulation; {setup.stage.steps} steps; ZeRO-{setup.recipe.zero}, "
+                 f"{setup.recipe.precision}, frozen weights {setup.recipe.frozen}d, recompute {setup.recipe.recompute}")
+    dtypes: dict[str, int] = {}
+    for _, parameter in setup.network.named_parameters():
+        kind = f"{'trained' if parameter.requires_grad else 'frozen'} {str(parameter.dtype).removeprefix('torch.')}"
+        dtypes[kind] = dtypes.get(kind, 0) + 1
+    lines.append("  tensors: " + ", ".join(f"{count} {kind}" for kind, count in sorted(dtypes.items())))
+    monitor.message("\n".join(lines))
+    monitor.facts({f"stage{setup.spec.index}": {
+        "name": setup.spec.name, "steps": setup.stage.steps, "global_batch": batching.global_batch,
+        "modules": [vars(row) for row in rows], "trainable": trainable, "frozen": frozen,
+        "exits": [vars(criterion) for criterion in setup.spec.exits]}})
