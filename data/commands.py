@@ -5,6 +5,7 @@ Each function returns what ``--json`` prints; ``render`` says the same in words.
 
 from __future__ import annotations
 
+import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -24,10 +25,13 @@ MEGABYTE = 1e6
 
 
 def parse(argv: Sequence[str] | None = None, description: str | None = None) -> Namespace:
-    """Options of ``build`` and ``synthesize`` depend on ``--family``, which is therefore read first."""
+    """Options of ``build`` and ``synthesize`` depend on ``--family``, which is therefore read first; the other commands
+    do without a family's packages."""
+    argv = list(sys.argv[1:] if argv is None else argv)
     family = ArgumentParser(add_help=False, allow_abbrev=False)
     family.add_argument("--family", default=DEFAULT_FAMILY, help=f"one of {', '.join(sorted(BUILDERS))}")
-    parts = builder(family.parse_known_args(argv)[0].family)
+    made = next((word for word in argv if not word.startswith("-")), None) in ("build", "synthesize")
+    parts = builder(family.parse_known_args(argv)[0].family) if made else None
 
     parser = ArgumentParser(description=description, allow_abbrev=False)
     commands = parser.add_subparsers(dest="command", required=True)
@@ -37,7 +41,8 @@ def parse(argv: Sequence[str] | None = None, description: str | None = None) -> 
     command = commands.add_parser("build", parents=[common, family], help="raw data to shards")
     command.add_argument("--input", type=Path, required=True, metavar="RAW", help="folder with metadata.json")
     command.add_argument("--output", type=Path, required=True, metavar="SHARDS", help="folder to be made")
-    parts.add_build_arguments(command)
+    if parts:
+        parts.add_build_arguments(command)
     command.add_argument("--skip-bad", action="store_true",
                          help="leave bad clips out and list them in skipped.jsonl (default: the first one stops)")
     command.add_argument("--replace", action="store_true", help="build anew where SHARDS holds finished shards")
@@ -48,7 +53,8 @@ def parse(argv: Sequence[str] | None = None, description: str | None = None) -> 
     command.add_argument("--output", type=Path, required=True, metavar="RAW", help="folder to be made or replaced")
     command.add_argument("--clips", type=int, default=64, help="how many (default: 64)")
     command.add_argument("--seed", type=int, default=0, help="what the clips depend on (default: 0)")
-    parts.add_synthesize_arguments(command)
+    if parts:
+        parts.add_synthesize_arguments(command)
 
     for name, text in (("check", "hashes, indices and every sample"), ("inspect", "counts and bytes"),
                        ("preview", "a sheet of pictures")):

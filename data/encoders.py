@@ -32,6 +32,11 @@ VIDEO_PIXELS_AT_ONCE = 512 * 512
 """Clips are encoded together while a frame of all of them has no more pixels; one large clip fills a device alone."""
 
 
+# The libraries draw a bar for each file, beside which that of a build would not be seen.
+transformers.utils.logging.disable_progress_bar()
+diffusers.utils.logging.disable_progress_bar()
+
+
 class EncoderError(ValueError):
     """A folder does not hold the encoder that was asked for."""
 
@@ -43,12 +48,6 @@ class EncoderEntry(TypedDict):
     path_name: str
     sha256: str
     dtype: str
-
-
-def disable_progress_bars() -> None:
-    """Silence the libraries' own bars, one per file, beside which that of a build would not be seen."""
-    transformers.utils.logging.disable_progress_bar()
-    diffusers.utils.logging.disable_progress_bar()
 
 
 def default_device() -> torch.device:

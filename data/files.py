@@ -107,7 +107,8 @@ def commit_directory(temporary: Path, final: Path) -> None:
 def refuse_foreign(directory: Path, marker: str) -> None:
     """Raise ``ValueError`` where ``directory`` may not be replaced: it holds files, but not ``marker``, which what is
     about to be written leaves in it."""
-    if directory.exists() and not (directory / marker).is_file() and (not directory.is_dir() or any(directory.iterdir())):
+    taken = directory.exists() and (not directory.is_dir() or any(directory.iterdir()))
+    if taken and not (directory / marker).is_file():
         raise ValueError(f"{directory}: holds something else than {marker} and its files, expected an empty or a new "
                          f"folder; nothing in it was touched")
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import CLIPVisionConfig, CLIPVisionModel, PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
@@ -35,6 +36,7 @@ def write_tiny_encoders(directory: str | Path, frames: np.ndarray, prompts: Sequ
     """
     directory = Path(directory)
     refuse_foreign(directory, MARKER)
+    transformers.utils.logging.disable_progress_bar()
     temporary = temporary_name(directory)
     chosen = frames[np.linspace(0, len(frames) - 1, min(len(frames), MAX_FIT_FRAMES)).astype(int)]
     pixels = torch.from_numpy(chosen).permute(0, 3, 1, 2).float() / 127.5 - 1

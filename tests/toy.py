@@ -25,6 +25,8 @@ class ToyConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
     width: int = 8
     noise: float = 0.1
+    unused_layer: bool = False
+    write_frozen: bool = False
 
 
 class Block(nn.Module):
@@ -62,8 +64,12 @@ class ToyNetwork(nn.Module):
         dtype = self.layers[0].frozen.weight.dtype
         x = batch["x"] + self.config.noise * keyed_randn(batch, "noise", (8,))
         h = x.to(dtype)
-        for layer in self.layers:
-            h = layer(h)
+        for i, layer in enumerate(self.layers):
+            used = 0.0 if self.config.unused_layer and i == 1 else 1.0
+            h = h + used * (layer(h) - h)
+        if self.config.write_frozen and progress.step == 2:
+            with torch.no_grad():
+                self.layers[0].frozen.bias.add_(1.0)
         error = (h.float() - batch["y"]).square().mean(-1)
         if not progress.training:
             error = error.detach()
@@ -120,13 +126,15 @@ class ToyFamily(Family):
         return {batch["key"][0]: np.full((4, 4, 3), 128, np.uint8)}
 
 
-def write_toy_shards(directory, samples: int = 24, seed: int = 0) -> None:
-    """SHARDS/train and SHARDS/val with a learnable map from x to y."""
+def write_toy_shards(directory, samples: int = 24, seed: int = 0, broken: tuple[int, ...] = ()) -> None:
+    """SHARDS/train and SHARDS/val with a learnable map from x to y; samples ``broken`` of train hold a NaN."""
     rng = np.random.default_rng(seed)
     weights = rng.standard_normal((8, 8)).astype(np.float32) / 3
     for split, count in (("train", samples), ("val", 5)):
         with ShardWriter(directory / split, SCHEMA, max_bytes=8000) as writer:
             for i in range(count):
                 x = rng.standard_normal(8).astype(np.float32)
+                if split == "train" and i in broken:
+                    x[3] = np.nan
                 writer.add(f"{split}{i:04d}", {"x": x, "y": x @ weights}, {})
         write_manifest(directory / split, SCHEMA, writer.shards, {}, {})

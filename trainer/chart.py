@@ -18,7 +18,7 @@ class Series:
     """A curve: (step, value) in the order of steps."""
 
     name: str
-    points: list[tuple[int, float]]
+    points: list[tuple[float, float]]
 
 
 def line_chart(series: list[Series], levels: list[tuple[str, float]]) -> str:
@@ -30,7 +30,7 @@ def line_chart(series: list[Series], levels: list[tuple[str, float]]) -> str:
     if not curves:
         return "<p class=soft>no finite values</p>"
     values = [value for one in curves for _, value in one.points] + [value for _, value in levels]
-    steps = [step for one in curves for step, _ in one.points]
+    steps = [step for one in finite for step, _ in one.points]
     logarithmic = min(values) > 0 and max(values) / min(values) > 30
     scale = math.log10 if logarithmic else float
     low, high = scale(min(values)), scale(max(values))
@@ -68,14 +68,14 @@ def line_chart(series: list[Series], levels: list[tuple[str, float]]) -> str:
     return (f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img">{"".join(parts)}</svg>{_legend(curves, levels)}')
 
 
-def thinned(points: list[tuple[int, float]]) -> list[tuple[int, float]]:
+def thinned(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
     """At most ``POINTS`` points: means of step and value over runs of neighbours. The last one stays."""
     if len(points) <= POINTS:
         return points
     size = math.ceil((len(points) - 1) / (POINTS - 1))
     runs = [points[start:start + size] for start in range(0, len(points) - 1, size)]
-    return [(round(sum(step for step, _ in run) / len(run)), sum(value for _, value in run) / len(run))
-            for run in runs] + [points[-1]]
+    return [(sum(step for step, _ in run) / len(run), sum(value for _, value in run) / len(run)) for run in runs] + [
+        points[-1]]
 
 
 def number(value: float) -> str:

@@ -94,7 +94,7 @@ def run_main(function: Callable[[], int | None]) -> NoReturn:
         if not _is_expected(error):
             traceback.print_exc()
         else:
-            _say(_one_line(error))
+            _say(_one_line(error), elsewhere=_is_elsewhere(error))
         code = 1
     sys.stdout.flush()
     sys.exit(code)
@@ -134,12 +134,18 @@ def _rank() -> int:
     return int(os.environ.get("RANK") or (in_step and os.environ.get("SLURM_PROCID")) or 0)
 
 
-def _say(sentence: str) -> None:
+def _say(sentence: str, elsewhere: bool = False) -> None:
     rank = _rank()
     if rank == 0:
         print(f"error: {sentence}", file=sys.stderr, flush=True)
-    elif dist.is_available() and dist.is_initialized() and not sentence.startswith("rank "):
+    elif not elsewhere and dist.is_available() and dist.is_initialized():
         print(f"error on rank {rank}: {sentence}", file=sys.stderr, flush=True)
+
+
+def _is_elsewhere(error: BaseException) -> bool:
+    """Whether it only says that another rank failed (``trainer.distributed.FirstRankError``, told by its name so that
+    DeepSpeed is not imported for it)."""
+    return type(error).__name__ == "FirstRankError"
 
 
 def _one_line(error: BaseException) -> str:
@@ -151,7 +157,7 @@ def _one_line(error: BaseException) -> str:
 def _is_expected(error: BaseException) -> bool:
     """Whether an error is the user's: pydantic's, the trainer's word that another rank failed, or a ``ValueError`` or
     ``OSError`` raised by a line of this project (or by the standard library for it), not inside a dependency."""
-    if isinstance(error, ValidationError) or type(error).__name__ == "FirstRankError":
+    if isinstance(error, ValidationError) or _is_elsewhere(error):
         return True
     if not isinstance(error, ValueError | OSError):
         return False

@@ -11,6 +11,8 @@ from rich.table import Table
 def show(plan: dict[str, Any]) -> None:
     """Print what ``trainer.planner.plan`` returned."""
     console = Console()
+    if not console.is_terminal:
+        console.width = 120
     console.print(f"{plan['family']} {plan['size']}, {plan['precision']}, ZeRO-{plan['zero']}, frozen weights "
                   f"{plan['frozen']}d, recompute {plan['recompute']}; {plan['gpu']} at {plan['utilisation']:.0%} of "
                   f"its peak, {plan['bandwidth_bytes_per_second'] / 1e9:.0f} GB/s; GB = 1e9 bytes", highlight=False)

@@ -16,8 +16,9 @@ ring bytes per GPU, and no part of it is taken to hide behind the computation.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -26,7 +27,7 @@ from data.stream import Batching
 from models import get_family
 from models.family import ModuleCost
 from trainer.cli import build_parser, json_output, parse
-from trainer.freeze import freeze, freeze_table, matching_modules
+from trainer.freeze import freeze, freeze_table
 from trainer.hardware import PEAK_BF16
 from trainer.plan_table import show
 from trainer.recipe import Recipe, read_ds_config
@@ -37,7 +38,6 @@ MEMORY = {"H20": 96e9, "H200": 141e9, "H100": 80e9, "H800": 80e9, "A100": 80e9, 
 """Bytes by GPU (vendor data sheets)."""
 OPTIONS = ((1, "replicate"), (2, "replicate"), (3, "replicate"), (3, "shard"))
 """(ZeRO stage, frozen weights): what a recipe can choose from."""
-POLICIES = ("none", "selective", "block")
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,8 @@ def plan_stage(recipe: Recipe, index: int, cluster: Cluster) -> dict[str, Any]:
     freeze(network, spec)
     sizes = measure(network, DTYPES[recipe.precision].itemsize)
     costs = family.flops(config, index)
-    flops, kept = flops_per_sample(costs), activation_bytes(costs, network)
+    units = recompute_units(network, family.recompute_units(network))
+    flops, kept = flops_per_sample(costs, units), activation_bytes(costs, units)
 
     executed = batching.local * flops["by_recompute"][recipe.recompute]
     compute = executed / (PEAK_BF16[cluster.gpu] * cluster.utilisation)
@@ -130,20 +131,19 @@ def module_counts(network: torch.nn.Module, spec: Any) -> dict[str, dict[str, An
     return counts
 
 
-def flops_per_sample(costs: Sequence[ModuleCost]) -> dict[str, Any]:
-    """``forward`` and ``training`` (forward and backward, nothing recomputed); ``linear``, ``attention`` and ``heads``
-    of both; ``by_recompute``: training with what each policy runs again; ``modules``: forward and training of each."""
-    def parts(trunk_linear: float, trunk_attention: float, heads: float) -> dict[str, float]:
-        return {"linear": trunk_linear, "attention": trunk_attention, "heads": heads}
+def flops_per_sample(costs: Sequence[ModuleCost], units: Mapping[str, int]) -> dict[str, Any]:
+    """``forward`` and ``training`` (forward and backward, nothing recomputed), each by ``linear``, ``attention`` and
+    ``heads``; ``by_recompute``: training with what each policy runs again; ``modules``: a row each. ``units`` as from
+    ``recompute_units``."""
+    def parts(*names: str) -> dict[str, float]:
+        def total(head: bool, *kinds: str) -> float:
+            return sum(_flops(c, name, kind) for c in costs if c.head == head for name in names for kind in kinds)
+        return {"linear": total(False, "linear"), "attention": total(False, "attention"),
+                "heads": total(True, "linear", "attention")}
 
-    trunk, heads = [c for c in costs if not c.head], [c for c in costs if c.head]
-    factor = {"trained": 3.0, "passed": 2.0, "still": 1.0}
-    forward = parts(sum(c.linear for c in trunk), sum(c.attention for c in trunk), sum(c.forward for c in heads))
-    training = parts(sum(factor[c.kind] * c.linear for c in trunk),
-                     sum((1.0 if c.kind == "still" else 3.5) * c.attention for c in trunk),
-                     sum(c.forward + c.backward for c in heads))
+    forward, training = parts("forward"), parts("forward", "backward")
+    again = [c for c in costs if _top(c.module) in units and c.kind != "still"]
     once = sum(training.values())
-    again = [c for c in costs if c.boundary_bytes and c.kind != "still"]
     return {"forward": sum(forward.values()), "training": once, "forward_parts": forward, "training_parts": training,
             "by_recompute": {"none": once, "selective": once + sum(c.linear for c in again),
                              "block": once + sum(c.forward for c in again)},
@@ -152,16 +152,23 @@ def flops_per_sample(costs: Sequence[ModuleCost]) -> dict[str, Any]:
                         for c in costs]}
 
 
-def activation_bytes(costs: Sequence[ModuleCost], network: torch.nn.Module) -> dict[str, float]:
+def activation_bytes(costs: Sequence[ModuleCost], units: Mapping[str, int]) -> dict[str, float]:
     """Bytes of one sample's activations when the backward begins, by recompute policy. Recomputed units keep their
     inputs (and attention outputs), and one of them at a time all the rest."""
-    grad = [c for c in costs if c.kind != "still"]
-    units = [c for c in grad if c.boundary_bytes]
-    fixed = sum(c.activation_bytes for c in grad if not c.boundary_bytes)
-    largest = max((c.activation_bytes / max(1, len(matching_modules(network, c.module))) for c in units), default=0.0)
-    block = fixed + largest + sum(c.boundary_bytes for c in units)
-    return {"none": sum(c.activation_bytes for c in grad), "block": block,
-            "selective": block + sum(c.attention_bytes for c in units)}
+    kept = [c for c in costs if c.kind != "still"]
+    again = [c for c in kept if _top(c.module) in units]
+    largest = max((sum(c.activation_bytes for c in again if _top(c.module) == top) / count
+                   for top, count in units.items()), default=0.0)
+    block = largest + sum(c.boundary_bytes if c in again else c.activation_bytes for c in kept)
+    return {"none": sum(c.activation_bytes for c in kept), "block": block,
+            "selective": block + sum(c.attention_bytes for c in again)}
+
+
+def recompute_units(network: torch.nn.Module, units: Iterable[torch.nn.Module]) -> dict[str, int]:
+    """How many ``units`` each top-level module of ``network`` holds. The rows of a family's cost table that begin with
+    its name are what they run again."""
+    wanted = {id(unit) for unit in units}
+    return dict(Counter(_top(name) for name, module in network.named_modules() if id(module) in wanted))
 
 
 def state_bytes(sizes: Sizes, zero: int, frozen: str, ranks: int, ds_config: dict[str, Any]) -> dict[str, float]:
@@ -218,6 +225,15 @@ def advice(options: list[dict[str, Any]], chosen: dict[str, Any], gpu: str) -> s
                 f"{chosen['step_seconds']:.3g} s a step.")
     return (f"{name(best)} would be fastest: {gained:.3g} s ({gained / chosen['step_seconds']:.1%}) less than the "
             f"{chosen['step_seconds']:.3g} s a step of {name(chosen)}, with {memory}.")
+
+
+def _top(name: str) -> str:
+    return name.split(".")[0]
+
+
+def _flops(cost: ModuleCost, direction: str, kind: str) -> float:
+    """Linear or attention part of a row's forward or backward."""
+    return getattr(replace(cost, **{"attention" if kind == "linear" else "linear": 0.0}), direction)
 
 
 def _held(sizes: Sizes, frozen: str) -> int:

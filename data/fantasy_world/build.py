@@ -18,19 +18,16 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from torch import Tensor
-
-from data.encoders import EncoderEntry, ImageEncoder, TextEncoder, VideoEncoder, bits, default_device
 from data.fantasy_world.clip import Clip, ClipOptions, precheck, prepare_clip
 from data.fantasy_world.raw import METADATA, RawClip, RawError, read_metadata
-from data.fantasy_world.schema import fantasy_world_schema, latent_frames
 from data.fantasy_world.statistics import Statistics
 from data.files import MANIFEST, atomic_file, commit_directory, temporary_name
-from data.schema import SampleSchema
 from data.shards import ShardWriter, write_manifest
+
+if TYPE_CHECKING:
+    from data.fantasy_world.encode import Encoders
 
 SPLITS = ("train", "val")
 SKIPPED = "skipped.jsonl"
@@ -88,16 +85,20 @@ def build(raw: Path, output: Path, options: BuildOptions, track: Track = lambda 
     clips, unreadable = read_metadata(raw)
     for where, error in unreadable:
         bad.add(where, error)
+    total = len(clips) + len(unreadable)
     clips = _precheck(clips, options.clip, bad, track)
+    if not clips:
+        raise RawError(f"{raw / METADATA}: no usable clip among {total}; {bad.first()}")
     splits = assign_splits(clips, options.holdout)
-    encoders = Encoders(options)
+    from data.fantasy_world.encode import Encoders  # takes seconds; a bad file is told before
+
+    encoders = Encoders(options.vae, options.text_encoder, options.tokenizer, options.image_encoder)
     report = BuildReport(str(output))
     temporary = temporary_name(output)
     try:
         _write_splits(temporary, clips, splits, encoders, options, bad, report, track)
         if not report.samples.get("train"):
-            raise RawError(f"{raw / METADATA}: no usable clip for training among {len(unreadable) + len(clips)}; "
-                           f"{bad.first()}")
+            raise RawError(f"{raw / METADATA}: no usable clip for training among {total}; {bad.first()}")
         if bad.entries:
             with atomic_file(temporary / SKIPPED, "w") as handle:
                 handle.writelines(json.dumps(entry) + "\n" for entry in bad.entries)
@@ -125,39 +126,6 @@ def assign_splits(clips: list[RawClip], holdout: float) -> dict[str, str]:
 def _fraction(key: str) -> float:
     """A number in [0, 1) that depends on the key alone."""
     return int.from_bytes(hashlib.sha256(f"holdout/{key}".encode()).digest()[:8], "big") / 2**64
-
-
-class Encoders:
-    """The encoders of a build, the schema of what they make, and what the manifest says of them."""
-
-    def __init__(self, options: BuildOptions) -> None:
-        device = default_device()
-        self._video = VideoEncoder(options.vae, device)
-        self._text = TextEncoder(options.text_encoder, options.tokenizer, device)
-        self._image = ImageEncoder(options.image_encoder, device) if options.image_encoder else None
-        self.entries: dict[str, EncoderEntry] = {"vae": self._video.entry, "text_encoder": self._text.entry,
-                                                 "tokenizer": self._text.tokenizer_entry}
-        image = {}
-        if self._image is not None:
-            self.entries["image_encoder"] = self._image.entry
-            image = {"image_to_video": True, "clip_dim": self._image.dim}
-        self.schema: SampleSchema = fantasy_world_schema(self._video.channels, self._text.dim, **image)
-
-    def encode(self, clips: list[Clip], prompts: list[str]) -> list[dict[str, np.ndarray]]:
-        """The arrays of the samples, in the schema's file dtypes."""
-        videos = [clip.frames for clip in clips]
-        parts: dict[str, list[Tensor]] = {"latent": self._video.encode(videos), "text": self._text.encode(prompts)}
-        if self._image is not None:
-            parts["image_latent"] = self._video.image_latents(videos)
-            parts["clip"] = self._image.encode([video[0] for video in videos])
-        frames, height, width, _ = videos[0].shape
-        found, expected = parts["latent"][0].shape[1:], (latent_frames(frames), height // 8, width // 8)
-        if tuple(found) != expected:
-            raise ValueError(f"the VAE {self.entries['vae']['path_name']} makes latents of {tuple(found)}, expected "
-                             f"{expected} of a clip of {frames} x {height} x {width}; give Wan2.1's")
-        return [{**{name: bits(values[i]) for name, values in parts.items()}, "depth": clip.depth,
-                 "extrinsics": clip.extrinsics, "intrinsics": clip.intrinsics, "frame": clip.frames[0]}
-                for i, clip in enumerate(clips)]
 
 
 class _Skipped:

@@ -11,14 +11,12 @@ import numpy as np
 
 from data.builders import Builder, Track
 from data.dataset import Sample
-from data.encoders import disable_progress_bars
 from data.fantasy_world.build import BuildOptions, build
 from data.fantasy_world.clip import ClipOptions
 from data.fantasy_world.raw import read_metadata
 from data.fantasy_world.readers import read_frames
 from data.fantasy_world.synthetic import write_synthetic
 from data.pictures import depth_colours, sheet
-from data.tiny_encoders import write_tiny_encoders
 
 
 class FamilyBuilder(Builder):
@@ -41,7 +39,6 @@ class FamilyBuilder(Builder):
         options = BuildOptions(clip, arguments.vae, arguments.text_encoder, arguments.tokenizer,
                                arguments.image_encoder, arguments.holdout, arguments.skip_bad, arguments.replace,
                                arguments.max_shard_bytes)
-        disable_progress_bars()
         return asdict(build(arguments.input, arguments.output, options, track))
 
     def add_synthesize_arguments(self, parser: ArgumentParser) -> None:
@@ -53,7 +50,8 @@ class FamilyBuilder(Builder):
         write_synthetic(arguments.output, arguments.clips, arguments.frames, arguments.height, arguments.width,
                         arguments.seed, lambda clips: track(clips, "rendering", arguments.clips))
         if arguments.encoders:
-            disable_progress_bars()
+            from data.tiny_encoders import write_tiny_encoders  # takes seconds to import
+
             clips, _ = read_metadata(arguments.output)
             frames = [frame for clip in clips for frame in list(read_frames(clip.video, arguments.frames))[::4]]
             write_tiny_encoders(arguments.encoders, np.stack(frames), [clip.prompt for clip in clips], arguments.seed)

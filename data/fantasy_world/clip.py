@@ -78,12 +78,14 @@ class CoverCrop:
     @classmethod
     def of(cls, source_height: int, source_width: int, height: int, width: int) -> CoverCrop:
         scale = max(height / source_height, width / source_width)
-        return cls((source_width - width / scale) / 2, (source_height - height / scale) / 2, scale, source_height,
-                   source_width, height, width)
+        # Rounding may put the side that fits exactly a hair outside of the source.
+        left, top = max(source_width - width / scale, 0) / 2, max(source_height - height / scale, 0) / 2
+        return cls(left, top, scale, source_height, source_width, height, width)
 
     def image(self, image: np.ndarray) -> np.ndarray:
         """uint8 [h, w, 3] -> [H, W, 3], bicubic, smoothed where it shrinks."""
-        box = (self.left, self.top, self.left + self.width / self.scale, self.top + self.height / self.scale)
+        box = (self.left, self.top, min(self.left + self.width / self.scale, self.source_width),
+               min(self.top + self.height / self.scale, self.source_height))
         resized = Image.fromarray(image).resize((self.width, self.height), Image.Resampling.BICUBIC, box=box)
         return np.asarray(resized)
 

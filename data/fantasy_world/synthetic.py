@@ -68,7 +68,8 @@ def write_synthetic(directory: str | Path, clips: int, frames: int, height: int,
         entries = [_write_clip(temporary, f"scene_{i:05d}", render_clip(seed, i, frames, height, width))
                    for i in track(range(clips))]
         (temporary / METADATA).write_text(json.dumps(entries, indent=1) + "\n", encoding="utf-8")
-        write_json(temporary / MARKER, {"clips": clips, "frames": frames, "height": height, "width": width, "seed": seed})
+        write_json(temporary / MARKER, {"clips": clips, "frames": frames, "height": height, "width": width,
+                                         "seed": seed})
         commit_directory(temporary, directory)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)

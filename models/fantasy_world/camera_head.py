@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.fantasy_world.config import VAE_TIME, CameraHeadConfig
+from models.fantasy_world.float32 import Float32Linear
 from models.fantasy_world.vggt_block import VGGTBlock, modulate
 
 POSE = 9
@@ -66,10 +67,3 @@ class CameraHead(nn.Module):
             pose = pose.detach() + correction
             estimates.append(torch.cat([pose[..., :7], F.softplus(pose[..., 7:])], -1))
         return estimates
-
-
-class Float32Linear(nn.Linear):
-    """A linear layer that computes in fp32 whatever its weights are held in; for outputs in physical units."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x.float(), self.weight.float(), self.bias.float())

@@ -114,6 +114,15 @@ class AggregatorConfig(_Section):
     pose_hidden: int = 128
 
 
+class CameraControlConfig(_Section):
+    """Camera adapters inside the video's cross-attention, beside the ``aggregator``: in the first ``layers`` blocks."""
+
+    layers: int = 25
+    features: int = 2048
+    hidden: int = 1024
+    rank: int = 409
+
+
 class InteractionConfig(_Section):
     """Bi-directional cross-attention of an IRG layer."""
 
@@ -163,6 +172,7 @@ class FantasyWorldConfig(_Section):
     geometry: Literal["wan", "aggregator"] = "wan"
     bridge: BridgeConfig = BridgeConfig()
     aggregator: AggregatorConfig = AggregatorConfig()
+    camera_control: CameraControlConfig = CameraControlConfig()
     interaction: InteractionConfig
     dpt: DPTConfig
     camera_head: CameraHeadConfig
@@ -183,6 +193,9 @@ class FantasyWorldConfig(_Section):
         if list(taps) != sorted(set(taps)) or taps[0] < 1 or taps[-1] != self.irg_layers:
             raise ValueError(f"dpt.taps is {taps}, expected four ascending 1-based layers that end at the last of the "
                              f"{self.irg_layers} IRG layers")
+        if self.geometry == "aggregator" and self.camera_control.layers > self.backbone.layers:
+            raise ValueError(f"camera_control.layers is {self.camera_control.layers}, expected at most the "
+                             f"{self.backbone.layers} blocks of the backbone")
         if self.frames_per_step > self.clip.frames:
             raise ValueError(f"frames_per_step is {self.frames_per_step}, expected at most the {self.clip.frames} "
                              "frames of a clip")
@@ -214,7 +227,7 @@ SIZES: dict[str, FantasyWorldConfig] = {
         split=2,
         bridge=BridgeConfig(width=64, heads=2, layers=2, ffn_dim=128),
         interaction=InteractionConfig(heads=3, head_dim=32),
-        dpt=DPTConfig(taps=(1, 2, 3, 4), channels=(32, 32, 48, 48), features=32, hidden=32, last=16, chunk=8),
+        dpt=DPTConfig(taps=(1, 2, 3, 4), channels=(32, 32, 48, 48), features=32, hidden=16, last=16, chunk=8),
         camera_head=CameraHeadConfig(width=64, heads=2, layers=2, mlp_ratio=2, hidden=32),
         pose_hidden=64,
         allow_random_base=True,

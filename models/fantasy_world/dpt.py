@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.fantasy_world.config import DPTConfig
+from models.fantasy_world.float32 import Float32Pointwise
 from models.fantasy_world.temporal import TemporalUpsampler
 from models.fantasy_world.tokens import patch_tokens
 
@@ -52,7 +53,7 @@ class FusionStep(nn.Module):
 
 
 class OutputBranch(nn.Module):
-    """The last convolutions of one output; the very last in fp32."""
+    """The last convolutions of one output, the very last in fp32: log depth in bf16 would be a coarse ruler."""
 
     def __init__(self, hidden: int, last: int, channels: int) -> None:
         super().__init__()
@@ -61,17 +62,6 @@ class OutputBranch(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv2(F.relu(self.conv1(x)))
-
-
-class Float32Pointwise(nn.Conv2d):
-    """1x1 convolution that computes in fp32 whatever its weights are held in: log depth in bf16 would be a coarse
-    ruler."""
-
-    def __init__(self, channels: int, out_channels: int) -> None:
-        super().__init__(channels, out_channels, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.conv2d(x.float(), self.weight.float(), self.bias.float())
 
 
 class SpatialFusion(nn.Module):

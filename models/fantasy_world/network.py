@@ -8,7 +8,10 @@ import torch
 from diffusers import WanTransformer3DModel
 from torch import Tensor, nn
 
-from models.fantasy_world.backbone import kept_dtype, meta_base
+from data.fantasy_world.cameras import encode_pose
+from models.fantasy_world.aggregator import AggregatorPair, PosedTokens, TimeProjection, group_poses
+from models.fantasy_world.backbone import SplitWanBlock, kept_dtype, meta_base
+from models.fantasy_world.camera_control import CameraAdapter, CameraEncoder, ControlledWanBlock, fold_plucker
 from models.fantasy_world.config import FantasyWorldConfig
 from models.fantasy_world.geometry import LatentBridge, WanGeometryBlock, ZeroLinear
 from models.fantasy_world.plucker import PoseEncoder, token_plucker
@@ -26,7 +29,8 @@ def build_network(config: FantasyWorldConfig, stage: int, device: torch.device |
     base = meta_base(config.backbone)
     for name, parameter in base.named_parameters():
         parameter.data = parameter.data.to(kept_dtype(name, dtype))
-    return WanFantasyWorld(config, stage, base.requires_grad_(False), device, dtype)
+    design = {"wan": WanFantasyWorld, "aggregator": AggregatorFantasyWorld}[config.geometry]
+    return design(config, stage, base.requires_grad_(False), device, dtype)
 
 
 class WanFantasyWorld(FantasyWorld):
@@ -80,3 +84,73 @@ class WanFantasyWorld(FantasyWorld):
 
     def geo_leaves(self, block: nn.Module) -> list[nn.Module]:
         return [block.attention, block.feed_forward]
+
+
+class AggregatorFantasyWorld(FantasyWorld):
+    """Geometry in a VGGT aggregator of its own width, cameras inside the video's cross-attention (the paper's)."""
+
+    def __init__(self, config: FantasyWorldConfig, stage: int, base: WanTransformer3DModel,
+                 device: torch.device | str, dtype: torch.dtype) -> None:
+        super().__init__(config, stage, base, device, dtype)
+        backbone, control = config.backbone, config.camera_control
+        self.geometry_time = self.own("geometry_time", lambda: TimeProjection(backbone.freq_dim, config.geometry_dim))
+        if stage > 1:
+            self.pose_encoder = self.own("pose_encoder", lambda: CameraEncoder(control, backbone.dim))
+            self.camera_adapters = self.own("camera_adapters", lambda: nn.ModuleList(
+                CameraAdapter(control, backbone.dim) for _ in range(control.layers)))
+
+    @property
+    def _geometry_head_dim(self) -> int:
+        return self.config.aggregator.dim // self.config.aggregator.heads
+
+    def head_dims(self) -> tuple[int, ...]:
+        return self.config.backbone.head_dim, self.config.interaction.head_dim, self._geometry_head_dim
+
+    def make_bridge(self) -> nn.Module:
+        return nn.Linear(self.config.backbone.dim, self.config.geometry_dim)  # the published 1 x 1 x 1 convolution
+
+    def make_tokens(self) -> nn.Module:
+        return PosedTokens(self.config.aggregator)
+
+    def make_geo_block(self, block: nn.Module) -> nn.Module:
+        return AggregatorPair(self.config.aggregator)
+
+    def pcb_block(self, block: nn.Module) -> nn.Module:
+        return ControlledWanBlock(block)
+
+    def video_block(self, block: nn.Module) -> SplitWanBlock:
+        return ControlledWanBlock(block)
+
+    def encode_camera(self, extrinsics: Tensor, intrinsics: Tensor, given: Tensor, grid: tuple[int, int, int],
+                      height: int, width: int) -> tuple[Tensor, Tensor, Tensor | None]:
+        poses = group_poses(encode_pose(extrinsics, intrinsics, height, width))
+        features = None
+        if self.stage > 1:
+            features = self.pose_encoder(fold_plucker(extrinsics, intrinsics, height, width, self.dtype), given)
+        return poses.to(self.dtype), given, features
+
+    def run_pcb_block(self, i: int, block: nn.Module, x: Tensor, video: tuple, camera: tuple) -> Tensor:
+        return block(x, *video, camera[2], self._adapter(i))
+
+    def start_geometry(self, x_v: Tensor, latent: Tensor, camera: tuple) -> Tensor:
+        poses, given, _ = camera
+        return self.special_tokens(self.latent_bridge(x_v).unflatten(1, (latent.shape[2], -1)), poses, given)
+
+    def geometry_inputs(self, latent: Tensor, timestep: Tensor, context: Tensor, projection: Tensor,
+                        camera: tuple) -> tuple:
+        head_dim = self._geometry_head_dim
+        return (self.geometry_time(timestep), self.rope.geometry(head_dim, latent[:, :, :1]),
+                self.rope.geometry(head_dim, latent))
+
+    def video_inputs(self, i: int, video: tuple, camera: tuple) -> tuple:
+        return (*video, camera[2], self._adapter(self.config.split + i))
+
+    def _adapter(self, i: int) -> nn.Module | None:
+        """The camera adapter of block ``i`` of the backbone."""
+        return self.camera_adapters[i] if self.stage > 1 and i < len(self.camera_adapters) else None
+
+    def recompute_units(self) -> list[nn.Module]:
+        return [*super().recompute_units(), *([self.pose_encoder] if self.stage > 1 else [])]
+
+    def geo_leaves(self, block: nn.Module) -> list[nn.Module]:
+        return [block.frame_block, block.global_block.attention, block.global_block.feed_forward]

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.fantasy_world.rope import Rotation, rotate
+from models.fantasy_world.rope import rotate
 from models.layers.attention import Attend
 
 _LAYER_SCALE = 0.01
@@ -75,8 +75,8 @@ class VGGTBlock(nn.Module):
         self.attention = SelfAttention(dim, heads, qk_norm)
         self.feed_forward = MLP(dim, mlp_ratio)
 
-    def forward(self, x: Tensor, time: Tensor | None = None, rotation: Rotation = ()) -> Tensor:
-        """``[B, T, d]`` -> same; ``time`` ``[B, 6, d]``."""
+    def forward(self, x: Tensor, time: Tensor | None = None, *rotation: Tensor) -> Tensor:
+        """``[B, T, d]`` -> same; ``time`` ``[B, 6, d]``, ``rotation`` nothing, or cos and sin."""
         first, second = split_modulation(self.modulation(time))
         return self.feed_forward(self.attention(x, *first, *rotation), *second)
 

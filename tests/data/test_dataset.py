@@ -143,7 +143,7 @@ def test_flipped_byte_is_named_with_the_sample_and_member(shards, member):
     assert shards.read(0).key == "clip000"
 
 
-@pytest.mark.parametrize("damage", ["missing", "empty", "flipped", "of_another_tar"])
+@pytest.mark.parametrize("damage", ["missing", "empty", "flipped", "of_another_tar", "of_another_build"])
 def test_damaged_index_is_named(shards, schema, damage):
     idx = index_path(shards.directory / "shard-000001.tar")
     if damage == "missing":
@@ -152,6 +152,10 @@ def test_damaged_index_is_named(shards, schema, damage):
         idx.write_bytes(b"")
     elif damage == "flipped":
         flip(idx, 40)
+    elif damage == "of_another_build":
+        index = json.loads(idx.read_bytes())
+        index["samples"].reverse()
+        write_index(shards.directory / "shard-000001.tar", index)
     else:
         shutil.copy(index_path(shards.directory / "shard-000000.tar"), idx)
     with pytest.raises(DamagedError, match=r"shard-000001\.tar\.idx: "):

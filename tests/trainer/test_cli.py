@@ -138,6 +138,16 @@ def test_after_joining_another_rank_says_what_befell_it(tmp_path, capsys, monkey
     assert capsys.readouterr().err.startswith("error on rank 3: ")
 
 
+def test_another_ranks_failure_is_told_by_rank_0_alone(capsys, monkeypatch):
+    from trainer.distributed import FirstRankError
+
+    monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
+    for rank, told in (("0", "error: rank 3: it broke\n"), ("1", "")):
+        monkeypatch.setenv("RANK", rank)
+        assert outcome(raiser(FirstRankError("rank 3: it broke"))) == 1
+        assert capsys.readouterr().err == told
+
+
 def test_json_is_alone_on_the_standard_output(capfd):
     with json_output(True) as emit:
         print("a library talks")

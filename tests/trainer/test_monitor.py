@@ -116,8 +116,10 @@ def test_run_json_says_what_ran_where_and_keeps_facts(recipe, tmp_path, monkeypa
     monitor.close()
     Monitor(recipe, tmp_path, 0, 1, 50).close()
     record = read_run_record(tmp_path)
-    assert [(start["stage"], start["step"], start["world_size"]) for start in record["starts"]] == [(1, 0, 2), (1, 50, 2)]
+    starts = [(start["stage"], start["step"], start["world_size"]) for start in record["starts"]]
+    assert starts == [(1, 0, 2), (1, 50, 2)]
     start = record["starts"][0]
+    assert start["commit"] is None or len(start["commit"].rstrip("+")) == 40
     assert start["host"]
     assert start["argv"]
     assert {"torch", "deepspeed", "diffusers"} <= set(start["versions"])

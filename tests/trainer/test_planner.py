@@ -13,7 +13,16 @@ from models import FAMILIES
 from models.family import ModuleCost
 from tests.toy import ToyConfig, ToyFamily
 from trainer import planner
-from trainer.planner import Cluster, Sizes, activation_bytes, advice, flops_per_sample, state_bytes, traffic_bytes
+from trainer.planner import (
+    Cluster,
+    Sizes,
+    activation_bytes,
+    advice,
+    flops_per_sample,
+    recompute_units,
+    state_bytes,
+    traffic_bytes,
+)
 from trainer.recipe import Recipe, read_ds_config
 
 SEED = Sizes(trained=956_000_000, frozen=1_420_000_000, frozen_bytes=2_840_000_000, width=2)
@@ -86,25 +95,27 @@ def test_offload_takes_masters_off_the_gpu_and_hpz_adds_a_copy_to_it():
     assert secondary["gathered"] - state_bytes(SEED, 3, "replicate", 64, ds_config(3))["gathered"] == 2 * 956e6 / 8
 
 
-COSTS = [ModuleCost("layers.*.frozen", 10.0, 4.0, "still"),
-         ModuleCost("layers.*.first", 100.0, 40.0, "trained", activation_bytes=80.0, boundary_bytes=4.0,
+COSTS = [ModuleCost("stem", 10.0, 4.0, "still"),
+         ModuleCost("layers.first", 100.0, 40.0, "trained", activation_bytes=80.0, boundary_bytes=4.0,
                     attention_bytes=6.0),
-         ModuleCost("layers.*.second", 20.0, 8.0, "passed", activation_bytes=10.0),
-         ModuleCost("head", 7.0, 0.0, "trained", head=True)]
+         ModuleCost("layers.frozen", 20.0, 8.0, "passed", activation_bytes=10.0),
+         ModuleCost("head", 7.0, 0.0, "trained", head=True, activation_bytes=3.0, boundary_bytes=2.0)]
 
 
 def test_flops_split_into_linear_attention_and_heads_and_add_what_each_policy_recomputes():
-    found = flops_per_sample(COSTS)
+    found = flops_per_sample(COSTS, {"layers": 2})
     assert found["forward_parts"] == {"linear": 130.0, "attention": 52.0, "heads": 7.0}
     assert found["training_parts"] == {"linear": 10 + 300 + 40.0, "attention": 4 + 140 + 28.0, "heads": 21.0}
     assert found["training"] == sum(c.forward + c.backward for c in COSTS) == sum(found["training_parts"].values())
-    assert found["by_recompute"] == {"none": 543.0, "selective": 643.0, "block": 683.0}
+    assert found["by_recompute"] == {"none": 543.0, "selective": 663.0, "block": 711.0}
 
 
-def test_recompute_keeps_inputs_of_all_units_and_everything_of_one():
+def test_recompute_keeps_the_inputs_of_all_units_and_everything_of_one():
     network = ToyFamily().build(ToyConfig(), 2, "meta", torch.float32)
-    # Two layers match, so one unit is half of the 80 bytes.
-    assert activation_bytes(COSTS, network) == {"none": 90.0, "block": 10 + 4 + 40.0, "selective": 10 + 4 + 40 + 6.0}
+    units = recompute_units(network, ToyFamily().recompute_units(network))
+    assert units == {"layers": 2}
+    # One of two layers is half of 90 bytes; the head is no unit, so it keeps its 3.
+    assert activation_bytes(COSTS, units) == {"none": 93.0, "block": 45 + 4 + 3.0, "selective": 45 + 4 + 3 + 6.0}
 
 
 def option(zero, seconds, fits=True, total=10e9):

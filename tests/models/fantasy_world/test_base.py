@@ -1,6 +1,7 @@
 """The base: parts that equal the whole, weights that come from where they should, errors that name the file."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,31 +14,36 @@ from models.fantasy_world.network import build_network
 from tests.models.fantasy_world.inputs import make_inputs
 
 
-def reference(folder, inputs, dtype, text_length):
-    model = WanTransformer3DModel.from_pretrained(folder, torch_dtype=dtype)
-    text = torch.nn.functional.pad(inputs["text"], (0, 0, 0, text_length - inputs["text"].shape[1]))
+def reference(config, inputs, dtype):
+    """The velocity that diffusers' own model gives."""
+    model = WanTransformer3DModel.from_pretrained(config.base, torch_dtype=dtype)
+    text, length = inputs["text"], config.backbone.text_length
+    text = torch.nn.functional.pad(text, (0, 0, 0, length - text.shape[1]))
+    latent, clip = inputs["latents_noisy"], None
+    if config.image_to_video:
+        latent, clip = torch.cat([latent, inputs["image_latent"]], 1), inputs["clip"].to(dtype)
     with torch.no_grad():
-        return model(inputs["latents_noisy"].to(dtype), inputs["timestep"], text.to(dtype)).sample
+        return model(latent.to(dtype), inputs["timestep"], text.to(dtype), clip).sample
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_new_stage_two_equals_the_frozen_base_bit_for_bit(base_folder, tiny, make_network, dtype):
-    inputs = make_inputs(tiny)
-    network = make_network(2, dtype)
+def test_a_new_stage_two_equals_the_frozen_base_bit_for_bit(config, make_network, dtype):
+    inputs = make_inputs(config)
+    network = make_network(config, 2, dtype)
     for parameter in network.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.to(dtype)
     with torch.no_grad():
         video = network.predict(**inputs)["video"]
-    expected = reference(base_folder, inputs, dtype, tiny.backbone.text_length)
+    expected = reference(config, inputs, dtype)
     assert torch.equal(video, expected)
     assert expected.float().std() > 0.1
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_frozen_weights_have_the_values_and_dtypes_that_diffusers_gives_them(base_folder, make_network, dtype):
-    model = dict(WanTransformer3DModel.from_pretrained(base_folder, torch_dtype=dtype).named_parameters())
-    network = make_network(2, dtype)
+def test_frozen_weights_have_the_values_and_dtypes_that_diffusers_gives_them(tiny, make_network, dtype):
+    model = dict(WanTransformer3DModel.from_pretrained(tiny.base, torch_dtype=dtype).named_parameters())
+    network = make_network(tiny, 2, dtype)
     frozen = {name: p for name, p in network.named_parameters() if not p.requires_grad}
     assert len(frozen) == len(model)
     pairs = {"pcb.1.attn1.to_q.weight": "blocks.1.attn1.to_q.weight",
@@ -54,9 +60,9 @@ def test_frozen_weights_have_the_values_and_dtypes_that_diffusers_gives_them(bas
 
 
 @pytest.mark.parametrize("stage", [1, 2])
-def test_geometry_blocks_start_as_fp32_copies_of_the_blocks_behind_the_split(base_folder, make_network, stage):
-    stored = load_file(base_folder / "diffusion_pytorch_model.safetensors")
-    network = make_network(stage, torch.bfloat16)
+def test_geometry_blocks_start_as_fp32_copies_of_the_blocks_behind_the_split(tiny, make_network, stage):
+    stored = load_file(Path(tiny.base) / "diffusion_pytorch_model.safetensors")
+    network = make_network(tiny, stage, torch.bfloat16)
     block = network.irg[1].geo_block
     assert torch.equal(block.attention.attn2.to_v.weight, stored["blocks.3.attn2.to_v.weight"])
     assert torch.equal(block.modulation.scale_shift_table, stored["blocks.3.scale_shift_table"])
@@ -67,28 +73,28 @@ def test_geometry_blocks_start_as_fp32_copies_of_the_blocks_behind_the_split(bas
         assert block.attention.attn1.to_q.weight.data_ptr() != video.data_ptr()
 
 
-def test_nothing_stays_on_the_meta_device(make_network):
+def test_nothing_stays_on_the_meta_device(config, make_network):
     for stage in (1, 2):
-        network = make_network(stage)
+        network = make_network(config, stage)
         left = [n for n, t in (*network.named_parameters(), *network.named_buffers()) if t.device.type == "meta"]
         assert left == []
 
 
-def test_each_frozen_unit_is_placed_once_and_complete(tiny):
-    network, placed = build_network(tiny, 2), []
+def test_each_frozen_unit_is_placed_once_and_complete(config):
+    network, placed = build_network(config, 2), []
 
     def place(unit):
         assert all(p.device.type == "cpu" for p in unit.parameters())
         placed.append(unit)
 
-    load_base(network, tiny, "cpu", torch.float32, place)
+    load_base(network, config, "cpu", torch.float32, place)
     covered = [id(p) for unit in placed for p in unit.parameters()]
     assert len(covered) == len(set(covered))
     assert set(covered) == {id(p) for p in network.parameters() if not p.requires_grad}
-    assert len(placed) == 1 + tiny.backbone.layers + 1
+    assert len(placed) == 1 + config.backbone.layers + 1
 
 
-def test_the_hash_is_that_of_the_files_whatever_the_stage(tiny, base_folder, tmp_path):
+def test_the_hash_is_that_of_the_files_whatever_the_stage(tiny):
     def load(config, stage):
         return load_base(build_network(config, stage), config, "cpu", torch.float32)
 
@@ -109,8 +115,8 @@ def copy_base(folder, target, change=None, config=None):
     (lambda s: {**s, "blocks.0.lora.weight": torch.zeros(1)},
      r"diffusion_pytorch_model.safetensors: 1 names \('blocks.0.lora.weight'\) not in the model"),
     (lambda s: {**s, "proj_out.bias": torch.zeros(3)}, r"'proj_out.bias' has shape \[3\], the config expects \[64\]")])
-def test_a_wrong_weight_file_is_one_sentence_with_file_and_names(base_folder, tiny, tmp_path, change, message):
-    copy_base(base_folder, tmp_path, change)
+def test_a_wrong_weight_file_is_one_sentence_with_file_and_names(tiny, tmp_path, change, message):
+    copy_base(Path(tiny.base), tmp_path, change)
     config = tiny.model_copy(update={"base": str(tmp_path)})
     with pytest.raises(ValueError, match=message) as error:
         load_base(build_network(config, 1), config, "cpu", torch.float32)
@@ -118,8 +124,8 @@ def test_a_wrong_weight_file_is_one_sentence_with_file_and_names(base_folder, ti
     assert "\n" not in str(error.value)
 
 
-def test_another_number_of_heads_changes_no_shape_and_is_found_in_the_config(base_folder, tiny, tmp_path):
-    copy_base(base_folder, tmp_path, config={"num_attention_heads": 2, "attention_head_dim": 64})
+def test_another_number_of_heads_changes_no_shape_and_is_found_in_the_config(tiny, tmp_path):
+    copy_base(Path(tiny.base), tmp_path, config={"num_attention_heads": 2, "attention_head_dim": 64})
     config = tiny.model_copy(update={"base": str(tmp_path)})
     with pytest.raises(ValueError, match=r"config.json: num_attention_heads is 2, the recipe's backbone expects 4"):
         open_base(config)

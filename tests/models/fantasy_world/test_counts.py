@@ -7,14 +7,14 @@ from models.fantasy_world.network import build_network
 
 
 def counts(size, stage):
-    """Trainable parameters by top module (IRG parts by their own name), and the frozen ones together."""
+    """Trainable parameters by top module (parts of IRG and DPT by their own name), and the frozen ones together."""
     trainable, frozen = {}, 0
     for name, parameter in build_network(SIZES[size], stage, "meta").named_parameters():
         if not parameter.requires_grad:
             frozen += parameter.numel()
             continue
         parts = name.split(".")
-        key = parts[2] if parts[0] == "irg" else parts[0]
+        key = parts[2] if parts[0] in ("irg", "dpt") else parts[0]
         trainable[key] = trainable.get(key, 0) + parameter.numel()
     return trainable, frozen
 
@@ -29,7 +29,7 @@ def test_the_1_3b_size_lands_on_the_seeds_numbers():
     assert first["pose_encoder"] == 791_552
     assert second["cross_attention"] == 201_917_952
     assert second["camera_adapters"] == 28_329_984
-    assert first["dpt"] + first["camera_head"] == pytest.approx(48_394_999, rel=0.03)
+    assert first["depth_and_points"] + first["camera_head"] == pytest.approx(48_394_999, rel=0.03)
     assert sum(first.values()) == pytest.approx(956e6, rel=0.03)
     assert sum(second.values()) == pytest.approx(1186e6, rel=0.03)
     assert sum(second.values()) - sum(first.values()) == 230_247_936
@@ -39,3 +39,16 @@ def test_the_1_3b_size_lands_on_the_seeds_numbers():
 @pytest.mark.parametrize("stage", [1, 2])
 def test_the_tiny_size_is_tiny(stage):
     assert sum(counts("tiny", stage)[0].values()) < 3e6
+
+
+def test_the_14b_size_has_the_published_counts():
+    first, _ = counts("wan2.1-14b", 1)
+    second, frozen = counts("wan2.1-14b", 2)
+    assert frozen == 16_394_878_784
+    assert first == {
+        "latent_bridge": 5_243_904, "geo_block": 605_171_328 - 136_832 - 10_240, "special_tokens": 136_832 + 10_240,
+        "geometry_time": 7_610_368, "camera_head": 233_009_170, "depth": 195_143_650, "points": 195_143_716}
+    assert sum(first.values()) == 1_241_322_136
+    assert {name: n for name, n in second.items() if name not in first} == {
+        "cross_attention": 24 * 21_250_560, "pose_encoder": 34_692_096, "camera_adapters": 25 * 14_476_697}
+    assert {name: second[name] for name in first} == first

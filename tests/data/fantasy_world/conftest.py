@@ -1,0 +1,59 @@
+"""A synthetic raw data set and tiny encoders, made once."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data.fantasy_world.build import BuildOptions
+from data.fantasy_world.clip import ClipOptions
+from data.fantasy_world.raw import METADATA, read_metadata
+from data.fantasy_world.readers import read_frames
+from data.fantasy_world.synthetic import write_synthetic
+from data.tiny_encoders import write_tiny_encoders
+
+FRAMES, HEIGHT, WIDTH = 5, 32, 48
+
+
+@pytest.fixture(scope="session")
+def synthetic(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("synthetic") / "raw"
+    write_synthetic(path, 4, FRAMES, HEIGHT, WIDTH, seed=3)
+    return path
+
+
+@pytest.fixture
+def raw(synthetic, tmp_path) -> Path:
+    """A copy that a test may damage."""
+    return Path(shutil.copytree(synthetic, tmp_path / "raw"))
+
+
+@pytest.fixture(scope="session")
+def encoders(synthetic, tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("tiny") / "encoders"
+    clips, _ = read_metadata(synthetic)
+    frames = [frame for clip in clips for frame in read_frames(clip.video, FRAMES)]
+    write_tiny_encoders(path, np.stack(frames), [clip.prompt for clip in clips], seed=0)
+    return path
+
+
+@pytest.fixture
+def options(encoders):
+    """Build options for the tiny encoders; keywords replace some."""
+    def make(**changes) -> BuildOptions:
+        given = {"clip": ClipOptions(FRAMES, HEIGHT, WIDTH), "vae": encoders / "vae",
+                 "text_encoder": encoders / "text_encoder", "tokenizer": encoders / "tokenizer"}
+        return BuildOptions(**{**given, **changes})
+    return make
+
+
+@pytest.fixture
+def edit_metadata():
+    """Change the entries of a raw data set in place."""
+    def edit(raw: Path, change) -> None:
+        entries = json.loads((raw / METADATA).read_text())
+        change(entries)
+        (raw / METADATA).write_text(json.dumps(entries))
+    return edit
