@@ -35,10 +35,7 @@ def deepspeed_config(recipe: Recipe, stage: StageRecipe, batching: Batching, loa
         steps_per_print=2**31,
         wall_clock_breakdown=False,
     )
-    if recipe.precision == "fp32":
-        # There is no half-precision model whose gradients could be accumulated in another dtype.
-        config.pop("data_types", None)
-    else:
+    if recipe.precision != "fp32":
         config[recipe.precision] = {"enabled": True}
     if load_universal:
         config["checkpoint"] = {"load_universal": True}

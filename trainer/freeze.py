@@ -72,14 +72,12 @@ def freeze_table(network: nn.Module, spec: StageSpec) -> list[FreezeRow]:
         modules = matching_modules(network, entry.pattern)
         count = sum(parameter_count(p) for m in modules for p in network.get_submodule(m).parameters())
         rows.append(FreezeRow(entry.pattern, len(modules), count, entry.lr_scale))
-    frozen: dict[str, int] = {}
-    for name, parameter in network.named_parameters():
-        if name not in scales:
-            group = re.sub(r"\.\d+(?=\.|$)", ".*", ".".join(name.split(".")[:3] if "." in name else [name]))
-            group = group if group.count("*") else name.split(".")[0]
-            frozen[group] = frozen.get(group, 0) + parameter_count(parameter)
-    rows += [FreezeRow(group, len(matching_modules(network, group)) or 1, count, None)
-             for group, count in frozen.items()]
+    frozen: dict[str, list[int]] = {}
+    for name, parameters in _maximal_frozen(network, scales):
+        # Layers of one kind are one row.
+        group = re.sub(r"\.\d+(?=\.|$)", ".*", name)
+        frozen.setdefault(group, []).append(sum(parameter_count(p) for p in parameters))
+    rows += [FreezeRow(group, len(counts), sum(counts), None) for group, counts in frozen.items()]
     return rows
 
 
@@ -87,3 +85,17 @@ def is_idle(spec: StageSpec, name: str, step: int) -> bool:
     """Whether ``spec`` declares that parameter ``name`` may have had no gradient up to ``step``."""
     return any(fnmatch.fnmatchcase(name, entry.pattern) and (entry.until_step is None or step <= entry.until_step)
                for entry in spec.idle)
+
+
+def _maximal_frozen(module: nn.Module, scales: dict[str, float], prefix: str = ""):
+    """Name and parameters of the largest modules (or bare parameters) in which nothing trains."""
+    for name, parameter in module.named_parameters(prefix=prefix, recurse=False):
+        if name not in scales:
+            yield name, [parameter]
+    for name, child in module.named_children():
+        path = f"{prefix}.{name}" if prefix else name
+        parameters = dict(child.named_parameters(prefix=path))
+        if parameters and not any(name in scales for name in parameters):
+            yield path, list(parameters.values())
+        elif parameters:
+            yield from _maximal_frozen(child, scales, path)

@@ -3,8 +3,8 @@
 #   tests/cluster/run_two_hosts.sh WORK SCRIPT [ARGUMENT...]
 # WORK is an existing folder for the hostfile, .deepspeed_env and logs, and the working directory of the command. Needs
 # root and the Debian packages openssh-server, pdsh and iproute2. Leaves with the command's exit code, and whatever
-# happens removes the namespaces, the bridge and every process in them. Files of the user (~/.ssh, /etc/hosts,
-# ~/.deepspeed_env) are neither read for this nor written.
+# happens removes the namespaces, the bridge and every process in them. ~/.ssh, /etc/hosts and ~/.deepspeed_env stay as
+# they are.
 set -euo pipefail
 
 ROOT=$(cd "$(dirname "$0")/../.." && pwd)
@@ -21,7 +21,9 @@ BRIDGE=scb$ID
 cleanup() {
     set +e
     trap - EXIT INT TERM HUP
-    [ -n "${LAUNCHER:-}" ] && kill "$LAUNCHER" 2>/dev/null
+    # Not TERM: the launcher's handler then ends by name all that looks like it, and process names are not part of a
+    # network namespace.
+    [ -n "${LAUNCHER:-}" ] && kill -KILL -- "-$LAUNCHER" 2>/dev/null
     for host in 1 2; do
         local pids
         pids=$(ip netns pids "sc$ID-h$host" 2>/dev/null)
@@ -74,8 +76,9 @@ ENV
 cd "$WORK"
 export DS_ACCELERATOR=cpu PDSH_RCMD_TYPE=ssh
 export PDSH_SSH_ARGS_APPEND="-i $SSH/key -F /dev/null -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -o LogLevel=ERROR"
-# In the background, so that a signal to this script is handled at once.
-"$BIN/deepspeed" --hostfile "$WORK/hostfile" --no_ssh_check --master_addr "$NET.1" "$@" &
+# In the background, so that a signal to this script is handled at once, and in a session of its own, so that no signal
+# of the terminal reaches the launcher.
+setsid "$BIN/deepspeed" --hostfile "$WORK/hostfile" --no_ssh_check --master_addr "$NET.1" "$@" &
 LAUNCHER=$!
 code=0
 wait "$LAUNCHER" || code=$?
