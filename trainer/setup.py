@@ -124,7 +124,7 @@ def prepare_stage(recipe: Recipe, index: int, world: World, *, init: Path | None
 def build_network(recipe: Recipe, family: Family, config: Any, index: int, world: World) -> tuple[nn.Module, str]:
     """The network of a stage with its base weights in place, and the hash that stands for these."""
     dtype = DTYPES[recipe.precision]
-    backend = resolve_backend(recipe.attention)
+    backend = resolve_backend(recipe.attention, world.device, dtype)
     if recipe.frozen == "shard":
         # Block by block: each is partitioned as soon as its weights are there, so that no rank ever holds them all.
         place = partition_on_arrival(recipe, dtype)

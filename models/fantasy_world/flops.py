@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Literal
 
 from models.family import ModuleCost
-from models.fantasy_world.config import PATCH, SPECIAL_TOKENS, VAE_TIME, BackboneConfig, FantasyWorldConfig
+from models.fantasy_world.config import PATCH, SPECIAL_TOKENS, VAE_SPACE, VAE_TIME, BackboneConfig, FantasyWorldConfig
 from models.fantasy_world.dpt import OUTPUTS
 from models.fantasy_world.plucker import PLUCKER_CHANNELS
 
@@ -28,7 +28,7 @@ def cost_table(config: FantasyWorldConfig, stage: int) -> list[ModuleCost]:
     n, d = clip.tokens, backbone.dim
     frozen: Kind = "passed" if stage > 1 else "still"
     rows = [_stem(config), _wan_blocks("pcb", backbone, config.split, n, frozen)]
-    rows += _wan_geometry(config, stage)
+    rows += _wan_geometry(config, stage) if config.geometry == "wan" else _aggregator_geometry(config, stage)
     if stage > 1:
         rows.append(_wan_blocks("irg.video_block", backbone, config.irg_layers, n, "passed"))
         rows.append(_interaction(config))
@@ -95,6 +95,80 @@ def _wan_geometry(config: FantasyWorldConfig, stage: int) -> Iterator[ModuleCost
     yield _wan_blocks("irg.geo_block", config.backbone, config.irg_layers, tokens, "trained", adapted=n)
     if stage > 1:
         yield ModuleCost("camera_adapters", config.split * linear(n, d, d), 0, "trained")
+
+
+def _aggregator_geometry(config: FantasyWorldConfig, stage: int) -> Iterator[ModuleCost]:
+    """The aggregator with what goes into it, and the camera control inside the video's cross-attention."""
+    (f, h, w), n, d = config.clip.grid, config.clip.tokens, config.backbone.dim
+    aggregator, g = config.aggregator, config.geometry_dim
+    yield ModuleCost("latent_bridge", linear(n, d, g), 0, "trained", activation_bytes=BYTES * n * d,
+                     boundary_bytes=BYTES * n * d)
+    flop = linear(f, VAE_TIME * POSE, aggregator.pose_hidden) + linear(f, aggregator.pose_hidden, g)
+    yield ModuleCost("special_tokens", flop, 0, "trained")
+    flop = linear(1, config.backbone.freq_dim, g) + linear(1, g, g) + linear(1, g, 6 * g)
+    yield ModuleCost("geometry_time", flop, 0, "trained")
+    in_frame, layers = SPECIAL_TOKENS + h * w, config.irg_layers
+    tokens = f * in_frame
+    flop = 2 * linear(tokens, g, (4 + 2 * aggregator.mlp_ratio) * g)
+    heads = f * attention(in_frame, in_frame, g) + attention(tokens, tokens, g)
+    yield ModuleCost("irg.geo_block", layers * flop, layers * heads, "trained",
+                     activation_bytes=BYTES * layers * tokens * g * 2 * (21 + 2 * aggregator.mlp_ratio),
+                     boundary_bytes=BYTES * layers * tokens * g, attention_bytes=BYTES * layers * 2 * tokens * g)
+    if stage > 1:
+        yield from _camera_control(config)
+
+
+def _camera_control(config: FantasyWorldConfig) -> Iterator[ModuleCost]:
+    control, n, d = config.camera_control, config.clip.tokens, config.backbone.dim
+    (_, h, w), folded = config.clip.latent, PLUCKER_CHANNELS * VAE_SPACE ** 2
+    full, half = config.clip.frames * h * w, (config.clip.frames // 2 + 1) * h * w
+    flop = 2 * linear(full, folded, folded) + linear(half, folded, 2 * folded)
+    flop += conv(n, PATCH ** 2, 2 * folded, d) + linear(n, d, d // 2) + linear(n, d // 2, control.features)
+    kept = full * 5 * folded + half * 7 * folded + n * (5 * d // 2 + 2 * control.features)
+    yield ModuleCost("pose_encoder", flop, 0, "trained", activation_bytes=BYTES * kept,
+                     boundary_bytes=BYTES * full * folded)
+    flop = linear(n, control.features, control.features + control.rank)
+    flop += linear(n, control.hidden, d + control.features) + linear(n, control.rank, d)
+    kept = n * (d + 2 * control.hidden + control.features + control.rank)
+    yield ModuleCost("camera_adapters", control.layers * flop, 0, "trained",
+                     activation_bytes=BYTES * control.layers * kept)
+
+
+def _aggregator_geometry(config: FantasyWorldConfig, stage: int) -> Iterator[ModuleCost]:
+    """VGGT's alternating blocks, and the camera control inside the video's cross-attention."""
+    n, f, d, wide = config.clip.tokens, config.clip.grid[0], config.backbone.dim, config.geometry_dim
+    own, layers = config.aggregator, config.irg_layers
+    tokens = n + SPECIAL_TOKENS * f
+    yield ModuleCost("latent_bridge", linear(n, d, wide), 0, "trained", activation_bytes=BYTES * n * d,
+                     boundary_bytes=BYTES * n * d)
+    hidden = own.pose_hidden
+    yield ModuleCost("special_tokens", linear(f, VAE_TIME * POSE, hidden) + linear(f, hidden, wide), 0, "trained")
+    flop = linear(1, config.backbone.freq_dim, wide) + linear(1, wide, 7 * wide)
+    yield ModuleCost("geometry_time", flop, 0, "trained")
+    flop = 2 * linear(tokens, wide, (4 + 2 * own.mlp_ratio) * wide)
+    heads = attention(tokens, tokens / f, wide) + attention(tokens, tokens, wide)
+    kept = 2 * tokens * (18 + 2 * own.mlp_ratio) * wide
+    yield ModuleCost("irg.geo_block", layers * flop, layers * heads, "trained", activation_bytes=BYTES * layers * kept,
+                     boundary_bytes=BYTES * layers * tokens * wide, attention_bytes=BYTES * layers * 2 * tokens * wide)
+    if stage > 1:
+        yield from _camera_control(config)
+
+
+def _camera_control(config: FantasyWorldConfig) -> Iterator[ModuleCost]:
+    control, n, d = config.camera_control, config.clip.tokens, config.backbone.dim
+    f, h, w = config.clip.latent
+    frames, folded = config.clip.frames, PLUCKER_CHANNELS * VAE_SPACE ** 2
+    middle = (frames + 1) // 2
+    flop = 2 * linear(frames * h * w, folded, folded) + linear(middle * h * w, folded, 2 * folded)
+    flop += conv(n, PATCH * PATCH, 2 * folded, d) + linear(n, d, d // 2) + linear(n, d // 2, control.features)
+    kept = h * w * folded * (5 * frames + 5 * middle + 2 * f) + n * (d + 3 * (d // 2) + control.features)
+    yield ModuleCost("pose_encoder", flop, 0, "trained", activation_bytes=BYTES * kept,
+                     boundary_bytes=BYTES * (h * w * folded * frames + n * control.features))
+    flop = linear(n, control.features, control.features) + linear(n, d, control.hidden)
+    flop += linear(n, control.hidden, control.features) + linear(n, control.features, control.rank)
+    flop += linear(n, control.rank, d)
+    kept = control.layers * n * (d + control.features + 2 * control.hidden + control.rank)
+    yield ModuleCost("camera_adapters", control.layers * flop, 0, "trained", activation_bytes=BYTES * kept)
 
 
 def _interaction(config: FantasyWorldConfig) -> ModuleCost:
@@ -173,7 +247,7 @@ def _camera_head(config: FantasyWorldConfig) -> ModuleCost:
     step = linear(frames, POSE, width) + linear(frames, width, 3 * width) + head.layers * block
     step += linear(frames, width, head.hidden) + linear(frames, head.hidden, POSE)
     heads = head.iterations * head.layers * attention(frames, frames, width)
-    kept = head.iterations * frames * width * (10 + head.layers * (20 + 2 * head.mlp_ratio))
+    kept = head.iterations * frames * width * (18 + head.layers * (16 + 2 * head.mlp_ratio))
     return ModuleCost("camera_head", flop + head.iterations * step, heads, "trained", head=True,
                       activation_bytes=BYTES * kept, boundary_bytes=BYTES * kept)
 

@@ -7,12 +7,17 @@ The freeze matrix (x trains, - is not built, the rest is frozen):
     latent_bridge                     x                    x
     special_tokens                    x                    x
     irg.*.geo_block                   x                    x
-    pose_encoder                      x                    x
     dpt, camera_head                  x                    x
     irg.*.video_block                 -
     irg.*.cross_attention             -                    x
     camera_adapters                   -                    x
     out                               -
+    pose_encoder (wan)                x                    x
+    geometry_time (aggregator)        x                    x
+    pose_encoder (aggregator)         -                    x
+
+Beside the wan geometry the pose encoder feeds both streams; the aggregator's camera tokens take the poses themselves,
+and its pose encoder feeds the video alone.
 
 The readable notes of the paper disagree whether its second stage still trains the geometry branch; the seed trains it,
 and so does this table.
@@ -23,8 +28,10 @@ from __future__ import annotations
 from models.family import ExitCriterion, LossTerm, Schedule, StageSpec, Trainable
 from models.fantasy_world.config import FantasyWorldConfig
 
-GEOMETRY = ("latent_bridge", "special_tokens", "irg.*.geo_block", "pose_encoder", "dpt", "camera_head")
+GEOMETRY = ("latent_bridge", "special_tokens", "irg.*.geo_block", "dpt", "camera_head")
 EXCHANGE = ("irg.*.cross_attention", "camera_adapters")
+OWN_GEOMETRY = {"wan": ("pose_encoder",), "aggregator": ("geometry_time",)}
+OWN_EXCHANGE = {"wan": (), "aggregator": ("pose_encoder",)}
 
 EXITS = (ExitCriterion("depth_loss", 0.1), ExitCriterion("point_loss", 0.5), ExitCriterion("camera_loss", 0.05))
 
@@ -32,10 +39,13 @@ EXITS = (ExitCriterion("depth_loss", 0.1), ExitCriterion("point_loss", 0.5), Exi
 def make_stages(config: FantasyWorldConfig) -> tuple[StageSpec, ...]:
     """Latent bridging: L_depth + L_pmap + 3 L_camera. Unified co-optimisation: L_diff + lambda times that."""
     constants = config.losses
+    geometry, exchange = GEOMETRY[config.geometry], EXCHANGE[config.geometry]
+    geometry = GEOMETRY + OWN_GEOMETRY[config.geometry]
+    exchange = EXCHANGE + OWN_EXCHANGE[config.geometry]
     weights = {"depth": constants.depth_weight, "points": constants.points_weight, "camera": constants.camera_weight}
     return (
-        StageSpec(1, "latent_bridging", _trainable(GEOMETRY), _terms(weights), EXITS),
-        StageSpec(2, "unified_co_optimisation", _trainable(GEOMETRY + EXCHANGE),
+        StageSpec(1, "latent_bridging", _trainable(geometry), _terms(weights), EXITS),
+        StageSpec(2, "unified_co_optimisation", _trainable(geometry + exchange),
                   _terms({"diffusion": constants.diffusion_weight,
                           **{name: constants.geometry_weight * weight for name, weight in weights.items()}}), EXITS),
     )

@@ -1,0 +1,73 @@
+"""Random batches in the shapes of a family's schema, with content that its losses can digest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from pydantic import BaseModel
+
+from data.schema import Field
+from models.family import Batch, Family
+from models.layers.keyed import rng_keys
+
+TORCH_DTYPES = {"bf16": torch.bfloat16, "f16": torch.float16, "f32": torch.float32, "f64": torch.float64,
+                "u8": torch.uint8, "i64": torch.int64, "image": torch.uint8}
+
+
+@dataclass(frozen=True)
+class Content:
+    """What a schema does not say: ``sizes`` of its named dimensions at a config, and a ``fill`` that overwrites the
+    random numbers of fields in which not every number makes sense."""
+
+    sizes: Callable[[Any], dict[str, int]]
+    fill: Callable[[Batch], None]
+
+
+def synthetic_batch(family: Family, config: BaseModel, samples: int, device: torch.device | str, seed: int,
+                    stage: int) -> Batch:
+    """A batch of ``samples`` with every field that the schema requires, standard normal (integers: 0 to 9) but for what
+    the family's ``Content`` sets. Raises ``ValueError`` for a family without an entry in ``CONTENT``."""
+    if family.name not in CONTENT:
+        raise ValueError(f"family {family.name!r} has no entry in benchmarks/batches.py, expected one beside "
+                         f"{sorted(CONTENT)}")
+    content = CONTENT[family.name]
+    sizes = content.sizes(config)
+    generator = torch.Generator(device).manual_seed(seed)
+    batch: Batch = {field.name: _random(field, sizes, samples, generator)
+                    for field in family.schema(config).fields if not field.optional}
+    content.fill(batch)
+    uids = list(range(seed * samples, (seed + 1) * samples))
+    return batch | {"uid": torch.tensor(uids, device=device), "key": [f"random{uid}" for uid in uids],
+                    "rng_key": rng_keys(seed, stage, uids)}
+
+
+def _random(field: Field, sizes: dict[str, int], samples: int, generator: torch.Generator) -> torch.Tensor:
+    shape = [samples, *(dim if isinstance(dim, int) else sizes[dim] for dim in field.shape)]
+    dtype = TORCH_DTYPES[field.dtype]
+    if dtype.is_floating_point:
+        return torch.randn(shape, generator=generator, device=generator.device, dtype=dtype)
+    return torch.randint(0, 10, shape, generator=generator, device=generator.device, dtype=dtype)
+
+
+def _fantasy_world_sizes(config: Any) -> dict[str, int]:
+    clip = config.clip
+    frames, height, width = clip.latent
+    return {"f": frames, "h": height, "w": width, "F": clip.frames, "H": clip.height, "W": clip.width,
+            "L": config.backbone.text_length}
+
+
+def _fantasy_world_fill(batch: Batch) -> None:
+    """Depth around 1 scene unit, a camera that moves forward without turning, a field of view of 64 degrees."""
+    depth, intrinsics = batch["depth"], batch["intrinsics"]
+    frames, height, width = depth.shape[1:]
+    depth.mul_(0.2).abs_().add_(0.5)
+    extrinsics = torch.eye(4, device=depth.device)[:3].repeat(len(depth), frames, 1, 1)
+    extrinsics[..., 2, 3] = -torch.linspace(0, 0.4, frames, device=depth.device)
+    batch["extrinsics"] = extrinsics
+    intrinsics.copy_(intrinsics.new_tensor([0.8 * width, 0.8 * width, width / 2, height / 2]).expand_as(intrinsics))
+
+
+CONTENT: dict[str, Content] = {"fantasy_world": Content(_fantasy_world_sizes, _fantasy_world_fill)}

@@ -1,0 +1,192 @@
+"""Time training steps on one GPU with random weights and batches: `python benchmarks/gpu_step.py --stage 1`.
+
+Takes the arguments of the training scripts; a clip of another size is `--set model.clip.frames=21`. `--plain` trains the
+same network with PyTorch alone, for machines without DeepSpeed. Ends with one line of JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+from benchmarks.batches import synthetic_batch
+from models import get_family
+from models.family import Batch, Progress, StageSpec
+from models.layers.attention import resolve_backend, set_backend
+from trainer.cli import build_parser, json_output, parse, run_main
+from trainer.freeze import freeze
+from trainer.hardware import device_name, peak_flops, peak_memory_bytes
+from trainer.recipe import Recipe, StageRecipe
+from trainer.recompute import apply_recompute
+from trainer.settings import overlay
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+Step = Callable[[Batch, Progress], float]
+"""Forward, backward and update on a batch; the loss."""
+
+
+def measure(recipe: Recipe, index: int, *, plain: bool = False, warmup: int = 3, steps: int = 10) -> dict[str, Any]:
+    """Medians over ``steps`` after ``warmup`` steps of stage ``index``, one micro-batch each, on this machine's GPU (its
+    CPU where it has none). Times in seconds, memory in bytes; ``mfu`` counts no recomputed FLOPs, ``hfu`` does."""
+    recipe = with_random_base(recipe)
+    family, config, stage = get_family(recipe.family), recipe.family_config(index), recipe.stages[index]
+    spec, dtype = recipe.stage_spec(index), DTYPES[recipe.precision]
+    device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    backend = resolve_backend(recipe.attention, device, dtype)
+    network = family.build(config, index, device, dtype)
+    family.load_base(network, config, device, dtype)
+    set_backend(network, backend)
+    scales = freeze(network, spec)
+    units = list(family.recompute_units(network))
+    apply_recompute(units, recipe.recompute)
+    step = (plain_step if plain else engine_step)(network, scales, recipe, stage, spec)
+
+    progress = Progress(0, stage.steps, index, recipe.seed)
+    seconds, losses = [], []
+    for i in range(warmup + steps):
+        batch = synthetic_batch(family, config, stage.micro_batch, device, i, index)
+        if i == warmup and device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        taken, loss = timed(step, batch, progress, device)
+        losses.append(loss)
+        if i >= warmup:
+            seconds.append(taken)
+    costs = family.flops(config, index)
+    flops = sum(cost.forward + cost.backward for cost in costs)
+    median, peak = statistics.median(seconds), peak_flops(device_name(device))
+    return {
+        "family": recipe.family, "size": recipe.size, "stage": index, "device": device_name(device),
+        "engine": "plain" if plain else f"deepspeed zero{recipe.zero}", "precision": recipe.precision,
+        "attention": backend.value, "recompute": recipe.recompute, "micro_batch": stage.micro_batch,
+        "model": config.model_dump(mode="json"), "torch": torch.__version__, "warmup": warmup, "steps": steps,
+        "trainable": sum(p.numel() for p in network.parameters() if p.requires_grad) if plain else None,
+        "step_seconds": median, "step_seconds_least": min(seconds), "step_seconds_most": max(seconds),
+        "samples_per_second": stage.micro_batch / median, "flops_per_sample": flops,
+        "mfu": stage.micro_batch * flops / (median * peak) if peak else None,
+        "peak_memory_bytes": peak_memory_bytes(device), "first_loss": losses[0], "last_loss": losses[-1]}
+
+
+def with_random_base(recipe: Recipe) -> Recipe:
+    """The recipe without a path to base weights, where its family can do without."""
+    if "allow_random_base" not in get_family(recipe.family).config_type.model_fields:
+        return recipe
+    random = {"base": None, "allow_random_base": True}
+    return recipe.model_copy(update={"model": overlay(recipe.model, random)})
+
+
+def timed(step: Step, batch: Batch, progress: Progress, device: torch.device) -> tuple[float, float]:
+    """Seconds of a step from an idle device until it is idle again, and the loss."""
+    if device.type != "cuda":
+        started = time.perf_counter()
+        loss = step(batch, progress)
+        return time.perf_counter() - started, float(loss)
+    first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda.synchronize(device)
+    first.record()
+    loss = step(batch, progress)
+    last.record()
+    torch.cuda.synchronize(device)
+    return first.elapsed_time(last) / 1000, float(loss)
+
+
+def weighted(output: dict[str, dict[str, Tensor]], spec: StageSpec, stage: StageRecipe, progress: Progress) -> Tensor:
+    """The step's loss, as ``trainer.stage`` adds it up."""
+    return sum(stage.loss_weights.get(term.name, term.weight.at(progress)) * output["losses"][term.name]
+               for term in spec.losses).mean()
+
+
+def engine_step(network: nn.Module, scales: dict[str, float], recipe: Recipe, stage: StageRecipe,
+                spec: StageSpec) -> Step:
+    """Through DeepSpeed, with the recipe's ZeRO stage on one rank."""
+    from data.stream import Batching
+    from trainer.distributed import start
+    from trainer.engine import deepspeed_config, parameter_groups, start_engine
+    from trainer.subset import engine_module
+
+    start()
+    engine = start_engine(engine_module(network, recipe.frozen), parameter_groups(network, scales, recipe),
+                          deepspeed_config(recipe, stage, Batching(stage.micro_batch, stage.micro_batch, 1)))
+
+    def step(batch: Batch, progress: Progress) -> Tensor:
+        loss = weighted(engine(batch, progress), spec, stage, progress)
+        engine.backward(loss)
+        engine.step()
+        return loss.detach()
+
+    return step
+
+
+def plain_step(network: nn.Module, scales: dict[str, float], recipe: Recipe, stage: StageRecipe,
+               spec: StageSpec) -> Step:
+    """PyTorch's AdamW on fp32 masters of trainable weights that are used in the recipe's precision."""
+    weights = [p for p in network.parameters() if p.requires_grad]
+    masters = [p.detach().float().clone() for p in weights]
+    for weight in weights:
+        weight.data = weight.data.to(DTYPES[recipe.precision])
+    optimizer = torch.optim.AdamW(masters, lr=stage.learning_rate, betas=recipe.optimizer.betas,
+                                  eps=recipe.optimizer.eps, weight_decay=recipe.optimizer.weight_decay, fused=True)
+
+    def step(batch: Batch, progress: Progress) -> Tensor:
+        loss = weighted(network(batch, progress), spec, stage, progress)
+        loss.backward()
+        for weight, master in zip(weights, masters, strict=True):
+            master.grad, weight.grad = None if weight.grad is None else weight.grad.float(), None
+        if stage.gradient_clipping:
+            torch.nn.utils.clip_grad_norm_(masters, stage.gradient_clipping)
+        optimizer.step()
+        optimizer.zero_grad()
+        with torch.no_grad():
+            torch._foreach_copy_(weights, masters)
+        return loss.detach()
+
+    return step
+
+
+def show(result: dict[str, Any]) -> None:
+    table = Table(title=f"{result['family']} {result['size']} stage {result['stage']} on {result['device']}",
+                  title_justify="left", show_header=False)
+    rows = {
+        "engine": f"{result['engine']}, {result['precision']}, attention {result['attention']}, recompute "
+                  f"{result['recompute']}, micro-batch {result['micro_batch']}",
+        "step": f"{result['step_seconds']:.4f} s (median of {result['steps']}, {result['step_seconds_least']:.4f} to "
+                f"{result['step_seconds_most']:.4f})",
+        "samples/s": f"{result['samples_per_second']:.3f}",
+        "TFLOP per sample": f"{result['flops_per_sample'] / 1e12:.2f}",
+        "MFU": "peak rate unknown" if result["mfu"] is None else f"{result['mfu']:.1%}",
+        "peak memory": f"{result['peak_memory_bytes'] / 2**30:.2f} GiB"}
+    for name, value in rows.items():
+        table.add_row(name, value)
+    Console(width=100).print(table)
+
+
+def main() -> int:
+    parser = build_parser(__doc__)
+    parser.add_argument("--stage", type=int, default=1, help="default: 1")
+    parser.add_argument("--warmup", type=int, default=3, help="steps before the clock runs (default: 3)")
+    parser.add_argument("--steps", type=int, default=10, help="steps that are timed (default: 10)")
+    parser.add_argument("--plain", action="store_true", help="without DeepSpeed")
+    recipe, arguments = parse(parser=parser, reads_data=False)
+    with json_output(arguments.json) as emit:
+        result = measure(recipe, arguments.stage, plain=arguments.plain, warmup=arguments.warmup,
+                         steps=arguments.steps)
+        emit(result)
+    if not arguments.json:
+        show(result)
+        print(json.dumps(result, sort_keys=True))
+    return 0
+
+
+if __name__ == "__main__":
+    run_main(main)
