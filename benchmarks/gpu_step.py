@@ -1,7 +1,7 @@
 """Time training steps on one GPU with random weights and batches: `python benchmarks/gpu_step.py --stage 1`.
 
-Takes the arguments of the training scripts; a clip of another size is `--set model.clip.frames=21`. `--plain` trains the
-same network with PyTorch alone, for machines without DeepSpeed. Ends with one line of JSON.
+Takes the arguments of the training scripts; a clip of another size is `--set model.clip.frames=21`. `--plain` trains
+the same network with PyTorch alone, for machines without DeepSpeed. Ends with one line of JSON.
 """
 
 from __future__ import annotations
@@ -38,8 +38,9 @@ Step = Callable[[Batch, Progress], float]
 
 
 def measure(recipe: Recipe, index: int, *, plain: bool = False, warmup: int = 3, steps: int = 10) -> dict[str, Any]:
-    """Medians over ``steps`` after ``warmup`` steps of stage ``index``, one micro-batch each, on this machine's GPU (its
-    CPU where it has none). Times in seconds, memory in bytes; ``mfu`` counts no recomputed FLOPs, ``hfu`` does."""
+    """Median over ``steps`` after ``warmup`` steps of stage ``index``, one micro-batch each, on this machine's GPU (its
+    CPU where it has none, whose times say nothing of a GPU's). Seconds and bytes; ``mfu`` counts no recomputed
+    FLOPs."""
     recipe = with_random_base(recipe)
     family, config, stage = get_family(recipe.family), recipe.family_config(index), recipe.stages[index]
     spec, dtype = recipe.stage_spec(index), DTYPES[recipe.precision]
@@ -49,8 +50,8 @@ def measure(recipe: Recipe, index: int, *, plain: bool = False, warmup: int = 3,
     family.load_base(network, config, device, dtype)
     set_backend(network, backend)
     scales = freeze(network, spec)
-    units = list(family.recompute_units(network))
-    apply_recompute(units, recipe.recompute)
+    trained = sum(p.numel() for p in network.parameters() if p.requires_grad)
+    apply_recompute(family.recompute_units(network), recipe.recompute)
     step = (plain_step if plain else engine_step)(network, scales, recipe, stage, spec)
 
     progress = Progress(0, stage.steps, index, recipe.seed)
@@ -71,7 +72,7 @@ def measure(recipe: Recipe, index: int, *, plain: bool = False, warmup: int = 3,
         "engine": "plain" if plain else f"deepspeed zero{recipe.zero}", "precision": recipe.precision,
         "attention": backend.value, "recompute": recipe.recompute, "micro_batch": stage.micro_batch,
         "model": config.model_dump(mode="json"), "torch": torch.__version__, "warmup": warmup, "steps": steps,
-        "trainable": sum(p.numel() for p in network.parameters() if p.requires_grad) if plain else None,
+        "trainable": trained,
         "step_seconds": median, "step_seconds_least": min(seconds), "step_seconds_most": max(seconds),
         "samples_per_second": stage.micro_batch / median, "flops_per_sample": flops,
         "mfu": stage.micro_batch * flops / (median * peak) if peak else None,

@@ -17,7 +17,6 @@ import torch
 from packaging.requirements import Requirement
 
 from data.dataset import ShardSet, verify_shards
-from data.stream import Batching
 from models import get_family
 from models.layers.attention import resolve_backend
 from trainer.adapter import WEIGHTS, check_predecessor, load_tensors, read_card, trained_before
@@ -45,8 +44,14 @@ def preflight(recipe: Recipe, *, stages: list[int], init: Path | None = None, gp
     the world size that batches must divide into. ``full`` reads every shard and compares its sha256."""
     yield Check("recipe", True, f"{recipe.family} {recipe.size}, stages {', '.join(map(str, stages))}, "
                                 f"{recipe.deepspeed_file().name}")
-    batches = _run("batches", _batches, recipe, stages, gpus)
-    yield batches
+    planned = {i: plan_stage(recipe, i, Cluster()) for i in stages}
+    try:
+        planned = {i: plan_stage(recipe, i, Cluster(gpus)) for i in stages} if gpus else planned
+        yield Check("batches", True, "; ".join(
+            f"stage {i}: {p['global_batch']} samples = {p['gpus']} GPUs x {p['micro_batch']} x {p['accumulation']}"
+            for i, p in planned.items()))
+    except ValueError as error:
+        yield Check("batches", False, str(error))
     for split in ("train", "val"):
         yield _run(f"{split} shards", _shards, recipe, stages, Path(recipe.data) / split, full)
     yield _run("base weights", _base, recipe, stages)
@@ -54,7 +59,6 @@ def preflight(recipe: Recipe, *, stages: list[int], init: Path | None = None, gp
         if index > 1 or (init and position == 0):
             before = None if position == 0 else stages[position - 1]
             yield _run(f"hand-off to stage {index}", _handoff, recipe, index, before, init if position == 0 else None)
-    planned = {i: plan_stage(recipe, i, Cluster(gpus if batches.ok else None)) for i in stages}
     yield _run("disk", _disk, recipe, planned)
     yield _run("device", _device, planned)
     yield _run("attention", _attention, recipe)
@@ -68,26 +72,11 @@ def _run(name: str, function: Callable[..., str], *args: Any) -> Check:
         return Check(name, False, " ".join(str(error).split()))
 
 
-def _batches(recipe: Recipe, stages: list[int], gpus: int | None) -> str:
-    found = []
-    for index in stages:
-        stage = recipe.stages[index]
-        size = gpus or max(1, stage.global_batch // stage.micro_batch)
-        try:
-            batching = Batching(stage.global_batch, stage.micro_batch, size)
-        except ValueError as error:
-            raise CheckError(f"stage {index}: {error}") from error
-        found.append(f"stage {index}: {stage.global_batch} samples = {size} GPUs x {batching.micro} x "
-                     f"{batching.accumulation}")
-    return "; ".join(found)
-
-
 def _shards(recipe: Recipe, stages: list[int], directory: Path, full: bool) -> str:
     if directory.name == "val" and not directory.is_dir():
         return f"{directory} is not there, so nothing is validated or shown in pictures"
     family = get_family(recipe.family)
-    for index in stages:
-        schema = family.schema(recipe.family_config(index))
+    for schema in dict.fromkeys(family.schema(recipe.family_config(index)) for index in stages):
         problems = verify_shards(directory, schema, hashes=full)
         if problems:
             more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""

@@ -227,11 +227,11 @@ SIZES: dict[str, FantasyWorldConfig] = {
         split=2,
         bridge=BridgeConfig(width=64, heads=2, layers=2, ffn_dim=128),
         interaction=InteractionConfig(heads=3, head_dim=32),
-        dpt=DPTConfig(taps=(1, 2, 3, 4), channels=(32, 32, 48, 48), features=32, hidden=16, last=16, chunk=8),
+        dpt=DPTConfig(taps=(1, 2, 3, 4), channels=(32, 32, 48, 48), features=24, hidden=16, last=16, chunk=12),
         camera_head=CameraHeadConfig(width=64, heads=2, layers=2, mlp_ratio=2, hidden=32),
         pose_hidden=64,
         allow_random_base=True,
-        frames_per_step=5,
+        frames_per_step=3,
     ),
     "wan2.1-1.3b": FantasyWorldConfig(
         clip=ClipConfig(frames=81, height=336, width=592),

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from data.fantasy_world.schema import fantasy_world_schema
 from data.schema import SampleSchema
 from models.family import Batch, Family, ModuleCost, Place, Progress, StageSpec
-from models.fantasy_world.base import load_base
+from models.fantasy_world.base import load_base, open_base
 from models.fantasy_world.config import SIZES, FantasyWorldConfig
 from models.fantasy_world.flops import cost_table
 from models.fantasy_world.network import build_network
@@ -39,6 +39,11 @@ class FantasyWorldFamily(Family):
     def build(self, config: FantasyWorldConfig, stage: int, device: torch.device | str,
               dtype: torch.dtype) -> nn.Module:
         return build_network(config, stage, device, dtype)
+
+    def check_base(self, config: FantasyWorldConfig) -> str:
+        """One sentence about the base weights, read from the files' headers. Raises ``ValueError`` as ``load_base``."""
+        open_base(config)
+        return f"{config.base}: every name and shape of the backbone" if config.base else "drawn by tensor name"
 
     def load_base(self, network: nn.Module, config: FantasyWorldConfig, device: torch.device | str, dtype: torch.dtype,
                   place: Place | None = None) -> str:

@@ -57,7 +57,7 @@ class WanFantasyWorld(FantasyWorld):
         return LatentBridge(self.config.bridge, self.config.backbone.dim)
 
     def make_tokens(self) -> nn.Module:
-        return SpecialTokens(self.config.geometry_dim)
+        return SpecialTokens(self.config.geometry_dim, timed=True)
 
     def make_geo_block(self, block: nn.Module) -> nn.Module:
         own = copy.deepcopy(block).float().requires_grad_(True)  # on the meta device until its values are loaded

@@ -39,7 +39,6 @@ EXITS = (ExitCriterion("depth_loss", 0.1), ExitCriterion("point_loss", 0.5), Exi
 def make_stages(config: FantasyWorldConfig) -> tuple[StageSpec, ...]:
     """Latent bridging: L_depth + L_pmap + 3 L_camera. Unified co-optimisation: L_diff + lambda times that."""
     constants = config.losses
-    geometry, exchange = GEOMETRY[config.geometry], EXCHANGE[config.geometry]
     geometry = GEOMETRY + OWN_GEOMETRY[config.geometry]
     exchange = EXCHANGE + OWN_EXCHANGE[config.geometry]
     weights = {"depth": constants.depth_weight, "points": constants.points_weight, "camera": constants.camera_weight}

@@ -31,11 +31,12 @@ def validate(network: torch.nn.Module, batch: Batch, progress: Progress, statist
     - ``val_depth_error`` (over valid pixels, mean |d - g|) and ``val_point_error`` (mean distance) at
       ``INFERENCE_SIGMA``, the camera given; with ``_withheld`` appended, the camera not given. Units of the scene
       scale.
-    - ``val_camera_error``: mean absolute error over the 9 numbers of the pose encoding (translation, sign-safe
-      quaternion, fields of view in radians) of all frames, the camera withheld; ``val_camera_error_given``: where it
-      was told.
-    - ``val_depth_error_baseline``: the training mean of the depth for every pixel. ``val_camera_error_baseline``: the
-      mean trajectory of the training split for every clip.
+    - ``val_camera_error``: mean absolute error over the 7 numbers of the camera's path (translation in units of the
+      scene scale, sign-safe quaternion), the camera withheld; ``val_fov_error``: the same over the two fields of view,
+      in radians. They are kept apart because a field of view is one number of the lens that the frames hardly show,
+      and of another size. With ``_given`` appended: where the network was told.
+    - ``val_depth_error_baseline``: the training mean of the depth for every pixel. ``val_camera_error_baseline`` and
+      ``val_fov_error_baseline``: the mean trajectory of the training split for every clip.
     - ``val_diffusion_loss``: unweighted flow-matching error at four fixed sigmas, where the network has a video output.
 
     Raises ``ValueError`` where the mean trajectory of ``statistics`` has not as many frames as the clips.
@@ -56,8 +57,7 @@ def validate(network: torch.nn.Module, batch: Batch, progress: Progress, statist
         points = losses.points_error(prediction["points"], targets)
         metrics[f"val_depth_error{dense_suffix}"] = _over_pixels(depth, targets.valid)
         metrics[f"val_point_error{dense_suffix}"] = _over_pixels(points, targets.valid)
-        camera = losses.pose_error(prediction["poses"][-1], targets.poses)
-        metrics[f"val_camera_error{camera_suffix}"] = _over_all(camera)
+        metrics |= _camera_metrics(prediction["poses"][-1], targets, camera_suffix)
     if "video" in prediction:
         errors = []
         for index, u in enumerate(DIFFUSION_QUANTILES):
@@ -77,9 +77,13 @@ def baselines(targets: Targets, statistics: Mapping[str, Any]) -> Metrics:
     if trajectory.shape != targets.poses.shape[1:]:
         raise ValueError(f"the training statistics hold a mean trajectory of {len(trajectory)} frames, expected the "
                          f"{targets.poses.shape[1]} of the held-out clips; build both splits with one clip length")
-    camera = losses.pose_error(trajectory.expand_as(targets.poses), targets.poses)
     return {"val_depth_error_baseline": _over_pixels((targets.depth - depth).abs(), targets.valid),
-            "val_camera_error_baseline": _over_all(camera)}
+            **_camera_metrics(trajectory.expand_as(targets.poses), targets, "_baseline")}
+
+
+def _camera_metrics(poses: Tensor, targets: Targets, suffix: str) -> Metrics:
+    path, fov = losses.pose_error(poses, targets.poses).split((7, 2), -1)
+    return {f"val_camera_error{suffix}": _over_all(path), f"val_fov_error{suffix}": _over_all(fov)}
 
 
 def _over_pixels(error: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:

@@ -13,7 +13,7 @@ import pytest
 
 from tests.tiny_data import ROOT, make_shards
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 BIN = Path(sys.executable).parent
 
 

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from data.files import DamagedError
 from models import FAMILIES
+from tests.toy import ToyConfig
 from tests.trainer.finished import damage, finish_stage_one
 from trainer import export
 from trainer.export import export_adapter
@@ -44,7 +45,7 @@ def test_the_metadata_says_what_it_is_and_what_it_came_from(tmp_path, monkeypatc
     assert metadata == printed["metadata"]
     card = json.loads((adapter / "adapter.json").read_text())
     assert (metadata["family"], metadata["size"], metadata["stage"]) == ("toy", "tiny", "1")
-    assert json.loads(metadata["config"]) == {"width": 8, "noise": 0.1}
+    assert json.loads(metadata["config"]) == ToyConfig().model_dump(mode="json")
     assert (metadata["adapter_sha256"], metadata["recipe_sha256"]) == (card["sha256"], card["recipe"])
 
 

@@ -26,6 +26,9 @@ def make_batch(count: int = 2, config: FantasyWorldConfig = TINY, seed: int = 0,
             "extrinsics": torch.cat([torch.eye(3).expand(clip.frames, 3, 3), translation], -1),
             "intrinsics": torch.tensor([80.0, 80.0, clip.width / 2, clip.height / 2]).expand(clip.frames, 4),
             "frame": torch.randint(0, 256, (clip.height, clip.width, 3), generator=g, dtype=torch.uint8)})
+        if config.image_to_video:
+            samples[-1]["image_latent"] = torch.randn(20, f, h, w, generator=g).bfloat16()
+            samples[-1]["clip"] = torch.randn(257, config.backbone.image_dim, generator=g).bfloat16()
     batch = {name: torch.stack([s[name] for s in samples]) for name in samples[0]}
     uids = range(first_uid, first_uid + count)
     return {**batch, "uid": torch.tensor(list(uids)), "rng_key": rng_keys(seed, stage, uids),

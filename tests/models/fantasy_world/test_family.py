@@ -3,6 +3,7 @@ import re
 import pytest
 import torch
 
+from data.fantasy_world.cameras import encode_pose
 from models import get_family
 from models.family import Progress
 from models.fantasy_world.config import SIZES
@@ -10,12 +11,6 @@ from models.fantasy_world.family import FantasyWorldFamily
 from tests.models.fantasy_world.fakes import TINY, make_batch
 
 FAMILY = FantasyWorldFamily()
-
-
-def built(stage: int, config=TINY) -> torch.nn.Module:
-    network = FAMILY.build(config, stage, "cpu", torch.float32)
-    FAMILY.load_base(network, config, "cpu", torch.float32)
-    return network
 
 
 def claims(config, stage: int) -> list[re.Pattern]:
@@ -66,16 +61,16 @@ def test_lambda_scales_the_geometry_of_stage_two_only():
 
 
 @pytest.mark.parametrize("stage", [1, 2])
-def test_every_trainable_tensor_has_a_gradient_by_step_three_and_every_declared_term_is_there(stage):
+def test_losses_reach_every_trainable_tensor_by_step_three_and_move_no_frozen_one(config, make_network, stage):
     torch.manual_seed(0)
-    network = built(stage)
-    spec = FAMILY.stages(TINY)[stage - 1]
+    network = make_network(config, stage)
+    spec = FAMILY.stages(config)[stage - 1]
     trainable = {n: p for n, p in network.named_parameters() if p.requires_grad}
     frozen = {n: p.clone() for n, p in network.named_parameters() if not p.requires_grad}
     optimizer = torch.optim.AdamW(trainable.values(), lr=1e-3)
     touched = set()
     for step in range(3):
-        result = network(make_batch(2, first_uid=2 * step, stage=stage), progress(stage, step))
+        result = network(make_batch(2, config, first_uid=2 * step, stage=stage), progress(stage, step))
         assert set(result["losses"]) == {term.name for term in spec.losses}
         assert {e.metric for e in spec.exits} <= set(result["metrics"])
         optimizer.zero_grad()
@@ -92,21 +87,20 @@ def test_every_trainable_tensor_has_a_gradient_by_step_three_and_every_declared_
 
 
 @pytest.mark.parametrize("stage", [1, 2])
-def test_losses_of_a_batch_of_two_equal_those_of_two_batches_of_one(stage):
-    network = built(stage)
+def test_losses_of_a_batch_of_two_equal_those_of_two_batches_of_one(config, make_network, stage):
+    network = make_network(config, stage)
     with torch.no_grad():
-        both = network(make_batch(2, stage=stage), progress(stage))["losses"]
+        both = network(make_batch(2, config, stage=stage), progress(stage))["losses"]
         for uid in range(2):
-            alone = network(make_batch(1, first_uid=uid, stage=stage), progress(stage))["losses"]
+            alone = network(make_batch(1, config, first_uid=uid, stage=stage), progress(stage))["losses"]
             for name, value in alone.items():
                 torch.testing.assert_close(both[name][uid], value[0], rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("stage", [1, 2])
-def test_validation_and_preview_run_on_the_network(stage):
-    from data.fantasy_world.cameras import encode_pose
-    network, batch = built(stage), make_batch(1, stage=stage)
-    clip = TINY.clip
+def test_validation_and_preview_run_on_the_network(config, make_network, stage):
+    network, batch = make_network(config, stage), make_batch(1, config, stage=stage)
+    clip = config.clip
     poses = encode_pose(batch["extrinsics"], batch["intrinsics"], clip.height, clip.width)
     statistics = {"depth_sum": 1.5, "depth_count": 1, "camera_sum": poses.sum(0).tolist(), "camera_count": 1}
     step = Progress(step=0, total_steps=10, stage=stage, seed=0, training=False)

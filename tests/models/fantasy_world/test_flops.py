@@ -53,8 +53,8 @@ def test_no_gradient_is_paid_for_before_the_bridge_in_stage_one_nor_for_frozen_w
 
 
 @pytest.mark.parametrize("stage", [1, 2])
-def test_activation_bytes_are_what_autograd_keeps(stage):
-    config = SIZES["tiny"].model_copy(update={"clip": ClipConfig(frames=9, height=128, width=192)})
+def test_activation_bytes_are_what_autograd_keeps(config, stage):
+    config = config.model_copy(update={"clip": ClipConfig(frames=9, height=128, width=192)})
     network = FAMILY.build(config, stage, "cpu", torch.bfloat16)
     FAMILY.load_base(network, config, "cpu", torch.bfloat16)
     for parameter in network.parameters():

@@ -207,3 +207,14 @@ def test_text_that_is_too_long_and_odd_latents_are_refused(config, make_network)
     _, h, w = config.clip.latent
     with pytest.raises(ValueError, match=f"latent of {h} x {w - 1} was given"):
         network.predict(**{**inputs, "latents_noisy": inputs["latents_noisy"][..., :w - 1]})
+
+
+def test_camera_tokens_of_different_latent_frames_can_carry_different_poses(config, make_network):
+    """All attention of the wan design is over the whole clip; without a mark of time every frame after the first had
+    the very same camera token, and so the very same poses."""
+    network = make_network(config, 1, torch.float32)
+    inputs = make_inputs(config)
+    with torch.no_grad():
+        poses = network.predict(**inputs)["poses"][-1]
+    assert config.clip.latent[0] >= 3
+    assert not torch.allclose(poses[:, 1:5], poses[:, 5:9], atol=1e-5)

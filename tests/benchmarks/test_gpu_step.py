@@ -1,0 +1,85 @@
+"""The benchmark trains what the trainer trains. Its times on a CPU are no figures and are not looked at."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks.batches import TORCH_DTYPES, synthetic_batch
+from benchmarks.gpu_step import measure
+from data.schema import DTYPES, check_sample
+from models import FAMILIES, get_family
+from tests.tiny_data import ROOT
+from trainer.recipe import load_recipe
+
+SMALL = ("--profile", "tiny", "--stage", "1", "--warmup", "1", "--steps", "1", "--json")
+
+
+def run(*arguments: str, code: str | None = None) -> dict:
+    script = str(ROOT / "benchmarks" / "gpu_step.py")
+    command = [sys.executable, *(("-c", code) if code else (script,)), *arguments]
+    environment = os.environ | {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280, cwd=ROOT, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("size", ["tiny", "wan2.1-14b"])
+def test_a_batch_is_what_the_schema_asks_for(size):
+    family = get_family("fantasy_world")
+    config = family.sizes[size]
+    clip = config.clip.model_copy(update={"frames": 9, "height": 32, "width": 48})
+    config = config.model_copy(update={"clip": clip})
+    batch = synthetic_batch(family, config, 2, "cpu", 0, 1)
+    schema = family.schema(config)
+    for i in range(2):
+        arrays = {}
+        for field in schema.fields:
+            if field.name in batch:
+                tensor = batch[field.name][i]
+                assert tensor.dtype == TORCH_DTYPES[field.dtype]
+                arrays[field.name] = np.zeros(tuple(tensor.shape), DTYPES[field.dtype])
+        check_sample(schema, arrays, "batch")
+        assert arrays["depth"].shape == (9, 32, 48)
+    assert (batch["depth"] > 0).all()
+    assert torch.equal(batch["extrinsics"][0, 0], torch.eye(4)[:3])
+    again = synthetic_batch(family, config, 2, "cpu", 0, 1)
+    assert torch.equal(batch["latent"], again["latent"])
+    assert not torch.equal(batch["latent"], synthetic_batch(family, config, 2, "cpu", 1, 1)["latent"])
+
+
+def test_a_family_without_content_is_told_where_to_add_it(monkeypatch):
+    monkeypatch.setitem(FAMILIES, "toy", "tests.toy:ToyFamily")
+    family = get_family("toy")
+    with pytest.raises(ValueError, match=r"'toy' has no entry in benchmarks/batches\.py"):
+        synthetic_batch(family, family.sizes["tiny"], 1, "cpu", 0, 1)
+
+
+def test_plain_steps_train_the_stage_and_report_every_number():
+    recipe = load_recipe(profile="tiny")
+    found = measure(recipe, 1, plain=True, warmup=1, steps=2)
+    assert found["steps"] == 2
+    assert 0 < found["step_seconds_least"] <= found["step_seconds"] <= found["step_seconds_most"]
+    assert found["samples_per_second"] * found["step_seconds"] == pytest.approx(2)
+    assert found["mfu"] is None
+    assert found["trainable"] > 0
+    costs = get_family("fantasy_world").flops(recipe.family_config(1), 1)
+    assert found["flops_per_sample"] == sum(c.forward + c.backward for c in costs)
+    assert found["last_loss"] < found["first_loss"]
+
+
+@pytest.mark.slow
+def test_plain_needs_no_deepspeed_and_starts_at_the_engines_loss():
+    without = ("import sys; sys.modules['deepspeed'] = None; sys.path.insert(0, '.');"
+               "from benchmarks.gpu_step import main; sys.exit(main())")
+    plain, engine = run(*SMALL, "--plain", code=without), run(*SMALL)
+    assert engine["engine"] == "deepspeed zero3"
+    assert plain["first_loss"] == pytest.approx(engine["first_loss"], rel=1e-5)
+    assert plain["last_loss"] == pytest.approx(engine["last_loss"], rel=1e-3)
+    assert plain["trainable"] == engine["trainable"]

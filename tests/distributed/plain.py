@@ -1,0 +1,53 @@
+"""What the numbers of a run must be: one process, one batch a step, torch's AdamW, no DeepSpeed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from data.dataset import ShardSet
+from data.order import Order
+from data.stream import collate
+from models import get_family
+from models.family import Progress
+from models.layers.keyed import rng_keys
+from trainer.adapter import WEIGHTS, load_tensors, trained_before
+from trainer.engine import learning_rate, parameter_groups
+from trainer.freeze import freeze
+from trainer.recipe import Recipe
+
+
+def plain_losses(recipe: Recipe, index: int = 1, init: Path | None = None) -> list[float]:
+    """Loss of each step of stage ``index``, from adapter ``init`` where it is not the first."""
+    family = get_family(recipe.family)
+    config, stage = recipe.family_config(index), recipe.stages[index]
+    specs = family.stages(config)
+    network = family.build(config, index, "cpu", torch.float32)
+    family.load_base(network, config, "cpu", torch.float32)
+    scales = freeze(network, specs[index - 1])
+    if init is not None:
+        load_tensors(init / WEIGHTS, network, trained_before(network, specs, index))
+    groups = parameter_groups(network, scales, recipe)
+    trained = [p for group in groups for p in group["params"]]
+    optimizer = torch.optim.AdamW(groups, lr=stage.learning_rate)
+    schema = family.schema(config)
+    data = ShardSet.open(Path(recipe.data) / "train", schema)
+    order = Order(data.shard_sizes, recipe.seed)
+    found = []
+    for step in range(stage.steps):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(stage, step) * group["lr_scale"]
+        uids = range(step * stage.global_batch, (step + 1) * stage.global_batch)
+        batch = collate(schema, [data.read(order.locate(uid)[1]) for uid in uids])
+        batch |= {"uid": torch.tensor(list(uids)), "rng_key": rng_keys(recipe.seed, index, uids)}
+        progress = Progress(step, stage.steps, index, recipe.seed)
+        output = network(batch, progress)["losses"]
+        loss = sum(term.weight.at(progress) * output[term.name] for term in specs[index - 1].losses).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        if stage.gradient_clipping:
+            torch.nn.utils.clip_grad_norm_(trained, stage.gradient_clipping)
+        optimizer.step()
+        found.append(loss.item())
+    return found
