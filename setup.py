@@ -22,6 +22,7 @@ setup(
         "PyYAML>=6.0.3",
         "rich>=15",
         "numpy>=2.0",
+        "packaging>=25",
         "Pillow>=12",
     ],
     extras_require={

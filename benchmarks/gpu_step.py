@@ -28,6 +28,7 @@ from models.layers.attention import resolve_backend, set_backend
 from trainer.cli import build_parser, json_output, parse, run_main
 from trainer.freeze import freeze
 from trainer.hardware import device_name, peak_flops, peak_memory_bytes
+from trainer.objective import weighted_total
 from trainer.recipe import Recipe, StageRecipe
 from trainer.recompute import apply_recompute
 from trainer.settings import overlay
@@ -102,12 +103,6 @@ def timed(step: Step, batch: Batch, progress: Progress, device: torch.device) ->
     return first.elapsed_time(last) / 1000, float(loss)
 
 
-def weighted(output: dict[str, dict[str, Tensor]], spec: StageSpec, stage: StageRecipe, progress: Progress) -> Tensor:
-    """The step's loss, as ``trainer.stage`` adds it up."""
-    return sum(stage.loss_weights.get(term.name, term.weight.at(progress)) * output["losses"][term.name]
-               for term in spec.losses).mean()
-
-
 def engine_step(network: nn.Module, scales: dict[str, float], recipe: Recipe, stage: StageRecipe,
                 spec: StageSpec) -> Step:
     """Through DeepSpeed, with the recipe's ZeRO stage on one rank."""
@@ -121,7 +116,7 @@ def engine_step(network: nn.Module, scales: dict[str, float], recipe: Recipe, st
                           deepspeed_config(recipe, stage, Batching(stage.micro_batch, stage.micro_batch, 1)))
 
     def step(batch: Batch, progress: Progress) -> Tensor:
-        loss = weighted(engine(batch, progress), spec, stage, progress)
+        loss = weighted_total(engine(batch, progress)["losses"], spec, stage.loss_weights, progress).mean()
         engine.backward(loss)
         engine.step()
         return loss.detach()
@@ -140,7 +135,7 @@ def plain_step(network: nn.Module, scales: dict[str, float], recipe: Recipe, sta
                                   eps=recipe.optimizer.eps, weight_decay=recipe.optimizer.weight_decay, fused=True)
 
     def step(batch: Batch, progress: Progress) -> Tensor:
-        loss = weighted(network(batch, progress), spec, stage, progress)
+        loss = weighted_total(network(batch, progress)["losses"], spec, stage.loss_weights, progress).mean()
         loss.backward()
         for weight, master in zip(weights, masters, strict=True):
             master.grad, weight.grad = None if weight.grad is None else weight.grad.float(), None

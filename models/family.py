@@ -168,6 +168,11 @@ class Family(ABC):
         """Put the frozen weights (and what starts as a copy of them) in place, unit by unit, and return the sha256
         that stands for them. Raises ``ValueError`` naming the file and the names that are missing or left over."""
 
+    def check_base(self, config: BaseModel) -> str:
+        """A sentence on the base weights that ``config`` names, from names and shapes alone, without reading them all.
+        Raises ``ValueError`` as ``load_base`` would."""
+        return f"{self.name} looks at its base weights when it loads them"
+
     def helpers(self, config: BaseModel, stage: int, device: torch.device | str,
                 dtype: torch.dtype) -> dict[str, nn.Module]:
         """Frozen modules outside the network and outside the engine (a VAE decoder, a face embedder)."""

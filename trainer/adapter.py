@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -44,6 +45,8 @@ class AdapterCard:
     base: str
     predecessor: str | None
     handoff: str
+    config: dict[str, Any]
+    """The family's typed config in this stage, so that the network can be built again without the recipe."""
     sha256: str = ""
     parameters: int = 0
 

@@ -17,7 +17,7 @@ import torch.distributed as dist
 from pydantic import ValidationError
 
 from trainer.recipe import ROOT, Recipe, load_recipe
-from trainer.settings import RecipeError
+from trainer.settings import FirstRankError, RecipeError
 
 PACKAGES = ("data", "models", "trainer", "launch")
 
@@ -94,7 +94,7 @@ def run_main(function: Callable[[], int | None]) -> NoReturn:
         if not _is_expected(error):
             traceback.print_exc()
         else:
-            _say(_one_line(error), elsewhere=_is_elsewhere(error))
+            _say(_one_line(error), elsewhere=isinstance(error, FirstRankError))
         code = 1
     sys.stdout.flush()
     sys.exit(code)
@@ -142,12 +142,6 @@ def _say(sentence: str, elsewhere: bool = False) -> None:
         print(f"error on rank {rank}: {sentence}", file=sys.stderr, flush=True)
 
 
-def _is_elsewhere(error: BaseException) -> bool:
-    """Whether it only says that another rank failed (``trainer.distributed.FirstRankError``, told by its name so that
-    DeepSpeed is not imported for it)."""
-    return type(error).__name__ == "FirstRankError"
-
-
 def _one_line(error: BaseException) -> str:
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror or error}"
@@ -157,7 +151,7 @@ def _one_line(error: BaseException) -> str:
 def _is_expected(error: BaseException) -> bool:
     """Whether an error is the user's: pydantic's, the trainer's word that another rank failed, or a ``ValueError`` or
     ``OSError`` raised by a line of this project (or by the standard library for it), not inside a dependency."""
-    if isinstance(error, ValidationError) or _is_elsewhere(error):
+    if isinstance(error, ValidationError | FirstRankError):
         return True
     if not isinstance(error, ValueError | OSError):
         return False

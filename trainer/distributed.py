@@ -19,6 +19,8 @@ import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
 from torch import Tensor
 
+from trainer.settings import FirstRankError
+
 
 @dataclass(frozen=True)
 class World:
@@ -85,10 +87,6 @@ def from_first(value: Any) -> Any:
     box = [value]
     dist.broadcast_object_list(box, src=0)
     return box[0]
-
-
-class FirstRankError(RuntimeError):
-    """What only rank 0 did has failed; raised on the other ranks so that none waits for ever."""
 
 
 def on_first(world: World, function, *args: Any) -> Any:

@@ -10,27 +10,23 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from data.files import atomic_file, sha256_file
-from trainer.adapter import WEIGHTS, AdapterCard, read_card
-from trainer.recipe import Recipe, load_recipe
-from trainer.settings import RecipeError
+from trainer.adapter import WEIGHTS, read_card
 
 EXPORT_DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
-def export_adapter(adapter: Path, output: Path, dtype: str = "bf16", recipe: Path | None = None) -> dict[str, str]:
+def export_adapter(adapter: Path, output: Path, dtype: str = "bf16") -> dict[str, str]:
     """Write the tensors of ``adapter`` in ``dtype`` to ``output`` and return the file's metadata: family, size, stage,
     ``config`` (the family's typed config as JSON), and the sha256 of adapter, predecessor, base weights and recipe.
 
-    ``recipe``: the file with the recipe that trained it, where it no longer lies in the run's folder. Raises
-    ``DamagedError`` for an adapter that is not intact, ``RecipeError`` where no recipe proves to be its own.
+    Raises ``DamagedError`` for an adapter that is not intact.
     """
     if output.suffix != ".safetensors":
         raise ValueError(f"{output}: expected a name that ends in .safetensors")
     card = read_card(adapter)
-    config = find_recipe(adapter, card, recipe).family_config(card.stage)
     metadata = {
         "format": "pt", "family": card.family, "size": card.size, "stage": str(card.stage),
-        "stage_name": card.stage_name, "steps": str(card.steps), "dtype": dtype, "config": config.model_dump_json(),
+        "stage_name": card.stage_name, "steps": str(card.steps), "dtype": dtype, "config": json.dumps(card.config),
         "adapter_sha256": card.sha256, "predecessor_sha256": card.predecessor or "", "base_sha256": card.base,
         "recipe_sha256": card.recipe}
     tensors = {name: tensor.to(EXPORT_DTYPES[dtype]) for name, tensor in load_file(adapter / WEIGHTS).items()}
@@ -40,27 +36,15 @@ def export_adapter(adapter: Path, output: Path, dtype: str = "bf16", recipe: Pat
     return metadata
 
 
-def find_recipe(adapter: Path, card: AdapterCard, recipe: Path | None) -> Recipe:
-    """The recipe whose hash the adapter's card holds: ``recipe``, or that of the run or of a checkpoint beside it."""
-    stage = adapter.absolute().parent
-    candidates = [recipe] if recipe else [stage.parent / "recipe.yaml", *stage.glob("checkpoints/*/config.yaml")]
-    for file in candidates:
-        if (recipe or file.is_file()) and (found := load_recipe(recipe=file)).digest() == card.recipe:
-            return found
-    raise RecipeError(f"{adapter}: was trained with a recipe of sha256 {card.recipe[:12]}, which none of "
-                      f"{', '.join(map(str, candidates))} has; name the file with --recipe")
-
-
 def main(description: str) -> int:
     """Body of ``launch/export.py``."""
     parser = argparse.ArgumentParser(description=description, allow_abbrev=False)
     parser.add_argument("--adapter", type=Path, required=True, metavar="DIR", help="a run's stage<N>/adapter")
     parser.add_argument("--output", type=Path, required=True, metavar="FILE.safetensors")
     parser.add_argument("--dtype", choices=sorted(EXPORT_DTYPES), default="bf16", help="default: bf16")
-    parser.add_argument("--recipe", type=Path, metavar="FILE", help="the recipe that trained it, if not in its run")
     parser.add_argument("--json", action="store_true", help="write the file's metadata as JSON and nothing else")
     arguments = parser.parse_args()
-    metadata = export_adapter(arguments.adapter, arguments.output, arguments.dtype, arguments.recipe)
+    metadata = export_adapter(arguments.adapter, arguments.output, arguments.dtype)
     digest = sha256_file(arguments.output)
     if arguments.json:
         print(json.dumps({"output": str(arguments.output), "sha256": digest, "metadata": metadata}, sort_keys=True))

@@ -89,10 +89,7 @@ def _shards(recipe: Recipe, stages: list[int], directory: Path, full: bool) -> s
 
 def _base(recipe: Recipe, stages: list[int]) -> str:
     family = get_family(recipe.family)
-    look = getattr(family, "check_base", None)
-    if look is None:
-        return f"family {recipe.family} looks at them when it loads them"
-    return "; ".join(dict.fromkeys(look(recipe.family_config(index)) for index in stages))
+    return "; ".join(dict.fromkeys(family.check_base(recipe.family_config(index)) for index in stages))
 
 
 def _handoff(recipe: Recipe, index: int, before: int | None, init: Path | None) -> str:

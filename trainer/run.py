@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -58,7 +59,8 @@ def main(description: str, stages: list[int] | None) -> int:
             adapters = run_stages(recipe, stages or sorted(recipe.stages), init=arguments.init,
                                   resume=arguments.resume, dry_run=arguments.dry_run)
         except Interrupted as interruption:
-            print(interruption, file=sys.stderr)
+            if int(os.environ["RANK"]) == 0:
+                print(interruption, file=sys.stderr)
             stop()
             return EXIT_CODE
         emit({"run": recipe.run, "adapters": [str(path) for path in adapters]})

@@ -18,6 +18,10 @@ class RecipeError(ValueError):
     """A recipe says something that cannot be: file, dotted key, what was found and what was expected."""
 
 
+class FirstRankError(RuntimeError):
+    """Another rank has failed; raised on the ranks that have not, so that none waits for ever."""
+
+
 class Loader(yaml.SafeLoader):
     """YAML with the scalars of version 1.2, in which ``1e-5`` is a number and ``off`` is a word, and no key twice."""
 

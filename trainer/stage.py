@@ -21,6 +21,7 @@ from trainer.hardware import device_name, peak_flops, peak_memory_bytes
 from trainer.interrupt import Interrupted, StopRequest
 from trainer.meter import Meter
 from trainer.monitor import Monitor
+from trainer.objective import weighted_total
 from trainer.setup import StageSetup, adapter_directory
 
 
@@ -87,10 +88,7 @@ class StageLoop:
         if s.engine.is_gradient_accumulation_boundary():
             set_learning_rate(s.engine, learning_rate(s.stage, self.step))
         output = s.engine(batch, progress)
-        total = torch.zeros_like(next(iter(output["losses"].values())))
-        for term in s.spec.losses:
-            weight = s.stage.loss_weights.get(term.name, term.weight.at(progress))
-            total = total + weight * output["losses"][term.name]
+        total = weighted_total(output["losses"], s.spec, s.stage.loss_weights, progress)
         # Equal micro-batches: the mean over this one, averaged by DeepSpeed over accumulation and ranks, is the plain
         # mean over the samples of the global batch.
         s.engine.backward(total.mean())
@@ -189,7 +187,7 @@ class StageLoop:
         card = AdapterCard(
             family=s.family.name, size=s.recipe.size, stage=s.spec.index, stage_name=s.spec.name, steps=self.step,
             recipe=s.recipe.digest(), base=s.base, predecessor=s.predecessor.sha256 if s.predecessor else None,
-            handoff=s.recipe.handoff)
+            handoff=s.recipe.handoff, config=s.config.model_dump(mode="json"))
         card = on_first(s.world, write_adapter, directory, tensors, card)
         self.monitor.message(f"adapter {directory} ({card.parameters:,} parameters, sha256 {card.sha256[:12]})")
         return directory

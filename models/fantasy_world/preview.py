@@ -8,6 +8,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from data.fantasy_world.cameras import decode_pose
+from data.pictures import turbo
 from models.family import Batch, Progress
 from models.fantasy_world.step import predict
 from models.fantasy_world.targets import make_targets
@@ -18,18 +19,6 @@ PANEL_WIDTH = 240
 _INVALID = (96, 96, 96)
 _TRUE, _PREDICTED = (40, 160, 60), (220, 90, 20)
 
-# Polynomial fit of Google's Turbo colour map (R. Du, A. Mikhailov, 2019; Apache-2.0): rows are red, green, blue,
-# columns the powers 0 to 5.
-_TURBO = np.array([
-    [0.13572138, 4.61539260, -42.66032258, 132.13108234, -152.94239396, 59.28637943],
-    [0.09140261, 2.19418839, 4.84296658, -14.18503333, 4.27729857, 2.82956604],
-    [0.10667330, 12.64194608, -60.58204836, 110.36276771, -89.90310912, 27.34824973]])
-
-
-def turbo(x: np.ndarray) -> np.ndarray:
-    """Colours uint8 ``[..., 3]`` of numbers in [0, 1] (clipped): dark blue, green, yellow, dark red."""
-    powers = np.clip(np.nan_to_num(x), 0, 1)[..., None] ** np.arange(6)
-    return (np.clip(powers @ _TURBO.T, 0, 1) * 255).round().astype(np.uint8)
 
 
 @torch.no_grad()

@@ -16,7 +16,6 @@ from tests.toy import ToyConfig
 from tests.trainer.finished import damage, finish_stage_one
 from trainer import export
 from trainer.export import export_adapter
-from trainer.settings import RecipeError
 
 
 @pytest.fixture(autouse=True)
@@ -55,13 +54,3 @@ def test_a_damaged_adapter_is_refused_and_nothing_is_written(tmp_path):
     with pytest.raises(DamagedError, match=r"model\.safetensors: content differs"):
         export_adapter(adapter, tmp_path / "toy.safetensors")
     assert not list(tmp_path.glob("*.safetensors"))
-
-
-def test_a_recipe_that_did_not_train_it_is_not_taken_for_its_own(tmp_path):
-    adapter, _ = finish_stage_one(tmp_path / "run")
-    own = (tmp_path / "run" / "recipe.yaml").read_text()
-    (tmp_path / "run" / "recipe.yaml").write_text(own.replace("seed: 0", "seed: 1"))
-    with pytest.raises(RecipeError, match=r"which none of .*recipe\.yaml has"):
-        export_adapter(adapter, tmp_path / "toy.safetensors")
-    (tmp_path / "own.yaml").write_text(own)
-    export_adapter(adapter, tmp_path / "toy.safetensors", recipe=tmp_path / "own.yaml")

@@ -5,8 +5,9 @@ import pytest
 import torch
 
 from data.fantasy_world.cameras import encode_pose
+from data.pictures import turbo
 from models.family import Progress
-from models.fantasy_world.preview import draw_paths, preview, turbo
+from models.fantasy_world.preview import draw_paths, preview
 from models.fantasy_world.targets import all_frames, make_targets
 from models.fantasy_world.validate import validate
 from tests.models.fantasy_world.fakes import TINY, FakeNetwork, make_batch
