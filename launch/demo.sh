@@ -11,7 +11,7 @@ if [ ! -f "$out/shards/train/manifest.json" ]; then
     echo "== rendering scenes and fitting tiny encoders"
     # shellcheck disable=SC2086
     python launch/build_shards.py synthesize --family fantasy_world --output "$out/raw" --encoders "$out/encoders" \
-        --clips 200 --seed 0 $size
+        --clips 128 --seed 0 $size
     echo "== building shards"
     # shellcheck disable=SC2086
     python launch/build_shards.py build --family fantasy_world --input "$out/raw" --output "$out/shards" $size \

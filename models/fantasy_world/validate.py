@@ -31,12 +31,12 @@ def validate(network: torch.nn.Module, batch: Batch, progress: Progress, statist
     - ``val_depth_error`` (over valid pixels, mean |d - g|) and ``val_point_error`` (mean distance) at
       ``INFERENCE_SIGMA``, the camera given; with ``_withheld`` appended, the camera not given. Units of the scene
       scale.
-    - ``val_camera_error``: mean absolute error over the 7 numbers of the camera's path (translation in units of the
-      scene scale, sign-safe quaternion), the camera withheld; ``val_fov_error``: the same over the two fields of view,
-      in radians. They are kept apart because a field of view is one number of the lens that the frames hardly show,
-      and of another size. With ``_given`` appended: where the network was told.
+    - ``val_camera_error``: mean absolute error over the 9 numbers of the pose encoding of all frames, the camera
+      withheld; ``val_path_error``: over the 7 of the camera's path (translation in units of the scene scale, sign-safe
+      quaternion); ``val_fov_error``: over the two fields of view, in radians, which are one number of the lens and of
+      another size. With ``_given`` appended: where the network was told.
     - ``val_depth_error_baseline``: the training mean of the depth for every pixel. ``val_camera_error_baseline`` and
-      ``val_fov_error_baseline``: the mean trajectory of the training split for every clip.
+      its two parts: the mean trajectory of the training split for every clip.
     - ``val_diffusion_loss``: unweighted flow-matching error at four fixed sigmas, where the network has a video output.
 
     Raises ``ValueError`` where the mean trajectory of ``statistics`` has not as many frames as the clips.
@@ -82,8 +82,9 @@ def baselines(targets: Targets, statistics: Mapping[str, Any]) -> Metrics:
 
 
 def _camera_metrics(poses: Tensor, targets: Targets, suffix: str) -> Metrics:
-    path, fov = losses.pose_error(poses, targets.poses).split((7, 2), -1)
-    return {f"val_camera_error{suffix}": _over_all(path), f"val_fov_error{suffix}": _over_all(fov)}
+    error = losses.pose_error(poses, targets.poses)
+    return {f"val_camera_error{suffix}": _over_all(error), f"val_path_error{suffix}": _over_all(error[..., :7]),
+            f"val_fov_error{suffix}": _over_all(error[..., 7:])}
 
 
 def _over_pixels(error: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:

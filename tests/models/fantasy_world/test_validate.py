@@ -51,7 +51,8 @@ def test_baselines_are_the_training_means():
         (truth[truth > 0] - constant).abs().mean().item(), rel=1e-4)
     poses = [make_targets(b, all_frames(b, TINY.clip.frames)).poses for b in (train, held_out)]
     error = (poses[1] - poses[0].mean(0)).abs()
-    assert mean(metrics["val_camera_error_baseline"]) == pytest.approx(error[..., :7].mean().item(), rel=1e-4)
+    assert mean(metrics["val_camera_error_baseline"]) == pytest.approx(error.mean().item(), rel=1e-4)
+    assert mean(metrics["val_path_error_baseline"]) == pytest.approx(error[..., :7].mean().item(), rel=1e-4)
     assert mean(metrics["val_fov_error_baseline"]) == pytest.approx(error[..., 7:].mean().item(), abs=1e-6)
 
 
