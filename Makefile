@@ -6,6 +6,8 @@ DEMO ?= demo
 # Two ranks share a laptop's cores: one thread each.
 export OMP_NUM_THREADS ?= 1
 export HF_HUB_OFFLINE = 1
+# First on the path: DeepSpeed builds its CPU operators once and caches them, but another ninja would build them again.
+export PATH := $(CURDIR)/$(BIN):$(PATH)
 ACCELERATOR := DS_ACCELERATOR=$${DS_ACCELERATOR:-cpu}
 
 .PHONY: install demo test test-slow lint clean
@@ -22,7 +24,7 @@ $(VENV)/.installed: constraints.txt setup.py
 	touch $@
 
 demo: install
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(ACCELERATOR) bash launch/demo.sh $(DEMO)
+	$(ACCELERATOR) bash launch/demo.sh $(DEMO)
 
 test: install
 	$(BIN)/python -m pytest -m "not slow"

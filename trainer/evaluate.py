@@ -34,12 +34,16 @@ class Evaluator:
         self.held_out, self.statistics, self.world = held_out, statistics, world
 
     @torch.no_grad()
-    def validate(self, progress: Progress, samples: int) -> dict[str, float]:
-        """Means over the first ``samples`` held-out samples (all of them where there are fewer)."""
-        indices, counts = rank_share(min(samples, len(self.held_out)), self.world.rank, self.world.size)
+    def validate(self, progress: Progress, samples: int, micro: int) -> dict[str, float]:
+        """Means over the first ``samples`` held-out samples (all of them where there are fewer), ``micro`` at a time
+        where that divides them evenly over the ranks, else one by one."""
+        samples = min(samples, len(self.held_out))
+        size = micro if samples % (self.world.size * micro) == 0 else 1
+        parts, counts = rank_share(samples // size, self.world.rank, self.world.size)
+        indices = [part * size + i for part in parts for i in range(size)]
         meter = Meter(self.world)
         self.engine.module.eval()
-        for batch, counted in zip(fixed_batches(self.held_out, indices, 1), counts, strict=True):
+        for batch, counted in zip(fixed_batches(self.held_out, indices, size), counts, strict=True):
             result = self.engine.module(self.network, self._ready(batch, progress), progress, self.statistics,
                                         run=self.family.validate)
             for name, (total, count) in result.items():

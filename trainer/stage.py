@@ -60,7 +60,7 @@ class StageLoop:
         check = GradientCheck(s.network, s.spec, s.world) if self.step == 0 else None
         if self.step == 0:
             # The state before the first step is what every later number is compared with.
-            self._evaluate(validate=True, preview=True)
+            self._evaluate(validate=True, preview=False)
         s.engine.module.train()
         accumulation = s.batching.accumulation
         batches = device_batches(s.stream(self.step, s.stage.steps), s.world.device, s.recipe.seed, s.spec.index)
@@ -160,7 +160,8 @@ class StageLoop:
 
     def _show(self, recipe: Any, progress: Progress, validate: bool, preview: bool) -> None:
         if validate and recipe.validation_samples:
-            self.monitor.log(self.step, self.evaluator.validate(progress, recipe.validation_samples))
+            self.monitor.log(self.step, self.evaluator.validate(
+                progress, recipe.validation_samples, self.s.batching.micro))
         if preview and recipe.preview_samples:
             self.monitor.images(self.step, self.evaluator.preview(progress, recipe.preview_samples))
 
