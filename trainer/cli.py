@@ -58,26 +58,6 @@ def parse(argv: Sequence[str] | None = None, description: str = "", reads_data: 
     return recipe, arguments
 
 
-def train(description: str | None, stages: Sequence[int] | None) -> int:
-    """The command that trains ``stages``, or all stages of the recipe where None, in sequence. With ``--json`` the
-    output is ``{"adapters": [directory, ...]}``."""
-    recipe, arguments = parse(description=description or "")
-    with json_output(arguments.json) as emit:
-        # DeepSpeed takes seconds to import; a wrong command line should be told at once.
-        from trainer.interrupt import EXIT_CODE, Interrupted
-        from trainer.run import run_stages
-
-        try:
-            adapters = run_stages(recipe, list(stages or sorted(recipe.stages)), init=arguments.init,
-                                  resume=arguments.resume, dry_run=arguments.dry_run)
-        except Interrupted as stopped:
-            if _rank() == 0:
-                print(stopped, file=sys.stderr, flush=True)
-            return EXIT_CODE
-        emit({"adapters": [str(path) for path in adapters]})
-    return 0
-
-
 def run_main(function: Callable[[], int | None]) -> NoReturn:
     """Run a script's ``main`` and exit with what it returns.
 
