@@ -7,6 +7,7 @@ average is kept, ``engine/`` (DeepSpeed's own shards), ``training_state.json``, 
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from argparse import Namespace
@@ -21,7 +22,6 @@ from safetensors.torch import save_file
 from torch import nn
 
 from data.files import (
-    MANIFEST,
     TEMPORARY,
     DamagedError,
     check_directory,
@@ -167,16 +167,16 @@ def needs_universal(found: TrainingState, expected: TrainingState) -> bool:
 
 
 def to_universal(directory: Path, world: World) -> Path:
-    """Convert the DeepSpeed shards of a checkpoint to the universal layout, on rank 0, once; return its folder.
+    """Convert the DeepSpeed shards of a checkpoint to the universal layout, on rank 0; return its folder.
 
-    The result lies beside the checkpoint, since a sealed directory is never changed.
+    It lies beside the checkpoint, since a sealed directory is never changed.
     """
     target = directory.parent / f"universal_{directory.name}"
 
     def convert() -> None:
-        if (target / MANIFEST).is_file():
-            check_directory(target)
-            return
+        if target.exists():
+            # Left by a run that died while it was loading.
+            shutil.rmtree(target)
         from deepspeed.checkpoint import ds_to_universal
 
         temporary = temporary_name(target)
@@ -184,8 +184,7 @@ def to_universal(directory: Path, world: World) -> Path:
             input_folder=str(directory / TAG), output_folder=str(temporary / TAG), num_extract_workers=1,
             num_merge_workers=1, keep_temp_folder=False, strict=True, inject_missing_state=False))
         (temporary / "latest_universal").write_text(TAG)
-        seal_directory(temporary)
-        commit_directory(temporary, target)
+        os.replace(temporary, target)
 
     on_first(world, convert)
     return target
@@ -208,6 +207,9 @@ def restore(engine: deepspeed.DeepSpeedEngine, network: nn.Module, directory: Pa
         raise DamagedError(f"{source}: DeepSpeed found no checkpoint under the tag {TAG!r}")
     if universal:
         _separate_groups(engine, declared)
+        # As large as the checkpoint itself, and made again whenever it is needed.
+        dist.barrier()
+        on_first(world, shutil.rmtree, source)
     if ema is not None:
         if not (directory / AVERAGE).is_file():
             raise ValueError(f"{directory}: holds no {AVERAGE} but the recipe keeps an average; remove `ema` or start "

@@ -94,7 +94,8 @@ def _dry_run(recipe: Recipe, index: int, world: World, init: Path | None) -> Non
     """Build everything and run one step on one sample per rank; nothing is written but a line on standard output."""
     stage = recipe.stages[index].model_copy(update={"global_batch": world.size, "micro_batch": 1})
     recipe = recipe.model_copy(update={"stages": {**recipe.stages, index: stage}})
-    setup = prepare_stage(recipe, index, world, init=init, resume="never")
+    setup = prepare_stage(recipe, index, world, init=init, resume="never", rehearsal=True,
+                          tell=print if world.is_first else lambda _: None)
     try:
         values = one_step(setup)
         if world.is_first:

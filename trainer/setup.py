@@ -67,11 +67,12 @@ class StageSetup:
 
 
 def prepare_stage(recipe: Recipe, index: int, world: World, *, init: Path | None, resume: str,
-                  tell: Callable[[str], None] = print) -> StageSetup:
+                  tell: Callable[[str], None] = print, rehearsal: bool = False) -> StageSetup:
     """Build stage ``index`` and load what it goes on from. Every rank calls it.
 
     ``init``: the adapter to start from (None: that of the previous stage in the same run). ``resume``: ``auto``,
-    ``never`` or the path of a checkpoint. What can be known to be wrong by then is said before the network is built.
+    ``never`` or the path of a checkpoint. A ``rehearsal`` (dry run) starts from first values where the stage before has
+    not been trained yet. What can be known to be wrong by then is said before the network is built.
     """
     family = get_family(recipe.family)
     config = recipe.family_config(index)
@@ -87,7 +88,10 @@ def prepare_stage(recipe: Recipe, index: int, world: World, *, init: Path | None
     predecessor, source = None, None
     if index > 1:
         source = init or adapter_directory(run, index - 1)
-        predecessor = on_first(world, read_card, source)
+        if rehearsal and init is None and not on_first(world, source.exists):
+            tell(f"stage {index} is rehearsed from first values: there is no {source} yet")
+        else:
+            predecessor = on_first(world, read_card, source)
 
     network, base = build_network(recipe, family, config, index, world)
     scales = freeze(network, spec)

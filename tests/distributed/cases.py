@@ -27,6 +27,10 @@ def train(recipe: dict[str, Any], stages: list[int], **options: Any) -> list[str
     return [str(path) for path in run_stages(Recipe.model_validate(recipe), stages, **options)]
 
 
+def train_dry(recipe: dict[str, Any], stages: list[int]) -> list[str]:
+    return train(recipe, stages, dry_run=True)
+
+
 def losses(run: str | Path, stage: int, name: str = "loss") -> list[float]:
     """Values of one metric of a stage by step."""
     lines = [json.loads(line) for line in (Path(run) / "metrics.jsonl").read_text().splitlines()]

@@ -85,6 +85,7 @@ def test_another_world_size_resumes_through_the_universal_layout(pair, shards, t
     found = cases.losses(tmp_path / "broken", 1)
     assert found == pytest.approx(cases.losses(tmp_path / "whole", 1), rel=1e-5)
     assert "converted from 2 ranks" in (tmp_path / "broken" / "train.log").read_text()
+    assert not list((tmp_path / "broken" / "stage1" / "checkpoints").glob("universal*"))
 
 
 def test_a_damaged_checkpoint_is_named_and_the_next_older_one_used(pair, shards, tmp_path):
@@ -136,3 +137,49 @@ def damage(file: Path) -> None:
     data = bytearray(file.read_bytes())
     data[len(data) // 2] ^= 0xFF
     file.write_bytes(data)
+
+
+def die_at(recipe: dict, stage: int, step: int) -> None:
+    """Train until this process kills itself, as a lost node or a full memory would, at ``step``."""
+    from trainer import stage as module
+
+    original = module.StageLoop._after_step
+
+    def with_death(self):
+        original(self)
+        if self.step == step:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    module.StageLoop._after_step = with_death
+    run_stages(Recipe.model_validate(recipe), [stage])
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_from_its_last_checkpoint_with_the_same_losses(pair, shards, tmp_path):
+    options = {"checkpoint_every": 5, "precision": "bf16"}
+    whole = cases.toy_recipe(shards, str(tmp_path / "whole"), **options)
+    pair.run(cases.train, whole.model_dump(), [1])
+    broken = cases.toy_recipe(shards, str(tmp_path / "broken"), **options)
+    victims = Pair()
+    with pytest.raises((RuntimeError, TimeoutError, ConnectionError)):
+        victims.run(die_at, broken.model_dump(), 1, 13)
+    victims.close()
+    assert len(cases.losses(tmp_path / "broken", 1)) < 20
+    pair.run(cases.train, broken.model_dump(), [1])
+    assert cases.losses(tmp_path / "broken", 1) == cases.losses(tmp_path / "whole", 1)
+
+
+def test_the_average_is_what_is_handed_on_where_the_recipe_says_so(pair, shards, tmp_path):
+    recipe = cases.toy_recipe(shards, str(tmp_path), ema={"decay": 0.9}, handoff="ema", steps=6)
+    pair.run(cases.train, recipe.model_dump(), [1])
+    adapter = load_file(tmp_path / "stage1" / "adapter" / "model.safetensors")
+    average = load_file(tmp_path / "stage1" / "checkpoints" / "checkpoint_6" / "ema.safetensors")
+    weights = load_file(tmp_path / "stage1" / "checkpoints" / "checkpoint_6" / "model.safetensors")
+    assert all(adapter[name].equal(average[name]) for name in average)
+    assert not all(adapter[name].equal(weights[name]) for name in weights)
+
+
+def test_a_dry_run_takes_one_step_of_each_stage_and_writes_nothing(pair, shards, tmp_path):
+    recipe = cases.toy_recipe(shards, str(tmp_path / "run"))
+    assert pair.run(cases.train_dry, recipe.model_dump(), [1, 2]) == [[], []]
+    assert not (tmp_path / "run").exists()
