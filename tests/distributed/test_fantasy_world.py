@@ -18,17 +18,9 @@ from data.fantasy_world.synthetic import write_synthetic
 from data.tiny_encoders import write_tiny_encoders
 from tests.distributed import cases
 from tests.distributed.plain import plain_losses
-from tests.pair import Pair
 from trainer.recipe import Recipe
 
 FRAMES, HEIGHT, WIDTH = 5, 32, 48
-
-
-@pytest.fixture(scope="module")
-def pair():
-    pair = Pair()
-    yield pair
-    pair.close()
 
 
 @pytest.fixture(scope="module")

@@ -9,22 +9,7 @@ import pytest
 from safetensors.torch import load_file
 
 from tests.distributed import cases
-from tests.pair import Pair
 from tests.toy import write_toy_shards
-
-
-@pytest.fixture(scope="module")
-def pair():
-    pair = Pair()
-    yield pair
-    pair.close()
-
-
-@pytest.fixture(scope="module")
-def shards(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("shards")
-    write_toy_shards(directory)
-    return str(directory)
 
 
 def test_a_tensor_without_gradient_stops_the_run_with_its_name(pair, shards, tmp_path):

@@ -7,22 +7,6 @@ import pytest
 from models import FAMILIES
 from tests.distributed import cases
 from tests.distributed.plain import plain_losses
-from tests.pair import Pair
-from tests.toy import write_toy_shards
-
-
-@pytest.fixture(scope="module")
-def pair():
-    pair = Pair()
-    yield pair
-    pair.close()
-
-
-@pytest.fixture(scope="module")
-def shards(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("shards")
-    write_toy_shards(directory)
-    return directory
 
 
 @pytest.fixture(scope="module")
@@ -47,10 +31,11 @@ def test_zero_stages_agree_in_bf16(pair, shards, plain, tmp_path):
         recipe = cases.toy_recipe(str(shards), str(run), zero=zero, precision="bf16")
         pair.run(cases.train, recipe.model_dump(), [1])
         found[zero] = cases.losses(run, 1)
-    # Stages 2 and 3 accumulate alike; stage 1 accumulates in fp32. One bf16 rounding is 2^-8.
-    assert found[1] == pytest.approx(found[3], rel=2**-6)
-    assert found[2] == pytest.approx(found[3], rel=2**-6)
-    assert found[3] == pytest.approx(plain, rel=2**-4)
+    # All accumulate and reduce in fp32 (ds_configs), so the stages agree far below a bf16 rounding of 2^-8; plain
+    # PyTorch's fp32 losses are as near as twenty steps with bf16 weights can be.
+    assert found[1] == pytest.approx(found[3], rel=1e-5)
+    assert found[2] == pytest.approx(found[3], rel=1e-5)
+    assert found[3] == pytest.approx(plain, rel=2**-5)
 
 
 @pytest.mark.parametrize("change", [{"recompute": "block"}, {"recompute": "selective"}, {"leaf_modules": True},

@@ -12,25 +12,10 @@ from safetensors.torch import load_file
 
 from tests.distributed import cases
 from tests.pair import Pair
-from tests.toy import write_toy_shards
 from trainer.distributed import start
 from trainer.interrupt import Interrupted
 from trainer.recipe import Recipe
 from trainer.run import run_stages
-
-
-@pytest.fixture(scope="module")
-def pair():
-    pair = Pair()
-    yield pair
-    pair.close()
-
-
-@pytest.fixture(scope="module")
-def shards(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("shards")
-    write_toy_shards(directory)
-    return str(directory)
 
 
 def stop_at(recipe: dict, stage: int, step: int, **options) -> str:
