@@ -72,8 +72,9 @@ def test_stage_one_under_the_other_zero_stages_too(pair, shards, reference, tmp_
     assert cases.losses(tmp_path, 1) == pytest.approx(reference, rel=2e-6)
 
 
-@pytest.mark.parametrize("change", [{"frozen": "shard"}, {"recompute": "selective", "leaf_modules": True}],
-                         ids=["frozen-shard", "selective-leaves"])
+@pytest.mark.parametrize("change", [
+    pytest.param({"frozen": "shard"}, id="frozen-shard", marks=pytest.mark.slow),
+    pytest.param({"recompute": "selective", "leaf_modules": True}, id="selective-leaves")])
 def test_stage_two_starts_from_stage_one_and_gives_the_losses_of_plain_pytorch(pair, shards, first_stage, tmp_path,
                                                                                 change):
     recipe = recipe_for(shards, tmp_path, steps=4, **change)
@@ -139,6 +140,7 @@ def most_gathered(recipe: dict, init: Path) -> tuple[int, int, int]:
     return sum(p.ds_numel for p in frozen), max(counts), most
 
 
+@pytest.mark.slow
 def test_a_bf16_run_changes_nearly_all_weights_because_masters_are_fp32(pair, shards, tmp_path):
     recipe = recipe_for(shards, tmp_path, precision="bf16", steps=4)
     stage = recipe.stages[1].model_copy(update={"learning_rate": 1e-5})
