@@ -29,6 +29,8 @@ cleanup() {
         pids=$(ip netns pids "sc$ID-h$host" 2>/dev/null)
         # shellcheck disable=SC2086
         [ -n "$pids" ] && kill -KILL $pids 2>/dev/null
+        # Both ends of the pair go with it at once; with the namespace they would go some time later.
+        ip link delete "sc${ID}v$host" 2>/dev/null
         ip netns delete "sc$ID-h$host" 2>/dev/null
     done
     ip link delete "$BRIDGE" 2>/dev/null
