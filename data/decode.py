@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from collections.abc import Mapping
 from math import prod
 from typing import Any
@@ -14,8 +15,10 @@ from PIL import Image
 from data.files import DamagedError
 from data.schema import SampleSchema, SchemaError, check_sample
 
-NPY_HEADER = 12 + 10_000
-"""Magic, version and length, then the longest header that NumPy parses without being told to trust the file."""
+NPY_MAGIC = b"\x93NUMPY"
+NPY_HEADER = re.compile(rb"\{\s*'descr':\s*'(?P<descr>[<>|=][biufc]\d+)',\s*'fortran_order':\s*(?P<order>True|False),"
+                        rb"\s*'shape':\s*\((?P<shape>\s*(?:\d+\s*,\s*)*(?:\d+)?\s*)\),?\s*\}\s*")
+"""The header of an array of plain numbers, as NumPy writes it (NEP 1)."""
 
 IMAGES = ("jpg", "png")
 
@@ -62,19 +65,34 @@ def _decode_head(data: memoryview | None, schema: SampleSchema, where: str) -> d
 
 
 def _decode_npy(data: memoryview, where: str) -> np.ndarray:
-    header = io.BytesIO(data[:NPY_HEADER])
     try:
-        version = np.lib.format.read_magic(header)
-        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, fortran, dtype = read(header)
-        if dtype.hasobject:
-            raise ValueError("it holds pickled objects")
-        array = np.frombuffer(data, dtype, prod(shape), header.tell())
-        if header.tell() + array.nbytes != len(data):
-            raise ValueError(f"{len(data) - header.tell()} bytes of numbers, where its header tells of {array.nbytes}")
-    except ValueError as error:
+        start, dtype, shape, fortran = _npy_header(data)
+        array = np.frombuffer(data, dtype, prod(shape), start)
+        if start + array.nbytes != len(data):
+            raise ValueError(f"{len(data) - start} bytes of numbers, where its header tells of {array.nbytes}")
+    except (ValueError, TypeError) as error:
         raise DamagedError(f"{where} is not a readable .npy file ({error}); build the shard again") from error
     return array.reshape(shape, order="F" if fortran else "C")
+
+
+def _npy_header(data: memoryview) -> tuple[int, np.dtype, tuple[int, ...], bool]:
+    """Offset of the numbers, their dtype and shape, and whether they lie in Fortran order.
+
+    NumPy's own reader calls ``ast.literal_eval``, which CPython 3.11 does not survive in two threads at once (issue
+    106905: a SystemError, once in some ten thousand files). A regular expression does, and takes a tenth of the time.
+    Raises ``ValueError`` for anything but a plain array of numbers.
+    """
+    version = bytes(data[6:8])
+    if bytes(data[:6]) != NPY_MAGIC or version not in (b"\x01\x00", b"\x02\x00"):
+        raise ValueError(f"it starts with {bytes(data[:8])!r}, expected the magic and version 1 or 2 of the format")
+    width = 2 if version == b"\x01\x00" else 4
+    start = 8 + width + int.from_bytes(data[8:8 + width], "little")
+    header = bytes(data[8 + width:start])
+    found = NPY_HEADER.fullmatch(header) if start <= len(data) else None
+    if found is None:
+        raise ValueError(f"its header is {header[:120]!r}, expected descr, fortran_order and shape of plain numbers")
+    shape = tuple(int(number) for number in found["shape"].split(b",") if number.strip())
+    return start, np.dtype(found["descr"].decode()), shape, found["order"] == b"True"
 
 
 def _decode_image(data: memoryview, where: str) -> np.ndarray:

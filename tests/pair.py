@@ -5,8 +5,9 @@ from __future__ import annotations
 import multiprocessing
 import os
 import socket
+import time
 import traceback
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from typing import Any
 
 
@@ -15,37 +16,57 @@ class Pair:
 
     def __init__(self, size: int = 2, timeout: float = 180.0) -> None:
         self.size, self.timeout = size, timeout
+        self.start()
+
+    def start(self) -> None:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         context = multiprocessing.get_context("spawn")
         self.pipes: list[Connection] = []
         self.processes = []
-        for rank in range(size):
+        for rank in range(self.size):
             mine, theirs = context.Pipe()
-            process = context.Process(target=_serve, args=(theirs, rank, size, port), daemon=True)
+            process = context.Process(target=_serve, args=(theirs, rank, self.size, port), daemon=True)
             process.start()
             theirs.close()
             self.pipes.append(mine)
             self.processes.append(process)
 
+    def restart(self) -> None:
+        """A new pair for the next case, after one that left a rank behind."""
+        for process in self.processes:
+            process.kill()
+        self.close()
+        self.start()
+
     def run(self, function, *args: Any) -> list[Any]:
         for pipe in self.pipes:
             pipe.send((function, args))
-        results, failures = [], []
-        for rank, pipe in enumerate(self.pipes):
-            if not pipe.poll(self.timeout):
-                self.close()
-                raise TimeoutError(f"rank {rank} did not answer within {self.timeout} s in {function.__name__}")
-            try:
-                ok, value = pipe.recv()
-            except EOFError:
-                self.close()
-                raise RuntimeError(f"rank {rank} died in {function.__name__}") from None
-            (results if ok else failures).append(value)
+        answers: dict[int, tuple[bool, Any]] = {}
+        end = time.monotonic() + self.timeout
+        while len(answers) < self.size:
+            waiting = {self.pipes[rank]: rank for rank in range(self.size) if rank not in answers}
+            ready = wait(list(waiting), max(0.0, end - time.monotonic()))
+            if not ready:
+                break
+            for pipe in ready:
+                rank = waiting[pipe]
+                try:
+                    answers[rank] = pipe.recv()
+                except EOFError:
+                    answers[rank] = (False, f"rank {rank} died in {function.__name__}")
+                if not answers[rank][0]:
+                    # A rank that fails alone leaves the other in a collective; what it says must not be lost.
+                    end = min(end, time.monotonic() + 30.0)
+        failures = [value for _, (ok, value) in sorted(answers.items()) if not ok]
+        late = [rank for rank in range(self.size) if rank not in answers]
+        if late:
+            self.restart()
+            failures.append(f"rank {late} did not answer in {function.__name__}")
         if failures:
             raise AssertionError("\n".join(failures))
-        return results
+        return [answers[rank][1] for rank in range(self.size)]
 
     def close(self) -> None:
         for pipe in self.pipes:

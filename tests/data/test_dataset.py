@@ -256,7 +256,7 @@ def test_dtype_of_the_array_is_checked_even_where_the_head_says_otherwise(tmp_pa
     ("latent.npy", b"", "'latent.npy' is not a readable .npy"),
     ("latent.npy", npy(np.zeros(3, np.float32))[:-1], "'latent.npy' is not a readable .npy"),
     ("latent.npy", npy(np.zeros(3, np.float32)) + b"0", "'latent.npy' is not a readable .npy"),
-    ("latent.npy", npy(np.array([{"a": 1}] * 3, dtype=object)), "pickled objects"),
+    ("latent.npy", npy(np.array([{"a": 1}] * 3, dtype=object)), "plain numbers"),
     ("frame.jpg", b"not a picture", "'frame.jpg' is not a readable picture"),
     ("json", b"{}", "its .json is not a sample's head"),
     ("json", b"[]", "its .json is not a sample's head"),

@@ -1,0 +1,87 @@
+"""Members of a sample to arrays."""
+
+from __future__ import annotations
+
+import gc
+import io
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from data.decode import decode_sample
+from data.files import DamagedError
+from data.schema import Field, SampleSchema
+
+HEAD = b'{"schema": "t", "version": 1, "dtypes": {"x": "f32"}, "meta": {}}'
+SCHEMA = SampleSchema("t", 1, (Field("x", "f32", ("rows", "columns")),))
+
+
+def npy(array: np.ndarray, version: tuple[int, int] = (1, 0)) -> bytes:
+    buffer = io.BytesIO()
+    np.lib.format.write_array(buffer, array, version=version, allow_pickle=True)
+    return buffer.getvalue()
+
+
+def decode(data: bytes, schema: SampleSchema = SCHEMA) -> np.ndarray:
+    members = {"json": memoryview(HEAD), "x.npy": memoryview(data)}
+    return decode_sample(schema, members, "set.tar: sample 'a'")[0]["x"]
+
+
+@given(hnp.arrays(np.float32, hnp.array_shapes(min_dims=2, max_dims=2, min_side=0, max_side=5)), st.booleans(),
+       st.sampled_from([(1, 0), (2, 0)]))
+def test_arrays_in_either_order_and_version_come_out_as_they_were_written(array, fortran, version):
+    written = np.asfortranarray(array) if fortran else array
+    np.testing.assert_array_equal(decode(npy(written, version)), array)
+
+
+@pytest.mark.parametrize("spec", [((), ()), ((3,), ("a",)), ((2, 3, 4, 1), ("a", "b", "c", "d"))])
+def test_any_number_of_dimensions_is_read(spec):
+    shape, declared = spec
+    array = np.arange(np.prod(shape, dtype=int), dtype=np.float32).reshape(shape)
+    np.testing.assert_array_equal(decode(npy(array), SampleSchema("t", 1, (Field("x", "f32", declared),))), array)
+
+
+@pytest.mark.parametrize("damage", [
+    lambda data: b"", lambda data: data[:7], lambda data: data[:40], lambda data: data[:-1], lambda data: data + b"0",
+    lambda data: b"X" + data[1:], lambda data: data.replace(b"<f4", b"<f5"),
+    lambda data: data.replace(b"shape", b"shope"), lambda data: data[:8] + b"\xff\xff" + data[10:],
+    lambda data: data.replace(b"(2, 3)", b"(9, 9)")])
+def test_a_damaged_header_or_length_is_named(damage):
+    data = npy(np.ones((2, 3), np.float32))
+    with pytest.raises(DamagedError, match=r"set.tar: sample 'a': 'x.npy' is not a readable .npy"):
+        decode(damage(data))
+
+
+def test_objects_are_not_unpickled():
+    with pytest.raises(DamagedError, match="plain numbers"):
+        decode(npy(np.array([{}], dtype=object)))
+
+
+@pytest.fixture
+def eager_switches():
+    """Threads that change places as often as they can, in the middle of garbage collections too."""
+    interval, thresholds = sys.getswitchinterval(), gc.get_threshold()
+    sys.setswitchinterval(1e-6)
+    gc.set_threshold(5)
+    gc.callbacks.append(_give_way)
+    yield
+    gc.callbacks.remove(_give_way)
+    gc.set_threshold(*thresholds)
+    sys.setswitchinterval(interval)
+
+
+def _give_way(*_) -> None:
+    time.sleep(0)
+
+
+def test_many_threads_decode_at_once(eager_switches):
+    """NumPy's reader fails here on CPython 3.11 (SystemError: AST constructor recursion depth mismatch)."""
+    data = npy(np.ones((2, 3), np.float32))
+    with ThreadPoolExecutor(4) as pool:
+        assert all(array.shape == (2, 3) for array in pool.map(decode, [data] * 3000))
