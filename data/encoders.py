@@ -19,7 +19,7 @@ import transformers
 from diffusers import AutoencoderKLWan
 from PIL import Image
 from torch import Tensor
-from transformers import AutoTokenizer, CLIPVisionModel, UMT5EncoderModel
+from transformers import AutoTokenizer, CLIPVisionModel, PreTrainedTokenizerBase, UMT5EncoderModel
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from data.files import sha256_file, sha256_json
@@ -62,8 +62,8 @@ class VideoEncoder:
     """Wan's VAE. Latents are the mode of the posterior, less ``latents_mean``, divided by ``latents_std``."""
 
     def __init__(self, path: Path, device: torch.device) -> None:
-        self.entry = _entry(AutoencoderKLWan, path, device)
-        self._vae = _load(AutoencoderKLWan, path, device)
+        self.entry = encoder_entry(AutoencoderKLWan, path, device)
+        self._vae = load_model(AutoencoderKLWan, path, device)
         config = self._vae.config
         self.channels: int = config.z_dim
         self._mean = torch.tensor(config.latents_mean).view(1, -1, 1, 1, 1)
@@ -106,18 +106,10 @@ class TextEncoder:
     """umT5, with the states of the real tokens only."""
 
     def __init__(self, path: Path, tokenizer: Path, device: torch.device) -> None:
-        self.entry = _entry(UMT5EncoderModel, path, device)
-        self._model = _load(UMT5EncoderModel, path, device)
-        try:
-            self._tokenizer = AutoTokenizer.from_pretrained(_folder(tokenizer), local_files_only=True)
-        except (OSError, ValueError, KeyError) as error:
-            raise EncoderError(f"{tokenizer}: no tokenizer can be loaded from it ({_short(error)})") from error
-        self.tokenizer_entry = EncoderEntry(name=type(self._tokenizer).__name__, path_name=tokenizer.resolve().name,
-                                            sha256=_hash(sorted(tokenizer.glob("*"))), dtype="int64")
+        self.entry = encoder_entry(UMT5EncoderModel, path, device)
+        self._model = load_model(UMT5EncoderModel, path, device)
+        self._tokenizer, self.tokenizer_entry = load_tokenizer(tokenizer, self._model.config.vocab_size)
         self.dim: int = self._model.config.d_model
-        if len(self._tokenizer) > self._model.config.vocab_size:
-            raise EncoderError(f"{tokenizer}: {len(self._tokenizer)} tokens found, expected at most the "
-                               f"{self._model.config.vocab_size} of the text encoder {path}")
 
     @torch.inference_mode()
     def encode(self, prompts: Sequence[str]) -> list[Tensor]:
@@ -133,8 +125,8 @@ class ImageEncoder:
     """CLIP's vision model; the last hidden states but one, as Wan2.1's image-to-video models take them."""
 
     def __init__(self, path: Path, device: torch.device) -> None:
-        self.entry = _entry(CLIPVisionModel, path, device)
-        self._model = _load(CLIPVisionModel, path, device)
+        self.entry = encoder_entry(CLIPVisionModel, path, device)
+        self._model = load_model(CLIPVisionModel, path, device)
         self.dim: int = self._model.config.hidden_size
         folders = [path, path.parent / "image_processor"]
         found = next((f for f in folders if (f / "preprocessor_config.json").is_file()), None)
@@ -167,34 +159,60 @@ def _scaled(clip: np.ndarray) -> Tensor:
     return torch.from_numpy(clip).permute(3, 0, 1, 2).float() / 127.5 - 1
 
 
-def _folder(path: Path) -> Path:
+def encoder_folder(path: Path) -> Path:
+    """The folder itself. Raises ``EncoderError`` where there is none."""
     if not path.is_dir():
         raise EncoderError(f"{path}: no such folder, expected an encoder in the Hugging Face layout")
     return path
 
 
-def _load(kind: type, path: Path, device: torch.device):
+def load_model(kind: type, path: Path, device: torch.device):
+    """A frozen model of class ``kind`` on ``device``, in the dtype that encoders compute in.
+
+    Raises ``EncoderError`` for a folder that does not hold such a model, and for weights that lack a part of it, which
+    the libraries would make up at random.
+    """
+    encoder_folder(path)
     try:
-        model = kind.from_pretrained(path, local_files_only=True, torch_dtype=compute_dtype(device))
+        model, found = kind.from_pretrained(path, local_files_only=True, output_loading_info=True,
+                                            torch_dtype=compute_dtype(device))
     except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise EncoderError(f"{path}: {kind.__name__} cannot be loaded from it ({_short(error)})") from error
+        raise EncoderError(f"{path}: {kind.__name__} cannot be loaded from it ({short_error(error)})") from error
+    if found["missing_keys"]:
+        raise EncoderError(f"{path}: no weights found for {sorted(found['missing_keys'])[:3]}, expected all those of a "
+                           f"{kind.__name__}; give the folder of one")
     return model.eval().requires_grad_(False).to(device)
 
 
-def _entry(kind: type, path: Path, device: torch.device) -> EncoderEntry:
-    weights = sorted(_folder(path).glob("*.safetensors"))
+def load_tokenizer(path: Path, vocabulary: int) -> tuple[PreTrainedTokenizerBase, EncoderEntry]:
+    """A tokenizer for a text encoder that knows ``vocabulary`` tokens, and its entry. Raises ``EncoderError``."""
+    encoder_folder(path)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise EncoderError(f"{path}: no tokenizer can be loaded from it ({short_error(error)})") from error
+    if len(tokenizer) > vocabulary:
+        raise EncoderError(f"{path}: {len(tokenizer)} tokens found, expected at most the {vocabulary} of its text "
+                           f"encoder; give the tokenizer that belongs to it")
+    return tokenizer, EncoderEntry(name=type(tokenizer).__name__, path_name=path.resolve().name,
+                                   sha256=hash_files(sorted(path.glob("*"))), dtype="int64")
+
+
+def encoder_entry(kind: type, path: Path, device: torch.device) -> EncoderEntry:
+    """What the manifest says of the model in ``path``. Raises ``EncoderError`` where it holds no weights."""
+    weights = sorted(encoder_folder(path).glob("*.safetensors"))
     if not weights:
         raise EncoderError(f"{path}: no .safetensors found, expected the weights of a {kind.__name__}; found "
                            f"{sorted(p.name for p in path.iterdir())[:8]}")
-    return EncoderEntry(name=kind.__name__, path_name=path.resolve().name, sha256=_hash(weights),
+    return EncoderEntry(name=kind.__name__, path_name=path.resolve().name, sha256=hash_files(weights),
                         dtype=str(compute_dtype(device)).removeprefix("torch."))
 
 
-def _hash(files: Sequence[Path]) -> str:
+def hash_files(files: Sequence[Path]) -> str:
     """Of the one file, or of the names and hashes of several."""
     hashes = {file.name: sha256_file(file) for file in files if file.is_file()}
     return next(iter(hashes.values())) if len(hashes) == 1 else sha256_json(hashes)
 
 
-def _short(error: Exception) -> str:
+def short_error(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
