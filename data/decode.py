@@ -66,7 +66,7 @@ def _decode_head(data: memoryview | None, schema: SampleSchema, where: str) -> d
 
 def _decode_npy(data: memoryview, where: str) -> np.ndarray:
     try:
-        start, dtype, shape, fortran = _npy_header(data)
+        start, dtype, shape, fortran = npy_header(data)
         array = np.frombuffer(data, dtype, prod(shape), start)
         if start + array.nbytes != len(data):
             raise ValueError(f"{len(data) - start} bytes of numbers, where its header tells of {array.nbytes}")
@@ -75,7 +75,7 @@ def _decode_npy(data: memoryview, where: str) -> np.ndarray:
     return array.reshape(shape, order="F" if fortran else "C")
 
 
-def _npy_header(data: memoryview) -> tuple[int, np.dtype, tuple[int, ...], bool]:
+def npy_header(data: memoryview) -> tuple[int, np.dtype, tuple[int, ...], bool]:
     """Offset of the numbers, their dtype and shape, and whether they lie in Fortran order.
 
     NumPy's own reader calls ``ast.literal_eval``, which CPython 3.11 does not survive in two threads at once (issue
