@@ -9,19 +9,16 @@ from __future__ import annotations
 import importlib
 from abc import ABC, abstractmethod
 from argparse import ArgumentParser, Namespace
-from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
 
 from data.dataset import Sample
+from data.progress import Track
 
 BUILDERS = {"fantasy_world": "data.fantasy_world.builder"}
 """Family (also the name of its sample schema) -> module with a class ``FamilyBuilder``, imported when it is used: a
 builder needs video, audio and encoder packages that reading shards does not."""
-
-Track = Callable[[Iterable[Any], str, int], Iterable[Any]]
-"""Wraps an iterable of known length in a progress bar with a title."""
 
 
 class Builder(ABC):

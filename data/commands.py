@@ -7,21 +7,19 @@ from __future__ import annotations
 
 import sys
 from argparse import ArgumentParser, Namespace
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
 
-from data import examine
+from data import examine_commands
 from data.builders import BUILDERS, builder
-from data.files import atomic_file
+from data.progress import track
+from data.summary import summary_table
 
 DEFAULT_FAMILY = "fantasy_world"
-MEGABYTE = 1e6
+FAMILY_COMMANDS = ("build", "synthesize")
 
 
 def parse(argv: Sequence[str] | None = None, description: str | None = None) -> Namespace:
@@ -30,7 +28,7 @@ def parse(argv: Sequence[str] | None = None, description: str | None = None) -> 
     argv = list(sys.argv[1:] if argv is None else argv)
     family = ArgumentParser(add_help=False, allow_abbrev=False)
     family.add_argument("--family", default=DEFAULT_FAMILY, help=f"one of {', '.join(sorted(BUILDERS))}")
-    made = next((word for word in argv if not word.startswith("-")), None) in ("build", "synthesize")
+    made = next((word for word in argv if not word.startswith("-")), None) in FAMILY_COMMANDS
     parts = builder(family.parse_known_args(argv)[0].family) if made else None
 
     parser = ArgumentParser(description=description, allow_abbrev=False)
@@ -56,13 +54,7 @@ def parse(argv: Sequence[str] | None = None, description: str | None = None) -> 
     if parts:
         parts.add_synthesize_arguments(command)
 
-    for name, text in (("check", "hashes, indices and every sample"), ("inspect", "counts and bytes"),
-                       ("preview", "a sheet of pictures")):
-        command = commands.add_parser(name, parents=[common], help=text)
-        command.add_argument("shards", type=Path, metavar="SHARDS")
-        if name == "preview":
-            command.add_argument("--output", type=Path, default=Path("preview.png"), metavar="PNG")
-            command.add_argument("--count", type=int, default=16, help="samples to show (default: 16)")
+    examine_commands.add(commands, common)
     return parser.parse_args(argv)
 
 
@@ -70,56 +62,15 @@ def execute(arguments: Namespace) -> tuple[dict[str, Any], int]:
     """Run the command; returns its result and the exit code."""
     match arguments.command:
         case "build":
-            return builder(arguments.family).build(arguments, _track), 0
+            return builder(arguments.family).build(arguments, track), 0
         case "synthesize":
-            return builder(arguments.family).synthesize(arguments, _track), 0
-        case "check":
-            problems = examine.check(arguments.shards)
-            return {"problems": problems}, 1 if problems else 0
-        case "inspect":
-            return examine.inspect(arguments.shards), 0
-    picture = examine.contact_sheet(arguments.shards, arguments.count)
-    with atomic_file(arguments.output) as handle:
-        Image.fromarray(picture).save(handle, "PNG")
-    return {"output": str(arguments.output)}, 0
+            return builder(arguments.family).synthesize(arguments, track), 0
+    return examine_commands.execute(arguments)
 
 
 def render(command: str, result: dict[str, Any]) -> None:
     """Print a result for people."""
-    console = Console()
-    if command == "check":
-        for problem in result["problems"]:
-            console.print(problem, style="red", highlight=False, soft_wrap=True)
-        console.print(f"{len(result['problems'])} problems" if result["problems"] else "all shards are whole")
-    elif command == "inspect":
-        for name, split in result.items():
-            console.print(_split_table(name, split))
+    if command in FAMILY_COMMANDS:
+        Console().print(summary_table(result))
     else:
-        table = Table(show_header=False, box=None)
-        for name, value in result.items():
-            table.add_row(name, _text(value))
-        console.print(table)
-
-
-def _split_table(name: str, split: dict[str, Any]) -> Table:
-    table = Table(title=f"{name}: {split['samples']} samples in {split['shards']} shards, "
-                        f"{split['bytes'] / MEGABYTE:.1f} MB, schema {split['schema']} version {split['version']}")
-    table.add_column("field")
-    for title in ("MB", "kB per sample"):
-        table.add_column(title, justify="right")
-    for field, size in split["field_bytes"].items():
-        table.add_row(field, f"{size / MEGABYTE:.2f}", f"{size / split['samples'] / 1e3:.1f}")
-    return table
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, dict):
-        return ", ".join(f"{name} {number}" for name, number in value.items())
-    return f"{value:.1f}" if isinstance(value, float) else str(value)
-
-
-def _track(items: Iterable[Any], title: str, total: int) -> Iterable[Any]:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-               TextColumn("left"), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        yield from progress.track(items, total=total, description=title)
+        examine_commands.render(command, result)

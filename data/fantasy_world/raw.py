@@ -10,11 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from data.jobs import RawError
+
 METADATA = "metadata.json"
-
-
-class RawError(ValueError):
-    """A raw file is not what the layout says."""
 
 
 @dataclass(frozen=True)
