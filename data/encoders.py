@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import diffusers
 import numpy as np
@@ -182,6 +182,19 @@ def load_model(kind: type, path: Path, device: torch.device):
         raise EncoderError(f"{path}: no weights found for {sorted(found['missing_keys'])[:3]}, expected all those of a "
                            f"{kind.__name__}; give the folder of one")
     return model.eval().requires_grad_(False).to(device)
+
+
+def load_config(kind: type, path: Path) -> Mapping[str, Any]:
+    """The configuration of a model of class ``kind``, from which its sizes are known before it is loaded (diffusers'
+    files hold every value, transformers' are completed). Raises ``EncoderError``."""
+    encoder_folder(path)
+    try:
+        if issubclass(kind, diffusers.ConfigMixin):
+            return kind.load_config(path, local_files_only=True)
+        return kind.config_class.from_pretrained(path, local_files_only=True).to_dict()
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise EncoderError(f"{path}: no configuration of a {kind.__name__} can be read from it "
+                           f"({short_error(error)})") from error
 
 
 def load_tokenizer(path: Path, vocabulary: int) -> tuple[PreTrainedTokenizerBase, EncoderEntry]:
