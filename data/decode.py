@@ -20,18 +20,24 @@ NPY_HEADER = re.compile(rb"\{\s*'descr':\s*'(?P<descr>[<>|=][biufc]\d+)',\s*'for
                         rb"\s*'shape':\s*\((?P<shape>\s*(?:\d+\s*,\s*)*(?:\d+)?\s*)\),?\s*\}\s*")
 """The header of an array of plain numbers, as NumPy writes it (NEP 1)."""
 
-IMAGES = ("jpg", "png")
+IMAGES = ("jpg", "jpeg", "png")
 
 
-def decode_sample(schema: SampleSchema, members: Mapping[str, memoryview],
-                  where: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+def decode_sample(schema: SampleSchema, members: Mapping[str, memoryview], where: str,
+                  heads: bool = True) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Arrays by field name and the meta of a sample. ``members``: bytes by name without the key (``latent.npy``).
 
     Arrays have the dtypes of the file (bf16 as uint16) and are views on ``members``, but for pictures (uint8
-    ``[H, W, 3]``). Members that the schema does not know are passed over. Raises ``SchemaError`` if the sample does not
-    fit the schema, ``DamagedError`` if a member cannot be decoded; both start with ``where``.
+    ``[H, W, 3]``). Members that the schema does not know are passed over. ``heads=False`` is for samples that another's
+    tool wrote: they tell nothing of their schema, and their ``.json``, if there is one, is the meta (under the name
+    ``json`` where it is not an object); uint16 is taken for the bits of bf16. Raises ``SchemaError`` if the sample does
+    not fit the schema, ``DamagedError`` if a member cannot be decoded; both start with ``where``.
     """
-    head = _decode_head(members.get("json"), schema, where)
+    if heads:
+        head = _decode_head(members.get("json"), schema, where)
+    else:
+        head = {"dtypes": {spec.name: spec.dtype for spec in schema.fields},
+                "meta": _decode_meta(members.get("json"), where)}
     arrays = {}
     for spec in schema.fields:
         kinds = IMAGES if spec.dtype == "image" else ("npy",)
@@ -45,6 +51,10 @@ def decode_sample(schema: SampleSchema, members: Mapping[str, memoryview],
             raise SchemaError(f"{where}: field {spec.name!r} was written as {written}, expected {spec.dtype}; rebuild "
                               f"the shards")
     check_sample(schema, arrays, where)
+    gone = [] if not heads else [f.name for f in schema.fields if f.name in head["dtypes"] and f.name not in arrays]
+    if gone:
+        raise DamagedError(f"{where}: fields {gone} of its head are not among its members {sorted(members)}, expected "
+                           f"all of them; the index or the tar is damaged, run build_shards.py repair")
     return arrays, head["meta"]
 
 
@@ -54,14 +64,32 @@ def _decode_head(data: memoryview | None, schema: SampleSchema, where: str) -> d
     try:
         head = json.loads(bytes(data))
         found = head["schema"], head["version"]
-        dict(head["dtypes"]), dict(head["meta"])
-    except (ValueError, KeyError, TypeError) as error:
+        head = {**head, "dtypes": dict(head["dtypes"]), "meta": dict(head["meta"])}
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise SchemaError(f"{where}: its .json is not a sample's head ({type(error).__name__}: {error}), expected "
                           f"schema, version, dtypes and meta") from error
     if found != (schema.name, schema.version):
         raise SchemaError(f"{where}: schema {found[0]!r} version {found[1]}, expected {schema.name!r} version "
                           f"{schema.version}; rebuild the shards")
     return head
+
+
+def has_head(data: bytes | memoryview | None) -> bool:
+    """Whether this ``.json`` member is a head as our writer makes it, rather than another's meta."""
+    try:
+        head = json.loads(bytes(data)) if data is not None else None
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(head, dict) and {"schema", "version", "dtypes", "meta"} <= set(head)
+
+
+def _decode_meta(data: memoryview | None, where: str) -> dict[str, Any]:
+    try:
+        meta = json.loads(bytes(data)) if data is not None else {}
+    except (ValueError, RecursionError) as error:
+        raise SchemaError(f"{where}: its .json cannot be read ({type(error).__name__}: {error}), expected JSON; write "
+                          f"the tar again or leave the sample out with --skip-bad") from error
+    return meta if isinstance(meta, dict) else {"json": meta}
 
 
 def _decode_npy(data: memoryview, where: str) -> np.ndarray:
