@@ -45,11 +45,11 @@ def tiny_vae(frames: Tensor, seed: int) -> AutoencoderKLWan:
 def _make_identity(module: nn.Module) -> None:
     """Close a block's residual branch; where its width changes, pass on the channels that both sides have."""
     if isinstance(module, WanResidualBlock):
-        _clear(module.conv2)
+        clear(module.conv2)
         if not isinstance(module.conv_shortcut, nn.Identity):
             _pass_on(module.conv_shortcut)
     elif isinstance(module, WanAttentionBlock):
-        _clear(module.proj)
+        clear(module.proj)
 
 
 def _fit_encoder(vae: AutoencoderKLWan, frames: Tensor) -> list[Tensor]:
@@ -61,12 +61,12 @@ def _fit_encoder(vae: AutoencoderKLWan, frames: Tensor) -> list[Tensor]:
     for block, kept in zip(halvings, KEPT, strict=True):
         features = levels[-1]
         patches = F.pixel_unshuffle(features, 2)
-        components = _principal(patches, kept)
-        convolution = _clear(block.resample[1])
+        components = principal_components(patches, kept)
+        convolution = clear(block.resample[1])
         convolution.weight[:kept, :features.shape[1], :2, :2] = components.view(kept, features.shape[1], 2, 2)
         levels.append(torch.einsum("kc,nchw->nkhw", components, patches))
         if hasattr(block, "time_conv"):
-            middle = _clear(block.time_conv).weight
+            middle = clear(block.time_conv).weight
             middle[:, :, 1:, 0, 0] = torch.eye(len(middle))[..., None] / 2
     scale = _through_norm(encoder.norm_out, halvings[-1].resample[1], float(levels[-1].abs().max()))
     _pass_on(encoder.conv_out, scale, LATENT_CHANNELS)
@@ -83,18 +83,18 @@ def _fit_decoder(vae: AutoencoderKLWan, frames: Tensor, levels: list[Tensor]) ->
     coarse = levels[-1]
     for block, fine in zip(doublings, reversed(levels[:-1]), strict=True):
         if hasattr(block, "time_conv"):
-            weight = _clear(block.time_conv).weight
+            weight = clear(block.time_conv).weight
             weight[:, :, -1, 0, 0] = torch.eye(weight.shape[1]).repeat(2, 1)
-        convolution = _clear(block.resample[1])
+        convolution = clear(block.resample[1])
         doubled = F.interpolate(coarse, scale_factor=2, mode="nearest-exact")
-        filters = _least_squares(doubled, fine)
+        filters = least_squares_filters(doubled, fine)
         convolution.weight[:fine.shape[1], :coarse.shape[1]] = filters
         coarse = F.conv2d(doubled, filters, padding=1)
     scale = _through_norm(decoder.norm_out, doublings[-1].resample[1], float(coarse.abs().max()))
     _pass_on(decoder.conv_out, scale)
 
 
-def _principal(patches: Tensor, kept: int) -> Tensor:
+def principal_components(patches: Tensor, kept: int) -> Tensor:
     """[N, C, H, W] -> the ``kept`` leading eigenvectors of the channels' covariance, [kept, C], signs fixed. About
     zero, not the mean: the filters have no bias, so that grey (0) stays 0."""
     flat = patches.transpose(0, 1).flatten(1).double()
@@ -103,7 +103,7 @@ def _principal(patches: Tensor, kept: int) -> Tensor:
     return (vectors * largest.sign()).float()
 
 
-def _least_squares(coarse: Tensor, fine: Tensor) -> Tensor:
+def least_squares_filters(coarse: Tensor, fine: Tensor) -> Tensor:
     """Filters [K, C, 3, 3] that make [N, K, H, W] of [N, C, H, W]; slightly damped."""
     size = coarse.shape[1] * 9
     normal, right = torch.zeros(size, size, dtype=torch.double), torch.zeros(size, fine.shape[1], dtype=torch.double)
@@ -124,7 +124,8 @@ def _through_norm(norm: nn.Module, before: nn.Conv2d, largest: float) -> float:
     return 2 * constant / (SMALL * norm.gamma.numel() ** 0.5)
 
 
-def _clear(convolution: nn.Module) -> nn.Module:
+def clear(convolution: nn.Module) -> nn.Module:
+    """Set weight and bias to 0; returns the convolution."""
     convolution.weight.zero_()
     convolution.bias.zero_()
     return convolution
@@ -132,7 +133,7 @@ def _clear(convolution: nn.Module) -> nn.Module:
 
 def _pass_on(convolution: nn.Module, factor: float = 1.0, channels: int | None = None) -> None:
     """Output channel k is input channel k, at the present place and time (the last tap of a causal kernel)."""
-    weight = _clear(convolution).weight
+    weight = clear(convolution).weight
     count = channels or min(weight.shape[:2])
     index = torch.arange(min(count, *weight.shape[:2]))
     weight[index, index, -1, weight.shape[3] // 2, weight.shape[4] // 2] = factor
