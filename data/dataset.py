@@ -6,19 +6,22 @@ import json
 import os
 import zlib
 from bisect import bisect_right
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from hashlib import sha256
 from itertools import accumulate
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from data.decode import decode_sample
-from data.files import MANIFEST, DamagedError, sha256_file
+from data.files import MANIFEST, DamagedError
 from data.schema import SampleSchema, SchemaError
-from data.shards import FORMAT, Manifest, ShardEntry, describe_schema, index_path, read_manifest
+from data.shards import FORMAT, Manifest, ShardEntry, describe_schema, index_name, read_manifest
+from data.storage import Storage, open_storage
+
+HASHED_AT_ONCE = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -35,29 +38,32 @@ class ShardSet:
     """The samples of a split by index: shard after shard as the manifest lists them, each in the order of its tar.
 
     Open it with ``ShardSet.open``. ``shard_sizes`` holds samples per shard; ``statistics`` and ``fingerprint`` are the
-    manifest's. Reading is safe from several threads; no file stays open between reads.
+    manifest's; ``sizes`` (int32 ``[N, D]``, -1 for a dimension that a sample lacks) holds each sample's size along
+    ``schema.dims``, None where the shards were indexed without. Reading is safe from several threads.
     """
 
-    def __init__(self, directory: Path, schema: SampleSchema, manifest: Manifest, indices: list[_Index]) -> None:
-        self.directory, self.schema, self.manifest = directory, schema, manifest
+    def __init__(self, storage: Storage, schema: SampleSchema, manifest: Manifest, indices: list[_Index]) -> None:
+        self.storage, self.schema, self.manifest = storage, schema, manifest
         self.shard_sizes = [entry["samples"] for entry in manifest.shards]
         self.statistics, self.fingerprint = manifest.statistics, manifest.fingerprint
         self._indices = indices
         self._ends = list(accumulate(self.shard_sizes))
+        tables = [index.sizes(schema.dims) for index in indices]
+        self.sizes = None if any(table is None for table in tables) else np.concatenate(tables)
 
     @classmethod
-    def open(cls, directory: str | os.PathLike[str], schema: SampleSchema) -> ShardSet:
-        """Check manifest, schema, and each shard's size and index; the tars' own hashes are left to ``verify``.
+    def open(cls, place: str | os.PathLike[str] | Storage, schema: SampleSchema) -> ShardSet:
+        """Check manifest, schema, and each shard's size and index; the tars' own hashes are left to ``check``.
 
         Raises ``DamagedError`` naming the first file that is missing or not as listed, ``SchemaError`` if the set was
         built for another schema or version.
         """
-        directory = Path(directory)
-        manifest = read_manifest(directory)
-        _check_schema(directory / MANIFEST, manifest, schema)
-        with ThreadPoolExecutor(8) as pool:  # waits for a network file system, not for the CPU
-            indices = list(pool.map(lambda entry: _open_shard(directory, entry), manifest.shards))
-        return cls(directory, schema, manifest, indices)
+        storage = place if isinstance(place, Storage) else open_storage(place)
+        manifest = read_manifest(storage)
+        _check_schema(storage.describe(MANIFEST), manifest, schema)
+        with ThreadPoolExecutor(16) as pool:  # waits for a network, not for the CPU
+            indices = list(pool.map(lambda entry: _open_shard(storage, entry), manifest.shards))
+        return cls(storage, schema, manifest, indices)
 
     def __len__(self) -> int:
         return self._ends[-1]
@@ -74,68 +80,99 @@ class ShardSet:
         the schema, each naming tar and key; ``IndexError`` outside of ``range(len(self))``.
         """
         number, place = self._place(index)
-        shard = self.manifest.shards[number]["name"]
+        entry = self.manifest.shards[number]
         key, places = self._indices[number].sample(place)
-        where = f"{self.directory / shard}: sample {key!r}"
+        try:
+            members = self._members(entry, key, places)
+        except DamagedError:
+            # A copy on this node may be damaged where the original is whole.
+            if not self.storage.forget(entry["name"], entry["bytes"], entry["sha256"]):
+                raise
+            members = self._members(entry, key, places)
+        where = f"{self.storage.describe(entry['name'])}: sample {key!r}"
+        arrays, meta = decode_sample(self.schema, members, where, self.manifest.heads)
+        return Sample(key, entry["name"], arrays, meta)
+
+    def _members(self, entry: ShardEntry, key: str, places: dict[str, tuple[int, int, int]]) -> dict[str, memoryview]:
+        """All members of a sample in one read, each compared with its crc32."""
         first = min(offset for offset, _, _ in places.values())
         last = max(offset + size for offset, size, _ in places.values())
-        data = memoryview(_read_span(self.directory / shard, first, last - first, where))
+        try:
+            data = memoryview(self.storage.read_range(entry["name"], first, last - first, entry["bytes"],
+                                                      entry["sha256"]))
+        except DamagedError as error:
+            raise DamagedError(f"sample {key!r}: {error}") from error
         members = {}
         for name, (offset, size, crc) in places.items():
             members[name] = data[offset - first:offset - first + size]
             if zlib.crc32(members[name]) != crc:
-                raise DamagedError(f"{where}: crc32 of {name!r} differs from the index; the tar was damaged after it "
-                                   f"was built, copy or build it again")
-        arrays, meta = decode_sample(self.schema, members, where)
-        return Sample(key, shard, arrays, meta)
+                raise DamagedError(f"{self.storage.describe(entry['name'])}: sample {key!r}: crc32 of {name!r} differs "
+                                   f"from the index; the tar was damaged after it was built, copy or build it again")
+        return members
 
     def verify(self, hashes: bool = True) -> list[str]:
         """``verify_shards`` of this set, from the disk."""
-        return verify_shards(self.directory, self.schema, hashes)
+        return verify_shards(self.storage, self.schema, hashes)
 
     def _place(self, index: int) -> tuple[int, int]:
         if not 0 <= index < len(self):
-            raise IndexError(f"sample {index} of {self.directory}, which holds {len(self)}")
+            raise IndexError(f"sample {index} of {self.storage.url}, which holds {len(self)}")
         number = bisect_right(self._ends, index)
         return number, index - self._ends[number] + self.shard_sizes[number]
 
 
-def verify_shards(directory: str | os.PathLike[str], schema: SampleSchema, hashes: bool = True) -> list[str]:
+def verify_shards(place: str | os.PathLike[str] | Storage, schema: SampleSchema, hashes: bool = True) -> list[str]:
     """All that is wrong with a set of shards, one sentence each; never raises for what it finds. ``hashes`` reads every
     tar to the end and compares it with its sha256; without it, only sizes and indices are looked at."""
-    directory = Path(directory)
+    storage = place if isinstance(place, Storage) else open_storage(place)
     try:
-        manifest = read_manifest(directory)
-        _check_schema(directory / MANIFEST, manifest, schema)
+        manifest = read_manifest(storage)
+        _check_schema(storage.describe(MANIFEST), manifest, schema)
     except ValueError as error:
         return [str(error)]
     problems, seen = [], {}
     for entry in manifest.shards:
-        path = directory / entry["name"]
+        where = storage.describe(entry["name"])
         try:
-            keys = _open_shard(directory, entry).keys
-            if hashes and sha256_file(path) != entry["sha256"]:
-                raise DamagedError(f"{path}: content differs from the sha256 in the manifest; it was damaged or "
+            keys = _open_shard(storage, entry).keys
+            if hashes and _sha256(storage, entry) != entry["sha256"]:
+                raise DamagedError(f"{where}: content differs from the sha256 in the manifest; it was damaged or "
                                    f"replaced, copy or build it again")
         except (ValueError, OSError) as error:
             problems.append(str(error))
             continue
-        problems += [f"{path}: sample {key!r} is also in {seen[key]}, expected each key once; rebuild the shards"
+        problems += [f"{where}: sample {key!r} is also in {seen[key]}, expected each key once; rebuild the shards"
                      for key in keys if key in seen]
         seen.update(dict.fromkeys(keys, entry["name"]))
     return problems
 
 
+def _sha256(storage: Storage, entry: ShardEntry) -> str:
+    found = sha256()
+    for offset in range(0, entry["bytes"], HASHED_AT_ONCE):
+        found.update(storage.read_range(entry["name"], offset, min(HASHED_AT_ONCE, entry["bytes"] - offset)))
+    return found.hexdigest()
+
+
 class _Index:
     """Where the samples of one tar lie. Columns, since objects for each member would take ten times the memory."""
 
-    def __init__(self, samples: list[dict[str, Any]]) -> None:
+    def __init__(self, samples: list[dict[str, Any]], dims: list[str] | None) -> None:
         self.keys = [sample["key"] for sample in samples]
         self._names = sorted({name for sample in samples for name in sample["members"]})
         codes = {name: code for code, name in enumerate(self._names)}
         rows = [(codes[name], *place) for sample in samples for name, place in sample["members"].items()]
         self._rows = np.array(rows, np.int64).reshape(-1, 4)  # code of the name, offset, size, crc32
         self._ends = np.cumsum([0, *(len(sample["members"]) for sample in samples)])
+        self._dims = None if dims is None else list(dims)
+        self._sizes = np.array([[-1 if size is None else size for size in sample["sizes"]] for sample in samples]
+                               if dims is not None else [], np.int32).reshape(len(samples), -1)
+
+    def sizes(self, dims: Sequence[str]) -> np.ndarray | None:
+        """int32 ``[n, len(dims)]``."""
+        if self._dims is None or not set(dims) <= set(self._dims):
+            return None
+        return self._sizes[:, [self._dims.index(dim) for dim in dims]]
 
     def sample(self, place: int) -> tuple[str, dict[str, tuple[int, int, int]]]:
         """Key, and ``(offset, size, crc32)`` by member name without the key."""
@@ -143,12 +180,12 @@ class _Index:
         return self.keys[place], {self._names[code]: (offset, size, crc) for code, offset, size, crc in rows}
 
 
-def _check_schema(path: Path, manifest: Manifest, schema: SampleSchema) -> None:
+def _check_schema(where: str, manifest: Manifest, schema: SampleSchema) -> None:
     """Name and version must agree, and each field that the reader requires must have been built with that dtype and
     shape. What was built besides does no harm."""
     found, expected = manifest.schema, describe_schema(schema)
     if (found.get("name"), found.get("version")) != (schema.name, schema.version):
-        raise SchemaError(f"{path}: shards of schema {found.get('name')!r} version {found.get('version')}, expected "
+        raise SchemaError(f"{where}: shards of schema {found.get('name')!r} version {found.get('version')}, expected "
                           f"{schema.name!r} version {schema.version}; rebuild them or give those of this family")
     built = {field["name"]: field for field in found.get("fields", [])}
     for field in expected["fields"]:
@@ -157,33 +194,33 @@ def _check_schema(path: Path, manifest: Manifest, schema: SampleSchema) -> None:
             continue
         if other is None or (other["dtype"], other["shape"]) != (field["dtype"], field["shape"]):
             was = f"built as {other['dtype']} {other['shape']}" if other else f"not among the built {sorted(built)}"
-            raise SchemaError(f"{path}: field {field['name']!r} was {was}, expected {field['dtype']} {field['shape']}; "
-                              f"rebuild the shards for this model")
+            raise SchemaError(f"{where}: field {field['name']!r} was {was}, expected {field['dtype']} "
+                              f"{field['shape']}; rebuild the shards for this model")
 
 
-def _open_shard(directory: Path, entry: ShardEntry) -> _Index:
+def _open_shard(storage: Storage, entry: ShardEntry) -> _Index:
     """The index of a shard, after tar and index were found to be those of the manifest."""
-    path = directory / entry["name"]
-    idx = index_path(path)
-    again = "make it again with build_shards.py index"
-    if not path.is_file():
+    path, name = storage.describe(entry["name"]), index_name(entry["name"])
+    idx = storage.describe(name)
+    again = "make it again with build_shards.py repair"
+    size = storage.size(entry["name"])
+    if size is None:
         raise DamagedError(f"{path}: missing, expected {entry['bytes']} bytes as the manifest lists; copy or build it "
                            f"again")
-    if path.stat().st_size != entry["bytes"]:
-        raise DamagedError(f"{path}: {path.stat().st_size} bytes, expected {entry['bytes']} as the manifest lists; it "
+    if size != entry["bytes"]:
+        raise DamagedError(f"{path}: {size} bytes, expected {entry['bytes']} as the manifest lists; it "
                            f"was cut or replaced, copy or build it again")
     try:
-        content = idx.read_bytes()
-    except OSError as error:
-        raise DamagedError(f"{idx}: not readable ({error.strerror}), expected the index of {path.name} beside it; "
-                           f"{again}") from error
+        content = storage.read(name)
+    except DamagedError as error:
+        raise DamagedError(f"{idx}: not readable, expected the index of {entry['name']} beside it; {again}") from error
     if sha256(content).hexdigest() != entry["idx_sha256"]:
         raise DamagedError(f"{idx}: content differs from the sha256 in the manifest; it was damaged or belongs to "
                            f"another tar, {again}")
     try:
         index = json.loads(content)
         found = index["version"], index["tar"], index["bytes"], len(index["samples"])
-        table = _Index(index["samples"])
+        table = _Index(index["samples"], index.get("dims"))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DamagedError(f"{idx}: not an index ({type(error).__name__}: {error}); {again}") from error
     expected = FORMAT, entry["name"], entry["bytes"], entry["samples"]
@@ -191,23 +228,3 @@ def _open_shard(directory: Path, entry: ShardEntry) -> _Index:
         raise DamagedError(f"{idx}: version, tar, bytes and samples are {found}, expected {expected}; it belongs to "
                            f"another tar, {again}")
     return table
-
-
-def _read_span(path: Path, offset: int, size: int, where: str) -> bytes:
-    try:
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            data = os.pread(handle, size, offset)
-            while 0 < len(data) < size:  # Linux reads at most 2 GiB at once
-                more = os.pread(handle, size - len(data), offset + len(data))
-                if not more:
-                    break
-                data += more
-        finally:
-            os.close(handle)
-    except OSError as error:
-        raise DamagedError(f"{where}: cannot be read ({error}); copy or build the tar again") from error
-    if len(data) != size:
-        raise DamagedError(f"{where}: {len(data)} of {size} bytes at offset {offset}; the tar was cut short, copy or "
-                           f"build it again")
-    return data

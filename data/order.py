@@ -62,7 +62,8 @@ class Permutation:
 
 
 @lru_cache(maxsize=1024)
-def _permutation(size: int, seed: int, epoch: int, part: str) -> Permutation:
+def permutation(size: int, seed: int, epoch: int, part: str) -> Permutation:
+    """The permutation of ``range(size)`` that seed, epoch and the name of its purpose stand for."""
     return Permutation(size, f"{seed}/{epoch}/{part}")
 
 
@@ -72,12 +73,13 @@ class Order:
     ``shard_sizes``: samples per shard, in the order in which sample indices count through them.
     ``window = 0``: one permutation over all samples. ``window = K``: shards are permuted, the permuted list is cut into
     windows of K shards, and samples are permuted inside each window; a run then reads from K shards at a time, for
-    storage that wants locality. Raises ``ValueError`` for no shard, an empty shard or a negative window.
+    storage that wants locality. ``name`` sets the orders of several sets apart under one seed. Raises ``ValueError``
+    for no shard, an empty shard or a negative window.
     """
 
-    def __init__(self, shard_sizes: Sequence[int], seed: int, window: int = 0) -> None:
+    def __init__(self, shard_sizes: Sequence[int], seed: int, window: int = 0, name: str = "") -> None:
         self.shard_sizes = tuple(int(size) for size in shard_sizes)
-        self.seed, self.window = int(seed), int(window)
+        self.seed, self.window, self.name = int(seed), int(window), name
         if min(self.shard_sizes, default=0) < 1:
             raise ValueError(f"found {len(self.shard_sizes)} shards, {self.shard_sizes.count(0)} of them empty, "
                              f"expected at least one shard and one sample in each; rebuild the shards")
@@ -95,22 +97,27 @@ class Order:
         if position < 0:
             raise ValueError(f"position is {position}, expected a count from 0")
         epoch, place = divmod(position, len(self))
+        return epoch, self.at(epoch, place)
+
+    def at(self, epoch: int, place: int) -> int:
+        """The sample index at ``place`` of an epoch, both in ``range(len(self))``."""
         if self.window == 0:
-            return epoch, _permutation(len(self), self.seed, epoch, "samples")(place)
+            return permutation(len(self), self.seed, epoch, f"{self.name}samples")(place)
         shards, ends = self._permuted_shards(epoch)
         number = bisect_right(ends, place) // self.window
         first = ends[number * self.window - 1] if number else 0
         last = ends[min((number + 1) * self.window, len(ends)) - 1]
-        place = first + _permutation(last - first, self.seed, epoch, f"window/{number}")(place - first)
+        inside = permutation(last - first, self.seed, epoch, f"{self.name}window/{number}")
+        place = first + inside(place - first)
         slot = bisect_right(ends, place)
-        return epoch, self._starts[shards[slot] + 1] - (ends[slot] - place)
+        return self._starts[shards[slot] + 1] - (ends[slot] - place)
 
     def _permuted_shards(self, epoch: int) -> tuple[list[int], list[int]]:
         """The shards in the order of this epoch, and after each the number of samples so far. A table over shards, kept
         for two epochs because a global batch may straddle them; it follows from the seed and is no state."""
         found = self._permuted.get(epoch)
         if found is None:
-            permute = _permutation(len(self.shard_sizes), self.seed, epoch, "shards")
+            permute = permutation(len(self.shard_sizes), self.seed, epoch, f"{self.name}shards")
             shards = [permute(i) for i in range(len(self.shard_sizes))]
             found = shards, list(accumulate(self.shard_sizes[shard] for shard in shards))
             self._permuted = {**dict(list(self._permuted.items())[-1:]), epoch: found}

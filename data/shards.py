@@ -2,7 +2,8 @@
 
 A sample is a run of neighbouring members of a tar: ``<key>.json`` (schema name and version, true dtypes, meta), then
 one ``<key>.<field>.npy`` or ``<key>.<field>.jpg`` per field. ``<name>.tar.idx`` is JSON: where each member's data
-starts, how long it is, and its crc32. ``manifest.json`` lists the shards with the sha256 of tar and index.
+starts, how long it is, its crc32, and the sizes of the sample's named dimensions. ``manifest.json`` lists the shards
+with the sha256 of tar and index.
 """
 
 from __future__ import annotations
@@ -14,16 +15,17 @@ import re
 import shutil
 import tarfile
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, BinaryIO, TypedDict
+from typing import Any, TypedDict
 
 import numpy as np
 from PIL import Image
 
+from data.decode import decode_sample
 from data.files import (
     MANIFEST,
     DamagedError,
@@ -33,7 +35,9 @@ from data.files import (
     temporary_name,
     write_json,
 )
-from data.schema import SampleSchema, SchemaError, check_sample
+from data.schema import SampleSchema, SchemaError, check_sample, sample_sizes
+from data.storage import Storage, UnreachableError, open_storage
+from data.tar_walk import TarWalk
 
 FORMAT = 1
 """Version of the index and the manifest."""
@@ -68,7 +72,7 @@ class ShardWriter:
         self.shards: list[ShardEntry] = []
         self._finished: list[ShardEntry] = []
         self._keys: set[str] = set()
-        self._tar: _Tar | None = None
+        self._tar: ShardTar | None = None
         # Finished and unfinished files wait here, on the file system of their final place.
         self._scratch = temporary_name(self.directory / prefix)
 
@@ -105,8 +109,10 @@ class ShardWriter:
         if self._tar is not None and self._tar.bytes_with(members) > self.max_bytes:
             self._finish_tar()
         if self._tar is None:
-            self._tar = _Tar(self._scratch / f"{self.prefix}-{len(self._finished):06d}.tar")
-        self._tar.add(key, members)
+            path = self._scratch / f"{self.prefix}-{len(self._finished):06d}.tar"
+            self._tar = ShardTar(path, self.schema.dims)
+        shapes = {name: array.shape for name, array in arrays.items() if array is not None}
+        self._tar.add(key, members, sample_sizes(self.schema, shapes))
         self._keys.add(key)
 
     def _finish_tar(self) -> None:
@@ -127,16 +133,17 @@ class ShardWriter:
         sync_directory(self.directory)
 
 
-class _Tar:
-    """One tar on its way, hashed as it is written.
+class ShardTar:
+    """One tar on its way, hashed as it is written. ``tar_format`` other than USTAR is for names that do not fit it.
 
     Not through ``webdataset.TarWriter``: it drops its ``format`` argument and writes PAX (an extended header for a long
     or non-ASCII name or a float time), sorts the ``.json`` of a sample between its fields, and tells no offsets.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, dims: tuple[str, ...], tar_format: int = tarfile.USTAR_FORMAT) -> None:
+        self.dims = dims
         self.path, self.file, self.hash = path, open(path, "xb"), sha256()  # noqa: SIM115 (finish or abandon)
-        self.writer = tarfile.open(fileobj=self, mode="w|", format=tarfile.USTAR_FORMAT)  # noqa: SIM115
+        self.writer = tarfile.open(fileobj=self, mode="w|", format=tar_format)  # noqa: SIM115
         self.samples: list[dict[str, Any]] = []
 
     def write(self, data: bytes) -> int:
@@ -149,15 +156,15 @@ class _Tar:
         size += sum(tarfile.BLOCKSIZE + _whole(len(data), tarfile.BLOCKSIZE) for data in members.values())
         return _whole(size, tarfile.RECORDSIZE)
 
-    def add(self, key: str, members: dict[str, bytes]) -> None:
+    def add(self, key: str, members: Mapping[str, bytes | memoryview], sizes: list[int | None]) -> None:
         places = {}
         for name, data in members.items():
-            offset = self.writer.offset + tarfile.BLOCKSIZE  # USTAR: one header block before the data
             info = tarfile.TarInfo(f"{key}.{name}")  # time and owner are 0, or equal samples would make unequal files
             info.size = len(data)
             self.writer.addfile(info, io.BytesIO(data))
+            offset = self.writer.offset - _whole(len(data), tarfile.BLOCKSIZE)
             places[name] = [offset, len(data), zlib.crc32(data)]
-        self.samples.append({"key": key, "members": places})
+        self.samples.append({"key": key, "sizes": sizes, "members": places})
 
     def finish(self) -> ShardEntry:
         self.writer.close()
@@ -165,7 +172,7 @@ class _Tar:
         self.file.flush()
         os.fsync(self.file.fileno())
         self.file.close()
-        index = {"version": FORMAT, "tar": self.path.name, "bytes": size, "samples": self.samples}
+        index = {"version": FORMAT, "tar": self.path.name, "bytes": size, "dims": self.dims, "samples": self.samples}
         return {"name": self.path.name, "samples": len(self.samples), "bytes": size, "sha256": self.hash.hexdigest(),
                 "idx_sha256": write_index(self.path, index)}
 
@@ -207,79 +214,71 @@ def _encode(schema: SampleSchema, key: str, arrays: dict[str, np.ndarray], meta:
     return members
 
 
+def index_name(tar: str) -> str:
+    return tar + ".idx"
+
+
 def index_path(tar: Path) -> Path:
-    return tar.with_name(tar.name + ".idx")
+    return tar.with_name(index_name(tar.name))
 
 
 def write_index(tar: Path, index: dict[str, Any]) -> str:
     """Write the index beside its tar, one line per sample, and return the sha256 of the file."""
     lines = ",\n".join(json.dumps(sample, separators=(",", ":")) for sample in index["samples"])
-    head = json.dumps({name: index[name] for name in ("version", "tar", "bytes")}, separators=(",", ":"))
+    named = {name: index[name] for name in ("version", "tar", "bytes", "dims", "skipped") if name in index}
+    head = json.dumps(named, separators=(",", ":"))
     content = f'{head[:-1]},"samples":[\n{lines}\n]}}\n'.encode()
     with atomic_file(index_path(tar)) as handle:
         handle.write(content)
     return sha256(content).hexdigest()
 
 
-def index_tar(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The index of an existing WebDataset tar, ours or another's, as ``write_index`` takes it.
+def index_tar(path: str | os.PathLike[str], schema: SampleSchema | None = None, heads: bool = True) -> dict[str, Any]:
+    """The index of an existing WebDataset tar, ours or another's (``heads``, see ``decode_sample``), as ``write_index``
+    takes it. With a schema each sample is checked against it and its sizes are noted.
 
     Raises ``DamagedError`` for a tar that cannot be read to its end, and for one in which the members of a sample are
-    not neighbours.
+    not neighbours; ``SchemaError`` for a sample that does not fit.
     """
-    path = Path(path)
-    samples: dict[str, dict[str, list[int]]] = {}
-    current = None
-    try:
-        with open(path, "rb") as handle, tarfile.open(fileobj=handle, mode="r:") as tar:
-            for info in tar:
-                if not info.isfile():
-                    continue
-                folder, slash, base = info.name.rpartition("/")
-                stem, dot, name = base.partition(".")
-                key = folder + slash + stem
-                if not dot:
-                    raise DamagedError(f"{path}: member {info.name!r} has no extension, expected <key>.<field>.npy")
-                if key != current and key in samples:
-                    raise DamagedError(f"{path}: the members of sample {key!r} are not side by side; write the tar "
-                                       f"again sorted by name")
-                current = key
-                samples.setdefault(key, {})[name] = [info.offset_data, info.size,
-                                                     _crc32(handle, info.offset_data, info.size)]
-            # tarfile takes a damaged header in the middle for the end; the real end is marked by two blocks of zeros.
-            handle.seek(tar.offset)
-            ended = handle.read(2 * tarfile.BLOCKSIZE) == bytes(2 * tarfile.BLOCKSIZE)
-            size = handle.seek(0, os.SEEK_END)
-    except (OSError, EOFError, tarfile.TarError) as error:
-        raise DamagedError(f"{path}: not a readable, uncompressed tar ({error}); build or copy it again") from error
-    if not ended:
-        raise DamagedError(f"{path}: no end mark behind sample {current!r} at byte {tar.offset} of {size}; the tar was "
-                           f"cut short or damaged there, build or copy it again")
-    return {"version": FORMAT, "tar": path.name, "bytes": size,
-            "samples": [{"key": key, "members": members} for key, members in samples.items()]}
-
-
-def _crc32(handle: BinaryIO, offset: int, size: int) -> int:
-    crc = 0
-    handle.seek(offset)
-    while size:
-        data = handle.read(min(size, 1 << 22))
-        if not data:
-            raise EOFError(f"the file ends {size} bytes too early")
-        crc, size = zlib.crc32(data, crc), size - len(data)
-    return crc
+    path, samples = Path(path), []
+    with TarWalk(path) as walk:
+        for sample in walk:
+            row: dict[str, Any] = {"key": sample.key}
+            if schema is not None:
+                data = {name: memoryview(data) for name, (_, data) in sample.members.items()}
+                arrays, _ = decode_sample(schema, data, f"{path}: sample {sample.key!r}", heads)
+                row["sizes"] = sample_sizes(schema, {name: array.shape for name, array in arrays.items()})
+            samples.append({**row, "members": sample.places()})
+        size = walk.bytes
+    dims = {} if schema is None else {"dims": list(schema.dims)}
+    return {"version": FORMAT, "tar": path.name, "bytes": size, **dims, "samples": samples}
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What ``manifest.json`` of a split says. ``fingerprint`` is the sha256 of ``shards`` and names the data set."""
+    """What ``manifest.json`` of a split says. ``fingerprint`` is the sha256 of ``shards`` and names the data set;
+    ``checksums`` holds one of every other part, so that damage is found and what it left whole can be kept.
+
+    ``heads`` is false where another's tool wrote the samples (see ``decode_sample``). ``dropped`` counts the samples
+    that ``repair`` left out since the statistics were taken, ``lost`` names parts that it could not bring back.
+    """
 
     schema: dict[str, Any]
     shards: list[ShardEntry]
     encoders: dict[str, Any]
     statistics: dict[str, Any]
     fingerprint: str
+    checksums: dict[str, str]
+    heads: bool = True
+    dropped: int = 0
+    lost: tuple[str, ...] = ()
     version: int = FORMAT
+
+
+def part_checksums(manifest: dict[str, Any]) -> dict[str, str]:
+    """sha256 by name of each part of a manifest besides those that are checked otherwise."""
+    others = ("shards", "fingerprint", "checksums", "version")
+    return {name: sha256_json(value) for name, value in manifest.items() if name not in others}
 
 
 def describe_schema(schema: SampleSchema) -> dict[str, Any]:
@@ -288,7 +287,8 @@ def describe_schema(schema: SampleSchema) -> dict[str, Any]:
 
 
 def write_manifest(directory: str | os.PathLike[str], schema: SampleSchema, shards: Iterable[ShardEntry],
-                   encoders: dict[str, Any], statistics: dict[str, Any]) -> Manifest:
+                   encoders: dict[str, Any], statistics: dict[str, Any], *, heads: bool = True, dropped: int = 0,
+                   lost: Sequence[str] = ()) -> Manifest:
     """Declare these shards finished. They are listed by name, so that the order in which parallel writers ended leaves
     no trace. Raises ``ValueError`` for an empty list or a name that is listed twice."""
     shards = sorted(shards, key=lambda shard: shard["name"])
@@ -297,24 +297,37 @@ def write_manifest(directory: str | os.PathLike[str], schema: SampleSchema, shar
     names = [shard["name"] for shard in shards]
     if len(set(names)) < len(names):
         raise ValueError(f"{directory}: shards {sorted({n for n in names if names.count(n) > 1})} are listed twice")
-    manifest = Manifest(describe_schema(schema), shards, encoders, statistics, sha256_json(shards))
+    # As it will be read: JSON knows no tuples, and its keys are strings.
+    encoders, statistics = json.loads(json.dumps([encoders, statistics]))
+    manifest = Manifest(describe_schema(schema), shards, encoders, statistics, sha256_json(shards), {}, heads, dropped,
+                        tuple(lost))
+    manifest = replace(manifest, checksums=part_checksums(asdict(manifest)))
     write_json(Path(directory) / MANIFEST, asdict(manifest))
     return manifest
 
 
-def read_manifest(directory: str | os.PathLike[str]) -> Manifest:
+def read_manifest(directory: str | os.PathLike[str] | Storage) -> Manifest:
     """Raises ``DamagedError`` naming the manifest if it is missing, unreadable or not what its fingerprint says."""
-    path = Path(directory) / MANIFEST
+    storage = directory if isinstance(directory, Storage) else open_storage(directory)
+    path = storage.describe(MANIFEST)
     try:
-        manifest = Manifest(**json.loads(path.read_bytes()))
-        fingerprint = sha256_json(manifest.shards)
+        content = json.loads(storage.read(MANIFEST))
+        manifest = Manifest(**{**content, "lost": tuple(content.get("lost", ()))})
+        checksums, fingerprint = part_checksums(content), sha256_json(manifest.shards)
         listed = [(s["name"], s["samples"], s["bytes"], s["sha256"], s["idx_sha256"]) for s in manifest.shards]
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except UnreachableError:
+        raise
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise DamagedError(f"{path}: no readable manifest of shards ({type(error).__name__}: {error}); build the "
                            f"shards or give the folder that holds manifest.json") from error
     if manifest.version != FORMAT:
         raise DamagedError(f"{path}: format version {manifest.version}, expected {FORMAT}; rebuild the shards")
     if manifest.fingerprint != fingerprint or not listed:
         raise DamagedError(f"{path}: its list of {len(listed)} shards does not match its fingerprint; it was damaged "
-                           f"or edited, restore it or rebuild the shards")
+                           f"or edited, restore it or run build_shards.py repair")
+    if manifest.checksums != checksums:
+        differing = sorted(name for name in {*manifest.checksums, *checksums}
+                           if manifest.checksums.get(name) != checksums.get(name))
+        raise DamagedError(f"{path}: its {', '.join(differing)} do not match their checksums; it was damaged or edited, "
+                           f"restore it or run build_shards.py repair")
     return manifest

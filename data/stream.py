@@ -1,28 +1,27 @@
 """From the order to batches: which samples a rank takes at a step, read ahead by a few threads, in order.
 
-Optimizer step ``s`` takes the positions ``[s * G, (s + 1) * G)`` of the endless order; rank ``r`` of ``W`` takes the
-``r``-th of W equal slices of them, cut into micro-batches. The step number is all that a resumed run needs.
+Optimizer step ``s`` takes the global batch ``s`` of the plan; rank ``r`` of ``W`` takes the ``r``-th of W equal slices
+of it, cut into micro-batches. The step number is all that a resumed run needs.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Sequence
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import CancelledError
 from dataclasses import dataclass
-from itertools import islice
 from threading import Event
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
 
-from data.dataset import Sample, ShardSet
-from data.order import Order
+from data.collection import Collection
+from data.dataset import Sample
+from data.files import DamagedError
+from data.plan import ATTEMPTS, SamplePlan
+from data.read_ahead import read_ahead
 from data.schema import DTYPES, Field, SampleSchema, SchemaError
-
-Task = TypeVar("Task")
-Result = TypeVar("Result")
+from data.windows import Window, cut
 
 
 @dataclass(frozen=True)
@@ -64,50 +63,125 @@ class Batching:
         return self.local // self.accumulation
 
 
+@dataclass(frozen=True)
+class BadSample:
+    """A sample that could not be read, and was replaced at position ``uid``."""
+
+    uid: int
+    index: int
+    shard: str
+    key: str
+    reason: str
+
+
 class Stream:
     """The micro-batches of one rank for optimizer steps ``start_step <= s < stop_step``.
 
     Iterating gives ``(step, micro_index, batch)`` with ``batch`` as ``collate`` makes it, besides ``uid`` (int64
-    ``[b]``: positions in the endless order). Each ``iter()`` starts over. At most ``workers * prefetch`` micro-batches
-    are held ready or on their way; ``workers=0`` reads in the calling thread. The threads end when the iterator is
-    exhausted, closed, dropped or raises. What reading raises (``DamagedError``, ``SchemaError``, ...) comes out at the
-    place of the batch that it spoils, with a note of step, position, shard and key.
+    ``[b]``: positions in the endless order) and, where ``window`` gives a window for the step, ``window_start`` (int64
+    ``[b]``: first frame of each). Each ``iter()`` starts over. At most ``workers * prefetch`` micro-batches are held
+    ready or on their way; ``workers=0`` reads in the calling thread. The threads end when the iterator is exhausted,
+    closed, dropped or raises.
+
+    A sample that fails its checks is replaced by ``plan.instead``, which does not depend on who reads it; ``bad`` lists
+    those that were replaced in the batches handed out so far. What else reading raises comes out at the place of the
+    batch that it spoils, with a note of step, position, shard and key. A batch that is not there ``timeout`` seconds
+    after it was asked for raises ``StalledError``.
     """
 
-    def __init__(self, shards: ShardSet, *, order: Order, batching: Batching, rank: int, start_step: int,
-                 stop_step: int, workers: int = 2, prefetch: int = 2) -> None:
-        if tuple(order.shard_sizes) != tuple(shards.shard_sizes):
-            raise ValueError(f"the order is over {len(order)} samples in {len(order.shard_sizes)} shards, expected "
-                             f"{len(shards)} in {len(shards.shard_sizes)}; make it from these shards' shard_sizes")
+    def __init__(self, samples: Collection, *, plan: SamplePlan, batching: Batching, rank: int, start_step: int,
+                 stop_step: int, workers: int = 2, prefetch: int = 2, timeout: float = 600.0,
+                 window: Callable[[int], Window | None] = lambda step: None) -> None:
+        if plan.global_batch != batching.global_batch:
+            raise ValueError(f"the plan is for global batches of {plan.global_batch}, expected {batching.global_batch}")
         if not 0 <= rank < batching.world_size:
             raise ValueError(f"rank is {rank}, expected one of {batching.world_size} counted from 0")
-        self.shards, self.order, self.batching, self.rank = shards, order, batching, rank
+        self.samples, self.plan, self.batching, self.rank = samples, plan, batching, rank
         self.start_step, self.stop_step = start_step, stop_step
-        self.workers, self.prefetch = workers, prefetch
+        self.workers, self.prefetch, self.timeout, self.window = workers, prefetch, timeout, window
+        self.bad: list[BadSample] = []
 
-    def positions(self, step: int, micro_index: int) -> range:
-        """The positions in the endless order of one micro-batch of this rank."""
-        first = step * self.batching.global_batch + self.rank * self.batching.local + micro_index * self.batching.micro
+    def places(self, micro_index: int) -> range:
+        """The places in the global batch of one micro-batch of this rank."""
+        first = self.rank * self.batching.local + micro_index * self.batching.micro
         return range(first, first + self.batching.micro)
 
     def __iter__(self) -> Generator[tuple[int, int, dict[str, Any]], None, None]:
         tasks = ((step, micro_index) for step in range(self.start_step, self.stop_step)
                  for micro_index in range(self.batching.accumulation))
-        return _ahead(self._read, tasks, self.workers, self.prefetch)
+        read = read_ahead(self._read, tasks, self.workers, self.prefetch, self.timeout)
+        try:
+            for step, micro_index, batch, bad in read:
+                self.bad += bad
+                yield step, micro_index, batch
+        finally:
+            read.close()
 
-    def _read(self, task: tuple[int, int], stop: Event) -> tuple[int, int, dict[str, Any]]:
+    def _read(self, task: tuple[int, int], stop: Event) -> tuple[int, int, dict[str, Any], list[BadSample]]:
         step, micro_index = task
-        uids = self.positions(step, micro_index)
-        indices = [self.order.locate(position)[1] for position in uids]
-        return step, micro_index, _read_batch(self.shards, uids, indices, f"step {step}", stop)
+        window, schema = self.window(step), self.samples.schema
+        samples, starts, uids, bad = [], [], [], []
+        for place in self.places(micro_index):
+            _give_up(stop)
+            uid = step * self.batching.global_batch + place
+            sample = self._sample(step, place, uid, bad)
+            if window is not None:
+                sample, start = cut(schema, sample, window, self.plan.seed, uid)
+                starts.append(start)
+            samples.append(sample)
+            uids.append(uid)
+        batch = {**collate(schema, samples), "uid": torch.tensor(uids, dtype=torch.int64)}
+        if window is not None:
+            batch["window_start"] = torch.tensor(starts, dtype=torch.int64)
+        return step, micro_index, batch, bad
+
+    def _sample(self, step: int, place: int, uid: int, bad: list[BadSample]) -> Sample:
+        """The sample of a place, or the first of its substitutes that is whole."""
+        index = self.plan.locate(step, place)
+        for attempt in range(ATTEMPTS + 1):
+            try:
+                return self.samples.read(index)
+            except (DamagedError, SchemaError) as error:
+                shard, key = self.samples.name(index)
+                if all(index != other.index for other in bad):
+                    bad.append(BadSample(uid, index, shard, key, str(error)))
+                if attempt == ATTEMPTS:
+                    error.add_note(f"read for step {step}, uid {uid}, in place of {bad[0].key!r} of {bad[0].shard}; "
+                                   f"{ATTEMPTS} others were bad too")
+                    raise
+                index = self.plan.instead(step, place, attempt)
+            except Exception as error:
+                shard, key = self.samples.name(index)
+                error.add_note(f"read for step {step}, uid {uid}: sample {key!r} of {shard}")
+                raise
+        raise AssertionError("not reached")
 
 
-def fixed_batches(shards: ShardSet, indices: Sequence[int], micro: int, workers: int = 2,
-                  prefetch: int = 2) -> Generator[dict[str, Any], None, None]:
+def fixed_batches(samples: Collection, indices: Sequence[int], micro: int, workers: int = 2, prefetch: int = 2,
+                  timeout: float = 600.0, window: Window | None = None, seed: int = 0,
+                  ) -> Generator[dict[str, Any], None, None]:
     """Batches of ``micro`` held-out samples in the order of ``indices``; the last may be smaller. ``uid`` is the index,
-    so that what is drawn for a sample is the same in each validation. Threads and errors are as in ``Stream``."""
+    so that what is drawn for a sample is the same in each validation. Threads are as in ``Stream``; a bad sample
+    raises."""
+    def read(part: Sequence[int], stop: Event) -> dict[str, Any]:
+        found, starts = [], []
+        for index in part:
+            _give_up(stop)
+            try:
+                sample = samples.read(index)
+            except Exception as error:
+                shard, key = samples.name(index)
+                error.add_note(f"read for validation: sample {key!r} of {shard}")
+                raise
+            if window is not None:
+                sample, start = cut(samples.schema, sample, window, seed, index)
+                starts.append(start)
+            found.append(sample)
+        batch = {**collate(samples.schema, found), "uid": torch.tensor(list(part), dtype=torch.int64)}
+        return batch | ({"window_start": torch.tensor(starts, dtype=torch.int64)} if window is not None else {})
+
     parts = (indices[first:first + micro] for first in range(0, len(indices), micro))
-    return _ahead(lambda part, stop: _read_batch(shards, part, part, "validation", stop), parts, workers, prefetch)
+    return read_ahead(read, parts, workers, prefetch, timeout)
 
 
 def collate(schema: SampleSchema, samples: Sequence[Sample]) -> dict[str, Any]:
@@ -156,42 +230,6 @@ def _where(sample: Sample) -> str:
     return f"{sample.shard}: sample {sample.key!r}"
 
 
-def _read_batch(shards: ShardSet, uids: Sequence[int], indices: Sequence[int], purpose: str,
-                stop: Event) -> dict[str, Any]:
-    samples = []
-    for uid, index in zip(uids, indices, strict=True):
-        if stop.is_set():
-            raise CancelledError("the stream was closed")
-        try:
-            samples.append(shards.read(index))
-        except Exception as error:
-            shard, key = shards.name(index)
-            error.add_note(f"read for {purpose}, uid {uid}: sample {key!r} of {shards.directory / shard}")
-            raise
-    return {**collate(shards.schema, samples), "uid": torch.tensor(list(uids), dtype=torch.int64)}
-
-
-def _ahead(function: Callable[[Task, Event], Result], tasks: Iterable[Task], workers: int,
-           prefetch: int) -> Generator[Result, None, None]:
-    """``function(task, stop)`` of each task in order, computed ahead by ``workers`` threads. Nothing here waits on a
-    full queue, so there is no thread to get stuck when the consumer goes away; ``stop`` is set when that happens."""
-    stop, tasks = Event(), iter(tasks)
-    if workers < 1:
-        yield from (function(task, stop) for task in tasks)
-        return
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="stream")
-    waiting: deque[Future[Result]] = deque()
-
-    def fill() -> None:
-        for task in islice(tasks, workers * max(prefetch, 1) - len(waiting)):
-            waiting.append(pool.submit(function, task, stop))
-
-    try:
-        fill()
-        while waiting:
-            result = waiting.popleft().result()
-            fill()
-            yield result
-    finally:
-        stop.set()
-        pool.shutdown(wait=True, cancel_futures=True)
+def _give_up(stop: Event) -> None:
+    if stop.is_set():
+        raise CancelledError("the stream was closed")

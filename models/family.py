@@ -18,6 +18,7 @@ from pydantic import BaseModel
 from torch import Tensor, nn
 
 from data.schema import SampleSchema
+from data.windows import Window
 
 Batch = dict[str, Any]
 """Tensors of one micro-batch, each ``[B, ...]`` on the compute device, but for ``rng_key`` (int64 ``[B]``, on the CPU;
@@ -193,6 +194,11 @@ class Family(ABC):
     def preview(self, network: nn.Module, batch: Batch, progress: Progress) -> dict[str, np.ndarray]:
         """Pictures of a held-out batch by name, uint8 ``[H, W, 3]``. Called on every rank with as many samples."""
         return {}
+
+    def window(self, config: Any, stage: int, step: int) -> Window | None:
+        """The window of each clip that optimizer step ``step`` of a stage takes, None for whole samples. It may grow
+        with the steps."""
+        return None
 
     @abstractmethod
     def validate(self, network: nn.Module, batch: Batch, progress: Progress,

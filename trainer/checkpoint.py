@@ -62,6 +62,8 @@ class TrainingState:
     started_from: str | None
     """sha256 of the adapter that the stage started from."""
     skipped: int = 0
+    bad: tuple[int, ...] = ()
+    """Indices of the samples that were found damaged so far."""
 
 
 class CheckpointStore:

@@ -116,11 +116,9 @@ def together(world: World, failure: Exception | None) -> None:
             raise FirstRankError(f"rank {rank}: {message}")
 
 
-def any_rank(flag: bool, world: World) -> bool:
-    """Whether any rank raised its flag."""
-    tensor = torch.tensor([float(flag)], device=world.device)
-    dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
-    return bool(tensor.item())
+def totals(world: World, *values: float) -> list[float]:
+    """Each value summed over the ranks, in one message."""
+    return sum_over_ranks(torch.tensor(values, dtype=torch.float64, device=world.device)).tolist()
 
 
 def sum_over_ranks(values: Tensor) -> Tensor:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import deepspeed
 import numpy as np
 import torch
 
-from data.dataset import ShardSet
+from data.collection import Collection
 from data.stream import fixed_batches
+from data.windows import Window
 from models.family import Family, Progress
 from trainer.distributed import World
 from trainer.feed import to_device, with_keys
@@ -28,22 +29,25 @@ def rank_share(samples: int, rank: int, size: int) -> tuple[list[int], list[bool
 class Evaluator:
     """Runs a family's ``validate`` and ``preview`` through the engine's root module."""
 
-    def __init__(self, family: Family, network: torch.nn.Module, engine: deepspeed.DeepSpeedEngine, held_out: ShardSet,
-                 statistics: Mapping[str, Any], world: World) -> None:
+    def __init__(self, family: Family, network: torch.nn.Module, engine: deepspeed.DeepSpeedEngine,
+                 held_out: Collection, statistics: Mapping[str, Any], world: World,
+                 window: Window | None = None) -> None:
         self.family, self.network, self.engine = family, network, engine
-        self.held_out, self.statistics, self.world = held_out, statistics, world
+        self.held_out, self.statistics, self.world, self.window = held_out, statistics, world, window
+        self.buckets = len({bucket for members in held_out.members(window and window.span)[0]
+                            for bucket in members})
 
     @torch.no_grad()
     def validate(self, progress: Progress, samples: int, micro: int) -> dict[str, float]:
         """Means over the first ``samples`` held-out samples (all of them where there are fewer), ``micro`` at a time
-        where that divides them evenly over the ranks, else one by one."""
+        where they are all of one bucket and that divides them evenly over the ranks, else one by one."""
         samples = min(samples, len(self.held_out))
-        size = micro if samples % (self.world.size * micro) == 0 else 1
+        size = micro if self.buckets == 1 and samples % (self.world.size * micro) == 0 else 1
         parts, counts = rank_share(samples // size, self.world.rank, self.world.size)
         indices = [part * size + i for part in parts for i in range(size)]
         meter = Meter(self.world)
         self.engine.module.eval()
-        for batch, counted in zip(fixed_batches(self.held_out, indices, size), counts, strict=True):
+        for batch, counted in zip(self._batches(indices, size), counts, strict=True):
             result = self.engine.module(self.network, self._ready(batch, progress), progress, self.statistics,
                                         run=self.family.validate)
             for name, (total, count) in result.items():
@@ -57,11 +61,14 @@ class Evaluator:
         indices = list(range(min(samples, len(self.held_out))))
         self.engine.module.eval()
         pictures: dict[str, np.ndarray] = {}
-        for batch in fixed_batches(self.held_out, indices, 1):
+        for batch in self._batches(indices, 1):
             pictures.update(self.engine.module(self.network, self._ready(batch, progress), progress,
                                                run=self.family.preview))
         self._leave()
         return pictures
+
+    def _batches(self, indices: list[int], size: int) -> Iterator[dict[str, Any]]:
+        return fixed_batches(self.held_out, indices, size, window=self.window)
 
     def _ready(self, batch: dict[str, Any], progress: Progress) -> dict[str, Any]:
         return to_device(with_keys(batch, progress.seed, progress.stage), self.world.device)

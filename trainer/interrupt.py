@@ -5,8 +5,6 @@ from __future__ import annotations
 import signal
 from types import FrameType
 
-from trainer.distributed import World, any_rank
-
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 EXIT_CODE = 75
 """EX_TEMPFAIL: saved and stopped on request; the same command continues the run."""
@@ -17,7 +15,7 @@ class Interrupted(Exception):
 
 
 class StopRequest:
-    """Remembers a signal; ``agreed`` tells all ranks alike, whichever of them got it."""
+    """Remembers a signal. The loop adds up over the ranks at each step boundary whether one ``received`` any."""
 
     def __init__(self) -> None:
         self.received: str | None = None
@@ -37,7 +35,3 @@ class StopRequest:
             # A second Ctrl-C means it.
             raise KeyboardInterrupt
         self.received = signal.Signals(number).name
-
-    def agreed(self, world: World) -> bool:
-        """Whether any rank was asked to stop. Every rank calls it at the same step boundary."""
-        return any_rank(self.received is not None, world)

@@ -17,6 +17,8 @@ import torch
 from packaging.requirements import Requirement
 
 from data.dataset import ShardSet, verify_shards
+from data.files import MANIFEST
+from data.storage import open_storage
 from models import get_family
 from models.layers.attention import resolve_backend
 from trainer.adapter import WEIGHTS, check_predecessor, load_tensors, read_card, trained_before
@@ -52,8 +54,9 @@ def preflight(recipe: Recipe, *, stages: list[int], init: Path | None = None, gp
             for i, p in planned.items()))
     except ValueError as error:
         yield Check("batches", False, str(error))
-    for split in ("train", "val"):
-        yield _run(f"{split} shards", _shards, recipe, stages, Path(recipe.data) / split, full)
+    for source in recipe.sources:
+        for split in ("train", "val"):
+            yield _run(f"{split} shards", _shards, recipe, stages, source.place, split, full)
     yield _run("base weights", _base, recipe, stages)
     for position, index in enumerate(stages):
         if index > 1 or (init and position == 0):
@@ -72,19 +75,20 @@ def _run(name: str, function: Callable[..., str], *args: Any) -> Check:
         return Check(name, False, " ".join(str(error).split()))
 
 
-def _shards(recipe: Recipe, stages: list[int], directory: Path, full: bool) -> str:
-    if directory.name == "val" and not directory.is_dir():
-        return f"{directory} is not there, so nothing is validated or shown in pictures"
+def _shards(recipe: Recipe, stages: list[int], place: str, split: str, full: bool) -> str:
+    storage = open_storage(place).child(split)
+    if split == "val" and not storage.exists(MANIFEST):
+        return f"{storage.url} is not there, so nothing is validated or shown in pictures"
     family = get_family(recipe.family)
     for schema in dict.fromkeys(family.schema(recipe.family_config(index)) for index in stages):
-        problems = verify_shards(directory, schema, hashes=full)
+        problems = verify_shards(storage, schema, hashes=full)
         if problems:
             more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
             raise CheckError(problems[0] + more)
-        shards = ShardSet.open(directory, schema)
+        shards = ShardSet.open(storage, schema)
         shards.read(len(shards) - 1)
     looked = "all hashes agree" if full else "sizes and indices agree (--full compares hashes)"
-    return f"{directory}: {len(shards):,} samples in {len(shards.shard_sizes)} shards, {looked}, one sample decoded"
+    return f"{storage.url}: {len(shards):,} samples in {len(shards.shard_sizes)} shards, {looked}, one sample decoded"
 
 
 def _base(recipe: Recipe, stages: list[int]) -> str:

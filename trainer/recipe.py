@@ -14,7 +14,9 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from data.collection import Source
 from data.files import sha256_json
+from data.storage import CacheOptions
 from models import get_family
 from models.family import Family, StageSpec
 from trainer.settings import (
@@ -69,6 +71,35 @@ class LoggingRecipe(Strict):
     project: str = "stagecoach"
 
 
+class DataSetRecipe(Strict):
+    """Shards by folder or URL. ``weight``: their share of the samples; without one, each sample of all sets comes once
+    per epoch."""
+
+    place: str = Field(min_length=1)
+    weight: float | None = Field(None, gt=0)
+
+
+class CacheRecipe(Strict):
+    """Whole shards of remote data sets on a local disk, shared by the ranks of a node."""
+
+    directory: str = Field(min_length=1)
+    gigabytes: float = Field(100.0, gt=0)
+
+
+class StreamRecipe(Strict):
+    """How the shards are read. ``tail`` and ``window`` are part of the order, the rest is not."""
+
+    tail: Literal["wrap", "drop"] = Field("wrap", description="samples that no whole batch is left for at the end of "
+                                                              "an epoch: go on with the next, or leave them out")
+    window: int = Field(0, ge=0, description="shards that are read from at a time; 0 is all of them")
+    bad_samples: float = Field(0.001, ge=0, lt=1, description="part of the data set that may be damaged, and is "
+                                                          "replaced")
+    cache: CacheRecipe | None = None
+    workers: int = Field(2, ge=1, description="reading threads of a rank")
+    prefetch: int = Field(2, ge=1, description="micro-batches that each of them reads ahead")
+    timeout: float = Field(600.0, gt=0, description="seconds that a batch may take before the run gives up")
+
+
 class StageRecipe(Strict):
     """One stage. Steps are optimizer steps, ``global_batch`` is in samples, ``micro_batch`` is the most that one rank
     takes at once (accumulation follows from it)."""
@@ -104,13 +135,15 @@ class StageRecipe(Strict):
 
 
 class Recipe(Strict):
-    """A run. ``run`` is its folder; ``data`` the folder of its shards, empty where none are read (the planner)."""
+    """A run. ``run`` is its folder; ``data`` the folder or URL of its shards, or a list of several, empty where none
+    are read (the planner)."""
 
     family: str
     size: str
     profile: str | None = None
     model: dict[str, Any] = {}
-    data: str = ""
+    data: str | list[DataSetRecipe] = ""
+    stream: StreamRecipe = StreamRecipe()
     run: str
     seed: int = Field(0, ge=0)
     precision: Literal["bf16", "fp16", "fp32"] = "bf16"
@@ -128,7 +161,6 @@ class Recipe(Strict):
     max_skipped: int = Field(5, ge=1)
     validation_samples: int = Field(16, ge=0)
     preview_samples: int = Field(2, ge=0)
-    workers: int = Field(2, ge=1)
     stages: dict[Annotated[int, Field(strict=True)], StageRecipe] = Field(min_length=1)
 
     @model_validator(mode="after")
@@ -139,10 +171,28 @@ class Recipe(Strict):
             raise ValueError(f"leaf_modules is true and zero is {self.zero}, expected zero: 3, which alone has them")
         if self.handoff == "ema" and self.ema is None:
             raise ValueError("handoff is 'ema' but no average is kept, expected ema: {decay: ...} or handoff: raw")
+        weighted = [part.weight is not None for part in self.data] if isinstance(self.data, list) else []
+        if any(weighted) and not all(weighted):
+            raise ValueError("data gives a weight to some sets only, expected one for each or for none")
+        if any(weighted) and len(weighted) > 1 and self.stream.tail == "drop":
+            raise ValueError("stream.tail is 'drop' for data sets that are mixed by weight, which have no common "
+                             "epoch; expected wrap, or no weights")
         if self.attention in ("flash", "flash_3") and self.precision == "fp32":
             raise ValueError(f"attention is {self.attention!r} and precision is 'fp32', expected bf16 or fp16, "
                              "which alone flash-attn computes; or attention: sdpa")
         return self
+
+    @property
+    def sources(self) -> list[Source]:
+        """The data sets."""
+        if isinstance(self.data, str):
+            return [Source(self.data)]
+        return [Source(part.place, part.weight) for part in self.data]
+
+    @property
+    def cache(self) -> CacheOptions | None:
+        cache = self.stream.cache
+        return None if cache is None else CacheOptions(Path(cache.directory), int(cache.gigabytes * 1e9))
 
     def family_config(self, stage: int) -> BaseModel:
         """The family's typed config in ``stage``: the size's, overlaid by ``model`` and the stage's ``model``."""

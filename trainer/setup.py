@@ -12,9 +12,11 @@ import torch
 from deepspeed.utils import set_z3_leaf_module
 from torch import nn
 
-from data.dataset import ShardSet
-from data.order import Order
+from data.collection import Collection
+from data.files import sha256_json
+from data.plan import SamplePlan
 from data.stream import Batching, Stream
+from data.windows import Window
 from models import get_family
 from models.family import Family, StageSpec
 from models.layers.attention import resolve_backend, set_backend
@@ -51,8 +53,9 @@ class StageSetup:
     engine: deepspeed.DeepSpeedEngine
     trainable: dict[str, nn.Parameter]
     batching: Batching
-    train_set: ShardSet
-    held_out: ShardSet | None
+    train_set: Collection
+    plan: SamplePlan
+    held_out: Collection | None
     ema: Ema | None
     store: CheckpointStore
     state: TrainingState
@@ -61,9 +64,43 @@ class StageSetup:
     world: World
 
     def stream(self, start: int, stop: int) -> Stream:
-        order = Order(self.train_set.shard_sizes, self.recipe.seed)
-        return Stream(self.train_set, order=order, batching=self.batching, rank=self.world.rank, start_step=start,
-                      stop_step=stop, workers=self.recipe.workers)
+        options = self.recipe.stream
+        return Stream(self.train_set, plan=self.plan, batching=self.batching, rank=self.world.rank, start_step=start,
+                      stop_step=stop, workers=options.workers, prefetch=options.prefetch, timeout=options.timeout,
+                      window=self.window)
+
+    def window(self, step: int) -> Window | None:
+        return self.family.window(self.config, self.spec.index, step)
+
+
+def open_data(recipe: Recipe, index: int, family: Family, config: Any, tell: Callable[[str], None],
+              ) -> tuple[Collection, SamplePlan, Collection | None]:
+    """Training samples with their order, and held-out samples, of stage ``index``."""
+    schema, stage = family.schema(config), recipe.stages[index]
+    train_set = Collection.open(recipe.sources, "train", schema, recipe.cache)
+    held_out = Collection.open(recipe.sources, "val", schema, recipe.cache)
+    windows = [window for step in (0, stage.steps - 1) if (window := family.window(config, index, step)) is not None]
+    shortest = max((window.span for window in windows), default=None)
+    members, short = train_set.members(shortest)
+    if short:
+        tell(f"{short:,} of {len(train_set):,} samples are left out: their clips are shorter than {shortest} frames")
+    plan = SamplePlan(members, global_batch=stage.global_batch, seed=recipe.seed, weights=train_set.weights,
+                      window=recipe.stream.window, tail=recipe.stream.tail)
+    if len(plan.buckets) > 1:
+        tell(f"{len(plan.buckets)} buckets of {', '.join(train_set.bucket_dims(bool(windows)))}: " + ", ".join(
+            f"{'x'.join(map(str, bucket))} ({size:,})" for bucket, size in zip(plan.buckets, plan.sizes, strict=True)))
+    if plan.left_out:
+        tell(f"{plan.left_out:,} of {sum(plan.sizes):,} samples are left out of each epoch, others in each "
+             f"(stream.tail: drop)")
+    return train_set, plan, held_out
+
+
+def data_fingerprint(recipe: Recipe, train_set: Collection) -> str:
+    """Of the training samples and all that their order depends on besides seed and global batch."""
+    order = {"window": recipe.stream.window, "tail": recipe.stream.tail}
+    if order == {"window": 0, "tail": "wrap"}:
+        return train_set.fingerprint
+    return sha256_json([train_set.fingerprint, order])
 
 
 def prepare_stage(recipe: Recipe, index: int, world: World, *, init: Path | None, resume: str,
@@ -79,10 +116,7 @@ def prepare_stage(recipe: Recipe, index: int, world: World, *, init: Path | None
     specs = family.stages(config)
     spec, stage = specs[index - 1], recipe.stages[index]
     batching = Batching(stage.global_batch, stage.micro_batch, world.size)
-    schema = family.schema(config)
-    data = Path(recipe.data)
-    train_set = ShardSet.open(data / "train", schema)
-    held_out = ShardSet.open(data / "val", schema) if (data / "val").is_dir() else None
+    train_set, plan, held_out = open_data(recipe, index, family, config, tell)
 
     run = Path(recipe.run)
     predecessor, source = None, None
@@ -102,7 +136,7 @@ def prepare_stage(recipe: Recipe, index: int, world: World, *, init: Path | None
     state = TrainingState(
         family=family.name, size=recipe.size, stage=index, step=0, world_size=world.size, zero=recipe.zero,
         precision=recipe.precision, frozen=recipe.frozen, global_batch=stage.global_batch, seed=recipe.seed,
-        shards=train_set.fingerprint, started_from=predecessor.sha256 if predecessor else None)
+        shards=data_fingerprint(recipe, train_set), started_from=predecessor.sha256 if predecessor else None)
     store = CheckpointStore(stage_directory(run, index) / "checkpoints", recipe.keep_checkpoints)
     checkpoint = find_checkpoint(store, resume, state, world, tell)
 
@@ -117,12 +151,12 @@ def prepare_stage(recipe: Recipe, index: int, world: World, *, init: Path | None
     if checkpoint is not None:
         path, found = checkpoint
         restore(engine, network, path, universal, ema, world)
-        state = replace(state, step=found.step, skipped=found.skipped)
+        state = replace(state, step=found.step, skipped=found.skipped, bad=found.bad)
         tell(f"resumed {path} at step {found.step}" + (
             f" (converted from {found.world_size} ranks, ZeRO-{found.zero})" if universal else ""))
     trainable = {name: p for name, p in network.named_parameters() if p.requires_grad}
     return StageSetup(recipe, stage, spec, specs, family, config, network, engine, trainable, batching, train_set,
-                      held_out, ema, store, state, base, predecessor, world)
+                      plan, held_out, ema, store, state, base, predecessor, world)
 
 
 def build_network(recipe: Recipe, family: Family, config: Any, index: int, world: World) -> tuple[nn.Module, str]:

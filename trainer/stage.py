@@ -9,9 +9,11 @@ from typing import Any
 
 import torch
 
+from data.stream import BadSample
 from models.family import Progress
 from trainer.adapter import AdapterCard, trained_before, write_adapter
-from trainer.distributed import on_first
+from trainer.bad_samples import BadSamples
+from trainer.distributed import on_first, totals
 from trainer.engine import full_parameters, learning_rate, set_learning_rate
 from trainer.evaluate import Evaluator
 from trainer.feed import device_batches
@@ -41,10 +43,11 @@ class StageLoop:
         self.skipped = setup.state.skipped
         self.skipped_in_a_row = 0
         self.meter = Meter(setup.world)
+        self.bad = BadSamples(setup.state.bad, setup.recipe.stream.bad_samples, len(setup.train_set))
         self.evaluator = None
         if setup.held_out is not None and len(setup.held_out):
             self.evaluator = Evaluator(setup.family, setup.network, setup.engine, setup.held_out,
-                                       setup.train_set.statistics, setup.world)
+                                       setup.train_set.statistics, setup.world, setup.window(setup.stage.steps - 1))
         costs = setup.family.flops(setup.config, setup.spec.index)
         self.flops_per_sample = sum(cost.forward + cost.backward for cost in costs)
         self.peak = peak_flops(device_name(setup.world.device))
@@ -63,7 +66,8 @@ class StageLoop:
             self._evaluate(validate=True, preview=False)
         s.engine.module.train()
         accumulation = s.batching.accumulation
-        batches = device_batches(s.stream(self.step, s.stage.steps), s.world.device, s.recipe.seed, s.spec.index)
+        stream = s.stream(self.step, s.stage.steps)
+        batches = device_batches(stream, s.world.device, s.recipe.seed, s.spec.index)
         while True:
             asked = time.monotonic()
             item = next(batches, None)
@@ -78,7 +82,8 @@ class StageLoop:
             if check is not None and self.step >= s.stage.checked_steps:
                 check.finish(self.step)
                 check = None
-            self._boundary()
+            found, stream.bad = stream.bad, []
+            self._boundary(found)
         check_frozen(s.network, before)
         return self._finish()
 
@@ -117,21 +122,31 @@ class StageLoop:
                 f"{self.skipped_in_a_row} steps in a row up to step {self.step} had a non-finite loss or gradient; "
                 f"the last checkpoint is {last or 'none yet'}; lower the learning rate or look at the data")
 
-    def _boundary(self) -> None:
-        """What happens between two steps: logging, evaluation, checkpoint, and stopping on request."""
+    def _boundary(self, bad: list[BadSample]) -> None:
+        """What happens between two steps: damaged samples, logging, evaluation, checkpoint, and stopping on request."""
         s, stage = self.s, self.s.stage
+        stops, damaged = totals(s.world, self.stop.received is not None, len(bad))
+        if damaged:
+            self._report(self.bad.gather(bad, s.world))
         last = self.step == stage.steps
         due = {name: last or self.step % every == 0 for name, every in (
             ("log", s.recipe.logging.every), ("validate", stage.validate_every), ("preview", stage.preview_every))}
         if due["log"]:
             self.monitor.log(self.step, self._values())
         self._evaluate(due["validate"], due["preview"])
-        asked = self.stop.agreed(s.world)
+        asked = stops > 0
         if self.step % stage.checkpoint_every == 0 or last or asked:
             self.save()
         if asked and not last:
             raise Interrupted(f"stopped by {self.stop.received or 'a signal on another rank'} at step {self.step}; "
                               "the same command with --resume auto goes on from there")
+
+    def _report(self, new: list[BadSample]) -> None:
+        for sample in new:
+            self.monitor.message(f"step {self.step}: sample {sample.key!r} of {sample.shard} is damaged and replaced "
+                                 f"by another ({len(self.bad.indices)} in all): {sample.reason}")
+        if new:
+            self.bad.check(new[-1])
 
     def _values(self) -> dict[str, float]:
         s = self.s
@@ -141,6 +156,7 @@ class StageLoop:
         values["learning_rate"] = learning_rate(s.stage, self.step - 1)
         values["gradient_norm"] = float(norm) if norm is not None else float("nan")
         values["skipped_steps"] = self.skipped
+        values["bad_samples"] = len(self.bad.indices)
         values["memory_gib"] = peak_memory_bytes(s.world.device) / 2**30
         if self.peak:
             per_device = values["samples_per_second"] / s.world.size
@@ -168,7 +184,7 @@ class StageLoop:
     def save(self) -> Path:
         s = self.s
         started = time.monotonic()
-        state = replace(s.state, step=self.step, skipped=self.skipped)
+        state = replace(s.state, step=self.step, skipped=self.skipped, bad=tuple(sorted(self.bad.indices)))
         path = s.store.save(s.engine, s.trainable, state, s.recipe.dump(), s.ema, s.world)
         size = sum(p.stat().st_size for p in path.rglob("*") if p.is_file()) if s.world.is_first else 0
         self.monitor.message(f"checkpoint {path} ({size / 1e6:,.1f} MB, {time.monotonic() - started:.1f} s)")

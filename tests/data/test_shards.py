@@ -148,11 +148,11 @@ def test_a_finished_set_is_not_written_over(build, schema, tmp_path):
     assert build(tmp_path / "other").fingerprint == ShardSet.open(tmp_path, schema).fingerprint
 
 
-def test_index_tar_finds_what_the_writer_wrote(build, tmp_path):
+def test_index_tar_finds_what_the_writer_wrote(build, schema, tmp_path):
     shards = build(tmp_path)
     for entry in shards.manifest.shards:
         path = tmp_path / entry["name"]
-        index = index_tar(path)
+        index = index_tar(path, schema)
         assert index == json.loads(index_path(path).read_bytes())
         assert write_index(path, index) == entry["idx_sha256"]
 

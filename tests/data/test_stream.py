@@ -12,10 +12,14 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from data.collection import Collection
 from data.dataset import Sample
 from data.files import DamagedError
 from data.order import Order
+from data.plan import ATTEMPTS, SamplePlan
+from data.read_ahead import StalledError
 from data.schema import Field, SampleSchema, SchemaError
+from data.storage import UnreachableError
 from data.stream import Batching, Stream, collate, fixed_batches
 
 properties = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -43,7 +47,9 @@ def threads():
 
 def stream(shards, start, stop, *, world_size=1, rank=0, micro_batch=4, seed=5, window=0, global_batch=GLOBAL_BATCH,
            **options):
-    return Stream(shards, order=Order(shards.shard_sizes, seed, window), rank=rank, start_step=start, stop_step=stop,
+    collection = Collection([shards])
+    plan = SamplePlan(collection.members()[0], global_batch=global_batch, seed=seed, window=window)
+    return Stream(collection, plan=plan, rank=rank, start_step=start, stop_step=stop,
                   batching=Batching(global_batch, micro_batch, world_size), **options)
 
 
@@ -206,7 +212,7 @@ def test_a_field_that_only_some_samples_have_is_an_error_and_one_that_none_has_i
 
 
 def test_fixed_batches_take_these_indices_in_this_order(shards):
-    batches = list(fixed_batches(shards, [5, 0, 16, 3, 4], 2))
+    batches = list(fixed_batches(Collection([shards]), [5, 0, 16, 3, 4], 2))
     assert [b["uid"].tolist() for b in batches] == [[5, 0], [16, 3], [4]]
     assert [b["key"] for b in batches] == [["clip005", "clip000"], ["clip016", "clip003"], ["clip004"]]
     assert batches[0]["latent"].shape == (2, 2, 2, 3)
@@ -262,17 +268,65 @@ def test_reading_ahead_is_bounded_but_happens_while_the_consumer_works(shards):
 
 
 @pytest.mark.parametrize("workers", [0, 1, 3])
-def test_damage_reaches_the_consumer_after_the_batches_before_it(build, tmp_path, workers):
+def test_an_error_reaches_the_consumer_after_the_batches_before_it(build, tmp_path, workers):
     shards = build(tmp_path, samples=12)
     bad = Order(shards.shard_sizes, 5).locate(7)[1]
-    shard, key = shards.name(bad)
-    broken = Watched(shards, error=lambda index: DamagedError(f"{shard}: sample {key!r} bad") if index == bad else None)
+    broken = Watched(shards, error=lambda index: UnreachableError("no network") if index == bad else None)
     batches = iter(stream(broken, 0, 1, micro_batch=3, workers=workers))
     assert [batch["uid"].tolist() for _, _, batch in islice(batches, 2)] == [[0, 1, 2], [3, 4, 5]]
-    with pytest.raises(DamagedError, match=rf"{shard}: sample '{key}'"):
+    with pytest.raises(UnreachableError, match="no network"):
         next(batches)
     assert threads() == []
     assert list(batches) == []
+
+
+@properties
+@given(world_size=st.sampled_from(WORLD_SIZES), micro_batch=micro_batches, workers=workers,
+       damaged=st.sets(st.integers(0, 16), min_size=1, max_size=4))
+def test_damaged_samples_are_replaced_alike_whoever_reads_them(shards, world_size, micro_batch, workers, damaged):
+    broken = Watched(shards, error=lambda index: DamagedError(f"sample {index} is bad") if index in damaged else None)
+    names = {shards.name(index)[1] for index in damaged}
+    whole = [pair for batch in global_batches(shards, 0, 4) for pair in batch]
+    alone = [pair for batch in global_batches(broken, 0, 4) for pair in batch]
+    assert global_batches(broken, 0, 4, world_size, micro_batch=micro_batch, workers=workers) == [
+        alone[first:first + GLOBAL_BATCH] for first in range(0, len(alone), GLOBAL_BATCH)]
+    for (uid, before), (same, after) in zip(whole, alone, strict=True):
+        assert uid == same
+        assert after == before if before not in names else after not in names
+
+
+def test_replaced_samples_are_listed_when_their_batch_is_handed_out(shards):
+    bad = Order(shards.shard_sizes, 5).locate(7)[1]
+    broken = Watched(shards, error=lambda index: SchemaError("too short") if index == bad else None)
+    source = stream(broken, 0, 1, micro_batch=3, workers=2, prefetch=4)
+    batches = iter(source)
+    next(batches), next(batches)
+    assert source.bad == []
+    next(batches)
+    shard, key = shards.name(bad)
+    assert [(b.uid, b.index, b.key, b.reason) for b in source.bad] == [(7, bad, key, "too short")]
+    assert source.bad[0].shard.endswith(shard)
+    batches.close()
+
+
+def test_when_all_substitutes_are_bad_too_the_stream_stops(shards):
+    broken = Watched(shards, error=lambda index: DamagedError(f"sample {index} is bad"))
+    with pytest.raises(DamagedError, match="is bad") as caught:
+        next(iter(stream(broken, 2, 3)))
+    assert any(f"{ATTEMPTS} others" in note and "step 2, uid 24" in note for note in caught.value.__notes__)
+
+
+def test_a_read_that_hangs_stops_the_stream_within_its_time(shards, monkeypatch):
+    monkeypatch.setattr("data.read_ahead.GRACE", 0.2)
+    hanging = threading.Event()
+    stuck = Watched(shards, delay=lambda index: float(hanging.wait(30)) * 0.0)
+    begin = time.monotonic()
+    with pytest.raises(StalledError, match=r"no data for \(3, 0\) within 0.3 s"):
+        next(iter(stream(stuck, 3, 9, timeout=0.3)))
+    assert time.monotonic() - begin < 5
+    hanging.set()
+    while threads():
+        time.sleep(0.01)
 
 
 def test_an_unforeseen_error_carries_step_position_shard_and_key(shards):
@@ -325,9 +379,10 @@ def test_rank_outside_of_the_world_is_refused(shards, rank):
         stream(shards, 0, 1, world_size=2, rank=rank)
 
 
-def test_order_of_other_shards_is_refused(shards):
-    with pytest.raises(ValueError, match="the order is over 3 samples"):
-        Stream(shards, order=Order([3], 0), batching=Batching(1, 1, 1), rank=0, start_step=0, stop_step=1)
+def test_a_plan_for_another_batch_is_refused(shards):
+    plan = SamplePlan(Collection([shards]).members()[0], global_batch=8, seed=0)
+    with pytest.raises(ValueError, match="for global batches of 8, expected 1"):
+        Stream(Collection([shards]), plan=plan, batching=Batching(1, 1, 1), rank=0, start_step=0, stop_step=1)
 
 
 def test_batching_cannot_be_changed_after_it_was_checked():

@@ -39,7 +39,7 @@ def test_zero_stages_agree_in_bf16(pair, shards, plain, tmp_path):
 
 
 @pytest.mark.parametrize("change", [{"recompute": "block"}, {"recompute": "selective"}, {"leaf_modules": True},
-                                    {"micro_batch": 4}, {"micro_batch": 1}, {"workers": 4}])
+                                    {"micro_batch": 4}, {"micro_batch": 1}, {"stream": {"workers": 4}}])
 def test_what_may_not_change_the_numbers_does_not(pair, shards, plain, tmp_path, change):
     recipe = cases.toy_recipe(str(shards), str(tmp_path), **change)
     pair.run(cases.train, recipe.model_dump(), [1])

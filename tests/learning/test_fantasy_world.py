@@ -12,9 +12,11 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 SIZE = ["--frames", "9", "--height", "64", "--width", "96"]
-STEPS = 500
-DEPTH_MARGIN = 0.6
-"""Share of the baseline's error below which the held-out depth error must end."""
+STEPS = 1200
+DEPTH_MARGIN, CAMERA_MARGIN, PATH_MARGIN = 0.6, 0.95, 0.85
+"""Shares of the baselines' errors below which the held-out errors must end. Measured: 0.40, 0.87, 0.67. The camera's
+nine numbers hold two fields of view, most of its error, which so few rooms do not teach; the path is the other seven.
+"""
 
 
 def run(*command: str | Path) -> None:
@@ -25,8 +27,8 @@ def run(*command: str | Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1500)
-def test_held_out_depth_ends_below_the_training_mean_and_the_camera_is_learned(tmp_path):
+@pytest.mark.timeout(2400)
+def test_held_out_depth_and_cameras_end_below_what_the_training_clips_tell_on_average(tmp_path):
     """At sigma 0.0926, clips never seen: depth against the training mean, the camera (all nine numbers of the pose
     encoding) against the mean trajectory of the training clips."""
     encoders = tmp_path / "encoders"
@@ -37,7 +39,7 @@ def test_held_out_depth_ends_below_the_training_mean_and_the_camera_is_learned(t
         *SIZE)
     # ZeRO-1 without recompute: the numbers are those of ZeRO-3 (tests/distributed), in a third of the time on a CPU.
     settings = {"zero": 1, "recompute": "none", "logging.wandb": "off", "validation_samples": 38,
-                "stages.1.steps": STEPS, "stages.1.validate_every": 100, "stages.1.checkpoint_every": STEPS,
+                "stages.1.steps": STEPS, "stages.1.validate_every": 200, "stages.1.checkpoint_every": STEPS,
                 "stages.1.preview_every": STEPS}
     run("deepspeed", "--num_accelerators", "2", "launch/stage1.py", "--profile", "demo", "--data", tmp_path / "shards",
         "--run", tmp_path / "run", *(part for item in settings.items() for part in ("--set", "=".join(map(str, item)))))
@@ -48,5 +50,7 @@ def test_held_out_depth_ends_below_the_training_mean_and_the_camera_is_learned(t
     assert last["val_depth_error"] < DEPTH_MARGIN * last["val_depth_error_baseline"]
     assert last["val_depth_error"] < 0.5 * first["val_depth_error"]
     assert last["val_camera_error"] < 0.1 * first["val_camera_error"]
+    assert last["val_camera_error"] < CAMERA_MARGIN * last["val_camera_error_baseline"]
+    assert last["val_path_error"] < PATH_MARGIN * last["val_path_error_baseline"]
     # Where it is told the camera the network reads it, through the patch tokens and the geometry blocks.
-    assert last["val_camera_error_given"] < 0.8 * last["val_camera_error_baseline"]
+    assert last["val_camera_error_given"] < 0.6 * last["val_camera_error_baseline"]
