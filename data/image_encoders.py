@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import CLIPVisionModelWithProjection, Dinov2Model
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
-from data.encoders import EncoderError, encoder_entry, load_config, load_model
+from data.encoders import EncoderError, load_config, load_model
 
 SPATIAL_STRIDE = 8
 PIXELS_AT_ONCE = 4 * 1024 * 1024
@@ -32,7 +32,6 @@ class LatentEncoder:
     """FLUX's VAE: latent = (mode of the posterior - shift_factor) * scaling_factor, both from its configuration."""
 
     def __init__(self, path: Path, device: torch.device) -> None:
-        self.entry = encoder_entry(AutoencoderKL, path, device)
         self._vae = load_model(AutoencoderKL, path, device)
         config = self._vae.config
         if config.shift_factor is None or config.scaling_factor is None:
@@ -71,7 +70,6 @@ class CropEncoder:
     STD: Sequence[float]
 
     def __init__(self, path: Path, device: torch.device) -> None:
-        self.entry = encoder_entry(self.KIND, path, device)
         self._model = load_model(self.KIND, path, device)
         self.size, self.dim = self.sizes(path)
 

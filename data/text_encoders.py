@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import CLIPTextModel, T5EncoderModel
 
-from data.encoders import EncoderError, encoder_entry, load_model, load_tokenizer
+from data.encoders import EncoderError, load_model, load_tokenizer
 
 T5_LENGTH = 512
 """Tokens that FLUX.1-dev was trained with (schnell: 256)."""
@@ -27,9 +27,8 @@ class T5TextEncoder:
     states may neither be cut nor filled up afterwards. A longer text is cut."""
 
     def __init__(self, path: Path, tokenizer: Path, device: torch.device, length: int = T5_LENGTH) -> None:
-        self.entry = encoder_entry(T5EncoderModel, path, device)
         self._model = load_model(T5EncoderModel, path, device)
-        self._tokenizer, self.tokenizer_entry = load_tokenizer(tokenizer, self._model.config.vocab_size)
+        self._tokenizer, _ = load_tokenizer(tokenizer, self._model.config.vocab_size)
         self.dim: int = self._model.config.d_model
         self.length = length
 
@@ -48,10 +47,9 @@ class PooledTextEncoder:
     """CLIP's state of the end token. A longer text than 77 tokens is cut."""
 
     def __init__(self, path: Path, tokenizer: Path, device: torch.device) -> None:
-        self.entry = encoder_entry(CLIPTextModel, path, device)
         self._model = load_model(CLIPTextModel, path, device)
         config = self._model.config
-        self._tokenizer, self.tokenizer_entry = load_tokenizer(tokenizer, config.vocab_size)
+        self._tokenizer, _ = load_tokenizer(tokenizer, config.vocab_size)
         self.dim: int = config.hidden_size
         if config.max_position_embeddings < CLIP_LENGTH:
             raise EncoderError(f"{path}: a text encoder of {config.max_position_embeddings} tokens found, expected "

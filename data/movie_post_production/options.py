@@ -1,0 +1,97 @@
+"""What a MoviePostProduction build can be asked for, and the sizes of what it makes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from data.movie_post_production.crops import Size
+from data.movie_post_production.schema import movie_post_production_schema
+from data.schema import SampleSchema
+
+PRECOMPUTED = ("latents", "text", "clip", "dino")
+LATENT_CONVENTIONS = ("flux", "raw", "scaled")
+
+LatentConvention = Literal["flux", "raw", "scaled"]
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """``flux``: folder of FLUX in diffusers' layout (vae, text_encoder, tokenizer, text_encoder_2, tokenizer_2).
+    ``clip``, ``dino``: folders of the crops' encoders. ``sizes``: height and width of what pictures are cropped to.
+
+    ``precomputed``: what is read from the raw data set instead of being computed; its files must all be there, since
+    vectors of two encoders in one data set would be worthless. ``latent_convention``: how precomputed latents were
+    made of z, the VAE's output: "flux" is (z - shift) scale, as stored; "raw" is z; "scaled" is z scale.
+    ``preview``: longest side of the stored picture, 0 for none. ``seed_split``: the guide's split, the first nine
+    tenths by name for training. Raises ``ValueError`` for options that contradict each other.
+    """
+
+    flux: Path
+    clip: Path | None
+    dino: Path | None
+    sizes: tuple[Size, ...]
+    text_length: int = 512
+    max_objects: int = 50
+    preview: int = 512
+    precomputed: tuple[str, ...] = ()
+    latent_convention: LatentConvention = "flux"
+    clip_dim: int = 768
+    dino_dim: int = 1024
+    seed_split: bool = False
+
+    def __post_init__(self) -> None:
+        unknown = sorted(set(self.precomputed) - set(PRECOMPUTED))
+        if unknown:
+            raise ValueError(f"precomputed {unknown} found, expected some of {list(PRECOMPUTED)}")
+        for name in ("clip", "dino"):
+            if getattr(self, name) is None and name not in self.precomputed:
+                raise ValueError(f"no folder of the {name} encoder is given, expected --{name} DIR or '{name}' among "
+                                 f"--precomputed")
+        if not self.sizes:
+            raise ValueError("no size is given, expected at least one height and width")
+        for name, least in (("text_length", 1), ("max_objects", 1), ("preview", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} {getattr(self, name)} found, expected at least {least}")
+
+
+@dataclass(frozen=True)
+class Dims:
+    """Sizes of what the encoders make; ``clip_size``, ``dino_size``: side of the crops in pixels, None where vectors
+    are read."""
+
+    latent: int
+    text: int
+    pooled: int
+    clip: int
+    dino: int
+    clip_size: int | None
+    dino_size: int | None
+
+    @classmethod
+    def of(cls, options: BuildOptions) -> Dims:
+        """From the encoders' configurations. Raises ``EncoderError``."""
+        from diffusers import AutoencoderKL  # takes seconds
+        from transformers import CLIPTextModel, T5EncoderModel
+
+        from data.encoders import load_config
+        from data.image_encoders import ClipEncoder, DinoEncoder
+
+        vae = load_config(AutoencoderKL, options.flux / "vae")
+        text = load_config(T5EncoderModel, options.flux / "text_encoder_2")
+        pooled = load_config(CLIPTextModel, options.flux / "text_encoder")
+        clip_size, clip = (None, options.clip_dim) if "clip" in options.precomputed else ClipEncoder.sizes(options.clip)
+        dino_size, dino = (None, options.dino_dim) if "dino" in options.precomputed else DinoEncoder.sizes(options.dino)
+        return cls(vae["latent_channels"], text["d_model"], pooled["hidden_size"], clip, dino, clip_size, dino_size)
+
+    def schema(self, options: BuildOptions) -> SampleSchema:
+        return movie_post_production_schema(self.latent, self.text, self.pooled, self.clip, self.dino,
+                                            object_text="text" not in options.precomputed, image=options.preview > 0)
+
+    def sample_bytes(self, options: BuildOptions) -> int:
+        """About what a sample takes, with 18 objects as the guide's pictures have, and without the preview."""
+        pixels = sum(height * width for height, width in options.sizes) / len(options.sizes)
+        numbers = (self.latent * pixels / 64 + options.text_length * self.text + self.pooled
+                   + 18 * (self.clip + self.dino + self.pooled))
+        return round(2 * numbers)

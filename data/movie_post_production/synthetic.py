@@ -1,0 +1,63 @@
+"""A synthetic raw data set in the guide's layout: rendered objects with exact boxes, depth labels, captions, and pairs
+of pictures that show one object twice, each naming the other as its reference.
+
+Picture ``i`` of a seed is the same whatever the number of pictures; an odd last one has no partner.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from data.files import commit_directory, refuse_foreign, temporary_name, write_json
+from data.movie_post_production.captions import CAPTIONS, IMAGES
+from data.movie_post_production.crops import Size
+from data.movie_post_production.scene import Picture, render
+
+MARKER = "synthetic.json"
+
+
+def write_synthetic(directory: str | Path, pictures: int, sizes: Sequence[Size], seed: int,
+                    track: Callable[[Iterable[int]], Iterable[int]] = iter) -> None:
+    """Write ``pictures`` pictures of ``sizes`` (height, width) in turn, two neighbours of a size; ``directory`` appears
+    when all of it is written, and replaces an older synthetic one. ``track`` may show how far it is.
+
+    Raises ``ValueError`` for a number or a size that cannot be made and for a directory that holds something else.
+    """
+    directory = Path(directory)
+    if pictures < 1 or not sizes:
+        raise ValueError(f"{pictures} pictures of {len(sizes)} sizes asked for, expected at least one of each")
+    refuse_foreign(directory, MARKER)
+    temporary = temporary_name(directory)
+    try:
+        for folder in (IMAGES, CAPTIONS):
+            (temporary / folder).mkdir(parents=True)
+        for index in track(range(pictures)):
+            picture = render(seed, index, *sizes[index // 2 % len(sizes)])
+            Image.fromarray(picture.image).save(temporary / IMAGES / f"{_name(index)}.png")
+            write_json(temporary / CAPTIONS / f"{_name(index)}.json", _entry(picture, index, pictures))
+        write_json(temporary / MARKER, {"pictures": pictures, "sizes": [list(size) for size in sizes], "seed": seed})
+        commit_directory(temporary, directory)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def _name(index: int) -> str:
+    return f"scene_{index:05d}"
+
+
+def _entry(picture: Picture, index: int, pictures: int) -> dict[str, Any]:
+    partner = index ^ 1
+    objects = [{"object_id": number, "category_name": placed.identity.shape, "bbox": list(box),
+                "depth_label": placed.depth_label, "caption": str(placed.identity)}
+               for number, (placed, box) in enumerate(zip(picture.objects, picture.boxes, strict=True))]
+    if partner < pictures:
+        objects[0] |= {"ref_image_id": _name(partner), "ref_object_id": 0}
+    height, width, _ = picture.image.shape
+    return {"image_id": _name(index), "image_path": f"{IMAGES}/{_name(index)}.png", "global_caption": picture.caption,
+            "width": width, "height": height, "objects": objects}
