@@ -1,24 +1,24 @@
-"""Looking at finished shards: are they whole, what is in them, what does it look like."""
+"""What finished shards look like."""
 
 from __future__ import annotations
 
-import json
-from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from data.builders import builder
-from data.dataset import ShardSet, verify_shards
+from data.check import built_schema, check
+from data.contents import inspect
+from data.dataset import ShardSet
 from data.files import MANIFEST, DamagedError
 from data.pictures import sheet
-from data.schema import Field, SampleSchema
-from data.shards import Manifest, index_path, read_manifest
+from data.shards import read_manifest
+
+__all__ = ["check", "contact_sheet", "inspect", "splits"]
 
 
 def splits(directory: Path) -> dict[str, Path]:
-    """The shard sets in ``directory``: its ``train``, ``val`` and the like, or itself.
+    """The finished shard sets in ``directory``: its ``train``, ``val`` and the like, or itself.
 
     Raises ``DamagedError`` where there is none.
     """
@@ -31,56 +31,6 @@ def splits(directory: Path) -> dict[str, Path]:
         raise DamagedError(f"{directory}: no shards found, expected {MANIFEST} in it or in a folder below it (train, "
                            f"val); an interrupted build leaves none, run it again")
     return found
-
-
-def built_schema(manifest: Manifest) -> SampleSchema:
-    """The schema that the shards of a manifest were built for."""
-    fields = tuple(Field(**{**field, "shape": tuple(field["shape"])}) for field in manifest.schema["fields"])
-    return SampleSchema(manifest.schema["name"], manifest.schema["version"], fields)
-
-
-def check(directory: Path) -> list[str]:
-    """All that is wrong with the shards in ``directory``: hashes, indices, then every sample against the schema."""
-    problems = []
-    for path in splits(directory).values():
-        try:
-            schema = built_schema(read_manifest(path))
-        except DamagedError as error:
-            problems.append(str(error))
-            continue
-        found = verify_shards(path, schema)
-        problems += found
-        if not found:
-            problems += _check_samples(ShardSet.open(path, schema))
-    return problems
-
-
-def _check_samples(shards: ShardSet) -> list[str]:
-    problems = []
-    for index in range(len(shards)):
-        try:
-            shards.read(index)
-        except ValueError as error:
-            problems.append(str(error))
-    return problems
-
-
-def inspect(directory: Path) -> dict[str, dict[str, Any]]:
-    """By split: schema, counts, bytes by field, encoders and fingerprint."""
-    return {name: _inspect(path) for name, path in splits(directory).items()}
-
-
-def _inspect(path: Path) -> dict[str, Any]:
-    manifest = read_manifest(path)
-    sizes: Counter[str] = Counter()
-    for shard in manifest.shards:
-        for sample in json.loads(index_path(path / shard["name"]).read_text())["samples"]:
-            for member, (_, size, _) in sample["members"].items():
-                sizes[member.partition(".")[0]] += size
-    return {"schema": manifest.schema["name"], "version": manifest.schema["version"],
-            "samples": sum(shard["samples"] for shard in manifest.shards), "shards": len(manifest.shards),
-            "bytes": sum(shard["bytes"] for shard in manifest.shards), "field_bytes": dict(sorted(sizes.items())),
-            "encoders": manifest.encoders, "fingerprint": manifest.fingerprint}
 
 
 def contact_sheet(directory: Path, count: int, columns: int = 2) -> np.ndarray:

@@ -27,9 +27,9 @@ def map_shards(function: Callable[[Task], Result], tasks: Sequence[Task], *, job
                track: Track) -> list[Result]:
     """``function`` of each task, in the order of the tasks. ``function`` and all it takes and gives can be pickled.
 
-    ``jobs``: processes, by default one per CPU; ``size``: bytes to be read in all. Processes rather than threads: walking
-    headers and decoding many small members hold the interpreter's lock (``docs/benchmarks.md``). Raises ``ValueError``
-    where a process died, and what ``function`` raises.
+    ``jobs``: processes, by default one per CPU; ``size``: bytes to be read in all. Processes rather than threads, since
+    walking headers and decoding small members hold the interpreter's lock. Raises ``ValueError`` where a process died,
+    and what ``function`` raises.
     """
     jobs = min(jobs or cpu_count(), len(tasks))
     if jobs < 2 or size < WORTH:

@@ -93,16 +93,16 @@ class TarWalk:
     def _members(self) -> Iterator[tuple[str, int, bytes]]:
         last = "the start"
         try:
-            tar = tarfile.open(fileobj=self._file, mode="r:")
-            while (info := tar.next()) is not None:
-                tar.members.clear()  # tarfile remembers all headers otherwise
-                if not info.isfile():
-                    continue
-                if info.issparse() or not 0 <= info.size <= self.bytes - info.offset_data:
-                    raise tarfile.ReadError(f"member {info.name!r} of {info.size} bytes does not lie in the file")
-                self._file.seek(info.offset_data)
-                yield info.name, info.offset_data, self._file.read(info.size)
-                last = repr(info.name)
+            with tarfile.open(fileobj=self._file, mode="r:") as tar:
+                while (info := tar.next()) is not None:
+                    tar.members.clear()  # tarfile remembers all headers otherwise
+                    if not info.isfile():
+                        continue
+                    if info.issparse() or not 0 <= info.size <= self.bytes - info.offset_data:
+                        raise tarfile.ReadError(f"member {info.name!r} of {info.size} bytes does not lie in the file")
+                    self._file.seek(info.offset_data)
+                    yield info.name, info.offset_data, self._file.read(info.size)
+                    last = repr(info.name)
             # tarfile takes a damaged header in the middle for the end; the real end is marked by two blocks of zeros.
             rest, zeros = self._file.last, bytes(tarfile.BLOCKSIZE)
             marked = rest == zeros and self._file.read(tarfile.BLOCKSIZE) == zeros
