@@ -14,9 +14,11 @@ from typing import Any
 import numpy as np
 
 from data.dataset import Sample
+from data.jobs import BuildJob
 from data.progress import Track
 
-BUILDERS = {"fantasy_world": "data.fantasy_world.builder"}
+BUILDERS = {"fantasy_world": "data.fantasy_world.builder",
+            "movie_post_production": "data.movie_post_production.builder"}
 """Family (also the name of its sample schema) -> module with a class ``FamilyBuilder``, imported when it is used: a
 builder needs video, audio and encoder packages that reading shards does not."""
 
@@ -26,11 +28,11 @@ class Builder(ABC):
 
     @abstractmethod
     def add_build_arguments(self, parser: ArgumentParser) -> None:
-        """Options of ``build`` besides ``--input`` and ``--output``."""
+        """Options of ``build`` besides those of all families (``data.commands``)."""
 
     @abstractmethod
-    def build(self, arguments: Namespace, track: Track) -> dict[str, Any]:
-        """Build ``arguments.output`` from ``arguments.input`` and say what came of it."""
+    def job(self, arguments: Namespace) -> BuildJob:
+        """What to make of ``arguments.input``."""
 
     @abstractmethod
     def add_synthesize_arguments(self, parser: ArgumentParser) -> None:

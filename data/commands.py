@@ -6,7 +6,7 @@ Each function returns what ``--json`` prints; ``render`` says the same in words.
 from __future__ import annotations
 
 import sys
-from argparse import ArgumentParser, Namespace
+from argparse import SUPPRESS, ArgumentParser, Namespace
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,11 @@ from typing import Any
 from rich.console import Console
 
 from data import examine_commands
+from data.build import BuildOptions, build
 from data.builders import BUILDERS, builder
-from data.progress import track
-from data.summary import summary_table
+from data.building.places import Place
+from data.progress import track, untracked
+from data.summary import build_summary, summary_table
 
 DEFAULT_FAMILY = "fantasy_world"
 FAMILY_COMMANDS = ("build", "synthesize")
@@ -32,20 +34,16 @@ def parse(argv: Sequence[str] | None = None, description: str | None = None) -> 
     parts = builder(family.parse_known_args(argv)[0].family) if made else None
 
     parser = ArgumentParser(description=description, allow_abbrev=False)
+    # The deepspeed launcher passes it; the environment says the same.
+    parser.add_argument("--local_rank", "--local-rank", type=int, help=SUPPRESS)
     commands = parser.add_subparsers(dest="command", required=True)
     common = ArgumentParser(add_help=False)
     common.add_argument("--json", action="store_true", help="write JSON and nothing else to the standard output")
 
     command = commands.add_parser("build", parents=[common, family], help="raw data to shards")
-    command.add_argument("--input", type=Path, required=True, metavar="RAW", help="folder with metadata.json")
-    command.add_argument("--output", type=Path, required=True, metavar="SHARDS", help="folder to be made")
+    _add_build(command)
     if parts:
         parts.add_build_arguments(command)
-    command.add_argument("--skip-bad", action="store_true",
-                         help="leave bad clips out and list them in skipped.jsonl (default: the first one stops)")
-    command.add_argument("--replace", action="store_true", help="build anew where SHARDS holds finished shards")
-    command.add_argument("--max-shard-bytes", type=int, default=10**9, metavar="N",
-                         help="size of a tar (default: 1 GB)")
 
     command = commands.add_parser("synthesize", parents=[common, family], help="write a small raw data set")
     command.add_argument("--output", type=Path, required=True, metavar="RAW", help="folder to be made or replaced")
@@ -58,19 +56,57 @@ def parse(argv: Sequence[str] | None = None, description: str | None = None) -> 
     return parser.parse_args(argv)
 
 
+def _add_build(command: ArgumentParser) -> None:
+    """Options of ``build`` that all families share."""
+    command.add_argument("--input", type=Path, required=True, metavar="RAW", help="folder of the raw data set")
+    command.add_argument("--output", type=Path, required=True, metavar="SHARDS",
+                         help="folder to be made; a build that was stopped there goes on")
+    command.add_argument("--workers", type=int, default=1, metavar="N",
+                         help="processes to start on this machine, each with a GPU in turn (default: 1); one started "
+                              "by torchrun, deepspeed, srun or as a Slurm array takes its share")
+    command.add_argument("--holdout", type=float, default=0.1, metavar="PART",
+                         help="part of the items for the val split where the raw data does not say (default: 0.1)")
+    command.add_argument("--skip-bad", action="store_true",
+                         help="leave bad items out and list them in skipped.jsonl (default: the first one stops)")
+    command.add_argument("--replace", action="store_true",
+                         help="build anew where SHARDS holds finished shards, which stay until the new ones are "
+                              "whole, or where a build with other settings was begun")
+    command.add_argument("--max-shard-bytes", type=int, default=10**9, metavar="N",
+                         help="size of a tar (default: 1 GB)")
+    command.add_argument("--part-items", type=int, metavar="N",
+                         help="items that are made at once, or again after a kill (default: about a full tar)")
+
+
 def execute(arguments: Namespace) -> tuple[dict[str, Any], int]:
     """Run the command; returns its result and the exit code."""
     match arguments.command:
         case "build":
-            return builder(arguments.family).build(arguments, track), 0
+            return _build(arguments), 0
         case "synthesize":
             return builder(arguments.family).synthesize(arguments, track), 0
     return examine_commands.execute(arguments)
 
 
+def _build(arguments: Namespace) -> dict[str, Any]:
+    place = Place.detect()
+    options = BuildOptions(arguments.holdout, arguments.skip_bad, arguments.replace, arguments.max_shard_bytes,
+                           arguments.part_items, arguments.workers)
+    try:
+        # Side by side on one terminal, the bars of several processes could not be read.
+        report = build(builder(arguments.family).job(arguments), arguments.output, options,
+                       untracked if place.local else track, place)
+    except (ValueError, OSError) as error:
+        if place.rank:  # the scripts print the errors of rank 0 only, but here each worker has its own
+            print(f"{place}: {error}", file=sys.stderr, flush=True)
+        raise
+    return report.as_dict()
+
+
 def render(command: str, result: dict[str, Any]) -> None:
     """Print a result for people."""
-    if command in FAMILY_COMMANDS:
+    if command == "build":
+        Console().print(summary_table(build_summary(result)))
+    elif command == "synthesize":
         Console().print(summary_table(result))
     else:
         examine_commands.render(command, result)

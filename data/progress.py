@@ -13,7 +13,10 @@ Track = Callable[[Iterable[Any], str, int], Iterable[Any]]
 
 
 def track(items: Iterable[Any], title: str, total: int) -> Iterable[Any]:
-    """A ``Track`` for people."""
+    """A ``Track`` for people. Of nothing it shows nothing."""
+    if not total:
+        yield from items
+        return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
                TextColumn("left"), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as progress:

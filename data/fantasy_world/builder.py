@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import numpy as np
 
 from data.builders import Builder, Track
 from data.dataset import Sample
-from data.fantasy_world.build import BuildOptions, build
+from data.fantasy_world.build import EncoderPaths, FantasyWorldJob
 from data.fantasy_world.clip import ClipOptions
 from data.fantasy_world.raw import read_metadata
 from data.fantasy_world.readers import read_frames
@@ -30,16 +29,12 @@ class FamilyBuilder(Builder):
                             help="unit in the camera files: divided by width and height (default), or pixels")
         parser.add_argument("--depth-scale", type=float, default=1.0, metavar="X",
                             help="what depth files are multiplied by to be in the unit of the camera translations")
-        parser.add_argument("--holdout", type=float, default=0.1, metavar="PART",
-                            help="part of the clips for the val split where metadata.json does not say (default: 0.1)")
 
-    def build(self, arguments: Namespace, track: Track) -> dict[str, Any]:
+    def job(self, arguments: Namespace) -> FantasyWorldJob:
         clip = ClipOptions(arguments.frames, arguments.height, arguments.width, arguments.intrinsics,
                            arguments.depth_scale)
-        options = BuildOptions(clip, arguments.vae, arguments.text_encoder, arguments.tokenizer,
-                               arguments.image_encoder, arguments.holdout, arguments.skip_bad, arguments.replace,
-                               arguments.max_shard_bytes)
-        return asdict(build(arguments.input, arguments.output, options, track))
+        return FantasyWorldJob(arguments.input, clip, EncoderPaths(arguments.vae, arguments.text_encoder,
+                                                                   arguments.tokenizer, arguments.image_encoder))
 
     def add_synthesize_arguments(self, parser: ArgumentParser) -> None:
         _add_size(parser, frames=9, height=96, width=128)

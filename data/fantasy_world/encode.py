@@ -9,12 +9,11 @@ from torch import Tensor
 
 from data.encoders import EncoderEntry, ImageEncoder, TextEncoder, VideoEncoder, bits, default_device
 from data.fantasy_world.clip import Clip
-from data.fantasy_world.schema import fantasy_world_schema, latent_frames
-from data.schema import SampleSchema
+from data.fantasy_world.schema import latent_frames
 
 
 class Encoders:
-    """The encoders of a build, the schema of what they make, and what the manifest says of them."""
+    """The encoders of a build, and what the manifest says of them."""
 
     def __init__(self, vae: Path, text_encoder: Path, tokenizer: Path, image_encoder: Path | None = None) -> None:
         device = default_device()
@@ -23,11 +22,8 @@ class Encoders:
         self._image = ImageEncoder(image_encoder, device) if image_encoder else None
         self.entries: dict[str, EncoderEntry] = {"vae": self._video.entry, "text_encoder": self._text.entry,
                                                  "tokenizer": self._text.tokenizer_entry}
-        image = {}
         if self._image is not None:
             self.entries["image_encoder"] = self._image.entry
-            image = {"image_to_video": True, "clip_dim": self._image.dim}
-        self.schema: SampleSchema = fantasy_world_schema(self._video.channels, self._text.dim, **image)
 
     def encode(self, clips: list[Clip], prompts: list[str]) -> list[dict[str, np.ndarray]]:
         """The arrays of the samples, in the schema's file dtypes."""

@@ -10,7 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from data.fantasy_world.build import BuildOptions, build
+from data.build import BuildOptions, build
+from data.fantasy_world.build import EncoderPaths, FantasyWorldJob
 from data.fantasy_world.clip import ClipOptions
 from data.fantasy_world.raw import read_metadata
 from data.fantasy_world.readers import read_frames
@@ -30,9 +31,9 @@ def shards(tmp_path_factory):
     clips, _ = read_metadata(folder / "raw")
     pictures = np.stack([frame for clip in clips for frame in read_frames(clip.video, FRAMES)])
     write_tiny_encoders(folder / "encoders", pictures, [clip.prompt for clip in clips], seed=0)
-    build(folder / "raw", folder / "shards", BuildOptions(
-        clip=ClipOptions(FRAMES, HEIGHT, WIDTH), vae=folder / "encoders" / "vae",
-        text_encoder=folder / "encoders" / "text_encoder", tokenizer=folder / "encoders" / "tokenizer", holdout=0.2))
+    paths = EncoderPaths(*(folder / "encoders" / name for name in ("vae", "text_encoder", "tokenizer")))
+    build(FantasyWorldJob(folder / "raw", ClipOptions(FRAMES, HEIGHT, WIDTH), paths), folder / "shards",
+          BuildOptions(holdout=0.2))
     return str(folder / "shards")
 
 

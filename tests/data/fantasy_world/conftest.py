@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data.fantasy_world.build import BuildOptions
+from data.fantasy_world.build import EncoderPaths, FantasyWorldJob
 from data.fantasy_world.clip import ClipOptions
 from data.fantasy_world.raw import METADATA, read_metadata
 from data.fantasy_world.readers import read_frames
@@ -15,6 +15,7 @@ from data.fantasy_world.synthetic import write_synthetic
 from data.tiny_encoders import write_tiny_encoders
 
 FRAMES, HEIGHT, WIDTH = 5, 32, 48
+CLIP = ClipOptions(FRAMES, HEIGHT, WIDTH)
 
 
 @pytest.fixture(scope="session")
@@ -39,13 +40,13 @@ def encoders(synthetic, tmp_path_factory) -> Path:
     return path
 
 
-@pytest.fixture
-def options(encoders):
-    """Build options for the tiny encoders; keywords replace some."""
-    def make(**changes) -> BuildOptions:
-        given = {"clip": ClipOptions(FRAMES, HEIGHT, WIDTH), "vae": encoders / "vae",
-                 "text_encoder": encoders / "text_encoder", "tokenizer": encoders / "tokenizer"}
-        return BuildOptions(**{**given, **changes})
+@pytest.fixture(scope="session")
+def make_job(encoders):
+    """The job of a raw data set with the tiny encoders; ``image`` adds the one of image-to-video backbones."""
+    def make(raw: Path, image: bool = False) -> FantasyWorldJob:
+        paths = EncoderPaths(encoders / "vae", encoders / "text_encoder", encoders / "tokenizer",
+                             encoders / "image_encoder" if image else None)
+        return FantasyWorldJob(raw, CLIP, paths)
     return make
 
 

@@ -1,8 +1,6 @@
 """From the raw layout to shards that the reader takes; what is bad stops the build or is listed; nothing is half."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,30 +8,30 @@ import pytest
 import torch
 
 from data import examine
+from data.build import BuildOptions, build
+from data.building.places import Place
 from data.dataset import ShardSet
 from data.encoders import TextEncoder, VideoEncoder
-from data.fantasy_world import build as building
-from data.fantasy_world.build import assign_splits, build
+from data.fantasy_world.build import FantasyWorldJob, _Sizes
 from data.fantasy_world.cameras import encode_pose
-from data.fantasy_world.clip import prepare_clip
-from data.fantasy_world.raw import RawClip, RawError, read_metadata
+from data.fantasy_world.clip import ClipOptions, prepare_clip
+from data.fantasy_world.raw import read_metadata
 from data.fantasy_world.schema import fantasy_world_schema
+from data.fantasy_world.statistics import ClipStatistics
 from data.files import TEMPORARY
-from tests.data.fantasy_world.conftest import FRAMES, HEIGHT, WIDTH
+from data.jobs import RawError
+from tests.data.fantasy_world.conftest import CLIP, FRAMES, HEIGHT, WIDTH
 
 SCHEMA = fantasy_world_schema(16, 64)
 
 
 @pytest.fixture(scope="module")
-def shards(synthetic, encoders, tmp_path_factory) -> Path:
-    from data.fantasy_world.clip import ClipOptions
-
+def shards(synthetic, make_job, tmp_path_factory) -> Path:
     output = tmp_path_factory.mktemp("built") / "shards"
-    options = building.BuildOptions(ClipOptions(FRAMES, HEIGHT, WIDTH), encoders / "vae", encoders / "text_encoder",
-                                    encoders / "tokenizer", encoders / "image_encoder", holdout=0.3)
-    report = build(synthetic, output, options)
+    report = build(make_job(synthetic, image=True), output, BuildOptions(holdout=0.3))
     assert sum(report.samples.values()) == 4
     assert report.skipped == 0
+    assert report.more == {"distorted": 0}
     return output
 
 
@@ -42,7 +40,7 @@ def read_all(directory: Path, schema=SCHEMA) -> dict:
     return {s.key: s for shards in sets for s in (shards.read(i) for i in range(len(shards)))}
 
 
-def test_samples_hold_what_the_encoders_and_the_clips_give(shards, synthetic, encoders, options):
+def test_samples_hold_what_the_encoders_and_the_clips_give(shards, synthetic, encoders):
     samples = read_all(shards)
     clips = {clip.key: clip for clip in read_metadata(synthetic)[0]}
     assert set(samples) == set(clips)
@@ -50,7 +48,7 @@ def test_samples_hold_what_the_encoders_and_the_clips_give(shards, synthetic, en
     video = VideoEncoder(encoders / "vae", cpu)
     text = TextEncoder(encoders / "text_encoder", encoders / "tokenizer", cpu)
     for key, sample in samples.items():
-        clip = prepare_clip(clips[key], options().clip)
+        clip = prepare_clip(clips[key], CLIP)
         encoded = {"latent": video.encode([clip.frames])[0], "text": text.encode([clips[key].prompt])[0]}
         for name, expected in encoded.items():
             stored = torch.from_numpy(sample.arrays[name].copy()).view(torch.bfloat16).float()
@@ -88,11 +86,44 @@ def test_the_manifest_names_the_encoders(shards):
     assert len(encoders["vae"]["sha256"]) == 64
 
 
-def test_the_same_input_gives_the_same_shards(shards, synthetic, encoders, options, tmp_path):
-    build(synthetic, tmp_path / "again", options(image_encoder=encoders / "image_encoder", holdout=0.3))
+def test_parts_make_the_same_samples_and_statistics(shards, synthetic, make_job, tmp_path):
+    build(make_job(synthetic, image=True), tmp_path / "again", BuildOptions(holdout=0.3, part_items=1))
+    for split in ("train", "val"):
+        whole, parts = (ShardSet.open(base / split, SCHEMA) for base in (shards, tmp_path / "again"))
+        assert len(parts.manifest.shards) == len(whole) == len(parts)
+        for index in range(len(whole)):
+            one, other = whole.read(index), parts.read(index)
+            assert one.key == other.key
+            for name in ("depth", "extrinsics", "intrinsics"):
+                np.testing.assert_array_equal(one.arrays[name], other.arrays[name])
+        np.testing.assert_allclose(parts.statistics["camera_sum"], whole.statistics["camera_sum"], rtol=1e-12)
+
+
+@pytest.mark.slow
+def test_two_processes_make_the_same_shards(shards, synthetic, make_job, tmp_path):
+    """Also that a job can be pickled before its encoders are loaded."""
+    build(make_job(synthetic, image=True), tmp_path / "again", BuildOptions(holdout=0.3, workers=2))
     for split in ("train", "val"):
         names = [ShardSet.open(base / split, SCHEMA).fingerprint for base in (shards, tmp_path / "again")]
         assert names[0] == names[1]
+
+
+def test_other_encoders_or_clips_are_not_mixed(raw, make_job, tmp_path):
+    build(make_job(raw), tmp_path / "shards", BuildOptions(part_items=1), place=Place(0, 2))
+    with pytest.raises(ValueError, match=r"a build with other settings .*encoders.image_encoder None \(now {'name': "
+                                         r"'CLIPVisionModel'"):
+        build(make_job(raw, image=True), tmp_path / "shards", BuildOptions(part_items=1))
+    entries = json.loads((raw / "metadata.json").read_text())
+    (raw / "metadata.json").write_text(json.dumps(entries, indent=3))
+    with pytest.raises(ValueError, match="begun here: metadata_sha256"):
+        build(make_job(raw), tmp_path / "shards", BuildOptions(part_items=1))
+
+
+def test_a_part_of_full_size_clips_makes_about_one_shard(make_job, synthetic, monkeypatch):
+    job = FantasyWorldJob(synthetic, ClipOptions(81, 336, 592), make_job(synthetic)._paths)
+    monkeypatch.setattr(FantasyWorldJob, "_sizes", _Sizes(16, 4096, None))
+    depth, latent, text = 81 * 336 * 592 * 2, 16 * 21 * 42 * 74 * 2, 512 * 4096 * 2
+    assert 0.85e9 < job.part_items * (depth + latent + text) < 1e9
 
 
 def test_examine_finds_them_whole_and_counts_their_bytes(shards):
@@ -105,8 +136,8 @@ def test_examine_finds_them_whole_and_counts_their_bytes(shards):
     assert examine.contact_sheet(shards, 3).shape == (2 * HEIGHT, 2 * 4 * WIDTH, 3)
 
 
-def test_examine_names_a_shard_cut_short(synthetic, options, tmp_path):
-    build(synthetic, tmp_path / "shards", options())
+def test_examine_names_a_shard_cut_short(synthetic, make_job, tmp_path):
+    build(make_job(synthetic), tmp_path / "shards", BuildOptions())
     tar = next((tmp_path / "shards/train").glob("*.tar"))
     tar.write_bytes(tar.read_bytes()[:-2048])
     (problem,) = examine.check(tmp_path / "shards")
@@ -114,29 +145,11 @@ def test_examine_names_a_shard_cut_short(synthetic, options, tmp_path):
     assert "expected" in problem
 
 
-def test_metadata_may_assign_the_split(raw, edit_metadata, options, tmp_path):
+def test_metadata_may_assign_the_split(raw, edit_metadata, make_job, tmp_path):
     edit_metadata(raw, lambda entries: [e.update(split="val" if i == 2 else "train") for i, e in enumerate(entries)])
-    report = build(raw, tmp_path / "shards", options())
+    report = build(make_job(raw), tmp_path / "shards", BuildOptions())
     assert report.samples == {"train": 3, "val": 1}
     assert ShardSet.open(tmp_path / "shards/val", SCHEMA).read(0).key == "scene_00002"
-
-
-def clip(key: str, split=None) -> RawClip:
-    return RawClip(key, Path(), "", Path(), None, None, None, split)
-
-
-def test_a_clip_stays_in_its_split_when_others_come():
-    few = assign_splits([clip(f"a{i}") for i in range(200)], 0.1)
-    many = assign_splits([clip(f"a{i}") for i in range(400)], 0.1)
-    assert few.items() <= many.items()
-    assert 20 < list(many.values()).count("val") < 65
-
-
-@pytest.mark.parametrize(("count", "holdout", "expected"), [(2, 0.01, 1), (2, 0.99, 1), (1, 0.9, None), (3, 0.0, 0)])
-def test_neither_split_is_empty_unless_asked_for(count, holdout, expected):
-    found = list(assign_splits([clip(f"b{i}") for i in range(count)], holdout).values())
-    if expected is not None:
-        assert found.count("val") == expected
 
 
 def shorten(raw: Path) -> None:
@@ -144,79 +157,49 @@ def shorten(raw: Path) -> None:
     path.write_text("\n".join(path.read_text().splitlines()[:3]))
 
 
-def test_a_bad_clip_stops_the_build_and_leaves_nothing(raw, options, tmp_path):
+def test_a_bad_clip_stops_the_build_and_leaves_nothing(raw, make_job, tmp_path):
     shorten(raw)
     with pytest.raises(RawError, match=r"scene_00001\.txt: 3 cameras found, expected at least 5"):
-        build(raw, tmp_path / "out/shards", options())
+        build(make_job(raw), tmp_path / "out/shards", BuildOptions())
     assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
 
 
-def test_bad_clips_are_skipped_counted_and_listed_on_demand(raw, edit_metadata, options, tmp_path):
+def test_bad_clips_are_skipped_counted_and_listed_on_demand(raw, edit_metadata, make_job, tmp_path):
     shorten(raw)
     np.save(raw / "depth/scene_00002/frame_0001.npy", np.zeros(3))
     edit_metadata(raw, lambda entries: entries[3].pop("prompt"))
-    report = build(raw, tmp_path / "shards", options(skip_bad=True, holdout=0.0))
+    report = build(make_job(raw), tmp_path / "shards", BuildOptions(skip_bad=True, holdout=0.0))
     assert (report.samples, report.skipped) == ({"train": 1}, 3)
     listed = [json.loads(line) for line in (tmp_path / "shards/skipped.jsonl").read_text().splitlines()]
-    assert [entry["clip"].rpartition("/")[2] for entry in listed] == ["metadata.json: entry 3", "scene_00001",
+    assert [entry["key"].rpartition("/")[2] for entry in listed] == ["metadata.json: entry 3", "scene_00001",
                                                                      "scene_00002"]
     assert "3 cameras found" in listed[1]["reason"]
 
 
-def test_nothing_usable_is_an_error_even_when_skipping(raw, options, tmp_path):
+def test_nothing_usable_is_an_error_even_when_skipping(raw, make_job, tmp_path):
     for path in (raw / "camera_params").iterdir():
         path.write_text("")
-    with pytest.raises(RawError, match=r"no usable clip among 4; the first one left out: .*0 cameras"):
-        build(raw, tmp_path / "shards", options(skip_bad=True))
+    with pytest.raises(RawError, match=r"no usable item for training among 4; the first one left out: .*0 cameras"):
+        build(make_job(raw), tmp_path / "shards", BuildOptions(skip_bad=True))
     assert not list(tmp_path.glob(f"{TEMPORARY}*"))
 
 
-def test_an_interrupted_build_leaves_nothing_and_the_next_one_succeeds(synthetic, options, tmp_path, monkeypatch):
+def test_an_interrupted_build_leaves_nothing_and_the_next_one_succeeds(synthetic, make_job, tmp_path, monkeypatch):
     written = []
 
     def interrupt(self, *arguments):
         written.append(list(tmp_path.rglob("*.tar")))
         raise KeyboardInterrupt
     with monkeypatch.context() as patch:
-        patch.setattr(building.Statistics, "add", interrupt)
+        patch.setattr(ClipStatistics, "add", interrupt)
         with pytest.raises(KeyboardInterrupt):
-            build(synthetic, tmp_path / "shards", options())
+            build(make_job(synthetic), tmp_path / "shards", BuildOptions())
     assert written[0]
     assert list(tmp_path.iterdir()) == []
-    assert build(synthetic, tmp_path / "shards", options()).samples["train"]
+    assert build(make_job(synthetic), tmp_path / "shards", BuildOptions()).samples["train"]
 
 
-def test_what_a_killed_build_left_is_removed_by_the_next(synthetic, options, tmp_path):
-    """Killed as the system kills: no handler runs."""
-    command = ("import os, sys; from pathlib import Path; from data.files import temporary_name; "
-               "temporary_name(Path(sys.argv[1])).mkdir(); os.kill(os.getpid(), 9)")
-    subprocess.run([sys.executable, "-c", command, tmp_path / "shards"], cwd=Path(__file__).parents[3], check=False)
-    (left,) = tmp_path.glob(f"{TEMPORARY}*")
-    mine = building.temporary_name(tmp_path / "shards")
-    mine.mkdir()
-    build(synthetic, tmp_path / "shards", options())
-    assert not left.exists()
-    assert mine.exists(), "a folder of a process that lives may be in use"
-    assert examine.check(tmp_path / "shards") == []
-
-
-def test_finished_shards_are_replaced_only_on_demand(synthetic, options, tmp_path):
-    build(synthetic, tmp_path / "shards", options())
-    with pytest.raises(ValueError, match="shards: holds finished shards; give another folder, or --replace"):
-        build(synthetic, tmp_path / "shards", options())
-    report = build(synthetic, tmp_path / "shards", options(replace=True, holdout=0.0))
-    assert list(report.samples) == ["train"]
-    assert not (tmp_path / "shards/val").exists()
-
-
-def test_a_folder_of_other_files_is_not_touched(synthetic, options, tmp_path):
-    (tmp_path / "notes.txt").write_text("keep")
-    with pytest.raises(ValueError, match="holds files that are no shards"):
-        build(synthetic, tmp_path, options(replace=True))
-    assert (tmp_path / "notes.txt").read_text() == "keep"
-
-
-def test_small_shards_are_many(synthetic, options, tmp_path):
-    report = build(synthetic, tmp_path / "shards", options(max_shard_bytes=60_000, holdout=0.0))
+def test_small_shards_are_many(synthetic, make_job, tmp_path):
+    report = build(make_job(synthetic), tmp_path / "shards", BuildOptions(max_shard_bytes=60_000, holdout=0.0))
     assert report.shards == {"train": 4}
     assert len(read_all(tmp_path / "shards")) == 4

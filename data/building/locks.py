@@ -1,0 +1,144 @@
+"""Mutual exclusion of processes on several machines that share nothing but a file system, which may be NFS.
+
+A lock is a folder with ``owner.json`` in it. It is taken by renaming a folder that is complete onto its name, which
+fails while one is there, and needs no ``flock``. An owner is taken for dead when its process no longer exists on this
+machine, or when it has not touched its file for ``STALE`` seconds by the clock of the one who waits (clocks of two
+machines are not compared). Then the folder is renamed to a name that holds the owner's token: of several that wait only
+one can do so, and none can by mistake remove the lock of the one after. Such a folder stays until the build is done.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import socket
+import threading
+import time
+import uuid
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from data.files import temporary_name
+
+OWNER = "owner.json"
+BEAT = 10.0
+"""Seconds between two signs of life."""
+STALE = 180.0
+"""Seconds without one; attribute caches of NFS may hold one back for a minute."""
+POLL = 0.1
+TAKEN = (errno.ENOTEMPTY, errno.EEXIST)
+
+
+class DirectoryLock:
+    """The lock ``path``, whose parent exists. ``held`` says whether it is still ours."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self._token = path, uuid.uuid4().hex
+        self._released = threading.Event()
+
+    def acquire(self) -> None:
+        """Wait until the lock is ours. Raises ``FileNotFoundError`` where its parent is not there or was removed."""
+        seen: tuple[Any, float] | None = None
+        while not self._take():
+            owner, sign = self._owner()
+            now = time.monotonic()
+            if seen is None or seen[0] != (owner, sign):
+                seen = (owner, sign), now
+            if owner is not None and (is_dead(owner) or now - seen[1] > STALE):
+                self._bury(owner)
+                continue
+            time.sleep(POLL)
+        threading.Thread(target=self._beat, name="build lock", daemon=True).start()
+
+    def release(self) -> None:
+        """Give it back; nothing happens where it is no longer ours."""
+        self._released.set()
+        if self.held():
+            aside = temporary_name(self.path)
+            with suppress(FileNotFoundError):
+                os.rename(self.path, aside)
+                shutil.rmtree(aside, ignore_errors=True)
+
+    def held(self) -> bool:
+        owner, _ = self._owner()
+        return owner is not None and owner["token"] == self._token
+
+    def _take(self) -> bool:
+        ready = temporary_name(self.path)
+        ready.mkdir()
+        try:
+            (ready / OWNER).write_text(json.dumps({"token": self._token, **identity()}))
+            os.rename(ready, self.path)
+        except OSError as error:
+            # A server that repeats a rename after a lost answer reports a failure although it took place.
+            if not self.held():
+                if error.errno in TAKEN:
+                    return False
+                raise
+        finally:
+            shutil.rmtree(ready, ignore_errors=True)
+        return True
+
+    def _owner(self) -> tuple[dict[str, Any] | None, int]:
+        """Who holds it, and the time of the last sign of life; (None, 0) where nobody does."""
+        path = self.path / OWNER
+        try:
+            sign = path.stat().st_mtime_ns
+            try:
+                return json.loads(path.read_text()), sign
+            except ValueError:  # the machine went down before the content was on its disk
+                return {"token": f"unreadable-{sign}", "host": "", "processes": ""}, sign
+        except FileNotFoundError:
+            return None, 0
+
+    def _bury(self, owner: dict[str, Any]) -> None:
+        with suppress(OSError):  # another did it: the name is taken, or the lock is gone
+            os.rename(self.path, self.path.with_name(f"{self.path.name}.dead-{owner['token']}"))
+
+    def _beat(self) -> None:
+        while not self._released.wait(BEAT):
+            if not self.held():
+                return
+            with suppress(FileNotFoundError):
+                os.utime(self.path / OWNER)
+
+
+def identity() -> dict[str, Any]:
+    """What tells this process from any other, also from a later one with the same number."""
+    return {"host": socket.gethostname(), "processes": _namespace(), "process": os.getpid(),
+            "started": _started(os.getpid())}
+
+
+def is_dead(owner: dict[str, Any]) -> bool:
+    """Whether the process of an ``identity`` is known to be gone. That of another machine, or of a container with
+    process numbers of its own, is not known."""
+    if (owner["host"], owner["processes"]) != (socket.gethostname(), _namespace()):
+        return False
+    return not process_exists(owner["process"]) or _started(owner["process"]) != owner["started"]
+
+
+def process_exists(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _namespace() -> str:
+    with suppress(OSError):
+        return os.readlink("/proc/self/ns/pid")
+    return ""
+
+
+def _started(process: int) -> str:
+    """When the kernel started it, in ticks since boot; empty where there is no /proc."""
+    with suppress(OSError):
+        # The second field, the command in brackets, may hold blanks; the start is the 22nd.
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[19]
+    return ""

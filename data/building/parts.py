@@ -1,0 +1,164 @@
+"""One part of a build: items are read ahead in threads, encoded in batches, and written to a sealed folder.
+
+    part-000012/  shard-000012-000000.tar, .tar.idx, ...   named as in the data set
+                  part.json       what is in them, what was left out and why, statistics, encoders
+                  manifest.json   size and sha256 of the files
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, suppress
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from data.building.locks import TAKEN
+from data.building.partition import Part
+from data.files import (
+    DamagedError,
+    check_directory,
+    describe_files,
+    seal_directory,
+    sync_directory,
+    temporary_name,
+    write_json,
+)
+from data.jobs import BuildJob, RawError, RawItem
+from data.shards import ShardWriter, index_path
+
+PART = "part.json"
+
+
+def read_part(folder: Path, job_hash: str, hashes: bool = True) -> dict[str, Any]:
+    """What ``part.json`` of a sealed part says. ``hashes`` reads its files to the end.
+
+    Raises ``DamagedError`` naming the file that is missing or not as it was written, or where it is of another build.
+    """
+    try:
+        manifest = check_directory(folder, hashes)
+        part = json.loads((folder / PART).read_bytes())
+        whole = {PART, *part_files(part)} == set(manifest["files"])
+        named, job = part["part"], part["job"]
+    except DamagedError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DamagedError(f"{folder}: not a part of a build ({type(error).__name__}: {error}); remove it and start "
+                           f"the build again") from error
+    if not whole or job != job_hash or named != folder.name:
+        raise DamagedError(f"{folder}: a part of another build or of another number; remove it and start again")
+    return part
+
+
+def part_files(part: Mapping[str, Any]) -> list[str]:
+    """Names of the tars and indices of a part."""
+    tars = [Path(shard["name"]) for shard in part["shards"]]
+    return [str(path) for tar in tars for path in (tar, index_path(tar))]
+
+
+class PartWriter:
+    """Writes parts below ``folder``. ``encoders`` are those of the job, once it was started, else None."""
+
+    def __init__(self, job: BuildJob, folder: Path, job_hash: str, max_shard_bytes: int, readers: int) -> None:
+        self.job, self.folder, self.job_hash = job, folder, job_hash
+        self.max_shard_bytes, self.readers = max_shard_bytes, readers
+        self.encoders: Mapping[str, Any] | None = None
+        self.samples = 0
+
+    def write(self, part: Part, bad: dict[str, str], skip_bad: bool) -> Iterator[None]:
+        """Make a part; gives control back after each of its items. ``bad`` says by key which items are left out and
+        why; an item that turns out to be bad is added where ``skip_bad`` allows it, else its ``RawError`` is raised.
+
+        The part has its name when the iteration ends. Of one that does not end, or is overtaken by another worker that
+        makes the same part, nothing remains.
+        """
+        temporary = temporary_name(self.folder / part.name)
+        temporary.mkdir()
+        try:
+            written = yield from self._write(temporary, part, bad, skip_bad)
+            sync_directory(self.folder)
+            self.samples += written
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+    def _write(self, folder: Path, part: Part, bad: dict[str, str], skip_bad: bool) -> Generator[None, None, int]:
+        statistics, written = self.job.statistics(), 0
+        with ShardWriter(folder, self.job.schema, prefix=part.name.replace("part", "shard"),
+                         max_bytes=self.max_shard_bytes) as writer, \
+                closing(self._prepared([item for item in part.items if item.key not in bad])) as prepared:
+            yield from (None for item in part.items if item.key in bad)
+            group: list[tuple[RawItem, Any]] = []
+            for item, ready in prepared:
+                if isinstance(ready, RawError):
+                    if not skip_bad:
+                        raise ready
+                    bad[item.key] = str(ready)
+                    yield
+                    continue
+                group.append((item, ready))
+                if len(group) == self.job.together:
+                    written += self._encode(group, writer, statistics)
+                    yield from (None for _ in group)
+                    group = []
+            if group:
+                written += self._encode(group, writer, statistics)
+                yield from (None for _ in group)
+        self._seal(folder, part, {
+            "part": part.name, "split": part.split, "job": self.job_hash, "samples": written,
+            "shards": writer.shards, "statistics": statistics.as_dict(),
+            "skipped": [{"key": item.key, "reason": bad[item.key]} for item in part.items if item.key in bad],
+            "encoders": self.encoders if written else None})
+        return written
+
+    def _encode(self, group: list[tuple[RawItem, Any]], writer: ShardWriter, statistics: Any) -> int:
+        items, ready = [item for item, _ in group], [prepared for _, prepared in group]
+        for item, sample in zip(items, self.job.encode(items, ready), strict=True):
+            writer.add(item.key, sample.arrays, sample.meta)
+            statistics.add(sample)
+        return len(items)
+
+    def _seal(self, temporary: Path, part: Part, content: dict[str, Any]) -> None:
+        write_json(temporary / PART, content)
+        files = describe_files(temporary, [PART])
+        for shard in content["shards"]:  # hashed as they were written
+            index = index_path(temporary / shard["name"])
+            files[shard["name"]] = {"bytes": shard["bytes"], "sha256": shard["sha256"]}
+            files[index.name] = {"bytes": index.stat().st_size, "sha256": shard["idx_sha256"]}
+        seal_directory(temporary, files)
+        try:
+            os.rename(temporary, self.folder / part.name)
+        except OSError as error:
+            if error.errno not in TAKEN:
+                raise
+
+    def _prepared(self, items: list[RawItem]) -> Iterator[tuple[RawItem, Any]]:
+        """Items in their order with what was read of each, or with the ``RawError`` that befell it."""
+        return ahead(items, self.job.prepare, 2 * self.job.together, self.readers)
+
+
+def ahead(items: Iterable[RawItem], function: Callable[[RawItem], Any], limit: int,
+          threads: int) -> Iterator[tuple[RawItem, Any]]:
+    """Each item with the result of ``function`` on it, or the ``RawError`` that it raised, in order. At most ``limit``
+    calls are ahead of the one whose result is waited for, in ``threads`` threads."""
+    waiting = iter(items)
+    pending: deque[tuple[RawItem, Future[Any]]] = deque()
+    with ThreadPoolExecutor(threads) as pool:
+        try:
+            pending.extend((item, pool.submit(function, item)) for item in islice(waiting, limit))
+            while pending:
+                item, future = pending.popleft()
+                try:
+                    result = future.result()
+                except RawError as error:
+                    result = error
+                with suppress(StopIteration):
+                    following = next(waiting)
+                    pending.append((following, pool.submit(function, following)))
+                yield item, result
+        finally:
+            pool.shutdown(cancel_futures=True)
