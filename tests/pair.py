@@ -44,6 +44,7 @@ class Pair:
         for pipe in self.pipes:
             pipe.send((function, args))
         answers: dict[int, tuple[bool, Any]] = {}
+        died = False
         end = time.monotonic() + self.timeout
         while len(answers) < self.size:
             waiting = {self.pipes[rank]: rank for rank in range(self.size) if rank not in answers}
@@ -54,18 +55,20 @@ class Pair:
                 rank = waiting[pipe]
                 try:
                     answers[rank] = pipe.recv()
-                except EOFError:
+                except (EOFError, ConnectionError):
+                    died = True
                     answers[rank] = (False, f"rank {rank} died in {function.__name__}")
                 if not answers[rank][0]:
                     # A rank that fails alone leaves the other in a collective; what it says must not be lost.
                     end = min(end, time.monotonic() + 30.0)
         failures = [value for _, (ok, value) in sorted(answers.items()) if not ok]
         late = [rank for rank in range(self.size) if rank not in answers]
-        if late:
+        if late or died:
             self.restart()
+        if late:
             failures.append(f"rank {late} did not answer in {function.__name__}")
         if failures:
-            raise AssertionError("\n".join(failures))
+            raise (RuntimeError if died else AssertionError)("\n".join(failures))
         return [answers[rank][1] for rank in range(self.size)]
 
     def close(self) -> None:
