@@ -24,7 +24,7 @@ class FamilyBuilder(Builder):
         parser.add_argument("--flux", type=Path, required=True, metavar="DIR",
                             help="folder of FLUX.1 in diffusers' layout: vae, text_encoder, tokenizer, text_encoder_2, "
                                  "tokenizer_2")
-        parser.add_argument("--clip", type=Path, metavar="DIR", help="folder of the CLIP model with projection for crops")
+        parser.add_argument("--clip", type=Path, metavar="DIR", help="folder of the CLIP model for crops")
         parser.add_argument("--dino", type=Path, metavar="DIR", help="folder of the DINOv2 model for crops")
         parser.add_argument("--sizes", nargs="+", default=["1024"], metavar="SIZE",
                             help="HEIGHTxWIDTH, of which each picture takes the nearest in shape, or one number R for "

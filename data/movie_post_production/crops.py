@@ -100,7 +100,10 @@ class CoverCrop:
 
     def image(self, picture: Image.Image) -> np.ndarray:
         """RGB -> uint8 [H, W, 3], bicubic, smoothed where it shrinks."""
-        return cut(picture, self.window, self.size)
+        left, top, right, bottom = (part * side for part, side in zip(self.window, picture.size * 2, strict=True))
+        # Rounding may put a side a hair outside, which Pillow refuses.
+        box = max(left, 0.0), max(top, 0.0), min(right, picture.width), min(bottom, picture.height)
+        return np.asarray(picture.resize((self.size[1], self.size[0]), Image.Resampling.BICUBIC, box=box))
 
     def box(self, box: Box) -> Box | None:
         """The box in parts of the window, clipped; None where less than ``MIN_VISIBLE`` of its area is inside."""
@@ -120,18 +123,13 @@ class CoverCrop:
 
 
 def cut(picture: Image.Image, box: Box, size: Size) -> np.ndarray:
-    """What is inside a box (parts of the picture) as uint8 [H, W, 3] of ``size``, its aspect ratio not kept; bicubic,
-    smoothed where it shrinks."""
-    width, height = picture.size
-    # At least a pixel, since nothing can be resampled from less, and rounding may put a side a hair outside.
-    x1, x2 = _span(box[0] * width, box[2] * width, width)
-    y1, y2 = _span(box[1] * height, box[3] * height, height)
-    return np.asarray(picture.resize((size[1], size[0]), Image.Resampling.BICUBIC, box=(x1, y1, x2, y2)))
+    """The whole pixels of a box (parts of the picture; rounded, at least one) as uint8 [H, W, 3] of ``size``, whatever
+    its aspect ratio; bicubic, smoothed where it shrinks. Nothing beside the box shows in it."""
+    x1, x2 = _pixels(box[0], box[2], picture.width)
+    y1, y2 = _pixels(box[1], box[3], picture.height)
+    return np.asarray(picture.crop((x1, y1, x2, y2)).resize((size[1], size[0]), Image.Resampling.BICUBIC))
 
 
-def _span(low: float, high: float, size: int) -> tuple[float, float]:
-    low, high = max(low, 0.0), min(high, float(size))
-    if high - low < 1:
-        low = min(max((low + high - 1) / 2, 0.0), size - 1.0)
-        high = low + 1
-    return low, high
+def _pixels(low: float, high: float, size: int) -> tuple[int, int]:
+    first = min(round(low * size), size - 1)
+    return first, max(round(high * size), first + 1)

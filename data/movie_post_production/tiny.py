@@ -1,9 +1,9 @@
 """Encoders of a MoviePostProduction build small enough for tests and the demo, in the folders and files of the real
 ones: FLUX's ``vae``, ``text_encoder``, ``tokenizer``, ``text_encoder_2``, ``tokenizer_2``; ``image_encoder``, ``dino``.
 
-The VAE is computed (``tiny_vae``). The others are random, keyed by a seed, but the vectors of crops are centred on those
-of the pictures at hand: otherwise all would point one way, as those of random networks do, and no identity could be
-told from another.
+The VAE is computed (``tiny_vae``). The others are random, keyed by a seed, but the vectors of crops are centred on
+those of the pictures at hand: otherwise all would point one way, as those of random networks do, and no identity could
+be told from another.
 """
 
 from __future__ import annotations
