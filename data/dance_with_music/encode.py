@@ -1,0 +1,77 @@
+"""The encoders of a DanceWithMusic build, side by side."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from transformers import CLIPVisionModelWithProjection
+
+from data.dance_with_music.schema import FACE_DIM, LATENT_STRIDE
+from data.dance_with_music.segment import PreparedReference, Segment
+from data.encoders import EncoderEntry, default_device, encoder_entry
+from data.face_encoder import FaceEncoder, face_entry
+from data.jobs import EncodedSample
+from data.latent_encoders import ClipResize, PictureEmbedder, PictureVae, vae_kind
+
+
+@dataclass(frozen=True)
+class EncoderPaths:
+    """Folders of the VAE and of CLIP's vision model, the ``.onnx`` of ArcFace, and how pictures are made CLIP's
+    square."""
+
+    vae: Path
+    image_encoder: Path
+    arcface: Path
+    clip_resize: ClipResize = "crop"
+
+    def entries(self) -> dict[str, EncoderEntry]:
+        """What the manifest says of them, without loading them. Raises ``EncoderError``."""
+        device = default_device()
+        return {"vae": encoder_entry(vae_kind(self.vae), self.vae, device),
+                "image_encoder": encoder_entry(CLIPVisionModelWithProjection, self.image_encoder, device),
+                "arcface": face_entry(self.arcface)}
+
+
+class Encoders:
+    """Raises ``EncoderError`` where one cannot be loaded."""
+
+    def __init__(self, paths: EncoderPaths) -> None:
+        device = default_device()
+        self._vae = PictureVae(paths.vae, device)
+        self._clip = PictureEmbedder(paths.image_encoder, device, paths.clip_resize)
+        self._faces = FaceEncoder(paths.arcface)
+
+    def encode(self, segment: Segment) -> EncodedSample:
+        """The sample of a segment; ``counted`` is None: the statistics take all they need from the arrays."""
+        references = segment.references
+        latents = self._vae.encode(segment.frames).half().numpy()
+        height, width = segment.frames.shape[1:3]
+        if latents.shape[2:] != (height // LATENT_STRIDE, width // LATENT_STRIDE):
+            raise ValueError(f"the VAE makes latents of {latents.shape[2:]} of pictures of {height} x {width}, "
+                             f"expected an {LATENT_STRIDE}th of each side; give Stable Diffusion's")
+        ref_latents = self._vae.encode(np.stack([r.picture for r in references]))
+        vectors, lengths = unit_vectors(self._face_vectors(references))
+        arrays = {**segment.arrays, "latents": latents, "ref_latents": ref_latents.half().numpy(),
+                  "ref_clip": self._clip.encode([r.whole for r in references]).half().numpy(),
+                  "ref_arcface": vectors, "ref_arcface_norm": lengths,
+                  "ref_face_valid": (lengths > 0).astype(np.uint8),
+                  "frame": segment.frames[len(segment.frames) // 2]}
+        return EncodedSample(arrays, {**segment.meta, "vae_scaling": self._vae.scaling_factor})
+
+    def _face_vectors(self, references: list[PreparedReference]) -> np.ndarray:
+        """float32 [R, 512] as ArcFace gives them, 0 where no face is known."""
+        vectors = np.zeros((len(references), FACE_DIM), np.float32)
+        seen = [k for k, r in enumerate(references) if r.face is not None]
+        vectors[seen] = self._faces.encode([references[k].face for k in seen])
+        for k, reference in enumerate(references):
+            if reference.embedding is not None:
+                vectors[k] = reference.embedding
+        return vectors
+
+
+def unit_vectors(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """[R, D] -> the same at length 1 and their lengths [R], float32; zeros stay zeros."""
+    lengths = np.linalg.norm(vectors, axis=1).astype(np.float32)
+    return (vectors / np.where(lengths > 0, lengths, 1)[:, None]).astype(np.float32), lengths

@@ -1,0 +1,261 @@
+"""One segment of a dance becomes frames of the wanted size with their poses, music, faces and references."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+from PIL import Image
+
+from data.dance_with_music.footage import PICTURES, Footage, numbered_files, open_footage, read_picture
+from data.dance_with_music.music import TAIL, Music, MusicKind, read_music, read_vector
+from data.dance_with_music.poses import pose_count, read_poses
+from data.dance_with_music.raw import RawDance, Reference
+from data.dance_with_music.schema import FACE_DIM, FRAME_RATE, LATENT_STRIDE
+from data.dance_with_music.skeleton import face_boxes, five_points
+from data.jobs import RawError
+
+MASK = 127
+"""Face masks are 255 inside."""
+POSE_STEPS, CONFIDENCE_STEPS = 65535, 255
+
+
+@dataclass(frozen=True)
+class SegmentOptions:
+    """Size of the pictures, length of the segments, references each, and which rows of music. Raises ``ValueError``."""
+
+    height: int = 512
+    width: int = 512
+    frames: int = 300
+    min_frames: int = 24
+    references: int = 4
+    music: MusicKind = "edge"
+
+    def __post_init__(self) -> None:
+        for name in ("height", "width"):
+            size = getattr(self, name)
+            if size < LATENT_STRIDE or size % LATENT_STRIDE:
+                raise ValueError(f"{name} {size} found, expected a multiple of {LATENT_STRIDE} (stride of the VAE); "
+                                 f"take {max(size // LATENT_STRIDE, 1) * LATENT_STRIDE}")
+        if not 1 <= self.references <= self.min_frames <= self.frames:
+            raise ValueError(f"{self.references} references, at least {self.min_frames} frames and segments of "
+                             f"{self.frames} found, expected rising numbers from 1")
+
+
+@dataclass(frozen=True)
+class SegmentPlace:
+    """Segment ``index`` of ``count`` of a dance; each has ``frames`` frames but the last, which has the rest: half as
+    many to one and a half."""
+
+    dance: RawDance
+    index: int
+    count: int
+
+    @property
+    def key(self) -> str:
+        return self.dance.key if self.count == 1 else f"{self.dance.key}-{self.index:03d}"
+
+
+@dataclass(frozen=True)
+class PreparedReference:
+    """``picture`` uint8 [H, W, 3], cropped as the frames are; ``whole`` as it was, for CLIP; ``face`` uint8
+    [112, 112, 3] aligned, or ``embedding`` float32 [512], or neither; ``frame`` of the segment, -1 for another."""
+
+    picture: np.ndarray
+    whole: np.ndarray
+    frame: int
+    face: np.ndarray | None = None
+    embedding: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Segment:
+    """``frames`` uint8 [F, H, W, 3]; ``arrays`` those fields of the schema that need no encoder."""
+
+    frames: np.ndarray
+    arrays: dict[str, np.ndarray]
+    references: list[PreparedReference]
+    meta: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Crop:
+    """The largest centred window of the wanted aspect ratio, in source pixels (the source spans [0, w] x [0, h])."""
+
+    box: tuple[float, float, float, float]
+    source: tuple[int, int]
+    height: int
+    width: int
+
+    @classmethod
+    def of(cls, source_height: int, source_width: int, height: int, width: int) -> Crop:
+        scale = max(height / source_height, width / source_width)
+        left, top = max(source_width - width / scale, 0) / 2, max(source_height - height / scale, 0) / 2
+        box = (left, top, min(left + width / scale, source_width), min(top + height / scale, source_height))
+        return cls(box, (source_height, source_width), height, width)
+
+    def image(self, image: np.ndarray) -> np.ndarray:
+        """uint8 [h, w, 3] -> [H, W, 3], bicubic, smoothed where it shrinks."""
+        if image.shape[:2] == (self.height, self.width):
+            return image
+        resized = Image.fromarray(image).resize((self.width, self.height), Image.Resampling.BICUBIC, box=self.box)
+        return np.asarray(resized)
+
+    def points(self, xy: np.ndarray) -> np.ndarray:
+        """[..., 2] divided by the source's width and height -> divided by the crop's."""
+        left, top, right, bottom = self.box
+        return (xy * self.source[::-1] - [left, top]) / [right - left, bottom - top]
+
+
+def segment_places(dance: RawDance, options: SegmentOptions) -> list[SegmentPlace]:
+    """The segments of a dance, by the length that its container declares. Raises ``RawError``."""
+    count = max(int(declared_seconds(dance) * FRAME_RATE / options.frames + 0.5), 1)
+    return [SegmentPlace(dance, index, count) for index in range(count)]
+
+
+def declared_seconds(dance: RawDance) -> float:
+    """From the header of a video, or the number of pictures; what it says is not relied on."""
+    if dance.footage.is_dir():
+        return len(numbered_files(dance.footage, PICTURES)) / dance.rate
+    try:
+        with av.open(str(dance.footage)) as container:
+            if not container.streams.video:
+                raise RawError(f"{dance.footage}: no video stream found, expected the dance")
+            stream = container.streams.video[0]
+            if stream.duration:
+                return float(stream.duration * stream.time_base)
+            return (container.duration or 0) / av.time_base
+    except (av.FFmpegError, OSError) as error:
+        raise RawError(f"{dance.footage}: not readable as a video ({error})") from error
+
+
+def check_segment(place: SegmentPlace) -> None:
+    """Look at what is cheap to look at, so that a bad file is found before hours of encoding. Raises ``RawError``."""
+    dance = place.dance
+    declared_seconds(dance)
+    if place.index == 0:
+        pose_count(dance.poses)
+        read_poses(dance.poses, np.zeros(1, np.int64), dance.unit)
+    if dance.reference and dance.reference.embedding:
+        _embedding(dance.reference.embedding)
+
+
+def prepare_segment(place: SegmentPlace, options: SegmentOptions) -> Segment:
+    """Read one segment. Raises ``RawError``."""
+    dance = place.dance
+    footage = open_footage(dance.footage, dance.rate)
+    start = footage.start if dance.audio == dance.footage else None
+    music = read_music(options.music, dance.audio, start, dance.rows, dance.bpm, str(dance.footage))
+    total = _common_length(dance, footage, music)
+    first = place.index * options.frames
+    last = total if place.index == place.count - 1 else min(first + options.frames, total)
+    if last - first < options.min_frames:
+        raise RawError(f"{dance.footage}: {max(last - first, 0)} frames from frame {first} on found, expected at least "
+                       f"{options.min_frames} at {FRAME_RATE} per second with music and poses")
+    part = slice(first, last)
+    chosen = footage.chosen[part]
+    xy, conf = read_poses(dance.poses, chosen, dance.unit)
+    wanted = _drawn_frames(place.key, xy, conf, options.references - bool(dance.reference))
+    frames, references, crop = [], [], None
+    if dance.reference:
+        references.append(_external(dance, dance.reference, options))
+    for number, image in enumerate(footage.read(chosen)):
+        crop = crop or Crop.of(*image.shape[:2], options.height, options.width)
+        frames.append(crop.image(image))
+        references += [PreparedReference(frames[-1], image, number, _aligned(image, xy[number], conf[number]))
+                       for _ in range(wanted.count(number))]
+    arrays = _pose_arrays(crop.points(xy), conf)
+    boxes, valid = face_boxes(crop.points(xy), conf) if dance.faces is None else _mask_boxes(dance, chosen, crop)
+    arrays |= {"face_box": boxes.astype(np.float16), "face_valid": valid.astype(np.uint8),
+               "music": music.rows[part].astype(np.float16), "beat": music.beat[part].astype(np.uint8),
+               "onset": music.onset[part].astype(np.float16), "ref_frame": np.array([r.frame for r in references])}
+    meta = {"clip_id": place.key, "video_id": dance.name, "song": dance.song, "subject": dance.subject,
+            "genre": dance.genre, "fps": FRAME_RATE, "source_fps": round(footage.rate, 3), "start_frame": first,
+            "n_frames": last - first, "height": options.height, "width": options.width,
+            "music": options.music, "beats_from": music.beats_from}
+    return Segment(np.stack(frames), arrays, references, meta)
+
+
+def _common_length(dance: RawDance, footage: Footage, music: Music) -> int:
+    """Frames for which there are pictures, music and poses. Raises ``RawError`` where one is much shorter, or poses or
+    precomputed rows much longer, than the pictures: they belong to something else."""
+    frames, rows, poses = len(footage.chosen), len(music.rows), pose_count(dance.poses)
+    if rows < frames - TAIL:
+        raise RawError(f"{dance.rows or dance.audio}: {rows} rows of music found for the {frames} frames of "
+                       f"{dance.footage}, expected as many at {FRAME_RATE} per second (up to {TAIL} fewer are cut off)")
+    if dance.rows and rows > frames + TAIL:
+        raise RawError(f"{dance.rows}: {rows} rows of music found for the {frames} frames of {dance.footage}, expected "
+                       f"as many at {FRAME_RATE} per second; rows are never stretched, compute them at that rate")
+    spare = TAIL * max(footage.rate / FRAME_RATE, 1)
+    if abs(poses - len(footage.times)) > spare:
+        raise RawError(f"{dance.poses}: {poses} poses found for a video of {len(footage.times)} frames at "
+                       f"{footage.rate:.2f} per second, expected one for each frame of {dance.footage}")
+    return min(int(np.searchsorted(footage.chosen, poses)), rows, frames)
+
+
+def _drawn_frames(key: str, xy: np.ndarray, conf: np.ndarray, count: int) -> list[int]:
+    """Frames for ``count`` references, one out of each of as many equal parts, where one can be had with a face."""
+    drawn = []
+    for part in range(count):
+        low, high = len(xy) * part // count, len(xy) * (part + 1) // count
+        faces = [k for k in range(low, high) if five_points(xy[k], conf[k]) is not None] or list(range(low, high))
+        number = int.from_bytes(hashlib.sha256(f"reference/{key}/{part}".encode()).digest()[:8], "big")
+        drawn.append(faces[number % len(faces)])
+    return drawn
+
+
+def _external(dance: RawDance, reference: Reference, options: SegmentOptions) -> PreparedReference:
+    image = read_picture(reference.picture)
+    picture = Crop.of(*image.shape[:2], options.height, options.width).image(image)
+    if reference.pose:
+        xy, conf = read_poses(reference.pose, np.zeros(1, np.int64), dance.unit)
+        return PreparedReference(picture, image, -1, _aligned(image, xy[0], conf[0]))
+    return PreparedReference(picture, image, -1, embedding=reference.embedding and _embedding(reference.embedding))
+
+
+def _aligned(image: np.ndarray, xy: np.ndarray, conf: np.ndarray) -> np.ndarray | None:
+    from data.face_encoder import align_face  # with the encoders, which take seconds to import
+
+    points = five_points(xy, conf)
+    return None if points is None else align_face(image, points * image.shape[1::-1])
+
+
+def _embedding(path: Path) -> np.ndarray:
+    vector = read_vector(path, FACE_DIM)
+    if not np.linalg.norm(vector) > 0:
+        raise RawError(f"{path}: an embedding of length 0 found, expected ArcFace's; leave the file out where no face "
+                       f"was found")
+    return vector
+
+
+def _pose_arrays(xy: np.ndarray, conf: np.ndarray) -> dict[str, np.ndarray]:
+    inside = ((xy >= 0) & (xy <= 1)).all(-1)
+    return {"pose_xy": (xy.clip(0, 1) * POSE_STEPS).round().astype(np.uint16),
+            "pose_conf": (np.where(inside, conf, 0) * CONFIDENCE_STEPS).round().astype(np.uint8)}
+
+
+def _mask_boxes(dance: RawDance, chosen: np.ndarray, crop: Crop) -> tuple[np.ndarray, np.ndarray]:
+    """The boxes that masks span. One that covers nothing or everything says that no face was found (StableAnimator's
+    writer fills it where its detector found none)."""
+    files = numbered_files(dance.faces, PICTURES)
+    names = [files[number] for number in sorted(files)]
+    if len(names) <= chosen.max():
+        raise RawError(f"{dance.faces}: {len(names)} face masks found, expected one for each frame of {dance.footage}")
+    boxes = {int(k): _mask_box(read_picture(names[int(k)])[..., 0] > MASK) for k in np.unique(chosen)}
+    found = np.stack([boxes[int(k)] for k in chosen])
+    valid = (found[:, 2:] > found[:, :2]).all(1)
+    moved = crop.points(found.reshape(-1, 2, 2)).reshape(-1, 4).clip(0, 1)
+    valid &= (moved[:, 2:] > moved[:, :2]).all(1)
+    return (moved * valid[:, None]).astype(np.float32), valid
+
+
+def _mask_box(mask: np.ndarray) -> np.ndarray:
+    """x0 y0 x1 y1 divided by width and height, 0 where there is no face."""
+    if not mask.any() or mask.all():
+        return np.zeros(4)
+    rows, columns = mask.any(1).nonzero()[0], mask.any(0).nonzero()[0]
+    return np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]) / np.tile(mask.shape[::-1], 2)
