@@ -56,9 +56,10 @@ def schema_from(described: dict[str, Any]) -> SampleSchema:
 @dataclass
 class ShardReport:
     """``problems``: one sentence each. ``keys``: of all samples that the index lists (or, without an index, the tar
-    holds), ``bad`` those of them that are not as they should be."""
+    holds), ``bad`` those of them that are not as they should be. ``sha256``: of the tar as it is, if it is there."""
 
     name: str
+    sha256: str = ""
     problems: list[str] = field(default_factory=list)
     keys: list[str] = field(default_factory=list)
     bad: set[str] = field(default_factory=set)
@@ -154,6 +155,7 @@ def check_shard(task: ShardTask) -> ShardReport:
         report.bad.update(report.keys)
         return report
     survey = survey_tar(path, task.schema, task.heads)
+    report.sha256 = survey.sha256
     _check_tar(report, path, entry, survey)
     if not survey.sha256:  # not readable at all
         report.bad.update(report.keys)

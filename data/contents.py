@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -57,5 +58,5 @@ def histogram(counts: Counter[int]) -> dict[str, Any] | None:
     else:
         edges = np.linspace(low, high + 1, BINS + 1).astype(np.int64).tolist()
         bins = [[first, after - 1, sum(n for size, n in counts.items() if first <= size < after)]
-                for first, after in zip(edges[:-1], edges[1:], strict=True)]
+                for first, after in pairwise(edges)]
     return {"min": low, "mean": sum(size * n for size, n in counts.items()) / total, "max": high, "bins": bins}

@@ -81,8 +81,8 @@ def execute(arguments: Namespace) -> tuple[dict[str, Any], int]:
         case "index":
             sizes = [word for words in arguments.size for word in words]
             if sizes and arguments.schema_from:
-                raise ValueError(f"--size {' '.join(sizes)} beside --schema-from, expected it beside --family only; the "
-                                 f"sizes are those of the shards")
+                raise ValueError(f"--size {' '.join(sizes)} beside --schema-from, expected it beside --family only; "
+                                 f"the sizes are those of the shards")
             schema = schema_of(arguments.schema_from) if arguments.schema_from else \
                 family_schema(arguments.family, sizes)
             return index_folder(arguments.tars, schema, skip_bad=arguments.skip_bad, replace=arguments.replace,

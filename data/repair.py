@@ -18,7 +18,7 @@ from data.check import (
     schema_from,
 )
 from data.decode import has_head
-from data.files import MANIFEST, DamagedError, sha256_json
+from data.files import MANIFEST, DamagedError, sha256_file, sha256_json
 from data.parallel import map_shards
 from data.progress import Track, untracked
 from data.redo import carry_out, decide, decided, scratch
@@ -80,13 +80,14 @@ def _repair_set(path: Path, dry_run: bool, schema_set: Path | None, jobs: int | 
     else:
         bad = dict.fromkeys(sorted({*list_tars(path), *known.entries}), frozenset())
     aside = _unlisted(path, known)
+    sources = _misnamed(path, known, reports, aside) if bad else {}
     if not bad and not aside and known.problem is None:
         return {"action": "finished an interrupted repair" if finished else "nothing to do", "changed": finished}
     if dry_run:
-        repaired = _repair_shards(path, None, known, bad, jobs, track)
+        repaired = _repair_shards(path, None, known, bad, sources, jobs, track)
         return _summary(path, known, reports, repaired, aside)
     with scratch(path) as folder:
-        repaired = _repair_shards(path, folder, known, bad, jobs, track)
+        repaired = _repair_shards(path, folder, known, bad, sources, jobs, track)
         summary = _summary(path, known, reports, repaired, aside)
         if not summary["kept"]:
             raise DamagedError(f"{path}: no sample is proven, expected at least one; nothing was changed, build the "
@@ -105,11 +106,22 @@ def _repair_set(path: Path, dry_run: bool, schema_set: Path | None, jobs: int | 
     return summary
 
 
-def _repair_shards(path: Path, folder: Path | None, known: Known, bad: dict[str, frozenset[str]], jobs: int | None,
-                   track: Track) -> list[Repaired]:
+def _misnamed(path: Path, known: Known, reports: list[ShardReport], unlisted: Iterable[str]) -> dict[str, str]:
+    """Name of a listed tar -> the file that has its sha256, where that is another: tars were swapped or renamed."""
+    files = {report.sha256: report.name for report in reports}
+    wanted = {known.entries[report.name]["sha256"] for report in reports} - set(files)
+    sizes = {entry["bytes"] for entry in known.entries.values() if entry["sha256"] in wanted}
+    files |= {sha256_file(path / name): name for name in unlisted
+              if name.endswith(".tar") and (path / name).stat().st_size in sizes}
+    found = {report.name: files.get(known.entries[report.name]["sha256"], report.name) for report in reports}
+    return {name: file for name, file in found.items() if name != file}
+
+
+def _repair_shards(path: Path, folder: Path | None, known: Known, bad: dict[str, frozenset[str]],
+                   sources: dict[str, str], jobs: int | None, track: Track) -> list[Repaired]:
     def run(names: Iterable[str], without: dict[str, frozenset[str]]) -> list[Repaired]:
-        tasks = [RepairTask(path, name, known.entries.get(name), known.schema, known.heads, without[name], folder)
-                 for name in names]
+        tasks = [RepairTask(path, name, sources.get(name, name), known.entries.get(name), known.schema, known.heads,
+                            without[name], folder) for name in names]
         size = sum((path / name).stat().st_size for name in names if (path / name).is_file())
         return map_shards(repair_shard, tasks, jobs=jobs, size=2 * size, title=f"repairing {path.name}", track=track)
 

@@ -7,6 +7,8 @@ the schema. A tar that is known to differ from its sha256, and of which no crc32
 
 from __future__ import annotations
 
+import os
+import shutil
 import tarfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,11 +24,12 @@ from data.survey import Survey, survey_tar
 
 @dataclass(frozen=True)
 class RepairTask:
-    """``entry``: what the manifest says, None where that is lost. ``without``: keys to be left out. ``scratch``: where
-    new files go, None to write none."""
+    """``source``: the file that holds the tar, ``name`` unless it has got another. ``entry``: what the manifest says,
+    None where that is lost. ``without``: keys to be left out. ``scratch``: where new files go, None to write none."""
 
     directory: Path
     name: str
+    source: str
     entry: ShardEntry | None
     schema: SampleSchema
     heads: bool
@@ -55,9 +58,9 @@ class Repaired:
 def repair_shard(task: RepairTask) -> Repaired:
     """Write what is needed into ``task.scratch`` and say what was done. Reads the tar at most twice, a sample at a
     time."""
-    path = task.directory / task.name
+    path = task.directory / task.source
     index = _trusted_index(task)
-    rows: list[Row] = index["samples"] if index else salvage_rows(path) or []
+    rows: list[Row] = index["samples"] if index else salvage_rows(task.directory / task.name) or []
     if not path.is_file():
         return _gone(task, rows, f"{path} is missing")
     survey = survey_tar(path, task.schema, task.heads)
@@ -78,9 +81,11 @@ def repair_shard(task: RepairTask) -> Repaired:
             if task.scratch:
                 result.entry = _write_tar(task, kept, handle)
         else:
-            result.action = "indexed again"
+            result.action = "indexed again" if task.source == task.name else "found under another name"
             if task.scratch:
                 result.entry = _write_index(task, kept, dropped, survey, index)
+                if task.source != task.name:
+                    _bring(path, task.scratch / task.name)
     return result
 
 
@@ -111,13 +116,17 @@ def _unlike(kept: list[Row], survey: Survey) -> bool:
 def _sort_out(task: RepairTask, survey: Survey, rows: list[Row], index: dict[str, Any] | None,
               handle: BinaryIO) -> tuple[list[Row], list[tuple[str | None, str]]]:
     """The rows of all proven samples in the order of the tar, and the others with the reason."""
-    path = task.directory / task.name
+    path = task.directory / task.source
     listed, walked = {row["key"]: row for row in rows}, {row["key"]: row for row in survey.rows}
     intact = task.entry is not None and survey.sha256 == task.entry["sha256"]
     readable = task.entry is None and survey.error is None
     skipped = index.get("skipped", {}) if index else {}
     kept: list[Row] = []
     dropped: list[tuple[str | None, str]] = []
+    if index is not None and not intact:
+        walked = {key: row for key, row in walked.items() if key in listed}  # what else is here is of another tar
+    elif index is None and intact and survey.error is None:
+        listed = {}  # rows that nothing proves have nothing to say of a tar that is whole
     for key in {**walked, **listed}:
         row, found, where = listed.get(key), walked.get(key), f"{path}: sample {key!r}"
         if key in skipped:
@@ -141,7 +150,8 @@ def _sort_out(task: RepairTask, survey: Survey, rows: list[Row], index: dict[str
         except ValueError as error:
             dropped.append((key, str(error).removeprefix(f"{where}: ")))
             continue
-        extra = {name: value for name, value in (row or {}).items() if name not in ("key", "sizes", "members")}
+        extra = {name: value for name, value in (row if row and index else {}).items()
+                 if name not in ("key", "sizes", "members")}
         kept.append({"key": key, "sizes": sizes, "members": members, **extra})
     return sorted(kept, key=lambda row: min(place[0] for place in row["members"].values())), dropped
 
@@ -169,13 +179,21 @@ def _write_tar(task: RepairTask, kept: list[Row], handle: BinaryIO) -> ShardEntr
     tar = ShardTar(task.scratch / task.name, task.schema.dims, tar_format)
     try:
         for row in kept:
-            tar.add(row["key"], read_row(handle, row, f"{task.directory / task.name}: sample {row['key']!r}"),
+            tar.add(row["key"], read_row(handle, row, f"{task.directory / task.source}: sample {row['key']!r}"),
                     row["sizes"])
             tar.samples[-1] = {**row, **tar.samples[-1]}
         return tar.finish()
     except BaseException:
         tar.abandon()
         raise
+
+
+def _bring(path: Path, new: Path) -> None:
+    new.unlink(missing_ok=True)
+    try:
+        os.link(path, new)
+    except OSError:  # a file system without links
+        shutil.copyfile(path, new)
 
 
 def _write_index(task: RepairTask, kept: list[Row], dropped: list[tuple[str | None, str]], survey: Survey,
