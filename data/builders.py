@@ -18,7 +18,8 @@ from data.jobs import BuildJob
 from data.progress import Track
 
 BUILDERS = {"fantasy_world": "data.fantasy_world.builder",
-            "movie_post_production": "data.movie_post_production.builder"}
+            "movie_post_production": "data.movie_post_production.builder",
+            "dance_with_music": "data.dance_with_music.builder"}
 """Family (also the name of its sample schema) -> module with a class ``FamilyBuilder``, imported when it is used: a
 builder needs video, audio and encoder packages that reading shards does not."""
 
