@@ -282,6 +282,16 @@ def test_cache_works_after_kills_at_any_moment(cache, start):
     assert {path.suffix for path in cache.directory.iterdir()} == {".file"}
 
 
+def test_lock_whose_file_was_removed_does_not_count(tmp_path):
+    path = tmp_path / "a.lock"
+    handle = os.open(path, os.O_RDWR | os.O_CREAT)
+    path.unlink()
+    assert not node_cache._take(handle, path)
+    path.touch()  # that of another process
+    assert not node_cache._take(handle, path)
+    os.close(handle)
+
+
 def test_forked_child_does_not_keep_its_parents_lock(cache):
     def download(handle):
         reading, writing = os.pipe()
