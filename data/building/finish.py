@@ -10,7 +10,7 @@ from typing import Any
 
 from data.building.parts import part_files, read_part
 from data.building.workspace import RECORD, SKIPPED, Workspace, finished_splits, read_json
-from data.files import DamagedError, atomic_file, sync_directory, write_json
+from data.files import TEMPORARY, DamagedError, atomic_file, sync_directory, write_json
 from data.jobs import BuildJob, RawError
 from data.shards import write_manifest
 
@@ -95,6 +95,8 @@ def _stage(workspace: Workspace, job: BuildJob) -> None:
         with atomic_file(workspace.staging / SKIPPED, "w") as handle:
             handle.writelines(json.dumps(entry) + "\n" for entry in skipped)
     write_json(workspace.staging / RECORD, workspace.division.record)
+    for path in workspace.staging.rglob(f"{TEMPORARY}*"):  # of whoever was killed here; we hold the lock
+        path.unlink()
     for folder in (*workspace.staging.glob("*/"), workspace.staging):
         sync_directory(folder)
     os.rename(workspace.staging, workspace.staged)
@@ -103,11 +105,8 @@ def _stage(workspace: Workspace, job: BuildJob) -> None:
 
 def _move(folder: Path, target: Path, part: Mapping[str, Any]) -> None:
     for name in part_files(part):
-        try:
+        if not (target / name).exists():  # else it was moved by whoever was killed here
             os.rename(folder / name, target / name)
-        except FileNotFoundError:
-            if not (target / name).exists():
-                raise
 
 
 def _skipped(workspace: Workspace, parts: list[dict[str, Any]]) -> list[dict[str, str]]:

@@ -74,13 +74,12 @@ class DirectoryLock:
             os.rename(ready, self.path)
         except OSError as error:
             # A server that repeats a rename after a lost answer reports a failure although it took place.
-            if not self.held():
-                if error.errno in TAKEN:
-                    return False
+            if error.errno not in TAKEN and not self.held():
                 raise
         finally:
             shutil.rmtree(ready, ignore_errors=True)
-        return True
+        # A success counts for nothing where the parent was renamed meanwhile, by whoever held the lock and removed it.
+        return self.held()
 
     def _owner(self) -> tuple[dict[str, Any] | None, int]:
         """Who holds it, and the time of the last sign of life; (None, 0) where nobody does."""

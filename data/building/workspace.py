@@ -17,6 +17,7 @@ import json
 import os
 import shutil
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -29,6 +30,7 @@ from data.files import MANIFEST, TEMPORARY, sync_directory, temporary_name, writ
 BUILD = ".build"
 RECORD = "build.json"
 SKIPPED = "skipped.jsonl"
+DELETIONS = 8
 
 
 class Workspace:
@@ -202,7 +204,12 @@ def is_stale(path: Path) -> bool:
 
 
 def _delete(path: Path) -> None:
-    if path.is_dir():
+    """Again where something came into a folder while it was deleted: a lock that another worker was about to take, a
+    file that NFS keeps under another name while it is open."""
+    for attempt in range(DELETIONS):
+        if not path.is_dir():
+            path.unlink(missing_ok=True)
+            return
         shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
+        if path.exists():
+            time.sleep(0.01 * 2**attempt)

@@ -1,0 +1,150 @@
+"""One holder at a time; the dead are recognised, by their process or by their silence."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from data.building import locks
+from data.building.locks import DirectoryLock, identity, is_dead
+
+
+def take_in_a_process_that_dies(path) -> None:
+    command = (f"import os, sys; sys.path.insert(0, {os.getcwd()!r}); from pathlib import Path; "
+               f"from data.building.locks import DirectoryLock; DirectoryLock(Path({str(path)!r})).acquire(); "
+               f"os.kill(os.getpid(), 9)")
+    assert subprocess.run([sys.executable, "-c", command], check=False).returncode == -9
+    assert path.exists()
+
+
+def test_one_holds_it_at_a_time(tmp_path):
+    inside, most, count = 0, 0, 0
+
+    def work() -> None:
+        nonlocal inside, most, count
+        for _ in range(5):
+            lock = DirectoryLock(tmp_path / "lock")
+            lock.acquire()
+            inside += 1
+            most = max(most, inside)
+            time.sleep(0.001)
+            inside -= 1
+            count += 1
+            lock.release()
+    threads = [threading.Thread(target=work) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (most, count) == (1, 30)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_that_of_a_dead_process_is_taken_at_once_by_one_of_those_who_wait(tmp_path):
+    take_in_a_process_that_dies(tmp_path / "lock")
+    test_one_holds_it_at_a_time_from(tmp_path)
+
+
+def test_one_holds_it_at_a_time_from(tmp_path):
+    held, started = [], time.monotonic()
+
+    def work() -> None:
+        lock = DirectoryLock(tmp_path / "lock")
+        lock.acquire()
+        held.append(lock.held())
+        lock.release()
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert held == [True] * 4
+    assert time.monotonic() - started < 10
+
+
+def foreign(path, **changes) -> dict:
+    owner = {"token": "other", **identity(), "host": "another-host", **changes}
+    path.mkdir()
+    (path / "owner.json").write_text(json.dumps(owner))
+    return owner
+
+
+def test_that_of_another_machine_is_taken_when_it_has_been_silent(tmp_path, monkeypatch):
+    monkeypatch.setattr(locks, "STALE", 0.6)
+    foreign(tmp_path / "lock")
+    lock, started = DirectoryLock(tmp_path / "lock"), time.monotonic()
+    stop = threading.Event()
+
+    def live() -> None:
+        while not stop.wait(0.1):
+            os.utime(tmp_path / "lock/owner.json")
+            if time.monotonic() - started > 1.5:
+                return
+    thread = threading.Thread(target=live)
+    thread.start()
+    lock.acquire()
+    stop.set()
+    thread.join()
+    assert time.monotonic() - started > 1.5 + 0.4, "while it gives signs of life it is waited for"
+    assert lock.held()
+
+
+def test_a_lock_whose_owner_cannot_be_read_is_taken_when_it_has_been_silent(tmp_path, monkeypatch):
+    monkeypatch.setattr(locks, "STALE", 0.3)
+    (tmp_path / "lock").mkdir()
+    (tmp_path / "lock/owner.json").write_text("")
+    lock = DirectoryLock(tmp_path / "lock")
+    lock.acquire()
+    assert lock.held()
+
+
+def test_a_holder_gives_signs_of_life(tmp_path, monkeypatch):
+    monkeypatch.setattr(locks, "BEAT", 0.05)
+    lock = DirectoryLock(tmp_path / "lock")
+    lock.acquire()
+    before = (tmp_path / "lock/owner.json").stat().st_mtime_ns
+    time.sleep(0.4)
+    assert (tmp_path / "lock/owner.json").stat().st_mtime_ns > before
+    lock.release()
+    time.sleep(0.1)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_who_has_lost_it_does_not_remove_that_of_the_one_after(tmp_path):
+    first, second = DirectoryLock(tmp_path / "lock"), DirectoryLock(tmp_path / "lock")
+    first.acquire()
+    os.rename(tmp_path / "lock", tmp_path / "lock.dead-first")
+    second.acquire()
+    first.release()
+    assert second.held()
+    assert not first.held()
+
+
+def test_one_that_was_buried_by_another_cannot_be_buried_again(tmp_path):
+    """Two wait for a dead owner; the slower one may not take the faster one's lock for the dead one's."""
+    owner = foreign(tmp_path / "lock")
+    fast, slow = DirectoryLock(tmp_path / "lock"), DirectoryLock(tmp_path / "lock")
+    fast._bury(owner)
+    fast.acquire()
+    slow._bury(owner)
+    assert fast.held()
+
+
+def test_without_its_folder_it_cannot_be_taken(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        DirectoryLock(tmp_path / "none/lock").acquire()
+
+
+def test_only_processes_of_this_machine_are_known_to_be_dead():
+    done = subprocess.Popen([sys.executable, "-c", ""])
+    done.wait()
+    gone = {**identity(), "process": done.pid, "started": "1"}
+    assert is_dead(gone)
+    assert not is_dead({**gone, "host": "another-host"})
+    assert not is_dead({**gone, "processes": "pid:[1]"}), "a container has process numbers of its own"
+    assert not is_dead(identity())
+    assert is_dead({**identity(), "started": "1"}), "the number was given to another process"
