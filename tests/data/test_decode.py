@@ -13,10 +13,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from PIL import Image
 
 from data.decode import decode_sample
 from data.files import DamagedError
-from data.schema import Field, SampleSchema
+from data.schema import Field, SampleSchema, SchemaError
 
 HEAD = b'{"schema": "t", "version": 1, "dtypes": {"x": "f32"}, "meta": {}}'
 SCHEMA = SampleSchema("t", 1, (Field("x", "f32", ("rows", "columns")),))
@@ -85,3 +86,60 @@ def test_many_threads_decode_at_once(eager_switches):
     data = npy(np.ones((2, 3), np.float32))
     with ThreadPoolExecutor(4) as pool:
         assert all(array.shape == (2, 3) for array in pool.map(decode, [data] * 3000))
+
+
+# -- samples of others ------------------------------------------------------------------------------------------------
+
+FOREIGN = SampleSchema("t", 1, (Field("x", "bf16", ("n",)), Field("frame", "image", (2, 3, 3), optional=True)))
+
+
+def foreign(**members: bytes) -> tuple[dict[str, np.ndarray], dict]:
+    named = {name.replace("_", "."): memoryview(data) for name, data in members.items()}
+    return decode_sample(FOREIGN, named, "set.tar: sample 'a'", heads=False)
+
+
+def test_uint16_of_others_is_taken_for_the_bits_of_bf16():
+    bits = np.array([0x3F80, 0x4000], np.uint16)
+    arrays, meta = foreign(x_npy=npy(bits))
+    np.testing.assert_array_equal(arrays["x"], bits, strict=True)
+    assert meta == {}
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "int16", ">u2"])
+def test_other_numbers_where_bf16_is_expected_are_named(dtype):
+    with pytest.raises(SchemaError, match=rf"field 'x' holds {np.dtype(dtype)}, expected uint16 \(bf16\)"):
+        foreign(x_npy=npy(np.zeros(2, dtype)))
+
+
+@pytest.mark.parametrize(("json", "meta"), [(b'{"a": 1}', {"a": 1}), (b'"word"', {"json": "word"}),
+                                            (HEAD, {"schema": "t", "version": 1, "dtypes": {"x": "f32"}, "meta": {}})])
+def test_json_of_others_is_meta_whatever_it_holds(json, meta):
+    assert foreign(x_npy=npy(np.zeros(2, np.uint16)), json=json)[1] == meta
+
+
+@pytest.mark.parametrize("json", [b"{", b"\xff", b"[" * 100_000])
+def test_json_of_others_that_cannot_be_read_is_named(json):
+    with pytest.raises(SchemaError, match=r"set\.tar: sample 'a': its \.json cannot be read"):
+        foreign(x_npy=npy(np.zeros(2, np.uint16)), json=json)
+
+
+@pytest.mark.parametrize(("kind", "name"), [("JPEG", "frame_jpeg"), ("JPEG", "frame_jpg"), ("PNG", "frame_png")])
+def test_pictures_of_others_may_have_any_of_their_extensions(kind, name):
+    picture = io.BytesIO()
+    Image.new("RGB", (3, 2), (9, 9, 9)).save(picture, kind)
+    arrays, _ = foreign(x_npy=npy(np.zeros(2, np.uint16)), **{name: picture.getvalue()})
+    assert arrays["frame"].shape == (2, 3, 3)
+
+
+def test_a_field_that_the_head_lists_and_the_members_lack_is_damage():
+    """As after an index lost the row of an optional field."""
+    schema = SampleSchema("t", 1, (Field("x", "f32", ("n",), optional=True),))
+    with pytest.raises(DamagedError, match=r"set\.tar: sample 'a': fields \['x'\] of its head are not among"):
+        decode_sample(schema, {"json": memoryview(HEAD)}, "set.tar: sample 'a'")
+
+
+@pytest.mark.parametrize("head", [b'{"schema": "t", "version": 1, "dtypes": 3, "meta": {}}', b"[1]", b"null",
+                                  b'{"schema": "t", "version": 1, "dtypes": {}, "meta": "word"}', b"[" * 100_000])
+def test_a_head_of_another_form_is_named(head):
+    with pytest.raises(SchemaError, match="not a sample's head"):
+        decode_sample(SCHEMA, {"json": memoryview(head)}, "set.tar: sample 'a'")
