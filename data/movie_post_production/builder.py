@@ -67,7 +67,7 @@ class FamilyBuilder(Builder):
         write_synthetic(arguments.output, arguments.clips, parse_sizes(arguments.sizes), arguments.seed,
                         lambda numbers: track(numbers, "rendering", arguments.clips))
         if arguments.encoders:
-            _write_encoders(arguments.output, arguments.encoders, arguments.seed)
+            write_encoders(arguments.output, arguments.encoders, arguments.seed)
         return {"output": str(arguments.output), "pictures": arguments.clips,
                 "encoders": str(arguments.encoders) if arguments.encoders else None}
 
@@ -75,7 +75,8 @@ class FamilyBuilder(Builder):
         return sample_picture(sample)
 
 
-def _write_encoders(raw: Path, directory: Path, seed: int) -> None:
+def write_encoders(raw: Path, directory: Path, seed: int) -> None:
+    """Tiny encoders for the pictures of a raw data set, below ``directory``."""
     from data.movie_post_production.tiny import CROP_SIZE, write_tiny_encoders  # takes seconds to import
 
     described, _, _ = read_captions(raw)

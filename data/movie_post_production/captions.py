@@ -73,8 +73,11 @@ class RawPicture:
 
 
 def read_captions(base: Path) -> tuple[list[RawPicture], list[tuple[str, RawError]], list[str]]:
-    """Pictures of ``base`` by name of their caption file; what is wrong with those that cannot be used, by file; and
-    the names of all caption files, sorted. Raises ``RawError`` where there is none."""
+    """Pictures of ``base`` by name of their caption file; (file, error) of those that cannot be used, first those that
+    are bad themselves, then those that refer to one of them; and the names of all caption files, sorted.
+
+    Raises ``RawError`` where there is none.
+    """
     folder = base / CAPTIONS
     names = sorted(p.name for p in folder.glob("*.json")) if folder.is_dir() else []
     if not names:
@@ -95,7 +98,7 @@ def read_captions(base: Path) -> tuple[list[RawPicture], list[tuple[str, RawErro
             pictures.append(_with_references(picture, wanted, known))
         except RawError as error:
             bad.append((str(picture.captions), error))
-    return pictures, sorted(bad, key=lambda entry: entry[0]), names
+    return pictures, bad, names
 
 
 def guess_depth(box: Box) -> int:

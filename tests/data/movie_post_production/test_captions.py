@@ -11,11 +11,11 @@ from data.jobs import RawError
 from data.movie_post_production.captions import OUTSIDE, guess_depth, read_box, read_captions
 
 
-def only_error(raw) -> str:
-    """What is said of the one picture that cannot be used and that no other refers to."""
+def first_error(raw) -> str:
+    """What is said first: of the picture itself, before what refers to it."""
     _, bad, _ = read_captions(raw)
     assert bad
-    return str(bad[-1][1])
+    return str(bad[0][1])
 
 
 def test_pictures_objects_and_references_are_those_of_the_files(synthetic):
@@ -62,7 +62,7 @@ def test_pictures_objects_and_references_are_those_of_the_files(synthetic):
 def test_a_caption_file_that_is_not_as_documented_is_named(raw, edit, change, message):
     path = edit(raw, 7, change)
     with pytest.raises(RawError, match=message) as caught:
-        raise RawError(only_error(raw))
+        raise RawError(first_error(raw))
     assert str(path) in str(caught.value)
 
 
@@ -71,13 +71,13 @@ def test_a_caption_file_that_is_no_object_is_named_and_the_others_are_kept(raw, 
     (raw / "captions/scene_00007.json").write_text(content)
     pictures, bad, names = read_captions(raw)
     assert (len(pictures), len(bad), len(names)) == (6, 2, 8)
-    assert message in str(bad[1][1])
-    assert "refers to object 0 of image 'scene_00007'" in str(bad[0][1]), "its partner has lost its reference"
+    assert message in str(bad[0][1])
+    assert "refers to object 0 of image 'scene_00007'" in str(bad[1][1]), "its partner has lost its reference"
 
 
 def test_a_missing_picture_is_named(raw):
     (raw / "images/scene_00007.png").unlink()
-    assert "images/scene_00007.png: missing" in only_error(raw)
+    assert "images/scene_00007.png: missing" in first_error(raw)
 
 
 def test_a_folder_without_captions_is_an_error(tmp_path):
