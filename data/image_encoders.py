@@ -21,11 +21,12 @@ from data.encoders import EncoderError, load_config, load_model
 
 SPATIAL_STRIDE = 8
 PIXELS_AT_ONCE = 4 * 1024 * 1024
-"""Pictures are encoded together while they have no more pixels: FLUX's VAE takes about 3 GB per megapixel in bf16."""
+"""Pictures are encoded together while they have no more pixels: FLUX's VAE starts with 128 channels at full resolution,
+in bf16 0.27 GB per megapixel for each of the few tensors that are held at once."""
 CROPS_AT_ONCE = 64
-CROP_SIZE = 224
-"""Side of the crops, for models that were trained with as much or more (DINOv2's weights name 518, and are used at
-224, where a crop has 1 + 16 x 16 tokens)."""
+DINO_SIZE = 224
+"""Side of DINOv2's crops, which then have 1 + 16 x 16 tokens. Its weights name 518, the size they were last tuned at;
+its position encodings are interpolated."""
 
 
 class LatentEncoder:
@@ -100,7 +101,7 @@ class ClipEncoder(CropEncoder):
     @classmethod
     def sizes(cls, path: Path) -> tuple[int, int]:
         config = load_config(cls.KIND, path)
-        return min(config["image_size"], CROP_SIZE), config["projection_dim"]
+        return config["image_size"], config["projection_dim"]
 
     def _vectors(self, pixels: Tensor) -> Tensor:
         return self._model(pixels).image_embeds
@@ -114,7 +115,7 @@ class DinoEncoder(CropEncoder):
     @classmethod
     def sizes(cls, path: Path) -> tuple[int, int]:
         config = load_config(cls.KIND, path)
-        return min(config["image_size"], CROP_SIZE), config["hidden_size"]
+        return min(config["image_size"], DINO_SIZE), config["hidden_size"]
 
     def _vectors(self, pixels: Tensor) -> Tensor:
         return self._model(pixels).last_hidden_state[:, 0]

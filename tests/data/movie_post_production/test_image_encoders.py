@@ -12,6 +12,7 @@ from PIL import Image
 from transformers import (
     CLIPConfig,
     CLIPModel,
+    CLIPVisionConfig,
     CLIPVisionModel,
     CLIPVisionModelWithProjection,
     Dinov2Config,
@@ -131,8 +132,17 @@ def test_sizes_are_known_without_loading(encoders, tmp_path):
     assert DinoEncoder.sizes(encoders / "dino") == (28, 16)
     Dinov2Config(hidden_size=1024, image_size=518).save_pretrained(tmp_path / "large")
     assert DinoEncoder.sizes(tmp_path / "large") == (224, 1024), "518 is what the weights name"
+    CLIPVisionConfig(image_size=336, patch_size=14, projection_dim=768).save_pretrained(tmp_path / "clip")
+    assert ClipEncoder.sizes(tmp_path / "clip") == (336, 768), "CLIP takes its own size only"
     with pytest.raises(EncoderError, match="gone: no such folder"):
         DinoEncoder.sizes(tmp_path / "gone")
+
+
+def test_dino_interpolates_its_positions_to_smaller_crops(tmp_path):
+    Dinov2Model(Dinov2Config(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, mlp_ratio=2, image_size=518,
+                             patch_size=14)).save_pretrained(tmp_path / "dino")
+    encoder = DinoEncoder(tmp_path / "dino", CPU)
+    assert encoder.encode([np.zeros((encoder.size, encoder.size, 3), np.uint8)])[0].shape == (16,)
 
 
 def test_the_folder_of_a_whole_clip_serves(tmp_path, crops):
