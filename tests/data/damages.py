@@ -20,6 +20,8 @@ Files = dict[str, bytes]
 Changes = dict[str, bytes | None]
 Damage = Callable[[np.random.Generator, Files], Changes]
 BLOCK = tarfile.BLOCKSIZE
+NPY_HEADER = 128
+"""Bytes before the numbers of a small .npy file."""
 
 
 def tars(files: Files) -> list[str]:
@@ -30,19 +32,16 @@ def pick(rng: np.random.Generator, names: list[str]) -> str:
     return names[rng.integers(len(names))]
 
 
-def places(files: Files, tar: str) -> list[tuple[int, int]]:
-    """(offset, size) of the data of each member, in order."""
-    index = json.loads(files[f"{tar}.idx"])
-    return sorted((offset, size) for row in index["samples"] for offset, size, _ in row["members"].values())
-
-
 def regions(files: Files, tar: str) -> dict[str, list[int]]:
     """Bytes of a tar by what they are for."""
-    found: dict[str, list[int]] = {"data": [], "header": [], "padding": []}
+    rows = json.loads(files[f"{tar}.idx"])["samples"]
+    places = sorted((offset, size, name) for row in rows for name, (offset, size, _) in row["members"].items())
+    found: dict[str, list[int]] = {"data": [], "numbers": [], "header": [], "padding": []}
     end = 0
-    for offset, size in places(files, tar):
+    for offset, size, name in places:
         end = offset + -(-size // BLOCK) * BLOCK
         found["data"] += range(offset, offset + size)
+        found["numbers"] += range(offset + NPY_HEADER, offset + size) if name.endswith(".npy") else ()
         found["header"] += range(offset - BLOCK, offset)
         found["padding"] += range(offset + size, end)
     mark = end + 2 * BLOCK
@@ -220,7 +219,7 @@ def empty(rng: np.random.Generator, data: bytes) -> bytes:
 
 DAMAGES: dict[str, Damage] = {
     **{f"tar: bit flipped in {region}": flips_in(region)
-       for region in ("data", "header", "padding", "end_mark", "record")},
+       for region in ("data", "numbers", "header", "padding", "end_mark", "record")},
     "tar: cut": of_any(".tar", cut), "tar: grown": of_any(".tar", grow), "tar: zeroed": of_any(".tar", zero),
     "tar: missing": of_any(".tar", remove), "tar: empty": of_any(".tar", empty), "tar: swapped": swap(""),
     "tar and index: swapped": lambda rng, files: _with_index(swap(""), rng, files),
