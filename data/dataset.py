@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import zlib
 from bisect import bisect_right
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from data.checksum import crc32
 from data.decode import decode_sample
 from data.files import MANIFEST, DamagedError
 from data.schema import SampleSchema, SchemaError
@@ -105,7 +105,7 @@ class ShardSet:
         members = {}
         for name, (offset, size, crc) in places.items():
             members[name] = data[offset - first:offset - first + size]
-            if zlib.crc32(members[name]) != crc:
+            if crc32(members[name]) != crc:
                 raise DamagedError(f"{self.storage.describe(entry['name'])}: sample {key!r}: crc32 of {name!r} differs "
                                    f"from the index; the tar was damaged after it was built, copy or build it again")
         return members

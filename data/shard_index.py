@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import zlib
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from data.checksum import crc32
 from data.files import DamagedError
 from data.shards import FORMAT, ShardEntry, index_path
 
@@ -80,7 +80,7 @@ def read_row(handle: BinaryIO, row: Row, where: str) -> dict[str, memoryview]:
         if len(data) != size:
             raise DamagedError(f"{where}: {name!r} of {size} bytes at offset {offset} does not lie in the tar; it was "
                                f"cut, copy or build it again")
-        if zlib.crc32(data) != crc:
+        if crc32(data) != crc:
             raise DamagedError(f"{where}: crc32 of {name!r} differs from the index; the tar was damaged after it was "
                                f"built, copy or build it again")
         members[name] = memoryview(data)

@@ -14,7 +14,6 @@ import os
 import re
 import shutil
 import tarfile
-import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
@@ -25,6 +24,7 @@ from typing import Any, TypedDict
 import numpy as np
 from PIL import Image
 
+from data.checksum import crc32
 from data.decode import decode_sample
 from data.files import (
     MANIFEST,
@@ -163,7 +163,7 @@ class ShardTar:
             info.size = len(data)
             self.writer.addfile(info, io.BytesIO(data))
             offset = self.writer.offset - _whole(len(data), tarfile.BLOCKSIZE)
-            places[name] = [offset, len(data), zlib.crc32(data)]
+            places[name] = [offset, len(data), crc32(data)]
         self.samples.append({"key": key, "sizes": sizes, "members": places})
 
     def finish(self) -> ShardEntry:
@@ -328,6 +328,6 @@ def read_manifest(directory: str | os.PathLike[str] | Storage) -> Manifest:
     if manifest.checksums != checksums:
         differing = sorted(name for name in {*manifest.checksums, *checksums}
                            if manifest.checksums.get(name) != checksums.get(name))
-        raise DamagedError(f"{path}: its {', '.join(differing)} do not match their checksums; it was damaged or edited, "
-                           f"restore it or run build_shards.py repair")
+        raise DamagedError(f"{path}: its {', '.join(differing)} do not match their checksums; it was damaged or "
+                           f"edited, restore it or run build_shards.py repair")
     return manifest

@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import re
 import tarfile
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import BinaryIO
 
+from data.checksum import crc32
 from data.files import DamagedError
 
 NAME = re.compile(r"(?P<key>(?:.*/|)[^./]+)\.(?P<member>[^/]*)", re.DOTALL)
@@ -30,7 +30,7 @@ class TarSample:
 
     def places(self) -> dict[str, list[int]]:
         """Offset, size and crc32 by member, as an index has them."""
-        return {name: [offset, len(data), zlib.crc32(data)] for name, (offset, data) in self.members.items()}
+        return {name: [offset, len(data), crc32(data)] for name, (offset, data) in self.members.items()}
 
 
 class TarWalk:
