@@ -80,6 +80,11 @@ class FamilyBuilder(Builder):
         return {"output": str(arguments.output), "dances": arguments.clips,
                 "encoders": str(arguments.encoders) if arguments.encoders else None}
 
+    def count(self, statistics: Statistics | None, sample: EncodedSample) -> Statistics:
+        statistics = statistics or DanceStatistics(sample.arrays["music"].shape[1])
+        statistics.add(sample)
+        return statistics
+
     def picture(self, sample: Sample) -> np.ndarray:
         return sample_picture(sample)
 

@@ -39,9 +39,9 @@ def assign_splits(dances: Sequence[RawDance], by: SplitBy, holdout: float) -> di
         else:
             free.append(group)
     if len(groups) == 1 and free and holdout:
-        raise RawError(f"all {len(dances)} dances are connected by shared {by.replace('-', ' ')}s ({dances[0].footage} "
-                       f"and the others), so that none can be held out unseen; give --split-by song, subject or clip, "
-                       f"or --holdout 0")
+        raise RawError(f"all {len(dances)} dances are connected by shared {by.replace('-and-', 's and ')}s "
+                       f"({dances[0].footage} and the others), so that none can be held out unseen; give --split-by "
+                       f"song, subject or clip, or --holdout 0")
     free.sort(key=_place)
     # What the metadata holds out counts: holdout is a part of all the dances.
     room = holdout * len(dances) - sum(split == "val" for split in splits.values())

@@ -1,0 +1,66 @@
+"""A synthetic raw data set of four dances and tiny encoders, made once, and the job that builds it."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data.dance_with_music.builder import _write_encoders
+from data.dance_with_music.encode import EncoderPaths
+from data.dance_with_music.job import DanceJob, RawOptions
+from data.dance_with_music.segment import SegmentOptions
+from data.dance_with_music.synthetic import render_dance, write_synthetic
+
+FRAMES, SIZE, SEED = 60, 64, 5
+
+
+@pytest.fixture(scope="session")
+def synthetic(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("dances") / "raw"
+    write_synthetic(path, 5, FRAMES, SIZE, SIZE, SEED)
+    return path
+
+
+@pytest.fixture
+def raw(synthetic, tmp_path) -> Path:
+    """A copy that a test may damage."""
+    return Path(shutil.copytree(synthetic, tmp_path / "raw"))
+
+
+@pytest.fixture(scope="session")
+def encoders(synthetic, tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("tiny") / "encoders"
+    _write_encoders(synthetic, path, 0)
+    return path
+
+
+@pytest.fixture(scope="session")
+def dance():
+    return render_dance(SEED, 0, FRAMES, SIZE, SIZE)
+
+
+@pytest.fixture
+def options():
+    def make(**changes) -> SegmentOptions:
+        return SegmentOptions(**{"height": SIZE, "width": SIZE, **changes})
+    return make
+
+
+@pytest.fixture
+def job(encoders, options):
+    """A job for a raw data set with the tiny encoders; keywords are those of ``RawOptions`` and ``SegmentOptions``."""
+    def make(raw: Path, clip_resize="crop", **changes) -> DanceJob:
+        reading = {name: changes.pop(name) for name in RawOptions.__dataclass_fields__ if name in changes}
+        paths = EncoderPaths(encoders / "vae", encoders / "image_encoder", encoders / "arcface.onnx", clip_resize)
+        return DanceJob(raw, RawOptions(**reading), options(**changes), paths)
+    return make
+
+
+@pytest.fixture(scope="session")
+def keypoints():
+    """134 points as a file has them, spread over the picture."""
+    def make(scale: float = 1.0, confidence: float = 0.9) -> list[list[float]]:
+        xy = np.random.default_rng(0).uniform(0.1, 0.9, (134, 2)) * scale
+        return [[x, y, confidence] for x, y in xy.tolist()]
+    return make

@@ -1,0 +1,177 @@
+"""From raw dances to shards: what the samples hold, how many bytes they take, and the command line."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from data.builders import builder
+from data.dance_with_music.encode import unit_vectors
+from data.dance_with_music.schema import dance_schema
+from data.dance_with_music.segment import prepare_segment
+from data.dance_with_music.statistics import DanceStatistics
+from data.dataset import Sample, ShardSet
+from data.face_encoder import FaceEncoder
+from data.jobs import RawError, RawItem, Statistics
+from data.latent_encoders import PictureEmbedder, PictureVae
+from data.shards import ShardWriter, write_manifest
+from tests.data.dance_with_music.conftest import FRAMES, SIZE
+
+ROOT = Path(__file__).parents[3]
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def shards(synthetic, encoders, tmp_path_factory) -> Path:
+    """Built by the command line, from five dances."""
+    output = tmp_path_factory.mktemp("built") / "shards"
+    command = [sys.executable, ROOT / "launch/build_shards.py", "build", "--family", "dance_with_music", "--input",
+               synthetic, "--output", output, "--height", SIZE, "--width", SIZE, "--vae", encoders / "vae",
+               "--image-encoder", encoders / "image_encoder", "--arcface", encoders / "arcface.onnx", "--holdout",
+               0.2, "--json"]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    report = json.loads(done.stdout)
+    assert report["samples"] == {"train": 4, "val": 1}
+    assert (report["frames"], report["references_without_face"]) == (5 * FRAMES, 0)
+    return output
+
+
+def samples(shards: Path, split: str) -> dict[str, Sample]:
+    found = ShardSet.open(shards / split, dance_schema(35, 64))
+    return {s.key: s for s in (found.read(k) for k in range(len(found)))}
+
+
+def test_songs_and_dancers_are_held_out_together(shards):
+    train, val = samples(shards, "train"), samples(shards, "val")
+    for what in ("song", "subject"):
+        assert not {s.meta[what] for s in train.values()} & {s.meta[what] for s in val.values()}
+    assert set(val) == {"dance_00004"}
+
+
+def test_samples_hold_what_the_encoders_and_the_segments_give(shards, job, synthetic, encoders):
+    made = job(synthetic)
+    (item, *_), bad = made.items()
+    assert bad == []
+    segment = prepare_segment(item.record, made._options)
+    sample = samples(shards, "train")[item.key]
+    for name, array in segment.arrays.items():
+        np.testing.assert_array_equal(sample.arrays[name], array)
+    vae = PictureVae(encoders / "vae", CPU)
+    np.testing.assert_allclose(sample.arrays["latents"], vae.encode(segment.frames).numpy(), atol=2e-3, rtol=1e-3)
+    references = segment.references
+    np.testing.assert_allclose(sample.arrays["ref_latents"], vae.encode(np.stack([r.picture for r in references])),
+                               atol=2e-3, rtol=1e-3)
+    clip = PictureEmbedder(encoders / "image_encoder", CPU, "crop").encode([r.whole for r in references])
+    np.testing.assert_allclose(sample.arrays["ref_clip"], clip.numpy(), atol=2e-3, rtol=1e-3)
+    faces = FaceEncoder(encoders / "arcface.onnx").encode([r.face for r in references])
+    np.testing.assert_allclose(sample.arrays["ref_arcface"] * sample.arrays["ref_arcface_norm"][:, None], faces,
+                               atol=1e-4)
+    np.testing.assert_allclose(np.linalg.norm(sample.arrays["ref_arcface"], axis=1), 1, rtol=1e-5)
+    assert sample.arrays["ref_face_valid"].tolist() == [1] * 4
+    assert sample.meta["vae_scaling"] == vae.scaling_factor
+    assert np.abs(sample.arrays["frame"].astype(int) - segment.frames[FRAMES // 2]).mean() < 8
+
+
+def test_the_manifest_names_the_encoders_and_sums_the_statistics(shards):
+    found = ShardSet.open(shards / "train", dance_schema(35, 64))
+    assert set(found.manifest.encoders) == {"vae", "image_encoder", "arcface"}
+    arrays = [s.arrays for s in samples(shards, "train").values()]
+    music = np.concatenate([a["music"].astype(np.float64) for a in arrays])
+    stats = found.statistics
+    assert stats["frame_count"] == len(music) == 4 * FRAMES
+    np.testing.assert_allclose(np.array(stats["music_sum"]) / stats["frame_count"], music.mean(0), rtol=1e-6, atol=1e-6)
+    poses = np.concatenate([a["pose_xy"] / 65535 for a in arrays])
+    np.testing.assert_allclose(np.array(stats["pose_sum"]) / np.array(stats["pose_count"])[:, None], poses.mean(0),
+                               rtol=1e-6)
+    latents = np.concatenate([a["latents"].astype(np.float64) for a in arrays])
+    np.testing.assert_allclose(np.array(stats["latent_square_sum"]) / stats["latent_count"],
+                               (latents**2).mean((0, 2, 3)), rtol=1e-6)
+    assert stats["beat_count"] == sum(int(a["beat"].sum()) for a in arrays)
+
+
+def test_statistics_of_parts_add_up(job, synthetic):
+    made = job(synthetic)
+    made.start()
+    items = made.items()[0][:2]
+    encoded = made.encode(items, [made.prepare(item) for item in items])
+    whole, parts = made.statistics(), [made.statistics(), made.statistics()]
+    for sample, part in zip(encoded, parts, strict=True):
+        whole.add(sample)
+        part.add(sample)
+    merged = Statistics.merge([part.as_dict() for part in parts])
+    assert merged == json.loads(json.dumps(whole.as_dict()))
+    assert merged.keys() == DanceStatistics(35).as_dict().keys()
+
+
+def test_settings_tell_builds_apart_but_not_places(job, synthetic, raw):
+    settings = job(synthetic).settings()
+    assert settings == json.loads(json.dumps(settings))
+    assert job(raw).settings() == settings
+    assert job(synthetic, references=2).settings() != settings
+    assert job(synthetic, clip_resize="squash").settings() != settings
+    (raw / "dances.json").write_text("[]")
+    assert job(raw).settings() != settings
+
+
+def test_a_bad_dance_is_listed_and_the_others_stay(job, raw):
+    (raw / "videos/dance_00002.mp4").write_bytes(b"no video")
+    items, ((name, error),) = job(raw).items()
+    assert name == "dance_00002"
+    assert isinstance(error, RawError)
+    assert "dance_00002.mp4: not readable" in str(error)
+    assert [item.key for item in items] == ["dance_00000", "dance_00001", "dance_00003", "dance_00004"]
+    assert all(isinstance(item, RawItem) for item in items)
+
+
+def test_faces_that_are_not_known_are_zeros_that_say_so():
+    vectors, lengths = unit_vectors(np.array([[3.0, 4.0], [0.0, 0.0]], np.float32))
+    np.testing.assert_allclose(vectors, [[0.6, 0.8], [0, 0]], rtol=1e-6)
+    assert lengths.tolist() == [5.0, 0.0]
+
+
+def test_a_picture_shows_skeletons_faces_and_beats(shards):
+    sample = next(iter(samples(shards, "train").values()))
+    family = builder("dance_with_music")
+    picture = family.picture(sample)
+    assert picture.shape == (SIZE + 16, 6 * SIZE, 3)
+    plain = {name: array for name, array in sample.arrays.items() if name != "frame"}
+    assert family.picture(Sample(sample.key, sample.shard, plain, sample.meta)).shape == (SIZE + 16, 5 * SIZE, 3)
+    yellow = (picture[-1] == (255, 210, 60)).all(-1).nonzero()[0]
+    expected = (sample.arrays["beat"].nonzero()[0] + 0.5) / FRAMES * 6 * SIZE
+    np.testing.assert_array_equal(yellow, expected.astype(int))
+    assert (picture == (80, 255, 120)).all(-1).any(), "the box of the face"
+
+
+def full_arrays(frames: int, music: int) -> dict[str, np.ndarray]:
+    """A segment at 512 x 512 with one reference."""
+    shapes = {"latents": ("f2", (frames, 4, 64, 64)), "ref_latents": ("f2", (1, 4, 64, 64)), "ref_frame": ("i8", (1,)),
+              "ref_clip": ("f2", (1, 768)), "ref_arcface": ("f4", (1, 512)), "ref_arcface_norm": ("f4", (1,)),
+              "ref_face_valid": ("u1", (1,)), "pose_xy": ("u2", (frames, 134, 2)), "pose_conf": ("u1", (frames, 134)),
+              "face_box": ("f2", (frames, 4)), "face_valid": ("u1", (frames,)), "music": ("f2", (frames, music)),
+              "beat": ("u1", (frames,)), "onset": ("f2", (frames,))}
+    return {name: np.zeros(shape, dtype) for name, (dtype, shape) in shapes.items()}
+
+
+@pytest.mark.parametrize(("frames", "music", "megabytes"), [
+    (24, 4800, 1.07), (150, 4800, 6.50), (24, 35, 0.84), (150, 35, 5.07)])
+def test_a_sample_takes_the_bytes_that_were_planned(tmp_path, frames, music, megabytes):
+    """Section 3.5 of the design: per frame 32,768 of latents, 670 of pose, 9600 or 70 of music, 3 of beat and onset, 9
+    of the face box; per reference 32,768 + 1536 + 2048. Headers and tar blocks come on top."""
+    arrays = full_arrays(frames, music)
+    per_frame = {"latents": 32768, "music": 2 * music, "beat": 1, "onset": 2, "face_box": 8, "face_valid": 1}
+    assert {name: arrays[name].nbytes for name in per_frame} == {n: frames * b for n, b in per_frame.items()}
+    assert arrays["pose_xy"].nbytes + arrays["pose_conf"].nbytes == frames * 670
+    assert [arrays[n].nbytes for n in ("ref_latents", "ref_clip", "ref_arcface")] == [32768, 1536, 2048]
+    schema = dance_schema(music)
+    with ShardWriter(tmp_path, schema) as writer:
+        writer.add("dance", arrays)
+    write_manifest(tmp_path, schema, writer.shards, {}, {})
+    size = writer.shards[0]["bytes"]
+    assert size == pytest.approx(megabytes * 1e6, rel=0.03, abs=3e4)
+    read = ShardSet.open(tmp_path, schema).read(0)
+    assert read.arrays["pose_xy"].dtype == np.uint16

@@ -1,0 +1,138 @@
+"""Each layout of the seed is found; what it lacks is said in one sentence."""
+
+import json
+import shutil
+
+import h5py
+import numpy as np
+import pytest
+from PIL import Image
+
+from data.dance_with_music.layouts import read_layout
+from data.dance_with_music.segment import SegmentPlace, prepare_segment
+from data.jobs import RawError
+from tests.data.dance_with_music.conftest import FRAMES
+
+AIST = "gKR_sBM_cAll_d28_mKR1_ch07"
+
+
+def prepared(dances, options, **changes):
+    return prepare_segment(SegmentPlace(dances[0], 0, 1), options(**changes))
+
+
+def test_the_documented_layout_is_read_with_what_is_known_of_each_dance(raw):
+    dances, bad = read_layout(raw, "videos")
+    assert bad == []
+    assert [d.name for d in dances] == [f"dance_{k:05d}" for k in range(5)]
+    one = dances[0]
+    assert (one.song, one.subject, one.genre, one.unit) == ("song_000", "dancer_000", "synthetic", "normalised")
+    assert one.audio == one.footage == raw / "videos/dance_00000.mp4"
+    assert one.reference.pose == raw / "reference_images/dance_00000.json"
+    assert {d.song for d in dances[:4]} == {"song_000", "song_001"}
+    assert dances[4].song == "song_002"
+
+
+def test_a_folder_per_clip_has_pixels_and_splits(raw, tmp_path, options, dance):
+    base = tmp_path / "dataset"
+    for split in ("train", "validation"):
+        folder = base / split / f"video_{split}"
+        folder.mkdir(parents=True)
+        shutil.copy(raw / "videos/dance_00000.mp4", folder / "video.mp4")
+        shutil.copy(raw / "reference_images/dance_00000.png", folder / "reference_image.png")
+        np.save(folder / "face_embedding.npy", np.ones(512, np.float32))
+        poses = [{"frame_id": k, "keypoints": [{"x": 512 * x, "y": 512 * y, "confidence": 1, "joint_type": "j"}
+                                               for x, y in xy]} for k, xy in enumerate(dance.points.tolist())]
+        (folder / "pose_annotations.json").write_text(json.dumps({"fps": 24, "poses": poses}))
+    (base / "metadata.json").write_text("{}")  # of a form that nothing documents
+    dances, bad = read_layout(base, "clips")
+    assert bad == []
+    assert [(d.name, d.split) for d in dances] == [("video_train", "train"), ("video_validation", "val")]
+    segment = prepared(dances, options)
+    np.testing.assert_allclose(segment.arrays["pose_xy"] / 65535, dance.points.clip(0, 1), atol=1e-5)
+    np.testing.assert_array_equal(segment.references[0].embedding, np.ones(512))
+    assert segment.meta["source_fps"] == pytest.approx(30), "the video's, not what the JSON says"
+
+
+def pictures(folder, raw, dance, poses="poses"):
+    """A dance as a folder of pictures, with drawings for poses as published, and JSON beside them."""
+    (folder / "images").mkdir(parents=True)
+    (folder / poses).mkdir()
+    for number, image in enumerate(dance.video):
+        Image.fromarray(image).save(folder / f"images/frame_{number}.png")
+        Image.fromarray(image).save(folder / poses / f"frame_{number}.png")
+        shutil.copy(raw / f"poses/dance_00000/frame_{number:03d}.json", folder / poses / f"frame_{number}.json")
+
+
+@pytest.mark.parametrize(("layout", "place", "poses"), [
+    ("p00002", "", "poses"), ("stableanimator", "rec/00001", "poses"), ("champ", "part/video", "dwpose")])
+def test_folders_of_pictures_need_poses_and_music_to_be_added(tmp_path, raw, options, dance, layout, place, poses):
+    folder = tmp_path / "data" / place
+    pictures(folder, raw, dance, poses)
+    (_, error), = read_layout(tmp_path / "data", layout)[1]
+    assert "neither sound nor rows of music found" in str(error)
+    shutil.copy(raw / "videos/dance_00000.mp4", folder / "sound.m4a")
+    dances, bad = read_layout(tmp_path / "data", layout, rate=30)
+    assert bad == []
+    segment = prepared(dances, options)
+    np.testing.assert_array_equal(segment.frames, dance.video)
+    np.testing.assert_allclose(segment.arrays["pose_xy"] / 65535, dance.points.clip(0, 1), atol=1e-5)
+    for path in (folder / poses).glob("*.json"):
+        path.unlink()
+    (_, error), = read_layout(tmp_path / "data", layout)[1]
+    assert "no .json found (drawings of skeletons are not enough), expected DWPose's 134 points" in str(error)
+
+
+def test_aists_rows_and_names_are_understood(tmp_path, raw, options, dance):
+    """60 pictures and 60 rows of music per second; genre, dancer, song and tempo from the name."""
+    folder = tmp_path / "data/rec" / AIST
+    pictures(folder, raw, dance)
+    (tmp_path / "data/aist_hdf5/rec").mkdir(parents=True)
+    table = np.random.default_rng(0).normal(size=(1, FRAMES, 4800)).astype(np.float32)
+    with h5py.File(tmp_path / f"data/aist_hdf5/rec/{AIST}.h5", "w") as file:
+        file["music"] = table
+    dances, _ = read_layout(tmp_path / "data", "stableanimator")
+    one = dances[0]
+    assert (one.song, one.subject, one.genre, one.bpm, one.rate) == ("KR1", "28", "KR", 90, 60.0)
+    with pytest.raises(RawError, match="rows of Jukebox but no sound found"):
+        prepared(dances, options, music="jukebox")
+    (tmp_path / "data/audio").mkdir()
+    shutil.copy(raw / "videos/dance_00000.mp4", tmp_path / f"data/audio/{AIST}.mp4")
+    segment = prepared(read_layout(tmp_path / "data", "stableanimator")[0], options, music="jukebox")
+    assert len(segment.frames) == FRAMES // 2
+    np.testing.assert_array_equal(segment.arrays["music"], table[0, ::2].astype(np.float16))
+    np.testing.assert_array_equal(segment.frames, dance.video[::2])
+
+
+@pytest.mark.parametrize(("content", "message"), [
+    ("[{}]", "an entry without 'id' found"), ("3", "holds neither a list"), ("{", "not readable as JSON"),
+    ('[{"id": "a"}, {"id": "a"}]', "'a' is listed twice")])
+def test_a_file_of_what_is_known_that_is_malformed_is_named(raw, content, message):
+    (raw / "dances.json").write_text(content)
+    with pytest.raises(RawError, match=rf"dances\.json: {message}"):
+        read_layout(raw, "videos")
+
+
+@pytest.mark.parametrize(("entry", "message"), [
+    ({"song": 3}, "'song' is 3, expected a text"), ({"bpm": 5}, "'bpm' is 5, expected beats per minute"),
+    ({"split": "test"}, "'split' is 'test'"), ({"audio": "none.wav"}, r"none\.wav: missing, expected the sound")])
+def test_bad_entries_are_named(raw, entry, message):
+    (raw / "dances.json").write_text(json.dumps([{"id": "dance_00000", **entry}]))
+    dances, ((name, error),) = read_layout(raw, "videos")
+    assert name == "dance_00000"
+    assert len(dances) == 4
+    with pytest.raises(RawError, match=message):
+        raise error
+
+
+def test_missing_files_are_named(raw, tmp_path):
+    shutil.rmtree(raw / "poses/dance_00001")
+    (raw / "dances.json").write_text(json.dumps({"nobody": {}}))
+    dances, bad = read_layout(raw, "videos")
+    assert len(dances) == 4
+    assert [str(error).partition(", expected")[0] for _, error in bad] == [
+        f"{raw / 'poses/dance_00001'}: missing",
+        f"{raw / 'dances.json'}: entry 'nobody' names no dance of layout 'videos' below {raw}"]
+    with pytest.raises(RawError, match=r"no dance of layout 'videos' found, expected videos/<name>\.mp4"):
+        read_layout(tmp_path / "nowhere", "videos")
+    with pytest.raises(ValueError, match="layout 'x' found, expected one of"):
+        read_layout(raw, "x")
