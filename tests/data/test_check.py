@@ -160,7 +160,7 @@ def kill_oneself(number):
 
 def test_a_process_that_dies_is_an_error_and_no_hang(monkeypatch):
     with pytest.raises(ValueError, match="title: one of 2 processes was killed"):
-        parallel.map_shards(kill_oneself, [1, 2], jobs=2, size=10**9, title="title",
+        parallel.map_shards(kill_oneself, [1, 2], jobs=2, size=parallel.WORTH, title="title",
                             track=lambda items, title, total: items)
 
 
