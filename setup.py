@@ -34,6 +34,7 @@ setup(
         "face": ["onnxruntime>=1.24", "insightface>=0.7.3"],
         "s3": ["s3fs>=2026.1"],
         "gcs": ["gcsfs>=2026.1"],
-        "dev": ["pytest>=9", "pytest-timeout>=2.4", "hypothesis>=6.170", "ruff>=0.17", "onnx>=1.23", "onnxruntime>=1.24"],
+        "dev": ["pytest>=9", "pytest-timeout>=2.4", "hypothesis>=6.170", "ruff>=0.17",
+                "onnx>=1.23", "onnxruntime>=1.24"],
     },
 )
