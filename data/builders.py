@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from data.dataset import Sample
-from data.jobs import BuildJob
+from data.jobs import BuildJob, EncodedSample, Statistics
 from data.progress import Track
 
 BUILDERS = {"fantasy_world": "data.fantasy_world.builder",
@@ -46,6 +46,12 @@ class Builder(ABC):
     @abstractmethod
     def picture(self, sample: Sample) -> np.ndarray:
         """What a sample looks like, uint8 [h, w, 3]."""
+
+    def count(self, statistics: Statistics | None, sample: EncodedSample) -> Statistics | None:
+        """``statistics`` (None: new ones) with a sample of unknown origin added, whose ``counted`` is not known: for
+        sets that are indexed rather than built. A family that counts nothing, or nothing that its arrays tell, leaves
+        this as it is."""
+        return None
 
 
 def builder(family: str) -> Builder:

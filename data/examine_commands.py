@@ -110,7 +110,7 @@ def render(command: str, result: dict[str, Any]) -> None:
         for name, split in result.items():
             console.print(f"{name}: {split['action']}", style="bold", markup=False)
             console.print(summary_table({what: ", ".join(value) if isinstance(value, list) else value
-                                         for what, value in split.items() if what != "action"}))
+                                         for what, value in split.items() if what != "action" and value != ""}))
     else:
         console.print(summary_table(result))
 

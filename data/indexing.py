@@ -19,6 +19,7 @@ from data.dataset import ShardSet
 from data.files import MANIFEST, DamagedError, atomic_file
 from data.parallel import map_shards
 from data.progress import Track, untracked
+from data.recount import Counted, Recount, merge
 from data.schema import SampleSchema
 from data.shards import FORMAT, ShardEntry, read_manifest, write_index, write_manifest
 from data.survey import first_has_head, survey_tar
@@ -27,12 +28,14 @@ SKIPPED = "skipped.jsonl"
 
 
 def family_schema(family: str, sizes: Sequence[str] = ()) -> SampleSchema:
-    """The schema of a family, from ``data/<family>/schema.py``: ``<family>_schema(name=value, ...)``. ``sizes`` are
-    words ``name=value``; what is not named has the default of that function, which is the size that is published.
+    """The schema of a family, from the one function ``*_schema(name=value, ...)`` of ``data/<family>/schema.py``.
+    ``sizes`` are words ``name=value``; what is not named has that function's default, the size that is published.
 
     Raises ``ValueError`` naming the sizes there are.
     """
-    make = getattr(importlib.import_module(f"data.{family}.schema"), f"{family}_schema")
+    module = importlib.import_module(f"data.{family}.schema")
+    make, = (value for name, value in vars(module).items()
+             if name.endswith("_schema") and signatures.isfunction(value) and value.__module__ == module.__name__)
     defaults = {name: parameter.default for name, parameter in signatures.signature(make).parameters.items()}
     given: dict[str, int | bool] = {}
     for word in sizes:
@@ -61,9 +64,10 @@ def index_folder(folder: Path, schema: SampleSchema, *, skip_bad: bool = False, 
     """Index all tars of ``folder``, or of each folder in it (train, val), against ``schema``. By split: samples, shards
     and bytes, and how many samples were left out.
 
-    Every sample is decoded once. With ``skip_bad`` those that do not fit, and those whose key came before, are left out
-    of the index and listed in ``skipped.jsonl``; otherwise the first is an error. The manifest is written last. What is
-    indexed already is left as it is unless ``replace``. Raises ``DamagedError`` naming the tar.
+    Every sample is decoded once, and counted as its family counts (``Builder.count``). With ``skip_bad`` those that do
+    not fit, and those whose key came before, are left out of the index and listed in ``skipped.jsonl``; otherwise the
+    first is an error. The manifest is written last; it names no encoders. What is indexed already is left as it is
+    unless ``replace``. Raises ``DamagedError`` naming the tar.
     """
     return {name: _index_set(path, schema, skip_bad, replace, jobs, track) for name, path in find_sets(folder).items()}
 
@@ -83,6 +87,7 @@ class _Indexed:
     entry: ShardEntry
     keys: list[str]
     skipped: dict[str, str]
+    counted: Counted
 
 
 def _index_set(path: Path, schema: SampleSchema, skip_bad: bool, replace: bool, jobs: int | None,
@@ -119,13 +124,17 @@ def _index_set(path: Path, schema: SampleSchema, skip_bad: bool, replace: bool, 
             handle.writelines(json.dumps(line) + "\n" for line in lines)
     else:
         (path / SKIPPED).unlink(missing_ok=True)
-    manifest = write_manifest(path, schema, [done.entry for done in found.values()], {}, {}, heads=heads)
-    return {"action": "indexed", **_counts(manifest.shards), "heads": heads, "skipped": len(lines)}
+    counted = merge([done.counted for done in found.values()])
+    manifest = write_manifest(path, schema, [done.entry for done in found.values()], {}, counted.values or {},
+                              heads=heads)
+    return {"action": "indexed", **_counts(manifest.shards), "heads": heads, "skipped": len(lines),
+            "statistics": counted.problem and f"none: {counted.problem}"}
 
 
 def _index_tar(task: _Task) -> _Indexed:
     path = task.directory / task.name
-    survey = survey_tar(path, task.schema, task.heads)
+    recount = Recount(task.schema.name, task.without)
+    survey = survey_tar(path, task.schema, task.heads, recount.take)
     if survey.error:
         raise DamagedError(survey.error)
     skipped = {**survey.bad, **{key: f"{path}: sample {key!r} is in an earlier tar, too" for key in task.without}}
@@ -141,7 +150,7 @@ def _index_tar(task: _Task) -> _Indexed:
              **({"skipped": skipped} if skipped else {}), "samples": rows}
     entry: ShardEntry = {"name": path.name, "samples": len(rows), "bytes": survey.bytes, "sha256": survey.sha256,
                          "idx_sha256": write_index(path, index)}
-    return _Indexed(entry, [row["key"] for row in rows], skipped)
+    return _Indexed(entry, [row["key"] for row in rows], skipped, recount.result())
 
 
 def _indexed_before(path: Path, schema: SampleSchema, tars: list[str]) -> dict[str, Any]:
@@ -165,9 +174,9 @@ def _refuse_built(path: Path) -> None:
         manifest = read_manifest(path)
     except DamagedError:
         return
-    if manifest.encoders or manifest.statistics:
-        raise DamagedError(f"{path / MANIFEST}: was written by a build and holds its encoders and statistics, which an "
-                           f"index of the tars alone would lose; use build_shards.py repair")
+    if manifest.encoders:
+        raise DamagedError(f"{path / MANIFEST}: was written by a build and names its encoders, which an index of the "
+                           f"tars alone would lose; use build_shards.py repair")
 
 
 def _counts(shards: Sequence[ShardEntry]) -> dict[str, int]:

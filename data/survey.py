@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from data.decode import decode_sample, has_head
 from data.files import DamagedError
 from data.schema import SampleSchema, sample_sizes
 from data.shard_index import Row
 from data.tar_walk import TarSample, TarWalk
+
+Take = Callable[[str, dict[str, np.ndarray], dict[str, Any]], None]
+"""Given key, arrays and meta of a sample."""
 
 
 @dataclass
@@ -24,15 +31,16 @@ class Survey:
     bad: dict[str, str] = field(default_factory=dict)
 
 
-def survey_tar(path: Path, schema: SampleSchema, heads: bool) -> Survey:
-    """Read a tar once, from end to end, holding one sample at a time. Damage is told, not raised."""
+def survey_tar(path: Path, schema: SampleSchema, heads: bool, take: Take | None = None) -> Survey:
+    """Read a tar once, from end to end, holding one sample at a time; ``take`` is given each that fits the schema.
+    Damage is told, not raised."""
     found = Survey()
     try:
         with TarWalk(path) as walk:
             found.bytes = walk.bytes
             try:
                 for sample in walk:
-                    _take(found, sample, path, schema, heads)
+                    _look(found, sample, path, schema, heads, take)
             except DamagedError as error:
                 found.error = str(error)
             found.sha256 = walk.digest()
@@ -41,15 +49,19 @@ def survey_tar(path: Path, schema: SampleSchema, heads: bool) -> Survey:
     return found
 
 
-def _take(found: Survey, sample: TarSample, path: Path, schema: SampleSchema, heads: bool) -> None:
+def _look(found: Survey, sample: TarSample, path: Path, schema: SampleSchema, heads: bool,
+          take: Take | None) -> None:
     row: Row = {"key": sample.key, "sizes": None, "members": sample.places()}
+    found.rows.append(row)
     try:
         data = {name: memoryview(data) for name, (_, data) in sample.members.items()}
-        arrays, _ = decode_sample(schema, data, f"{path}: sample {sample.key!r}", heads)
-        row["sizes"] = sample_sizes(schema, {name: array.shape for name, array in arrays.items()})
+        arrays, meta = decode_sample(schema, data, f"{path}: sample {sample.key!r}", heads)
     except ValueError as error:
         found.bad[sample.key] = str(error)
-    found.rows.append(row)
+        return
+    row["sizes"] = sample_sizes(schema, {name: array.shape for name, array in arrays.items()})
+    if take is not None:
+        take(sample.key, arrays, meta)
 
 
 def first_has_head(path: Path) -> bool:

@@ -18,8 +18,10 @@ from data.dance_with_music.poses import PoseUnit, read_poses
 from data.dance_with_music.segment import SegmentOptions
 from data.dance_with_music.skeleton import five_points
 from data.dance_with_music.splits import SPLIT_BY
+from data.dance_with_music.statistics import DanceStatistics
 from data.dance_with_music.synthetic import write_synthetic
 from data.dataset import Sample
+from data.jobs import EncodedSample, Statistics
 
 
 class FamilyBuilder(Builder):

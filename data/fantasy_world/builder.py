@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ from data.fantasy_world.build import EncoderPaths, FantasyWorldJob
 from data.fantasy_world.clip import ClipOptions
 from data.fantasy_world.raw import read_metadata
 from data.fantasy_world.readers import read_frames
+from data.fantasy_world.statistics import ClipStatistics
 from data.fantasy_world.synthetic import write_synthetic
+from data.jobs import EncodedSample, Statistics
 from data.pictures import depth_colours, sheet
 
 
@@ -60,6 +63,12 @@ class FamilyBuilder(Builder):
         first = [sample.arrays["frame"]] if "frame" in sample.arrays else []
         panels = [*first, *colours]
         return sheet(panels, len(panels))
+
+    def count(self, statistics: Statistics | None, sample: EncodedSample) -> Statistics:
+        statistics = statistics or ClipStatistics(len(sample.arrays["depth"]))
+        cameras = {name: sample.arrays[name].copy() for name in ("extrinsics", "intrinsics")}  # torch wants to write
+        statistics.add(replace(sample, arrays={**sample.arrays, **cameras}, counted=False))
+        return statistics
 
 
 def _add_size(parser: ArgumentParser, frames: int, height: int, width: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,14 @@ import numpy as np
 
 from data.builders import Builder, Track
 from data.dataset import Sample
+from data.jobs import EncodedSample, Statistics
 from data.movie_post_production.captions import read_captions
 from data.movie_post_production.crops import cut, parse_sizes
 from data.movie_post_production.job import MovieJob
 from data.movie_post_production.options import LATENT_CONVENTIONS, PRECOMPUTED, BuildOptions
 from data.movie_post_production.picture import sample_picture
 from data.movie_post_production.readers import read_image
+from data.movie_post_production.statistics import MovieStatistics
 from data.movie_post_production.synthetic import write_synthetic
 
 
@@ -70,6 +73,12 @@ class FamilyBuilder(Builder):
             write_encoders(arguments.output, arguments.encoders, arguments.seed)
         return {"output": str(arguments.output), "pictures": arguments.clips,
                 "encoders": str(arguments.encoders) if arguments.encoders else None}
+
+    def count(self, statistics: Statistics | None, sample: EncodedSample) -> Statistics:
+        latent = (sample.arrays["latent"].astype(np.uint32) << 16).view(np.float32)  # bf16 is the upper half of float32
+        statistics = statistics or MovieStatistics(len(latent), sample.arrays["dino"].shape[1])
+        statistics.add(replace(sample, counted=(latent, 0)))
+        return statistics
 
     def picture(self, sample: Sample) -> np.ndarray:
         return sample_picture(sample)

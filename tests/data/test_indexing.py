@@ -14,6 +14,7 @@ import pytest
 import webdataset as wds
 from PIL import Image
 
+from data.builders import BUILDERS
 from data.check import check
 from data.dataset import ShardSet
 from data.fantasy_world.schema import fantasy_world_schema
@@ -246,3 +247,39 @@ def test_a_set_of_another_schema_is_refused_as_indexed_before(theirs):
     index_folder(folder, SCHEMA)
     with pytest.raises((DamagedError, SchemaError), match=r"schema 'tiny' version 1.*--replace"):
         index_folder(folder, SampleSchema("tiny", 2, SCHEMA.fields))
+
+
+def _fantasy_world(number: int, frames: int) -> dict:
+    """A clip of zeros but for its depth, as another's tool would write it."""
+    shapes = {"latent": ((16, 2, 2, 3), np.uint16), "text": ((2, 8), np.uint16),
+              "depth": ((frames, 16, 24), np.float16), "extrinsics": ((frames, 3, 4), np.float32),
+              "intrinsics": ((frames, 4), np.float32)}
+    arrays = {name: np.zeros(shape, dtype) for name, (shape, dtype) in shapes.items()}
+    arrays["extrinsics"][:] = np.eye(3, 4)
+    arrays["intrinsics"][:] = 20, 20, 12, 8
+    arrays["depth"][0] = number + 1
+    return {"__key__": f"clip{number}", **{f"{name}.npy": array for name, array in arrays.items()}}
+
+
+def test_what_a_family_counts_is_counted_of_samples_that_fit(theirs):
+    folder = theirs([*(_fantasy_world(number, 5) for number in range(4)), {"__key__": "bad", "txt": "word"}])
+    schema = family_schema("fantasy_world", ["text_dim=8"])
+    result = index_folder(folder, schema, skip_bad=True)["theirs"]
+    assert (result["samples"], result["skipped"], result["statistics"]) == (4, 1, "")
+    found = read_manifest(folder).statistics
+    assert (found["depth_sum"], found["depth_count"]) == (16 * 24 * 10, 4 * 16 * 24)
+    assert found["camera_count"] == 4
+    assert np.array(found["camera_sum"]).shape == (5, 9)
+    assert index_folder(folder, schema, skip_bad=True, replace=True)["theirs"]["samples"] == 4
+
+
+def test_clips_of_unequal_lengths_have_no_statistics_which_is_said(theirs):
+    folder = theirs([_fantasy_world(0, 5), _fantasy_world(1, 9)])
+    result = index_folder(folder, family_schema("fantasy_world", ["text_dim=8"]))["theirs"]
+    assert result["statistics"].startswith("none: sample 'clip1': ")
+    assert read_manifest(folder).statistics == {}
+
+
+@pytest.mark.parametrize("family", sorted(BUILDERS))
+def test_every_family_has_a_schema_to_index_by(family):
+    assert family_schema(family).name == family
