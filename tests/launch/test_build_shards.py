@@ -10,15 +10,16 @@ from pathlib import Path
 import pytest
 
 from data.commands import execute, parse, render
+from tests.data.toy_job import hashes
 
 ROOT = Path(__file__).parents[2]
+SCRIPT = str(ROOT / "launch/build_shards.py")
 SIZE = ("--frames", "5", "--height", "32", "--width", "48")
 
 
 def run(*arguments, cwd) -> subprocess.CompletedProcess:
-    command = [sys.executable, str(ROOT / "launch/build_shards.py"), *map(str, arguments)]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False, timeout=120,
-                          env={**os.environ, "PYTHONPATH": ""})
+    return subprocess.run([sys.executable, SCRIPT, *map(str, arguments)], cwd=cwd, capture_output=True, text=True,
+                          check=False, timeout=120, env={**os.environ, "PYTHONPATH": ""})
 
 
 @pytest.fixture(scope="module")
@@ -39,8 +40,8 @@ def made(tmp_path_factory) -> Path:
     return base
 
 
-def build_command(raw: str, output: str) -> list:
-    parts = [f"--{part}=encoders/{part.replace('-', '_')}" for part in ("vae", "text-encoder", "tokenizer")]
+def build_command(raw: str, output: str, encoders: str = "encoders") -> list:
+    parts = [f"--{part}={encoders}/{part.replace('-', '_')}" for part in ("vae", "text-encoder", "tokenizer")]
     return ["build", "--family", "fantasy_world", "--input", raw, "--output", output, *SIZE, *parts]
 
 
@@ -78,4 +79,96 @@ def test_a_mistake_is_one_sentence_on_the_standard_error(made, tmp_path):
     last = done.stderr.strip().splitlines()[-1]
     assert f"{raw}/camera_params/scene_00001.txt:1: 10 columns found, expected 19" in last
     assert "Traceback" not in done.stderr
-    assert not (tmp_path / "shards").exists()
+    assert not (tmp_path / "shards").exists(), "nothing was made that a second build could go on with"
+
+
+ONE_EACH = ("--part-items", "1")
+
+
+def command(base: Path, output: Path, *more: str) -> list[str]:
+    return list(map(str, [*build_command(str(base / "raw"), str(output), str(base / "encoders")), *ONE_EACH, *more]))
+
+
+@pytest.fixture(scope="module")
+def expected(made, tmp_path_factory) -> dict[str, str]:
+    output = tmp_path_factory.mktemp("alone") / "shards"
+    result, code = execute(parse(command(made, output)))
+    assert (result["finished"], code) == (True, 0)
+    return hashes(output)
+
+
+def array_task(monkeypatch, task: int, count: int) -> None:
+    for name, value in (("ID", task), ("MIN", 0), ("MAX", count - 1), ("STEP", 1), ("COUNT", count)):
+        monkeypatch.setenv(f"SLURM_ARRAY_TASK_{name}", str(value))
+
+
+def test_tasks_of_an_array_share_the_work_and_the_last_one_finishes(made, expected, tmp_path, monkeypatch,
+                                                                    capsys):
+    results = []
+    for task in (1, 0):
+        array_task(monkeypatch, task, 2)
+        result, code = execute(parse(command(made, tmp_path / "shards")))
+        render("build", result)
+        assert code == 0
+        results.append(result)
+    first, last = results
+    assert (first["finished"], first["samples"], first["missing_parts"]) == (False, {}, 2)
+    assert "worker 1 of 2 has made its parts; 2 of 3 are not there yet" in " ".join(capsys.readouterr().out.split())
+    assert last["finished"]
+    assert sum(last["samples"].values()) == 3
+    assert (first["encoded"], last["encoded"]) == (1, 2)
+    assert last["samples_per_second"] > 0
+    assert hashes(tmp_path / "shards") == expected
+
+
+def test_what_was_left_out_is_in_the_summary(made, tmp_path, capsys):
+    raw = tmp_path / "raw"
+    shutil.copytree(made / "raw", raw)
+    (raw / "camera_params/scene_00001.txt").write_text("")
+    (tmp_path / "encoders").symlink_to(made / "encoders")
+    result, _ = execute(parse(command(tmp_path, tmp_path / "shards", "--skip-bad", "--holdout", "0")))
+    assert result["skipped"] == 1
+    assert result["reasons"] == {"# cameras found": 1}
+    render("build", result)
+    words = capsys.readouterr().out
+    assert "1 x # cameras found" in words
+    assert "MB" in words
+
+
+def launch(launcher: list[str], *arguments: str, cwd: Path) -> subprocess.CompletedProcess:
+    environment = {**os.environ, "PYTHONPATH": "", "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
+    return subprocess.run([*launcher, SCRIPT, *arguments], cwd=cwd, capture_output=True, text=True, check=False,
+                          timeout=200, env=environment)
+
+
+@pytest.mark.slow
+def test_local_workers_make_the_same_shards_and_json_stands_alone(made, expected, tmp_path):
+    done = launch([sys.executable], *command(made, tmp_path / "shards", "--workers", "2", "--json"), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["encoded"] == 3
+    assert "encoding" in done.stderr
+    assert hashes(tmp_path / "shards") == expected
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["torchrun", "deepspeed"])
+def test_ranks_of_a_launcher_share_the_work(made, expected, tmp_path, launcher):
+    binary = str(Path(sys.executable).parent / launcher)
+    words = {"torchrun": [binary, "--standalone", "--nproc_per_node=2"],
+             "deepspeed": [binary, "--num_accelerators", "2", "--master_port", "29713"]}[launcher]
+    done = launch(words, *command(made, tmp_path / "shards"), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert hashes(tmp_path / "shards") == expected
+
+
+@pytest.mark.slow
+def test_a_rank_other_than_the_first_says_what_failed_too(made, tmp_path):
+    shutil.copytree(made / "raw", tmp_path / "raw")
+    (tmp_path / "encoders").symlink_to(made / "encoders")
+    for path in (tmp_path / "raw/camera_params").iterdir():
+        path.write_text("")
+    binary = str(Path(sys.executable).parent / "torchrun")
+    done = launch([binary, "--standalone", "--nproc_per_node=2"], *command(tmp_path, tmp_path / "shards"), cwd=tmp_path)
+    assert done.returncode != 0
+    assert "worker 1 of 2: " in done.stderr
+    assert "0 cameras found" in done.stderr
