@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from data.checksum import crc32
-from data.checksum import crc32
 from data.files import DamagedError
 from data.shards import FORMAT, ShardEntry, index_path
 

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import BinaryIO
 
 from data.checksum import crc32
-from data.checksum import crc32
 from data.files import DamagedError
 
 NAME = re.compile(r"(?P<key>(?:.*/|)[^./]+)\.(?P<member>[^/]*)", re.DOTALL)
