@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
@@ -88,6 +88,24 @@ class Collection:
             found.append(members)
             first, short = first + len(part), short + count
         return found, short
+
+    def check_encoders(self, expected: Mapping[str, Mapping[str, str]]) -> None:
+        """Raise ``SchemaError`` where a set was not made by the encoders ``expected`` (by role, what their manifest
+        entry must say: ``name``, ``dtype``, ``sha256`` or the beginning of it), or two sets by different ones."""
+        seen: dict[str, tuple[str, Mapping[str, Any]]] = {}
+        for part in self.sets:
+            found = part.manifest.encoders
+            for role, wanted in expected.items():
+                for name, value in wanted.items():
+                    have = str(found.get(role, {}).get(name, "none"))
+                    if not have.startswith(value) if name == "sha256" else have != value:
+                        raise SchemaError(f"{part.storage.url}: made by a {role} whose {name} is {have}, expected "
+                                          f"{value} as the recipe's encoders say; give other shards or build these again")
+            for role, entry in found.items():
+                where, other = seen.setdefault(role, (part.storage.url, entry))
+                if entry.get("sha256") != other.get("sha256"):
+                    raise SchemaError(f"{part.storage.url}: made by a {role} with sha256 {entry.get('sha256')}, "
+                                      f"expected {other.get('sha256')} as {where}; sets of one run must be made by the same")
 
     def _place(self, index: int) -> tuple[ShardSet, int]:
         if not 0 <= index < len(self):

@@ -79,6 +79,14 @@ class DataSetRecipe(Strict):
     weight: float | None = Field(None, gt=0)
 
 
+class EncoderRecipe(Strict):
+    """What a manifest must say of an encoder; ``sha256`` may be its beginning."""
+
+    name: str | None = None
+    sha256: str | None = Field(None, pattern="^[0-9a-f]{8,64}$")
+    dtype: str | None = None
+
+
 class CacheRecipe(Strict):
     """Whole shards of remote data sets on a local disk, shared by the ranks of a node."""
 
@@ -143,6 +151,7 @@ class Recipe(Strict):
     profile: str | None = None
     model: dict[str, Any] = {}
     data: str | list[DataSetRecipe] = ""
+    encoders: dict[str, EncoderRecipe] = Field({}, description="the encoders that the shards must be made by, by role")
     stream: StreamRecipe = StreamRecipe()
     run: str
     seed: int = Field(0, ge=0)

@@ -79,6 +79,10 @@ def open_data(recipe: Recipe, index: int, family: Family, config: Any, tell: Cal
     schema, stage = family.schema(config), recipe.stages[index]
     train_set = Collection.open(recipe.sources, "train", schema, recipe.cache)
     held_out = Collection.open(recipe.sources, "val", schema, recipe.cache)
+    expected = {role: encoder.model_dump(exclude_none=True) for role, encoder in recipe.encoders.items()}
+    for part in (train_set, held_out):
+        if part is not None:
+            part.check_encoders(expected)
     windows = [window for step in (0, stage.steps - 1) if (window := family.window(config, index, step)) is not None]
     shortest = max((window.span for window in windows), default=None)
     members, short = train_set.members(shortest)

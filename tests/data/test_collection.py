@@ -195,6 +195,32 @@ def test_statistics_of_unequal_shape_are_refused(tmp_path):
         Collection.open([Source(str(tmp_path / "a")), Source(str(tmp_path / "b"))], "train", SCHEMA)
 
 
+def made_by(directory, **encoders):
+    write(directory / "train", "e", [((4, 4), 9)] * 3)
+    entries = {role: {"name": "AutoencoderKLWan", "sha256": value, "dtype": "bfloat16"}
+               for role, value in encoders.items()}
+    write_manifest(directory / "train", SCHEMA, read_manifest(directory / "train").shards, entries, {})
+    return Source(str(directory))
+
+
+def test_shards_made_by_other_encoders_than_the_recipe_names_are_refused(tmp_path):
+    source = made_by(tmp_path / "a", vae="ab12" * 16)
+    collection = Collection.open([source], "train", SCHEMA)
+    collection.check_encoders({"vae": {"name": "AutoencoderKLWan", "sha256": "ab12ab12", "dtype": "bfloat16"}})
+    for wrong in ({"name": "AutoencoderKL"}, {"sha256": "cd12ab12"}, {"dtype": "float32"}):
+        name, value = next(iter(wrong.items()))
+        with pytest.raises(SchemaError, match=f"made by a vae whose {name} is .*, expected {value}"):
+            collection.check_encoders({"vae": wrong})
+    with pytest.raises(SchemaError, match="made by a text whose name is none"):
+        collection.check_encoders({"text": {"name": "UMT5EncoderModel"}})
+
+
+def test_sets_of_one_run_must_be_made_by_the_same_encoders(tmp_path):
+    sources = [made_by(tmp_path / "a", vae="ab" * 32), made_by(tmp_path / "b", vae="cd" * 32)]
+    with pytest.raises(SchemaError, match=f"sha256 {'cd' * 32}, expected {'ab' * 32} as"):
+        Collection.open(sources, "train", SCHEMA).check_encoders({})
+
+
 def test_a_held_out_split_is_taken_where_it_is(folders):
     base, _, _ = folders
     sources = [Source(str(base / "one")), Source(str(base / "two"))]
