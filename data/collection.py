@@ -100,12 +100,14 @@ class Collection:
                     have = str(found.get(role, {}).get(name, "none"))
                     if not have.startswith(value) if name == "sha256" else have != value:
                         raise SchemaError(f"{part.storage.url}: made by a {role} whose {name} is {have}, expected "
-                                          f"{value} as the recipe's encoders say; give other shards or build these again")
+                                          f"{value} as the recipe's encoders say; give other shards or build these "
+                                          f"again")
             for role, entry in found.items():
                 where, other = seen.setdefault(role, (part.storage.url, entry))
                 if entry.get("sha256") != other.get("sha256"):
                     raise SchemaError(f"{part.storage.url}: made by a {role} with sha256 {entry.get('sha256')}, "
-                                      f"expected {other.get('sha256')} as {where}; sets of one run must be made by the same")
+                                      f"expected {other.get('sha256')} as {where}; sets of one run must be made by the "
+                                      f"same")
 
     def _place(self, index: int) -> tuple[ShardSet, int]:
         if not 0 <= index < len(self):
