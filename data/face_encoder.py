@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 
 from data.encoders import EncoderEntry, EncoderError, short_error
@@ -62,6 +63,7 @@ class FaceEncoder:
         self.entry = face_entry(path)
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
+        options.intra_op_num_threads = torch.get_num_threads()  # else one per core in each of several workers
         wanted = ("CUDAExecutionProvider", "CPUExecutionProvider")
         try:
             providers = [p for p in wanted if p in onnxruntime.get_available_providers()]

@@ -69,8 +69,8 @@ class PictureVae:
         out = []
         for start in range(0, len(pictures), together):
             pixels = torch.from_numpy(pictures[start:start + together]).to(self._vae.device)
-            pixels = pixels.permute(0, 3, 1, 2).to(self._vae.dtype) / 127.5 - 1
-            out.append(self._vae.encode(pixels).latent_dist.mode().float().cpu())
+            pixels = pixels.permute(0, 3, 1, 2).float() / 127.5 - 1
+            out.append(self._vae.encode(pixels.to(self._vae.dtype)).latent_dist.mode().float().cpu())
         return torch.cat(out) * self.scaling_factor
 
 

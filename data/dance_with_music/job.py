@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from data.building.partition import assign_splits as draw_splits
 from data.dance_with_music.layouts import read_layout
 from data.dance_with_music.music import MUSIC_DIMS
 from data.dance_with_music.poses import PoseUnit
@@ -59,6 +60,8 @@ class DanceJob(BuildJob):
     def items(self) -> tuple[list[RawItem], list[tuple[str, RawError]]]:
         dances, bad = self._dances
         splits = assign_splits(dances, self._reading.split_by, self._reading.holdout)
+        # By dance, before the builder draws by sample: the segments of a dance stay on one side.
+        splits = draw_splits([RawItem(dance.key, splits[dance.key], None) for dance in dances], self._reading.holdout)
         items, failed = [], []
         for dance in dances:
             try:

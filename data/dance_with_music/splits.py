@@ -20,7 +20,7 @@ def assign_splits(dances: Sequence[RawDance], by: SplitBy, holdout: float) -> di
 
     A group goes where the metadata puts one of its dances; the others go to ``val`` in the order of a hash of their
     names while they fit into ``holdout`` of all the dances (the smallest one fits always). Where no two dances share
-    anything, those without a split get None: the builder draws them one by one. Raises ``RawError`` for a group that
+    anything, those without a split get None: they are drawn one by one. Raises ``RawError`` for a group that
     the metadata tears apart, and where a single group leaves nothing to hold out.
     """
     groups = _groups(dances, SPLIT_BY[by])

@@ -19,6 +19,8 @@ from data.face_encoder import FaceEncoder
 from data.jobs import RawError, RawItem, Statistics
 from data.latent_encoders import PictureEmbedder, PictureVae
 from data.shards import ShardWriter, write_manifest
+from data.stream import collate
+from data.windows import Window, cut
 from tests.data.dance_with_music.conftest import FRAMES, SIZE
 
 ROOT = Path(__file__).parents[3]
@@ -128,6 +130,16 @@ def test_a_bad_dance_is_listed_and_the_others_stay(job, raw):
     assert all(isinstance(item, RawItem) for item in items)
 
 
+def test_segments_of_a_dance_stay_on_one_side(job, synthetic):
+    """Where songs and dancers do not say, too: drawn by dance, not by sample."""
+    items, _ = job(synthetic, split_by="clip", holdout=0.4, frames=24, min_frames=12).items()
+    sides = {}
+    for item in items:
+        sides.setdefault(item.record.dance.name, set()).add(item.split)
+    assert len(items) == 15
+    assert sorted({tuple(found) for found in sides.values()}) == [("train",), ("val",)]
+
+
 def test_faces_that_are_not_known_are_zeros_that_say_so():
     vectors, lengths = unit_vectors(np.array([[3.0, 4.0], [0.0, 0.0]], np.float32))
     np.testing.assert_allclose(vectors, [[0.6, 0.8], [0, 0]], rtol=1e-6)
@@ -145,6 +157,19 @@ def test_a_picture_shows_skeletons_faces_and_beats(shards):
     expected = (sample.arrays["beat"].nonzero()[0] + 0.5) / FRAMES * 6 * SIZE
     np.testing.assert_array_equal(yellow, expected.astype(int))
     assert (picture == (80, 255, 120)).all(-1).any(), "the box of the face"
+
+
+def test_windows_cut_poses_and_music_alike(shards):
+    schema = dance_schema(35, 64)
+    sample = next(iter(samples(shards, "train").values()))
+    window, start = cut(schema, sample, Window(12, stride=2), seed=0, uid=3)
+    part = slice(start, start + 23, 2)
+    for name in ("latents", "pose_xy", "pose_conf", "face_box", "face_valid", "music", "beat", "onset"):
+        np.testing.assert_array_equal(window.arrays[name], sample.arrays[name][part])
+    assert window.arrays["ref_latents"].shape[0] == 4
+    batch = collate(schema, [window, window])
+    assert batch["pose_xy"].float().div(65535).amax() <= 1
+    assert batch["music"].shape == (2, 12, 35)
 
 
 def full_arrays(frames: int, music: int) -> dict[str, np.ndarray]:
