@@ -78,7 +78,7 @@ class FamilyBuilder(Builder):
         write_synthetic(arguments.output, arguments.clips, arguments.frames, arguments.height, arguments.width,
                         arguments.seed, lambda numbers: track(numbers, "rendering", arguments.clips))
         if arguments.encoders:
-            _write_encoders(arguments.output, arguments.encoders, arguments.seed)
+            write_encoders(arguments.output, arguments.encoders, arguments.seed)
         return {"output": str(arguments.output), "dances": arguments.clips,
                 "encoders": str(arguments.encoders) if arguments.encoders else None}
 
@@ -91,7 +91,7 @@ class FamilyBuilder(Builder):
         return sample_picture(sample)
 
 
-def _write_encoders(raw: Path, directory: Path, seed: int) -> None:
+def write_encoders(raw: Path, directory: Path, seed: int) -> None:
     """Fitted to every eighth frame of the dances."""
     from data.dance_with_music.tiny import write_tiny_encoders  # takes seconds to import
     from data.face_encoder import align_face

@@ -9,8 +9,9 @@ from typing import Any
 
 import av
 import numpy as np
-from PIL import Image
 
+from data.dance_with_music.crop import Crop
+from data.dance_with_music.face_masks import mask_boxes
 from data.dance_with_music.footage import PICTURES, Footage, numbered_files, open_footage, read_picture
 from data.dance_with_music.music import TAIL, Music, MusicKind, read_music, read_vector
 from data.dance_with_music.poses import pose_count, read_poses
@@ -19,8 +20,6 @@ from data.dance_with_music.schema import FACE_DIM, FRAME_RATE, LATENT_STRIDE
 from data.dance_with_music.skeleton import face_boxes, five_points
 from data.jobs import RawError
 
-MASK = 127
-"""Face masks are 255 inside."""
 POSE_STEPS, CONFIDENCE_STEPS = 65535, 255
 
 
@@ -82,35 +81,6 @@ class Segment:
     meta: dict[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Crop:
-    """The largest centred window of the wanted aspect ratio, in source pixels (the source spans [0, w] x [0, h])."""
-
-    box: tuple[float, float, float, float]
-    source: tuple[int, int]
-    height: int
-    width: int
-
-    @classmethod
-    def of(cls, source_height: int, source_width: int, height: int, width: int) -> Crop:
-        scale = max(height / source_height, width / source_width)
-        left, top = max(source_width - width / scale, 0) / 2, max(source_height - height / scale, 0) / 2
-        box = (left, top, min(left + width / scale, source_width), min(top + height / scale, source_height))
-        return cls(box, (source_height, source_width), height, width)
-
-    def image(self, image: np.ndarray) -> np.ndarray:
-        """uint8 [h, w, 3] -> [H, W, 3], bicubic, smoothed where it shrinks."""
-        if image.shape[:2] == (self.height, self.width):
-            return image
-        resized = Image.fromarray(image).resize((self.width, self.height), Image.Resampling.BICUBIC, box=self.box)
-        return np.asarray(resized)
-
-    def points(self, xy: np.ndarray) -> np.ndarray:
-        """[..., 2] divided by the source's width and height -> divided by the crop's."""
-        left, top, right, bottom = self.box
-        return (xy * self.source[::-1] - [left, top]) / [right - left, bottom - top]
-
-
 def segment_places(dance: RawDance, options: SegmentOptions) -> list[SegmentPlace]:
     """The segments of a dance, by the length that its container declares. Raises ``RawError``."""
     count = max(int(declared_seconds(dance) * FRAME_RATE / options.frames + 0.5), 1)
@@ -169,7 +139,7 @@ def prepare_segment(place: SegmentPlace, options: SegmentOptions) -> Segment:
         references += [PreparedReference(frames[-1], image, number, _aligned(image, xy[number], conf[number]))
                        for _ in range(wanted.count(number))]
     arrays = _pose_arrays(crop.points(xy), conf)
-    boxes, valid = face_boxes(crop.points(xy), conf) if dance.faces is None else _mask_boxes(dance, chosen, crop)
+    boxes, valid = face_boxes(crop.points(xy), conf) if dance.faces is None else mask_boxes(dance.faces, chosen, crop)
     arrays |= {"face_box": boxes.astype(np.float16), "face_valid": valid.astype(np.uint8),
                "music": music.rows[part].astype(np.float16), "beat": music.beat[part].astype(np.uint8),
                "onset": music.onset[part].astype(np.float16), "ref_frame": np.array([r.frame for r in references])}
@@ -236,26 +206,3 @@ def _pose_arrays(xy: np.ndarray, conf: np.ndarray) -> dict[str, np.ndarray]:
     inside = ((xy >= 0) & (xy <= 1)).all(-1)
     return {"pose_xy": (xy.clip(0, 1) * POSE_STEPS).round().astype(np.uint16),
             "pose_conf": (np.where(inside, conf, 0) * CONFIDENCE_STEPS).round().astype(np.uint8)}
-
-
-def _mask_boxes(dance: RawDance, chosen: np.ndarray, crop: Crop) -> tuple[np.ndarray, np.ndarray]:
-    """The boxes that masks span. One that covers nothing or everything says that no face was found (StableAnimator's
-    writer fills it where its detector found none)."""
-    files = numbered_files(dance.faces, PICTURES)
-    names = [files[number] for number in sorted(files)]
-    if len(names) <= chosen.max():
-        raise RawError(f"{dance.faces}: {len(names)} face masks found, expected one for each frame of {dance.footage}")
-    boxes = {int(k): _mask_box(read_picture(names[int(k)])[..., 0] > MASK) for k in np.unique(chosen)}
-    found = np.stack([boxes[int(k)] for k in chosen])
-    valid = (found[:, 2:] > found[:, :2]).all(1)
-    moved = crop.points(found.reshape(-1, 2, 2)).reshape(-1, 4).clip(0, 1)
-    valid &= (moved[:, 2:] > moved[:, :2]).all(1)
-    return (moved * valid[:, None]).astype(np.float32), valid
-
-
-def _mask_box(mask: np.ndarray) -> np.ndarray:
-    """x0 y0 x1 y1 divided by width and height, 0 where there is no face."""
-    if not mask.any() or mask.all():
-        return np.zeros(4)
-    rows, columns = mask.any(1).nonzero()[0], mask.any(0).nonzero()[0]
-    return np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]) / np.tile(mask.shape[::-1], 2)

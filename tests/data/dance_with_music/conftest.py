@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data.dance_with_music.builder import _write_encoders
+from data.dance_with_music.builder import write_encoders
 from data.dance_with_music.encode import EncoderPaths
 from data.dance_with_music.job import DanceJob, RawOptions
 from data.dance_with_music.segment import SegmentOptions
@@ -31,7 +31,7 @@ def raw(synthetic, tmp_path) -> Path:
 @pytest.fixture(scope="session")
 def encoders(synthetic, tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("tiny") / "encoders"
-    _write_encoders(synthetic, path, 0)
+    write_encoders(synthetic, path, 0)
     return path
 
 

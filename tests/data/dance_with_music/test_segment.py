@@ -9,11 +9,11 @@ import pytest
 from PIL import Image
 
 from data.audio import FRAME_RATE, edge_rows, read_audio
+from data.dance_with_music.crop import Crop
 from data.dance_with_music.layouts import read_layout
 from data.dance_with_music.segment import (
     CONFIDENCE_STEPS,
     POSE_STEPS,
-    Crop,
     SegmentOptions,
     SegmentPlace,
     check_segment,
