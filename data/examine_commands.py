@@ -104,8 +104,8 @@ def render(command: str, result: dict[str, Any]) -> None:
         console.print(f"{len(result['problems'])} problems" if result["problems"] else "all shards are whole")
     elif command == "inspect":
         for name, split in result.items():
-            for table in _split_tables(name, split):
-                console.print(table)
+            for part in _split_parts(name, split):
+                console.print(part, highlight=False, soft_wrap=isinstance(part, str), markup=False)
     elif command in ("repair", "index"):
         for name, split in result.items():
             console.print(f"{name}: {split['action']}", style="bold", markup=False)
@@ -115,25 +115,26 @@ def render(command: str, result: dict[str, Any]) -> None:
         console.print(summary_table(result))
 
 
-def _split_tables(name: str, split: dict[str, Any]) -> list[Table]:
+def _split_parts(name: str, split: dict[str, Any]) -> list[str | Table]:
     title = (f"{name}: {split['samples']} samples in {split['shards']} shards, {split['bytes'] / MEGABYTE:.1f} MB, "
              f"schema {split['schema']} version {split['version']}, fingerprint {split['fingerprint'][:12]}")
     if split["dropped"]:
         title += f"; {split['dropped']} dropped by repair since its statistics were taken"
     if split["lost"]:
         title += f"; lost: {', '.join(split['lost'])}"
-    fields = Table(title=title)
+    fields = Table()
     fields.add_column("field")
     for column in ("MB", "kB per sample"):
         fields.add_column(column, justify="right")
     for field, size in split["field_bytes"].items():
         fields.add_row(field, f"{size / MEGABYTE:.2f}", f"{size / split['samples'] / 1e3:.1f}")
-    encoders = Table(title=None if split["encoders"] else "no encoders are recorded", show_header=False, box=None)
+    encoders = Table(show_header=False, box=None)
     for role, entry in split["encoders"].items():
         encoders.add_row(role, str(entry) if not isinstance(entry, dict) else
                          ", ".join(f"{what} {str(value)[:40]}" for what, value in entry.items()))
     histograms = {"bytes per sample": split["sample_bytes"], **split["dims"]}
-    return [fields, encoders, *(_bars(title, found) for title, found in histograms.items() if found)]
+    bars = [_bars(title, found) for title, found in histograms.items() if found]
+    return [title, fields, encoders if split["encoders"] else "no encoders are named", *bars]
 
 
 def _bars(title: str, found: dict[str, Any]) -> Table:

@@ -85,7 +85,7 @@ def _repair_set(path: Path, dry_run: bool, schema_set: Path | None, jobs: int | 
         return {"action": "finished an interrupted repair" if finished else "nothing to do", "changed": finished}
     if dry_run:
         repaired = _repair_shards(path, None, known, bad, sources, jobs, track)
-        return _summary(path, known, reports, repaired, aside)
+        return {**_summary(path, known, reports, repaired, aside), "action": "to be repaired"}
     with scratch(path) as folder:
         repaired = _repair_shards(path, folder, known, bad, sources, jobs, track)
         summary = _summary(path, known, reports, repaired, aside)

@@ -23,6 +23,7 @@ SAMPLES = 8
 LOSSLESS = ("index", "manifest", "tar: swapped", "tar and index", "tar: bit flipped in header",
             "tar: bit flipped in padding", "tar: bit flipped in end_mark", "tar: bit flipped in record", "tar: grown")
 """Classes of damage of which a sample need not be lost."""
+ACTIONS = (("repaired", "to be repaired"), ("nothing to do", "nothing to do"))
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +80,8 @@ def test_any_damage_is_repaired_and_no_sample_changes(original, schema, tmp_path
             planned = repair(base, dry_run=True)
             assert files(base) == before, f"{name}: a dry run changes nothing"
             done = repair(base)
-            assert done == planned, name
+            assert done["train"] | {"action": None} == planned["train"] | {"action": None}, name
+            assert (done["train"]["action"], planned["train"]["action"]) in ACTIONS, name
             assert check(base) == [], name
             left = contents(base / "train", schema)
             assert left.items() <= truth.items(), name
