@@ -1,0 +1,39 @@
+"""Several data sets in one run of two ranks."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.distributed import cases
+from tests.toy import write_toy_shards
+
+
+@pytest.mark.parametrize("order", [{"weights": (0.75, 0.25)}, {"tail": "drop"}, {"window": 2}])
+def test_mixed_sets_give_the_same_losses_however_their_batches_are_spread(pair, tmp_path, order):
+    sources = []
+    for number, samples in enumerate((20, 12)):
+        write_toy_shards(tmp_path / f"set{number}", samples=samples, seed=number)
+        weight = order["weights"][number] if "weights" in order else None
+        sources.append({"place": str(tmp_path / f"set{number}"), "weight": weight})
+    stream = {key: value for key, value in order.items() if key != "weights"}
+    found = {}
+    for micro_batch in (1, 4):
+        recipe = cases.toy_recipe(sources, str(tmp_path / f"run{micro_batch}"), micro_batch=micro_batch, steps=6,
+                                  checkpoint_every=3, stream=stream)
+        pair.run(cases.train, recipe.model_dump(), [1])
+        found[micro_batch] = cases.losses(recipe.run, 1)
+    assert found[1] == pytest.approx(found[4], rel=1e-6)
+
+
+def test_a_run_goes_on_only_over_the_same_data_in_the_same_order(pair, tmp_path):
+    write_toy_shards(tmp_path / "shards", samples=24)
+    recipe = cases.toy_recipe(str(tmp_path / "shards"), str(tmp_path / "run"), steps=4, checkpoint_every=2)
+    pair.run(cases.train, recipe.model_dump(), [1])
+    state = json.loads((Path(recipe.run) / "stage1/checkpoints/checkpoint_4/training_state.json").read_text())
+    longer = recipe.stages[1].model_copy(update={"steps": 8})
+    other = recipe.model_copy(update={"stages": {1: longer}, "stream": recipe.stream.model_copy(update={"window": 1})})
+    with pytest.raises(AssertionError, match=f"shards.*{state['shards']}|{state['shards']}.*shards"):
+        pair.run(cases.train, other.model_dump(), [1])
