@@ -10,7 +10,7 @@ from trainer.recipe import Recipe
 from trainer.run import run_stages
 
 
-def toy_recipe(shards: str, run: str, **changes: Any) -> Recipe:
+def toy_recipe(shards: str | list[dict[str, Any]], run: str, **changes: Any) -> Recipe:
     """A recipe of two short stages; ``changes`` go into the recipe, those with a stage's keys into both stages."""
     stage = {"steps": 20, "global_batch": 8, "micro_batch": 2, "learning_rate": 1e-2, "validate_every": 1000,
              "preview_every": 1000, "checkpoint_every": 1000}
