@@ -1,5 +1,5 @@
-"""Constants of the MoviePostProduction losses, of its sampler and of its frozen helpers (embedded in the family's config
-as ``losses``, ``sampling``, ``vae`` and ``dino``).
+"""Constants of the MoviePostProduction losses, of its sampler and of its frozen helpers (embedded in the family's
+config as ``losses``, ``sampling``, ``vae`` and ``dino``).
 
 ``[S]`` is the guide, ``[X]`` XVerse (arXiv 2506.21416), ``[F]`` FLUX.1 as diffusers has it.
 """
@@ -39,8 +39,8 @@ class IdentityConfig(_Section):
     t_max: float = Field(0.6, gt=0, le=1, description="no identity is asked of a picture noisier than this, whose "
                                                       "estimate is blurred; the seed has no limit: 1")
     warmup: float = Field(0.01, ge=0, lt=1, description="part of the stage over which the loss's weight rises from 0; "
-                                                        "modulation starts at nothing and 10 (1 - cos) is ten times the "
-                                                        "flow-matching loss; the seed: 0")
+                                                        "modulation starts at nothing, and 10 (1 - cos) is some ten "
+                                                        "times the flow-matching loss; the seed: 0")
 
 
 class LossConfig(_Section):

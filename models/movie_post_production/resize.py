@@ -30,7 +30,8 @@ def resize_weights(start: Tensor, length: Tensor, out: int, size: int, low: Tens
 
 
 def resample(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """``x`` ``[B, C, h, w]`` through ``rows`` ``[B, K, H, h]`` and ``columns`` ``[B, K, W, w]`` -> ``[B, K, C, H, W]``."""
+    """``x`` ``[B, C, h, w]`` through ``rows`` ``[B, K, H, h]`` and ``columns`` ``[B, K, W, w]`` ->
+    ``[B, K, C, H, W]``."""
     return torch.einsum("bkHh,bchw,bkWw->bkcHW", rows.to(x.dtype), x, columns.to(x.dtype))
 
 

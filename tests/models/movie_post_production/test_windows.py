@@ -62,8 +62,10 @@ def test_a_box_larger_than_the_window_is_made_smaller_equally_along_both_axes():
 
 def test_windows_are_no_larger_than_a_small_latent():
     found = windows(torch.tensor([[[0.2, 0.2, 0.5, 0.5]]]), 8, 12, side=32, margin=8)
-    assert found.rows.shape == (1, 1, 8, 8) and found.columns.shape == (1, 1, 12, 12)
-    assert torch.equal(found.rows[0, 0], torch.eye(8)) and torch.equal(found.columns[0, 0], torch.eye(12))
+    assert found.rows.shape == (1, 1, 8, 8)
+    assert found.columns.shape == (1, 1, 12, 12)
+    assert torch.equal(found.rows[0, 0], torch.eye(8))
+    assert torch.equal(found.columns[0, 0], torch.eye(12))
 
 
 @settings(max_examples=200, deadline=None)
@@ -74,6 +76,8 @@ def test_a_box_lies_inside_its_window_whatever_the_sizes(corners, height, width,
     found = windows(torch.tensor([[[x[0], y[0], x[1], y[1]]]]), height, width, side, margin)
     x1, y1, x2, y2 = found.boxes[0, 0].tolist()
     rows, columns = found.rows.shape[2], found.columns.shape[2]
-    assert -1e-3 <= x1 < x2 <= 8 * columns + 1e-3 and -1e-3 <= y1 < y2 <= 8 * rows + 1e-3
+    assert -1e-3 <= x1 < x2 <= 8 * columns + 1e-3
+    assert -1e-3 <= y1 < y2 <= 8 * rows + 1e-3
     assert torch.allclose(found.rows.sum(-1), torch.ones(1, 1, rows), atol=1e-5)
-    assert rows == min(side, height) and columns == min(side, width)
+    assert rows == min(side, height)
+    assert columns == min(side, width)

@@ -1,0 +1,65 @@
+"""Flow matching at FLUX's resolution-dependent timesteps, the in-box term and the prior of alpha: one fp32 number per
+sample each.
+
+``movie_post_production.md`` section 2.2 of the method's notes. What is not inside a sample's boxes or not a valid
+reference has no influence, NaN included; an empty mask gives 0.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from models.family import Batch
+from models.layers.flow_matching import shift_sigma
+from models.layers.keyed import keyed_rand, keyed_randn
+from models.movie_post_production.loss_config import FlowMatchingConfig
+
+BASE_TOKENS, MAX_TOKENS, BASE_SHIFT, MAX_SHIFT = 256, 4096, 0.5, 1.15
+"""Of FLUX's scheduler."""
+ALPHA_BY_DEPTH = (0.8, 0.5, 0.2)
+"""What the prior expects of foreground, midground, background."""
+
+
+def resolution_shift(tokens: int) -> float:
+    """e^mu of FLUX's scheduler for a picture of so many tokens: mu goes linearly from 0.5 at 256 to 1.15 at 4096."""
+    slope = (MAX_SHIFT - BASE_SHIFT) / (MAX_TOKENS - BASE_TOKENS)
+    return math.exp(BASE_SHIFT + slope * (tokens - BASE_TOKENS))
+
+
+def draw_t(batch: Batch, purpose: str, tokens: int, config: FlowMatchingConfig) -> Tensor:
+    """One t in (0, 1] per sample, fp32 ``[B]``, keyed by the sample."""
+    if config.t_sampling == "logit_normal":
+        t = keyed_randn(batch, purpose, ()).sigmoid()
+    else:
+        t = 1 - keyed_rand(batch, purpose)
+    return shift_sigma(t, resolution_shift(tokens)) if config.shift == "resolution" else t
+
+
+def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
+    """Mean of ``values`` ``[B, ...]`` where ``mask`` (same shape), inside each sample: fp32 ``[B]``."""
+    total = torch.where(mask, values.float(), 0.0).flatten(1).sum(1)
+    return total / mask.flatten(1).sum(1).clamp_min(1)
+
+
+def in_box_error(prediction: Tensor, target: Tensor, covered: Tensor) -> Tensor:
+    """Mean squared error ``[B]`` of ``[B, C, h, w]`` over the latents that ``covered`` (bool ``[B, h, w]``) marks."""
+    error = (prediction.float() - target.float()).square().mean(1)
+    return masked_mean(error, covered)
+
+
+def alpha_prior(alpha: Tensor, depth: Tensor, valid: Tensor, kind: str) -> Tensor:
+    """``[B]`` of alpha, depth labels and validity, each ``[B, N]``. ``depth``: mean cross entropy to
+    ``ALPHA_BY_DEPTH``, less its least value; ``mean``: squared distance of a picture's mean alpha from 0.5; ``none``: 0, with a gradient of
+    0, so that every rank's graph is the same."""
+    if kind == "mean":
+        has = valid.any(1)
+        return torch.where(has, (masked_mean(alpha, valid) - 0.5).square(), 0.0)
+    expected = alpha.new_tensor(ALPHA_BY_DEPTH)[depth.long().clamp_max(len(ALPHA_BY_DEPTH) - 1)]
+    if kind == "none":
+        return 0.0 * masked_mean(alpha, valid)
+    entropy = F.binary_cross_entropy(alpha, expected, reduction="none")
+    return masked_mean(entropy - F.binary_cross_entropy(expected, expected, reduction="none"), valid)
