@@ -78,7 +78,7 @@ def _repair_set(path: Path, dry_run: bool, schema_set: Path | None, jobs: int | 
         bad = {report.name: frozenset(doubles.get(report.name, ())) for report in reports
                if report.problems or report.name in doubles}
     else:
-        bad = dict.fromkeys(sorted({*list_tars(path), *known.entries}), frozenset())
+        bad = dict.fromkeys(sorted({*list_tars(path), *_missing(path, known)}), frozenset())
     aside = _unlisted(path, known)
     sources = _misnamed(path, known, reports, aside) if bad else {}
     if not bad and not aside and known.problem is None:
@@ -115,6 +115,13 @@ def _misnamed(path: Path, known: Known, reports: list[ShardReport], unlisted: It
               if name.endswith(".tar") and (path / name).stat().st_size in sizes}
     found = {report.name: files.get(known.entries[report.name]["sha256"], report.name) for report in reports}
     return {name: file for name, file in found.items() if name != file}
+
+
+def _missing(path: Path, known: Known) -> list[str]:
+    """Names in a list that nothing proves of which there is no tar, unless it is the name that is wrong."""
+    names = sorted(set(known.entries) - set(list_tars(path)))
+    hashes = {sha256_file(path / name) for name in list_tars(path)} if names else set()
+    return [name for name in names if known.entries[name]["sha256"] not in hashes]
 
 
 def _repair_shards(path: Path, folder: Path | None, known: Known, bad: dict[str, frozenset[str]],

@@ -172,6 +172,14 @@ def test_a_lost_manifest_is_rebuilt_without_pretending(shards, schema, original)
     assert contents(shards / "train", schema) == contents(original / "train", schema)
 
 
+def test_a_name_that_is_wrong_in_a_damaged_manifest_costs_nothing(shards, schema, original):
+    path = shards / "train/manifest.json"
+    path.write_text(path.read_text().replace("shard-000001.tar", "shard-000701.tar"))
+    result = repair(shards)["train"]
+    assert (result["kept"], result["dropped"]) == (SAMPLES, 0)
+    assert contents(shards / "train", schema) == contents(original / "train", schema)
+
+
 def test_what_its_checksums_prove_of_a_damaged_manifest_is_kept(shards, original):
     path = shards / "train/manifest.json"
     content = json.loads(path.read_bytes())
