@@ -53,8 +53,9 @@ class BuildOptions:
 
 @dataclass
 class BuildReport:
-    """What a build made. ``finished`` is False where parts of other workers (``missing_parts``) are not there yet; then
-    the rest tells of this process alone. ``encoded`` samples were made this time. ``more`` is the family's."""
+    """What a build made. Of this process and its workers alone tell ``encoded``, the samples made this time, and
+    ``seconds``; all else is of the data set, and empty while parts of other workers (``missing_parts``) are not there
+    yet. ``reasons`` counts the skipped items by kind of reason; ``more`` is the family's."""
 
     output: str
     finished: bool = True

@@ -130,7 +130,7 @@ class Workspace:
                         _delete(path)
 
     @contextmanager
-    def locked(self) -> Iterator[DirectoryLock]:
+    def locked(self) -> Iterator[None]:
         """Hold the lock. It may be that of a folder just made, where another worker has ended the build: whoever
         finds no ``job.json`` then has to ``remove`` it."""
         lock = DirectoryLock(self.root / "lock")
@@ -140,7 +140,7 @@ class Workspace:
                 lock.acquire()
                 break
         try:
-            yield lock
+            yield
         finally:
             lock.release()
 

@@ -2,7 +2,9 @@
 
 import pytest
 
-from data.building.places import Place
+from data.build import BuildOptions, build
+from data.building.places import Place, choose_device
+from tests.data.toy_job import ToyJob
 
 ARRAY = {"SLURM_ARRAY_TASK_ID": "14", "SLURM_ARRAY_TASK_MIN": "10", "SLURM_ARRAY_TASK_MAX": "18",
          "SLURM_ARRAY_TASK_STEP": "2", "SLURM_ARRAY_TASK_COUNT": "5"}
@@ -36,3 +38,27 @@ def test_all_parts_are_shared_out_once_also_among_processes_that_processes_start
     assert {place.size for place in places} == {6}
     assert [Place(0, 1, 0).inner(worker, 4).local for worker in range(4)] == [0, 1, 2, 3]
     assert str(places[3]) == "worker 3 of 6"
+
+
+def test_processes_of_a_machine_take_its_gpus_in_turn(monkeypatch):
+    taken = []
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
+    monkeypatch.setattr("torch.cuda.set_device", taken.append)
+    for local in range(6):
+        choose_device(Place(20 + local, 40, local))
+    assert taken == [0, 1, 2, 3, 0, 1]
+
+
+def test_the_gpu_is_chosen_before_the_encoders_are_loaded(tmp_path, monkeypatch):
+    calls = []
+
+    class DeviceJob(ToyJob):
+        on_device = True
+
+        def start(self) -> None:
+            calls.append("start")
+            super().start()
+    monkeypatch.setattr("data.building.worker.choose_device", calls.append)
+    build(DeviceJob(), tmp_path / "shards", BuildOptions(), place=Place(0, 1, 3))
+    assert calls == [Place(0, 1, 3), "start"]
