@@ -123,7 +123,7 @@ def _by_bucket(part: ShardSet, dims: Sequence[str], first: int, shortest: int | 
     if sizes is None:
         if shortest is not None:
             raise SchemaError(f"{part.storage.url}: its indices do not say how long its clips are, as windows need; "
-                              f"make them again with build_shards.py index")
+                              f"build or index them again")
         return {(): Members(tuple(part.shard_sizes), indices + first)}, 0
     kept = np.ones(len(part), bool)
     if shortest is not None:
