@@ -1,0 +1,197 @@
+"""A frozen FLUX transformer with references hung into it, and building one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from diffusers import FluxTransformer2DModel
+from torch import Tensor, nn
+
+from models.family import Batch, Progress
+from models.layers.materialise import keyed_init
+from models.movie_post_production.alpha import AlphaPredictor
+from models.movie_post_production.assemble import AssembleAttend, packs
+from models.movie_post_production.blocks import DoubleBlock, References, SingleBlock
+from models.movie_post_production.config import PATCH, BackboneConfig, MoviePostConfig
+from models.movie_post_production.feedback import FeedbackBridge
+from models.movie_post_production.instance import (
+    InstanceEncoder,
+    LayoutHead,
+    NullReferences,
+    TextContent,
+    layout_weight,
+)
+from models.movie_post_production.instances import Instances, check_width
+from models.movie_post_production.latents import pack, unpack
+from models.movie_post_production.layers import OwnLinear, adapted, plain
+from models.movie_post_production.lora import inject
+from models.movie_post_production.modulation import BlockModulation, ModulationHead
+from models.movie_post_production.regions import box_centres, make_segments, owners, shares, token_cover
+from models.movie_post_production.step import training_step
+
+
+def build_network(config: MoviePostConfig, stage: int, device: torch.device | str = "cpu",
+                  dtype: torch.dtype = torch.float32) -> MoviePostNetwork:
+    """The network of ``stage`` (1 to 3): own modules on ``device`` in fp32, at first values that do not depend on the
+    stage; the frozen base on the meta device until ``load_base``. ``dtype`` is that of the base and of activations."""
+    base = meta_base(config.backbone).requires_grad_(False)
+    for parameter in base.parameters():
+        parameter.data = parameter.data.to(dtype)
+    inject(base, config, device)
+    return MoviePostNetwork(config, stage, base, device, dtype)
+
+
+def meta_base(config: BackboneConfig) -> FluxTransformer2DModel:
+    """The whole backbone on the meta device, where it costs nothing and lends its parts."""
+    with torch.device("meta"):
+        return FluxTransformer2DModel(**config.diffusers())
+
+
+class MoviePostNetwork(nn.Module):
+    """Parts of FLUX under diffusers' names, and our own. Stage 2 adds the modulation, stage 3 the feedback."""
+
+    def __init__(self, config: MoviePostConfig, stage: int, base: FluxTransformer2DModel,
+                 device: torch.device | str, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.config, self.stage, self.dtype, self._device = config, stage, dtype, device
+        own, dim = config.instance, config.backbone.dim
+        self.pos_embed, self.time_text_embed = base.pos_embed, base.time_text_embed
+        self.context_embedder, self.x_embedder = base.context_embedder, base.x_embedder
+        self.null_references = self.own("null_references", lambda: NullReferences(own))
+        self.alpha_predictor = self.own("alpha_predictor", lambda: AlphaPredictor(own))
+        self.instance_encoder = self.own("instance_encoder", lambda: InstanceEncoder(own, dim))
+        self.instance_text = (self.own("instance_text", lambda: TextContent(config.backbone.pooled_dim, dim))
+                              if own.text else None)
+        self.layout_head = self.own("layout_head", lambda: LayoutHead(dim))
+        self.modulation_head = self.own("modulation_head", lambda: ModulationHead(dim)) if stage > 1 else None
+        path = adapted if config.lora.scope == "global" else plain
+        self.transformer_blocks = nn.ModuleList(
+            DoubleBlock(block, self._own_parts("transformer_blocks", i), path, config.layout.second_ff)
+            for i, block in enumerate(base.transformer_blocks))
+        self.single_transformer_blocks = nn.ModuleList(
+            SingleBlock(block, self._own_parts("single_transformer_blocks", i), path)
+            for i, block in enumerate(base.single_transformer_blocks))
+        self.norm_out, self.proj_out = base.norm_out, base.proj_out
+
+    def own(self, name: str, make: Callable[[], nn.Module]) -> nn.Module:
+        """A module of our own, whose first values depend on its name only and so are those of every stage."""
+        with keyed_init(name, self._device):
+            return make()
+
+    def _own_parts(self, kind: str, i: int) -> dict[str, nn.Module]:
+        """What hangs in block ``i`` of a kind. The last double block has no next one to feed."""
+        config, dim = self.config, self.config.backbone.dim
+        double = kind == "transformer_blocks"
+        make: dict[str, Callable[[], nn.Module]] = {}
+        if i in (config.layout.double_blocks if double else config.layout.single_blocks):
+            make["layout_out"] = lambda: OwnLinear(dim, dim, "zero")
+        if double and self.stage > 1:
+            make["modulation"] = lambda: BlockModulation(config.modulation, dim)
+        if double and self.stage > 2 and i < config.backbone.double_blocks - 1:
+            make["feedback"] = lambda: FeedbackBridge(config.feedback, dim)
+        return {part: self.own(f"{kind}.{i}.{part}", factory) for part, factory in make.items()}
+
+    def forward(self, batch: Batch, progress: Progress) -> dict[str, dict]:
+        """``{"losses": {name: fp32 [B]}, "metrics": {name: (sum, count)}}``."""
+        return training_step(self, batch, progress)
+
+    def predict(self, latent: Tensor, t: Tensor, guidance: Tensor, t5: Tensor, pooled: Tensor, instances: Instances,
+                layout_scale: float = 1.0) -> dict[str, Tensor]:
+        """One forward.
+
+        ``latent`` ``[B, C, h, w]``, the noisy latent, h and w even; ``t`` fp32 ``[B]`` in [0, 1] and ``guidance`` fp32
+        ``[B]``, raw (3.5): both are rounded to the network's dtype before they are embedded, as diffusers does, so a
+        bf16 network cannot tell times closer than 1/256. ``t5`` ``[B, L, text_dim]``, all tokens, padding included;
+        ``pooled`` ``[B, pooled_dim]``; ``instances`` as ``instances.py`` says. ``layout_scale`` is on the layout
+        residual. ``boxes``, ``valid`` and ``layout_given`` may be on the CPU whatever device the rest is on.
+
+        Returns ``velocity`` fp32 ``[B, C, h, w]``; ``alpha`` fp32 ``[B, N]``; ``active`` bool ``[B, N]``: references
+        that are real and not withheld; from stage 2 on ``feedback`` fp32 ``[B, N]``: mean |F| over channels and over
+        the blocks that feed another (stage 3, else zeros), detached.
+        """
+        rows, columns = latent.shape[2:]
+        if rows % PATCH or columns % PATCH:
+            raise ValueError(f"a latent of {rows} x {columns} was given, expected even sizes; pictures must be "
+                             "multiples of 16 pixels high and wide")
+        h, w = rows // PATCH, columns // PATCH
+        image = self.x_embedder(pack(latent.to(self.dtype)))
+        text = self.context_embedder(t5.to(self.dtype))
+        temb = self._embed_time(t, guidance, pooled.to(self.dtype))
+        rotary = self.pos_embed(torch.cat([torch.zeros(text.shape[1], 3), grid_ids(h, w)]).to(latent.device))
+        refs, layout = self.gather(instances, h, w, latent.device, layout_scale)
+
+        feedback = magnitude = None
+        for block in self.transformer_blocks:
+            image, text, layout, feedback = block(image, text, layout, temb, feedback, rotary, refs)
+            if block.feedback is not None:
+                size = feedback.detach().float().abs().mean(-1)
+                magnitude = size if magnitude is None else magnitude + size
+        for block in self.single_transformer_blocks:
+            image, text, layout = block(image, text, layout, temb, rotary, refs)
+        velocity = unpack(self.proj_out(self.norm_out(image, temb)), h, w).float()
+        bridges = self.config.backbone.double_blocks - 1
+        alpha = refs["alpha"]
+        return {"velocity": velocity, "alpha": alpha, "active": refs["active"],
+                "feedback": torch.zeros_like(alpha) if magnitude is None else magnitude / bridges}
+
+    def gather(self, instances: Instances, h: int, w: int, device: torch.device,
+               layout_scale: float) -> tuple[References, Tensor]:
+        """What the blocks read of the references, and their layout tokens ``[B, N, d]``:
+
+        - ``alpha`` fp32 ``[B, N]``, ``active`` bool ``[B, N]``, ``present`` fp32 ``[B, 1, 1]``: 1 with any;
+        - ``cover`` bool ``[B, N, T]``; ``average`` fp32 ``[B, N, T]``: the plain mean over those that own a token;
+          ``among`` fp32 ``[B, N]``: that over the references of the picture;
+        - ``share``, ``strength``: as ``regions.shares`` of the layout weights; ``segments``; ``rotary`` of the layout
+          tokens;
+        - ``shared`` ``[B, N, d]``: the offset that all blocks share (stage 2 and 3).
+        """
+        where = instances["boxes"].device
+        active = instances["valid"] & instances["layout_given"].to(where).unsqueeze(-1)
+        cover = token_cover(instances["boxes"], active, h, w)
+        owned = owners(cover, instances["depth"].to(where), self.config.layout.overlap)
+        backend = next(m.backend for m in self.modules() if isinstance(m, AssembleAttend))
+        segments = make_segments(cover, packs(backend, device, self.dtype), device)
+        centres = box_centres(instances["boxes"], h, w).flatten(0, 1)
+        boxes, active, cover, owned, centres = (
+            x.to(device) for x in (instances["boxes"].float(), active, cover, owned, centres))
+
+        alpha, token = self.encode(instances, boxes, instances["depth"].to(device))
+        share, strength = shares(layout_weight(alpha, self.config.layout.layout_min), owned)
+        average, _ = shares(torch.ones_like(alpha), owned)
+        refs: References = {
+            "alpha": alpha, "active": active, "cover": cover, "average": average, "share": share,
+            "strength": strength * layout_scale, "segments": segments, "rotary": self.pos_embed(centres),
+            "present": active.any(1).float()[:, None, None] * float(layout_scale > 0),
+            "among": active / active.sum(1, keepdim=True).clamp_min(1),
+            "shared": None if self.modulation_head is None else self.modulation_head(token)}
+        return refs, self.layout_head(token)
+
+    def encode(self, instances: Instances, boxes: Tensor, depth: Tensor) -> tuple[Tensor, Tensor]:
+        """Alpha fp32 ``[B, N]`` and instance token ``[B, N, d]`` of each reference."""
+        own = self.config.instance
+        check_width("clip", instances["clip"], own.clip_dim)
+        check_width("dino", instances["dino"], own.dino_dim)
+        clip, dino = self.null_references(instances["clip"].to(self.dtype), instances["dino"].to(self.dtype),
+                                          instances["clip_given"], instances["dino_given"])
+        alpha = self.alpha_predictor(clip, boxes, depth)
+        token = self.instance_encoder(boxes, clip, dino, alpha)
+        if self.instance_text is not None:
+            token = token + self.instance_text(instances["text"].to(self.dtype), instances["text_given"])
+        return alpha, token
+
+    def recompute_units(self) -> list[nn.Module]:
+        """Modules whose activations need not be kept."""
+        return [*self.transformer_blocks, *self.single_transformer_blocks]
+
+    def _embed_time(self, t: Tensor, guidance: Tensor, pooled: Tensor) -> Tensor:
+        t, guidance = t.to(self.dtype) * 1000, guidance.to(self.dtype) * 1000
+        if self.config.backbone.guidance:
+            return self.time_text_embed(t, guidance, pooled)
+        return self.time_text_embed(t, pooled)
+
+
+def grid_ids(h: int, w: int) -> Tensor:
+    """fp32 ``[h w, 3]``: position ids (0, row, column) of image tokens. Those of text are zeros."""
+    rows, columns = torch.meshgrid(torch.arange(h), torch.arange(w), indexing="ij")
+    return torch.stack([torch.zeros_like(rows), rows, columns], dim=-1).flatten(0, 1).float()
