@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from data.building.jobs import BuildJob, EncodedSample, Statistics
 from data.dataset import Sample
-from data.jobs import BuildJob, EncodedSample, Statistics
 from data.progress import Track
 
 BUILDERS = {"fantasy_world": "data.fantasy_world.builder",

@@ -14,7 +14,8 @@ from data.dataset import Sample, ShardSet
 from data.files import MANIFEST, sha256_json
 from data.plan import Bucket, Members
 from data.schema import SampleSchema, SchemaError
-from data.storage import CacheOptions, open_storage
+from data.stores.opening import open_storage
+from data.stores.storage import CacheOptions
 
 
 @dataclass(frozen=True)

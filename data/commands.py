@@ -13,12 +13,13 @@ from typing import Any
 
 from rich.console import Console
 
-from data import examine_commands
-from data.build import BuildOptions, build
 from data.builders import BUILDERS, builder
+from data.building.build import build
+from data.building.options import BuildOptions
 from data.building.places import Place
+from data.building.summary import build_summary, summary_table
+from data.care import commands as care_commands
 from data.progress import track, untracked
-from data.summary import build_summary, summary_table
 
 DEFAULT_FAMILY = "fantasy_world"
 FAMILY_COMMANDS = ("build", "synthesize")
@@ -52,7 +53,7 @@ def parse(argv: Sequence[str] | None = None, description: str | None = None) -> 
     if parts:
         parts.add_synthesize_arguments(command)
 
-    examine_commands.add(commands, common)
+    care_commands.add(commands, common)
     return parser.parse_args(argv)
 
 
@@ -84,7 +85,7 @@ def execute(arguments: Namespace) -> tuple[dict[str, Any], int]:
             return _build(arguments), 0
         case "synthesize":
             return builder(arguments.family).synthesize(arguments, track), 0
-    return examine_commands.execute(arguments)
+    return care_commands.execute(arguments)
 
 
 def _build(arguments: Namespace) -> dict[str, Any]:
@@ -109,4 +110,4 @@ def render(command: str, result: dict[str, Any]) -> None:
     elif command == "synthesize":
         Console().print(summary_table(result))
     else:
-        examine_commands.render(command, result)
+        care_commands.render(command, result)

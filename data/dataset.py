@@ -19,7 +19,8 @@ from data.decode import decode_sample
 from data.files import MANIFEST, DamagedError
 from data.schema import SampleSchema, SchemaError
 from data.shards import FORMAT, Manifest, ShardEntry, describe_schema, index_name, read_manifest
-from data.storage import Storage, open_storage
+from data.stores.opening import open_storage
+from data.stores.storage import Storage
 
 HASHED_AT_ONCE = 1 << 24
 

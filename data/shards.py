@@ -36,7 +36,8 @@ from data.files import (
     write_json,
 )
 from data.schema import SampleSchema, SchemaError, check_sample, sample_sizes
-from data.storage import Storage, UnreachableError, open_storage
+from data.stores.opening import open_storage
+from data.stores.storage import Storage, UnreachableError
 from data.tar_walk import TarWalk
 
 FORMAT = 1

@@ -1,1 +1,1 @@
-"""How ``data.build`` divides a build into parts, shares them among workers, and makes one data set of them."""
+"""How ``data.building.build`` divides a build into parts, shares them among workers, and makes one data set of them."""

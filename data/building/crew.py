@@ -19,9 +19,9 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+from data.building.jobs import RawError
 from data.building.places import Place
 from data.building.worker import PHASES
-from data.jobs import RawError
 from data.progress import Track
 
 PATIENCE = 10.0

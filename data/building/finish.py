@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from data.building.jobs import BuildJob, RawError
 from data.building.parts import part_files, read_part
 from data.building.workspace import RECORD, SKIPPED, Workspace, finished_splits, read_json
 from data.files import TEMPORARY, DamagedError, atomic_file, sync_directory, write_json
-from data.jobs import BuildJob, RawError
 from data.shards import write_manifest
 
 

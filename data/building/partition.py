@@ -7,14 +7,12 @@ import json
 import re
 from collections import Counter
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from data.building.jobs import BuildJob, RawError, RawItem
+from data.building.options import BuildOptions
 from data.files import sha256_json
-from data.jobs import BuildJob, RawError, RawItem
 from data.shards import KEY
-
-if TYPE_CHECKING:
-    from data.build import BuildOptions
 
 VERSION = 1
 SPLIT = re.compile(r"[A-Za-z0-9_-]+")

@@ -18,6 +18,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from data.building.jobs import BuildJob, RawError, RawItem
 from data.building.locks import TAKEN
 from data.building.partition import Part
 from data.files import (
@@ -29,7 +30,6 @@ from data.files import (
     temporary_name,
     write_json,
 )
-from data.jobs import BuildJob, RawError, RawItem
 from data.shards import ShardWriter, index_path
 
 PART = "part.json"

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from data.building.jobs import BuildJob, RawError
 from data.building.partition import Part
 from data.building.parts import PartWriter, ahead, read_part
 from data.building.places import Place, choose_device
 from data.building.workspace import Workspace
 from data.files import DamagedError
-from data.jobs import BuildJob, RawError
 from data.progress import Track
 
 PHASES = ("verifying", "checking", "encoding")

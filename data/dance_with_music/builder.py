@@ -9,6 +9,7 @@ from typing import Any, get_args
 import numpy as np
 
 from data.builders import Builder, Track
+from data.building.jobs import EncodedSample, Statistics
 from data.dance_with_music.footage import open_footage
 from data.dance_with_music.job import DanceJob, RawOptions
 from data.dance_with_music.layouts import EXPECTED, LAYOUTS, read_layout
@@ -21,7 +22,6 @@ from data.dance_with_music.splits import SPLIT_BY
 from data.dance_with_music.statistics import DanceStatistics
 from data.dance_with_music.synthetic import write_synthetic
 from data.dataset import Sample
-from data.jobs import EncodedSample, Statistics
 
 
 class FamilyBuilder(Builder):
@@ -94,7 +94,7 @@ class FamilyBuilder(Builder):
 def write_encoders(raw: Path, directory: Path, seed: int) -> None:
     """Fitted to every eighth frame of the dances."""
     from data.dance_with_music.tiny import write_tiny_encoders  # takes seconds to import
-    from data.face_encoder import align_face
+    from data.encoding.face_encoder import align_face
 
     frames, faces = [], []
     for dance in read_layout(raw, "videos")[0]:

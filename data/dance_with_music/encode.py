@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 from transformers import CLIPVisionModelWithProjection
 
+from data.building.jobs import EncodedSample
 from data.dance_with_music.schema import FACE_DIM, LATENT_STRIDE
 from data.dance_with_music.segment import PreparedReference, Segment
-from data.encoders import EncoderEntry, default_device, encoder_entry
-from data.face_encoder import FaceEncoder, face_entry
-from data.jobs import EncodedSample
-from data.latent_encoders import ClipResize, PictureEmbedder, PictureVae, vae_kind
+from data.encoding.encoders import EncoderEntry, default_device, encoder_entry
+from data.encoding.face_encoder import FaceEncoder, face_entry
+from data.encoding.latent_encoders import ClipResize, PictureEmbedder, PictureVae, vae_kind
 
 
 @dataclass(frozen=True)

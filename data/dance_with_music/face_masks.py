@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
+from data.building.jobs import RawError
 from data.dance_with_music.crop import Crop
 from data.dance_with_music.footage import PICTURES, numbered_files, read_picture
-from data.jobs import RawError
 
 MASK = 127
 """Masks are 255 inside."""

@@ -16,8 +16,8 @@ import av
 import numpy as np
 from PIL import Image
 
+from data.building.jobs import RawError
 from data.dance_with_music.schema import FRAME_RATE
-from data.jobs import RawError
 
 PICTURES = (".png", ".jpg", ".jpeg")
 ROUNDING = 1e-3

@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from data.building.jobs import BuildJob, EncodedSample, RawError, RawItem, Statistics
 from data.building.partition import assign_splits as draw_splits
 from data.dance_with_music.layouts import read_layout
 from data.dance_with_music.music import MUSIC_DIMS
@@ -24,7 +25,6 @@ from data.dance_with_music.segment import (
 from data.dance_with_music.splits import SplitBy, assign_splits
 from data.dance_with_music.statistics import DanceStatistics
 from data.files import sha256_json
-from data.jobs import BuildJob, EncodedSample, RawError, RawItem, Statistics
 
 if TYPE_CHECKING:
     from data.dance_with_music.encode import EncoderPaths, Encoders
@@ -49,7 +49,7 @@ class DanceJob(BuildJob):
     together = 1  # a segment is as many pictures as a device takes at once
 
     def __init__(self, raw: Path, reading: RawOptions, options: SegmentOptions, paths: EncoderPaths) -> None:
-        from data.latent_encoders import clip_dim  # takes seconds
+        from data.encoding.latent_encoders import clip_dim  # takes seconds
 
         self._raw, self._reading, self._options, self._paths = raw, reading, options, paths
         self.schema = dance_schema(MUSIC_DIMS[options.music], clip_dim(paths.image_encoder))

@@ -11,11 +11,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from data.audio import has_audio
+from data.building.jobs import RawError
 from data.dance_with_music.footage import PICTURES
 from data.dance_with_music.poses import PoseUnit
 from data.dance_with_music.raw import METADATA, RawDance, Reference, described, read_metadata, sound_beside
-from data.jobs import RawError
+from data.encoding.audio import has_audio
 
 VIDEOS = (".mp4", ".mov", ".mkv", ".webm", ".avi")
 AIST_RATE = 60.0

@@ -16,10 +16,10 @@ from typing import Literal
 
 import numpy as np
 
-from data.audio import BEAT, EDGE_DIM, ONSET, edge_rows, read_audio
+from data.building.jobs import RawError
 from data.dance_with_music.footage import numbered_files
 from data.decode import npy_header
-from data.jobs import RawError
+from data.encoding.audio import BEAT, EDGE_DIM, ONSET, edge_rows, read_audio
 
 JUKEBOX_DIM = 4800
 """Width of a layer of Jukebox's 5B prior (P. Dhariwal et al., 2020)."""

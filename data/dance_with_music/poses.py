@@ -13,10 +13,10 @@ from typing import Any, Literal
 
 import numpy as np
 
+from data.building.jobs import RawError
 from data.dance_with_music.footage import numbered_files
 from data.dance_with_music.schema import KEYPOINTS
 from data.dance_with_music.skeleton import CONFIDENT
-from data.jobs import RawError
 
 PoseUnit = Literal["normalised", "pixel"]
 CANVAS = 512

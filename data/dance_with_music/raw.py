@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from data.building.jobs import RawError
 from data.dance_with_music.music import AIST, aist_bpm
 from data.dance_with_music.poses import PoseUnit
-from data.jobs import RawError
 
 METADATA = "dances.json"
 TEXTS = ("song", "subject", "genre", "split", "audio")

@@ -27,7 +27,7 @@ def dance_schema(music_dim: int = 35, clip_dim: int = 768) -> SampleSchema:
     - ``pose_xy``: 134 DWPose points (``data.dance_with_music.skeleton``), 65535 is the picture's width or height;
       ``pose_conf``: 255 is 1, 0 a point that is not there or outside of the picture.
     - ``face_box``: x0 y0 x1 y1 divided by width and height; 0 where ``face_valid`` is 0.
-    - ``music``: row k is frame k; EDGE's 35 numbers (``data.audio``) or 4800 of Jukebox.
+    - ``music``: row k is frame k; EDGE's 35 numbers (``data.encoding.audio``) or 4800 of Jukebox.
     - ``beat``: 1 at the frames of beats; ``onset``: strength of the onset in each frame.
     - ``frame``: the middle frame, for previews.
     """

@@ -10,6 +10,7 @@ from typing import Any
 import av
 import numpy as np
 
+from data.building.jobs import RawError
 from data.dance_with_music.crop import Crop
 from data.dance_with_music.face_masks import mask_boxes
 from data.dance_with_music.footage import PICTURES, Footage, numbered_files, open_footage, read_picture
@@ -18,7 +19,6 @@ from data.dance_with_music.poses import pose_count, read_poses
 from data.dance_with_music.raw import RawDance, Reference
 from data.dance_with_music.schema import FACE_DIM, FRAME_RATE, LATENT_STRIDE
 from data.dance_with_music.skeleton import face_boxes, five_points
-from data.jobs import RawError
 
 POSE_STEPS, CONFIDENCE_STEPS = 65535, 255
 
@@ -188,7 +188,7 @@ def _external(dance: RawDance, reference: Reference, options: SegmentOptions) ->
 
 
 def _aligned(image: np.ndarray, xy: np.ndarray, conf: np.ndarray) -> np.ndarray | None:
-    from data.face_encoder import align_face  # with the encoders, which take seconds to import
+    from data.encoding.face_encoder import align_face  # with the encoders, which take seconds to import
 
     points = five_points(xy, conf)
     return None if points is None else align_face(image, points * image.shape[1::-1])

@@ -7,8 +7,8 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Literal
 
+from data.building.jobs import RawError
 from data.dance_with_music.raw import RawDance
-from data.jobs import RawError
 
 SplitBy = Literal["song-and-subject", "song", "subject", "clip"]
 SPLIT_BY: dict[str, tuple[str, ...]] = {"song-and-subject": ("song", "subject"), "song": ("song",),

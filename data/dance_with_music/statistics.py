@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from data.building.jobs import EncodedSample, Statistics
 from data.dance_with_music.schema import KEYPOINTS, LATENT_CHANNELS
 from data.dance_with_music.segment import CONFIDENCE_STEPS, POSE_STEPS
 from data.dance_with_music.skeleton import CONFIDENT
-from data.jobs import EncodedSample, Statistics
 
 
 class DanceStatistics(Statistics):

@@ -15,7 +15,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from data.dance_with_music.tiny_vae import tiny_picture_vae
-from data.face_encoder import FACE_DIM, SIZE
+from data.encoding.face_encoder import FACE_DIM, SIZE
 from data.files import commit_directory, refuse_foreign, temporary_name, write_json
 
 CLIP_DIM = 64

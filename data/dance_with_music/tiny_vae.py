@@ -1,7 +1,7 @@
 """Stable Diffusion's VAE small enough for a laptop, with weights that are computed instead of trained.
 
-As ``data.tiny_vae``: residual branches are zero, each halving of the picture is a principal component analysis of 2 x 2
-pixels, and the decoder is its least-squares inverse. The group norm before the last convolution would spoil a linear
+As ``data.encoding.tiny_vae``: residual branches are zero, each halving of the picture is a principal component analysis
+of 2 x 2 pixels, and the decoder is its least-squares inverse. The group norm before the last convolution would spoil a linear
 map; two large constants of opposite sign and each feature's negative beside it make its mean 0 and its deviation a
 constant.
 """
@@ -14,7 +14,7 @@ from diffusers import AutoencoderKL
 from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
 
-from data.tiny_vae import clear, least_squares_filters, principal_components
+from data.encoding.tiny_vae import clear, least_squares_filters, principal_components
 
 LATENT_CHANNELS = 4
 WIDTHS = (8, 12, 20, 20)

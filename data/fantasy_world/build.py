@@ -8,16 +8,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from data.building.jobs import BuildJob, EncodedSample, RawError, RawItem
 from data.fantasy_world.clip import Clip, ClipOptions, precheck, prepare_clip
 from data.fantasy_world.raw import METADATA, RawClip, read_metadata
 from data.fantasy_world.schema import CLIP_TOKENS, LATENT_STRIDE, MASK_CHANNELS, fantasy_world_schema, latent_frames
 from data.fantasy_world.statistics import ClipStatistics
 from data.files import sha256_file
-from data.jobs import BuildJob, EncodedSample, RawError, RawItem
 from data.schema import SampleSchema
 
 if TYPE_CHECKING:
-    from data.encoders import EncoderEntry
+    from data.encoding.encoders import EncoderEntry
     from data.fantasy_world.encode import Encoders
 
 PART_BYTES = 0.95e9
@@ -102,7 +102,7 @@ class FantasyWorldJob(BuildJob):
 
     @cached_property
     def _sizes(self) -> _Sizes:
-        from data.encoders import AutoencoderKLWan, CLIPVisionModel, UMT5EncoderModel, load_config
+        from data.encoding.encoders import AutoencoderKLWan, CLIPVisionModel, UMT5EncoderModel, load_config
 
         image = self._paths.image_encoder
         return _Sizes(load_config(AutoencoderKLWan, self._paths.vae)["z_dim"],
@@ -111,7 +111,7 @@ class FantasyWorldJob(BuildJob):
 
     def _entries(self) -> dict[str, EncoderEntry]:
         """What the encoders will say of themselves once they are loaded, but for the tokenizer."""
-        from data.encoders import (
+        from data.encoding.encoders import (
             AutoencoderKLWan,
             CLIPVisionModel,
             UMT5EncoderModel,
@@ -132,7 +132,7 @@ class FantasyWorldJob(BuildJob):
     def _sample_bytes(self) -> int:
         """Of a sample whose prompt has as many tokens as the backbone takes; the first frame as JPEG is about an eighth
         of its pixels."""
-        from data.encoders import TEXT_LENGTH
+        from data.encoding.encoders import TEXT_LENGTH
 
         sizes, clip = self._sizes, self._clip
         area = clip.height * clip.width

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from data.builders import Builder, Track
+from data.building.jobs import EncodedSample, Statistics
 from data.dataset import Sample
 from data.fantasy_world.build import EncoderPaths, FantasyWorldJob
 from data.fantasy_world.clip import ClipOptions
@@ -17,7 +18,6 @@ from data.fantasy_world.raw import read_metadata
 from data.fantasy_world.readers import read_frames
 from data.fantasy_world.statistics import ClipStatistics
 from data.fantasy_world.synthetic import write_synthetic
-from data.jobs import EncodedSample, Statistics
 from data.pictures import depth_colours, sheet
 
 
@@ -48,7 +48,7 @@ class FamilyBuilder(Builder):
         write_synthetic(arguments.output, arguments.clips, arguments.frames, arguments.height, arguments.width,
                         arguments.seed, lambda clips: track(clips, "rendering", arguments.clips))
         if arguments.encoders:
-            from data.tiny_encoders import write_tiny_encoders  # takes seconds to import
+            from data.encoding.tiny_encoders import write_tiny_encoders  # takes seconds to import
 
             clips, _ = read_metadata(arguments.output)
             frames = [frame for clip in clips for frame in list(read_frames(clip.video, arguments.frames))[::4]]

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from data.encoders import EncoderEntry, ImageEncoder, TextEncoder, VideoEncoder, bits, default_device
+from data.encoding.encoders import EncoderEntry, ImageEncoder, TextEncoder, VideoEncoder, bits, default_device
 from data.fantasy_world.clip import Clip
 from data.fantasy_world.schema import latent_frames
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from data.jobs import RawError
+from data.building.jobs import RawError
 
 METADATA = "metadata.json"
 

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from data.building.jobs import EncodedSample, Statistics
 from data.fantasy_world.cameras import POSE_SIZE, encode_pose
-from data.jobs import EncodedSample, Statistics
 
 
 class ClipStatistics(Statistics):

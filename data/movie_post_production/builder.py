@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from data.builders import Builder, Track
+from data.building.jobs import EncodedSample, Statistics
 from data.dataset import Sample
-from data.jobs import EncodedSample, Statistics
 from data.movie_post_production.captions import read_captions
 from data.movie_post_production.crops import cut, parse_sizes
 from data.movie_post_production.job import MovieJob

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from data.jobs import RawError
+from data.building.jobs import RawError
 from data.movie_post_production.schema import DEPTH_LABELS
 
 CAPTIONS, IMAGES = "captions", "images"

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from data.jobs import RawError
+from data.building.jobs import RawError
 from data.movie_post_production.captions import Box
 from data.movie_post_production.schema import PATCH_STRIDE
 

@@ -9,14 +9,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from data.encoders import EncoderEntry, bits, default_device, encoder_entry
+from data.building.jobs import EncodedSample, RawError
+from data.encoding.encoders import EncoderEntry, bits, default_device, encoder_entry
+from data.encoding.image_encoders import ClipEncoder, CropEncoder, DinoEncoder, LatentEncoder
+from data.encoding.text_encoders import PooledTextEncoder, T5TextEncoder
 from data.files import sha256_json
-from data.image_encoders import ClipEncoder, CropEncoder, DinoEncoder, LatentEncoder
-from data.jobs import EncodedSample, RawError
 from data.movie_post_production import readers
 from data.movie_post_production.options import BuildOptions, LatentConvention
 from data.movie_post_production.prepare import Prepared
-from data.text_encoders import PooledTextEncoder, T5TextEncoder
 
 MAX_LATENT_ERROR = 0.4
 """How far precomputed latents may be off those of the picture, relative to their size (root mean square). Pixels in
@@ -89,7 +89,7 @@ def encoder_entries(base: Path, options: BuildOptions) -> dict[str, EncoderEntry
     from diffusers import AutoencoderKL
     from transformers import CLIPTextModel, T5EncoderModel
 
-    from data.encoders import load_config, load_tokenizer
+    from data.encoding.encoders import load_config, load_tokenizer
 
     device, entries = default_device(), {}
     folders = {"latents": {"vae": readers.LATENTS}, "clip": {"image_encoder": readers.CLIP_VECTORS},

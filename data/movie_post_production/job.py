@@ -9,14 +9,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data.jobs import BuildJob, EncodedSample, RawError, RawItem, Statistics
+from data.building.jobs import BuildJob, EncodedSample, RawError, RawItem, Statistics
 from data.movie_post_production.captions import RawPicture, read_captions
 from data.movie_post_production.options import BuildOptions, Dims
 from data.movie_post_production.prepare import Prepared, check_picture, prepare_picture
 from data.movie_post_production.statistics import MovieStatistics
 
 if TYPE_CHECKING:
-    from data.encoders import EncoderEntry
+    from data.encoding.encoders import EncoderEntry
     from data.movie_post_production.encode import Encoders
 
 PART_BYTES = 10**9

@@ -75,8 +75,8 @@ class Dims:
         from diffusers import AutoencoderKL  # takes seconds
         from transformers import CLIPTextModel, T5EncoderModel
 
-        from data.encoders import load_config
-        from data.image_encoders import ClipEncoder, DinoEncoder
+        from data.encoding.encoders import load_config
+        from data.encoding.image_encoders import ClipEncoder, DinoEncoder
 
         vae = load_config(AutoencoderKL, options.flux / "vae")
         text = load_config(T5EncoderModel, options.flux / "text_encoder_2")

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from data.jobs import RawError
+from data.building.jobs import RawError
 from data.movie_post_production import readers
 from data.movie_post_production.captions import RawObject, RawPicture
 from data.movie_post_production.crops import CoverCrop, Size, choose_size, cut

@@ -14,8 +14,8 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from data.building.jobs import RawError
 from data.decode import npy_header
-from data.jobs import RawError
 from data.movie_post_production.captions import RawPicture
 
 CLIP_VECTORS, DINO_VECTORS = "embedding/clip_cropped_boxes", "embedding/dino_cropped_boxes"

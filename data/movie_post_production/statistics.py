@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from data.jobs import EncodedSample, Statistics
+from data.building.jobs import EncodedSample, Statistics
 from data.movie_post_production.schema import DEPTH_LABELS
 
 

@@ -29,10 +29,10 @@ from transformers import (
     T5EncoderModel,
 )
 
+from data.encoding.image_encoders import ClipEncoder, CropEncoder, DinoEncoder, standardise
+from data.encoding.text_encoders import CLIP_LENGTH
 from data.files import commit_directory, refuse_foreign, temporary_name, write_json
-from data.image_encoders import ClipEncoder, CropEncoder, DinoEncoder, standardise
 from data.movie_post_production.tiny_vae import tiny_flux_vae
-from data.text_encoders import CLIP_LENGTH
 
 TEXT_DIM, POOLED_DIM, CLIP_DIM, DINO_DIM = 24, 20, 12, 16
 CROP_SIZE = 28

@@ -1,7 +1,7 @@
 """FLUX's VAE small enough for a laptop, with weights that are computed instead of trained.
 
-As in ``data.tiny_vae`` the residual branches are zero and what is left of the encoder is linear: each halving of the
-picture is a principal component analysis of 2 x 2 pixels; the decoder is its least-squares inverse. Group norm and SiLU
+As in ``data.encoding.tiny_vae`` the residual branches are zero and what is left of the encoder is linear: each halving
+of the picture is a principal component analysis of 2 x 2 pixels; the decoder is its least-squares inverse. Group norm and SiLU
 at the end of both are made linear: features come in pairs x, -x beside a pair of large constants c, -c. So a group has
 mean 0 and, but for (x / c)^2, always the same deviation; and silu(x) - silu(-x) = x.
 """
@@ -16,7 +16,7 @@ from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
 
-from data.tiny_vae import clear, least_squares_filters, principal_components
+from data.encoding.tiny_vae import clear, least_squares_filters, principal_components
 
 LATENT_CHANNELS = 16
 KEPT = (8, LATENT_CHANNELS, LATENT_CHANNELS)

@@ -19,7 +19,7 @@ from data.order import Order
 from data.plan import ATTEMPTS, SamplePlan
 from data.read_ahead import StalledError
 from data.schema import Field, SampleSchema, SchemaError
-from data.storage import UnreachableError
+from data.stores.storage import UnreachableError
 from data.stream import Batching, Stream, collate, fixed_batches
 
 properties = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

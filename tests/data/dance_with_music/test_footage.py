@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from data.building.jobs import RawError
 from data.dance_with_music.footage import nearest_frames, numbered_files, open_footage
 from data.dance_with_music.synthetic import write_video
-from data.jobs import RawError
 
 GREYS = np.arange(20, 220, 4, dtype=np.uint8)
 

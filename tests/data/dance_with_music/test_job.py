@@ -10,14 +10,14 @@ import pytest
 import torch
 
 from data.builders import builder
+from data.building.jobs import RawError, RawItem, Statistics
 from data.dance_with_music.encode import unit_vectors
 from data.dance_with_music.schema import dance_schema
 from data.dance_with_music.segment import prepare_segment
 from data.dance_with_music.statistics import DanceStatistics
 from data.dataset import Sample, ShardSet
-from data.face_encoder import FaceEncoder
-from data.jobs import RawError, RawItem, Statistics
-from data.latent_encoders import PictureEmbedder, PictureVae
+from data.encoding.face_encoder import FaceEncoder
+from data.encoding.latent_encoders import PictureEmbedder, PictureVae
 from data.shards import ShardWriter, write_manifest
 from data.stream import collate
 from data.windows import Window, cut

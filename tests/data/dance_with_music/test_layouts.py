@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from data.building.jobs import RawError
 from data.dance_with_music.layouts import read_layout
 from data.dance_with_music.segment import SegmentPlace, prepare_segment
-from data.jobs import RawError
 from tests.data.dance_with_music.conftest import FRAMES
 
 AIST = "gKR_sBM_cAll_d28_mKR1_ch07"

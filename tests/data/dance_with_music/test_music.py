@@ -4,9 +4,9 @@ import h5py
 import numpy as np
 import pytest
 
-from data.audio import BEAT, ONSET
+from data.building.jobs import RawError
 from data.dance_with_music.music import aist_bpm, read_music, read_rows
-from data.jobs import RawError
+from data.encoding.audio import BEAT, ONSET
 
 
 def rows(count: int, width: int) -> np.ndarray:

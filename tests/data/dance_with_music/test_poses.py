@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 
+from data.building.jobs import RawError
 from data.dance_with_music.poses import pose_count, read_poses
 from data.dance_with_music.skeleton import FACE, draw_skeleton, face_boxes, five_points
-from data.jobs import RawError
 
 
 def write_frames(folder, frames):

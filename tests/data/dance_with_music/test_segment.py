@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data.audio import FRAME_RATE, edge_rows, read_audio
+from data.building.jobs import RawError
 from data.dance_with_music.crop import Crop
 from data.dance_with_music.layouts import read_layout
 from data.dance_with_music.segment import (
@@ -21,7 +21,7 @@ from data.dance_with_music.segment import (
     segment_places,
 )
 from data.dance_with_music.synthetic import render_dance, write_video
-from data.jobs import RawError
+from data.encoding.audio import FRAME_RATE, edge_rows, read_audio
 from tests.data.dance_with_music.conftest import FRAMES, SEED, SIZE
 
 

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from data.building.jobs import RawError
 from data.dance_with_music.raw import RawDance
 from data.dance_with_music.splits import assign_splits
-from data.jobs import RawError
 
 
 def dance(name: str, song=None, subject=None, split=None) -> RawDance:

@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
-from data.audio import edge_rows, read_audio
 from data.dance_with_music.dancer import KEY_POSES, Looks, draw_dancer, pose_angles
 from data.dance_with_music.layouts import read_layout
 from data.dance_with_music.song import MOVES, Song
 from data.dance_with_music.synthetic import render_dance, write_synthetic, write_video
-from data.face_encoder import FaceEncoder
+from data.encoding.audio import edge_rows, read_audio
+from data.encoding.face_encoder import FaceEncoder
 from tests.data.dance_with_music.conftest import FRAMES, SEED, SIZE
 
 

@@ -8,8 +8,8 @@ from diffusers import AutoencoderKL
 from data.dance_with_music.synthetic import render_dance
 from data.dance_with_music.tiny import write_tiny_encoders
 from data.dance_with_music.tiny_vae import tiny_picture_vae
+from data.encoding.latent_encoders import PictureEmbedder, PictureVae, clip_dim
 from data.files import sha256_file
-from data.latent_encoders import PictureEmbedder, PictureVae, clip_dim
 
 CPU = torch.device("cpu")
 

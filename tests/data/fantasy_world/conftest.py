@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from data.encoding.tiny_encoders import write_tiny_encoders
 from data.fantasy_world.build import EncoderPaths, FantasyWorldJob
 from data.fantasy_world.clip import ClipOptions
 from data.fantasy_world.raw import METADATA, read_metadata
 from data.fantasy_world.readers import read_frames
 from data.fantasy_world.synthetic import write_synthetic
-from data.tiny_encoders import write_tiny_encoders
 
 FRAMES, HEIGHT, WIDTH = 5, 32, 48
 CLIP = ClipOptions(FRAMES, HEIGHT, WIDTH)

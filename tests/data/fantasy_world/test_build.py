@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 import torch
 
-from data import examine
-from data.build import BuildOptions, build
+from data.building.build import build
+from data.building.jobs import RawError
+from data.building.options import BuildOptions
 from data.building.places import Place
+from data.care import examine
 from data.dataset import ShardSet
-from data.encoders import TextEncoder, VideoEncoder
+from data.encoding.encoders import TextEncoder, VideoEncoder
 from data.fantasy_world.build import FantasyWorldJob, _Sizes
 from data.fantasy_world.cameras import encode_pose
 from data.fantasy_world.clip import ClipOptions, prepare_clip
@@ -19,7 +21,6 @@ from data.fantasy_world.raw import read_metadata
 from data.fantasy_world.schema import fantasy_world_schema
 from data.fantasy_world.statistics import ClipStatistics
 from data.files import TEMPORARY
-from data.jobs import RawError
 from tests.data.fantasy_world.conftest import CLIP, FRAMES, HEIGHT, WIDTH
 
 SCHEMA = fantasy_world_schema(16, 64)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data.jobs import RawError
+from data.building.jobs import RawError
 from data.movie_post_production.captions import OUTSIDE, guess_depth, read_box, read_captions
 
 

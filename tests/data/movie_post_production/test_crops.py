@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from data.jobs import RawError
+from data.building.jobs import RawError
 from data.movie_post_production.crops import (
     MIN_VISIBLE,
     CoverCrop,

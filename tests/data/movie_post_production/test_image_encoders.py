@@ -21,8 +21,8 @@ from transformers import (
 from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPil
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from data.encoders import EncoderError
-from data.image_encoders import PIXELS_AT_ONCE, ClipEncoder, DinoEncoder, LatentEncoder
+from data.encoding.encoders import EncoderError
+from data.encoding.image_encoders import PIXELS_AT_ONCE, ClipEncoder, DinoEncoder, LatentEncoder
 from data.movie_post_production.scene import render
 from data.movie_post_production.tiny_vae import tiny_flux_vae
 

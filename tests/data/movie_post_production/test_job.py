@@ -7,14 +7,15 @@ import numpy as np
 import pytest
 import torch
 
-from data import examine
-from data.build import BuildOptions as GenericOptions
-from data.build import build
 from data.builders import builder
+from data.building.build import build
+from data.building.jobs import RawError
+from data.building.options import BuildOptions as GenericOptions
+from data.care import examine
 from data.dataset import ShardSet
-from data.encoders import EncoderError
-from data.image_encoders import ClipEncoder, DinoEncoder, LatentEncoder
-from data.jobs import RawError
+from data.encoding.encoders import EncoderError
+from data.encoding.image_encoders import ClipEncoder, DinoEncoder, LatentEncoder
+from data.encoding.text_encoders import PooledTextEncoder, T5TextEncoder
 from data.movie_post_production import readers
 from data.movie_post_production.captions import read_captions
 from data.movie_post_production.crops import cut
@@ -24,7 +25,6 @@ from data.movie_post_production.schema import movie_post_production_schema, vali
 from data.schema import SchemaError
 from data.shards import ShardWriter, index_path
 from data.stream import collate
-from data.text_encoders import PooledTextEncoder, T5TextEncoder
 from tests.data.movie_post_production.conftest import PICTURES, TEXT_LENGTH
 
 CPU = torch.device("cpu")

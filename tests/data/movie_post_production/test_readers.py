@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from data.jobs import RawError
+from data.building.jobs import RawError
 from data.movie_post_production.captions import read_captions
 from data.movie_post_production.readers import (
     latent_path,

@@ -5,8 +5,8 @@ import torch
 from diffusers import FluxPipeline
 from transformers import AutoTokenizer, CLIPTextConfig, CLIPTextModel, T5EncoderModel
 
-from data.encoders import EncoderError
-from data.text_encoders import PooledTextEncoder, T5TextEncoder
+from data.encoding.encoders import EncoderError
+from data.encoding.text_encoders import PooledTextEncoder, T5TextEncoder
 
 CPU = torch.device("cpu")
 TEXTS = ["a striped red ball in front", "caf&eacute; \n\t 日本", "word " * 200, ""]

@@ -1,0 +1,1 @@
+"""Finished shards: checking, repairing, adopting and looking at them."""

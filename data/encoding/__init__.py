@@ -1,0 +1,1 @@
+"""Encoders of raw data: frozen models from local paths, tiny ones for tests and the demo, music features."""

@@ -1,0 +1,378 @@
+"""Processes that share a cache: each file downloaded once, never more bytes than allowed, whoever dies."""
+
+import hashlib
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import fsspec
+import pytest
+
+from data.files import DamagedError
+from data.stores import node_cache
+from data.stores.node_cache import NodeCache
+from data.stores.opening import open_storage
+from data.stores.storage import CacheOptions, UnreachableError, read_at
+
+SIZE = 20_000
+ROOT = Path(__file__).parents[3]
+
+CHILD = """
+import os, sys, time
+from data.stores.node_cache import NodeCache
+directory, limit, log, pause, *numbers = sys.argv[1:]
+cache = NodeCache(directory, int(limit))
+for number in numbers:
+    number = int(number)
+    def download(handle):
+        with open(log, "a") as file:
+            file.write(f"{number} {os.getpid()}\\n")
+        for _ in range(20):
+            handle.write(bytes([number]) * 1000)
+            time.sleep(float(pause))
+    handle = cache.fetch(f"http://set/{number}.tar", 20_000, None, download, 20)
+    assert os.pread(handle, 20_001, 0) == bytes([number]) * 20_000, "wrong content"
+    os.close(handle)
+"""
+
+
+def content(number):
+    return bytes([number]) * SIZE
+
+
+def digest(number):
+    return hashlib.sha256(content(number)).hexdigest()
+
+
+def url(number):
+    return f"http://set/{number}.tar"
+
+
+def fetch(cache, number, data=None, wait=5.0, checked=True):
+    """The file through the cache, and whether it was downloaded for that."""
+    asked = []
+
+    def download(handle):
+        asked.append(number)
+        handle.write(content(number) if data is None else data)
+
+    handle = cache.fetch(url(number), SIZE, digest(number) if checked else None, download, wait)
+    assert handle is not None
+    try:
+        return read_at(handle, 0, SIZE + 1), bool(asked)
+    finally:
+        os.close(handle)
+
+
+def held(cache, number):
+    handle = cache.open(url(number), SIZE, digest(number))
+    if handle is not None:
+        os.close(handle)
+    return handle is not None
+
+
+def bytes_in(directory):
+    total = 0
+    for path in directory.iterdir():
+        try:
+            total += path.stat().st_size
+        except FileNotFoundError:
+            continue
+    return total
+
+
+@pytest.fixture
+def start(tmp_path):
+    """Start a process that fetches files one after the other."""
+    children = []
+
+    def start(cache, numbers, pause=0.0):
+        command = [sys.executable, "-c", CHILD, cache.directory, cache.max_bytes, tmp_path / "log", pause, *numbers]
+        children.append(subprocess.Popen([str(part) for part in command], cwd=ROOT))
+        return children[-1]
+
+    yield start
+    for child in children:
+        child.kill()
+        child.wait()
+
+
+@pytest.fixture
+def downloads(tmp_path):
+    """``(number, pid)`` of the downloads that the processes began."""
+    def read():
+        path = tmp_path / "log"
+        return [tuple(map(int, line.split())) for line in path.read_text().splitlines()] if path.exists() else []
+    return read
+
+
+def wait_for(condition, seconds=10):
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until, "it did not happen"
+        time.sleep(0.005)
+
+
+@pytest.fixture
+def cache(tmp_path):
+    return NodeCache(tmp_path / "cache", 3 * SIZE)
+
+
+def test_file_is_downloaded_once_and_nothing_else_stays(cache):
+    assert not held(cache, 1)
+    assert fetch(cache, 1) == (content(1), True)
+    assert fetch(NodeCache(cache.directory, cache.max_bytes), 1) == (content(1), False)
+    assert [path.suffix for path in cache.directory.iterdir()] == [".file"]
+
+
+def test_place_size_and_hash_all_tell_files_apart(cache):
+    fetch(cache, 1)
+    for key in ((url(2), SIZE, digest(1)), (url(1), SIZE + 1, digest(1)), (url(1), SIZE, digest(2)),
+                (url(1), SIZE, None)):
+        assert cache.open(*key) is None
+
+
+def test_least_recently_used_goes_first(cache):
+    for number in (1, 2, 3):
+        fetch(cache, number)
+    assert held(cache, 1)  # a use
+    fetch(cache, 4)
+    assert [number for number in (1, 2, 3, 4) if held(cache, number)] == [1, 3, 4]
+    assert bytes_in(cache.directory) == 3 * SIZE
+
+
+def test_reader_keeps_what_is_removed(cache):
+    fetch(cache, 1)
+    handle = cache.open(url(1), SIZE, digest(1))
+    for number in (2, 3, 4):
+        fetch(cache, number)
+    assert not held(cache, 1)
+    assert read_at(handle, 0, SIZE) == content(1)
+    os.close(handle)
+
+
+@pytest.mark.parametrize(("data", "sentence"), [
+    (b"x" * SIZE, "differs from the sha256"), (b"", "differs from the sha256"), (b"x" * (SIZE + 1), "20001 bytes came"),
+])
+def test_wrong_content_is_not_kept(cache, data, sentence):
+    with pytest.raises(DamagedError, match=sentence):
+        fetch(cache, 1, data)
+    assert list(cache.directory.iterdir()) == []
+    assert fetch(cache, 1) == (content(1), True)
+
+
+def test_download_that_raises_leaves_nothing(cache):
+    with pytest.raises(UnreachableError, match="gone"):
+        cache.fetch(url(1), SIZE, None, lambda handle: (_ for _ in ()).throw(UnreachableError("gone")), 0)
+    assert list(cache.directory.iterdir()) == []
+
+
+def test_file_larger_than_the_cache_is_refused(cache):
+    with pytest.raises(UnreachableError, match="expected at most the 60000"):
+        cache.fetch(url(1), 3 * SIZE + 1, None, lambda handle: None, 0)
+
+
+def test_damaged_copy_is_fetched_again(cache):
+    fetch(cache, 1)
+    [path] = cache.directory.iterdir()
+    path.write_bytes(content(2))  # as long, but wrong
+    assert cache.forget(url(1), SIZE, digest(1))
+    assert fetch(cache, 1) == (content(1), True)
+    assert cache.forget(url(1), SIZE, digest(1))  # right by its hash: another process was first
+    assert fetch(cache, 1) == (content(1), False)
+    [path] = cache.directory.iterdir()
+    path.write_bytes(content(1)[:-1])
+    assert fetch(cache, 1) == (content(1), True)  # a wrong size is seen without being told
+    assert not cache.forget(url(2), SIZE, digest(2))
+
+
+def test_threads_download_a_file_once(cache):
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: fetch(cache, 1), range(8)))
+    assert [data for data, _ in found] == [content(1)] * 8
+    assert sum(asked for _, asked in found) == 1
+
+
+def test_wait_for_another_download_is_bounded(cache):
+    entered, leave = threading.Event(), threading.Event()
+
+    def slow(handle):
+        entered.set()
+        assert leave.wait(10)
+        handle.write(content(1))
+
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(cache.fetch, url(1), SIZE, None, slow, 0)
+        assert entered.wait(5)
+        started = time.monotonic()
+        assert cache.fetch(url(1), SIZE, None, slow, 0.2) is None
+        assert 0.15 < time.monotonic() - started < 2
+        leave.set()
+        os.close(first.result())
+
+
+def test_space_that_downloads_hold_is_not_given_twice(tmp_path):
+    cache = NodeCache(tmp_path / "cache", 2 * SIZE - 1)
+
+    def inner(handle):
+        assert cache.fetch(url(2), SIZE, None, lambda other: pytest.fail("no space for it"), 0.1) is None
+        assert bytes_in(cache.directory) == SIZE
+        handle.write(content(1))
+
+    os.close(cache.fetch(url(1), SIZE, None, inner, 0))
+    assert fetch(cache, 2)[1]
+    assert bytes_in(cache.directory) == SIZE
+
+
+def test_processes_download_each_file_once(cache, start, downloads):
+    children = [start(cache, [1, 2, 3], 0.005) for _ in range(3)]
+    assert [child.wait(20) for child in children] == [0, 0, 0]
+    assert sorted(number for number, _ in downloads()) == [1, 2, 3]
+
+
+def test_processes_never_hold_more_than_allowed(cache, start):
+    children = [start(cache, numbers, 0.002) for numbers in
+                ([1, 2, 3, 4, 5, 6], [6, 5, 4, 3, 2, 1], [3, 4, 1, 6, 2, 5])]
+    most = 0
+    while any(child.poll() is None for child in children):
+        most = max(most, bytes_in(cache.directory))
+    assert [child.returncode for child in children] == [0, 0, 0]
+    assert 0 < most <= cache.max_bytes
+    assert {path.suffix for path in cache.directory.iterdir()} == {".file"}
+
+
+def test_another_process_takes_over_from_one_that_was_killed(cache, start, downloads):
+    victim = start(cache, [1], 0.2)
+    wait_for(downloads)
+    heir = start(cache, [1])
+    time.sleep(0.3)
+    assert heir.poll() is None  # it waits
+    assert len(downloads()) == 1
+    victim.send_signal(signal.SIGKILL)
+    assert heir.wait(10) == 0
+    assert downloads() == [(1, victim.pid), (1, heir.pid)]
+    assert [path.suffix for path in cache.directory.iterdir()] == [".file"]
+
+
+def test_leftovers_of_a_killed_process_make_room(tmp_path, start, downloads):
+    cache = NodeCache(tmp_path / "cache", SIZE)
+    victim = start(cache, [1], 0.2)
+    wait_for(downloads)
+    victim.send_signal(signal.SIGKILL)
+    victim.wait()
+    assert bytes_in(cache.directory) == SIZE
+    assert fetch(cache, 2) == (content(2), True)
+    assert [path.suffix for path in cache.directory.iterdir()] == [".file"]
+
+
+def test_cache_works_after_kills_at_any_moment(cache, start):
+    for number in range(8):
+        victim = start(cache, [1, 2, 3, 4, 5, 6] * 50, 0.0005)
+        time.sleep(0.06 + 0.02 * number)
+        victim.send_signal(signal.SIGKILL)
+        victim.wait()
+        assert bytes_in(cache.directory) <= cache.max_bytes
+    for number in range(1, 7):
+        assert fetch(cache, number, checked=False)[0] == content(number)
+    assert {path.suffix for path in cache.directory.iterdir()} == {".file"}
+
+
+def test_lock_whose_file_was_removed_does_not_count(tmp_path):
+    path = tmp_path / "a.lock"
+    handle = os.open(path, os.O_RDWR | os.O_CREAT)
+    path.unlink()
+    assert not node_cache._take(handle, path)
+    path.touch()  # that of another process
+    assert not node_cache._take(handle, path)
+    os.close(handle)
+
+
+def test_forked_child_does_not_keep_its_parents_lock(cache):
+    def download(handle):
+        reading, writing = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            os._exit(0 if not node_cache._held else 1)
+        os.close(reading)
+        os.close(writing)
+        assert os.waitpid(pid, 0)[1] == 0
+        assert node_cache._held
+        handle.write(content(1))
+
+    os.close(cache.fetch(url(1), SIZE, None, download, 0))
+
+
+@pytest.fixture
+def shards():
+    fs = fsspec.filesystem("memory")
+    for number in (1, 2):
+        fs.pipe_file(f"/cached/{number}.tar", content(number))
+    yield fs
+    fs.rm("/cached", recursive=True)
+
+
+def read(storage, number, offset=100, known=None):
+    return storage.read_range(f"{number}.tar", offset, 50, SIZE, known or digest(number))
+
+
+def test_samples_are_read_in_ranges_until_the_copy_is_there(shards, tmp_path, monkeypatch):
+    storage = open_storage("memory://cached", CacheOptions(tmp_path / "cache", 3 * SIZE))
+    leave, original = threading.Event(), type(storage.remote).download
+
+    def slow(*arguments):
+        assert leave.wait(10)
+        original(*arguments)
+
+    monkeypatch.setattr(type(storage.remote), "download", slow)
+    assert read(storage, 1) == content(1)[:50]
+    assert read(storage, 2) == content(2)[:50]  # the thread is busy: not downloaded
+    assert not any(path.suffix == ".file" for path in (tmp_path / "cache").iterdir())
+    leave.set()
+    storage._thread.join(10)
+    shards.pipe_file("/cached/1.tar", b"the source is not asked again")
+    assert read(storage, 1) == content(1)[:50]
+    assert len([path for path in (tmp_path / "cache").iterdir() if path.suffix == ".file"]) == 1
+    with pytest.raises(DamagedError, match="10 of 50 bytes at offset 19990 of its copy"):
+        read(storage, 1, SIZE - 10)
+
+
+def test_damaged_copy_is_forgotten_and_read_right(shards, tmp_path):
+    storage = open_storage("memory://cached", CacheOptions(tmp_path / "cache", 3 * SIZE))
+    os.close(storage.fetch("1.tar", SIZE, digest(1)))
+    [path] = (tmp_path / "cache").iterdir()
+    path.write_bytes(content(7))
+    assert read(storage, 1) == content(7)[:50]  # the crc of the sample tells the caller
+    assert storage.forget("1.tar", SIZE, digest(1))
+    assert read(storage, 1) == content(1)[:50]
+    storage._thread.join(10)
+    assert path.read_bytes() == content(1)
+
+
+def test_download_that_fails_is_logged_and_spoils_nothing(shards, tmp_path, caplog):
+    storage = open_storage("memory://cached", CacheOptions(tmp_path / "cache", 3 * SIZE))
+    with caplog.at_level(logging.WARNING):
+        for _ in range(3):
+            assert read(storage, 1, known="0" * 64) == content(1)[:50]
+            storage._thread.join(10)
+    assert len(caplog.messages) == 1  # it rests
+    assert "memory://cached/1.tar is not cached for now" in caplog.text
+    assert "differs from the sha256" in caplog.text
+    storage._resting.clear()
+    read(storage, 1, known="0" * 64)
+    storage._thread.join(10)
+    assert len(caplog.messages) == 2
+    assert not storage.forget("1.tar", SIZE, "0" * 64)
+
+
+def test_without_an_expected_size_nothing_is_cached(shards, tmp_path):
+    storage = open_storage("memory://cached", CacheOptions(tmp_path / "cache", 3 * SIZE))
+    assert storage.read_range("1.tar", 0, 50) == content(1)[:50]
+    assert storage._thread is None
+    assert (storage.size("1.tar"), storage.names()) == (SIZE, ["1.tar", "2.tar"])
+    assert storage.read("2.tar") == content(2)
