@@ -18,7 +18,7 @@ from packaging.requirements import Requirement
 
 from data.dataset import ShardSet, verify_shards
 from data.files import MANIFEST
-from data.storage import open_storage
+from data.stores.opening import open_storage
 from models import get_family
 from models.layers.attention import resolve_backend
 from trainer.adapter import WEIGHTS, check_predecessor, load_tensors, read_card, trained_before

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from data.collection import Source
 from data.files import sha256_json
-from data.storage import CacheOptions
+from data.stores.storage import CacheOptions
 from models import get_family
 from models.family import Family, StageSpec
 from trainer.settings import (

@@ -1,9 +1,9 @@
 """Stable Diffusion's VAE small enough for a laptop, with weights that are computed instead of trained.
 
-As ``data.encoding.tiny_vae``: residual branches are zero, each halving of the picture is a principal component analysis
-of 2 x 2 pixels, and the decoder is its least-squares inverse. The group norm before the last convolution would spoil a linear
-map; two large constants of opposite sign and each feature's negative beside it make its mean 0 and its deviation a
-constant.
+As ``data.encoding.tiny_vae``: residual branches are zero, each halving of the picture is a principal component
+analysis of 2 x 2 pixels, and the decoder is its least-squares inverse. The group norm before the last convolution
+would spoil a linear map; two large constants of opposite sign and each feature's negative beside it make its mean 0
+and its deviation a constant.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """FLUX's VAE small enough for a laptop, with weights that are computed instead of trained.
 
 As in ``data.encoding.tiny_vae`` the residual branches are zero and what is left of the encoder is linear: each halving
-of the picture is a principal component analysis of 2 x 2 pixels; the decoder is its least-squares inverse. Group norm and SiLU
-at the end of both are made linear: features come in pairs x, -x beside a pair of large constants c, -c. So a group has
-mean 0 and, but for (x / c)^2, always the same deviation; and silu(x) - silu(-x) = x.
+of the picture is a principal component analysis of 2 x 2 pixels; the decoder is its least-squares inverse. Group norm
+and SiLU at the end of both are made linear: features come in pairs x, -x beside a pair of large constants c, -c. So a
+group has mean 0 and, but for (x / c)^2, always the same deviation; and silu(x) - silu(-x) = x.
 """
 
 from __future__ import annotations

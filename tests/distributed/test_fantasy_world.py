@@ -10,13 +10,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from data.build import BuildOptions, build
+from data.building.build import build
+from data.building.options import BuildOptions
+from data.encoding.tiny_encoders import write_tiny_encoders
 from data.fantasy_world.build import EncoderPaths, FantasyWorldJob
 from data.fantasy_world.clip import ClipOptions
 from data.fantasy_world.raw import read_metadata
 from data.fantasy_world.readers import read_frames
 from data.fantasy_world.synthetic import write_synthetic
-from data.tiny_encoders import write_tiny_encoders
 from tests.distributed import cases
 from tests.distributed.plain import plain_losses
 from trainer.recipe import Recipe

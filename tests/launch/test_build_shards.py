@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from data.commands import execute, parse, render
-from tests.data.toy_job import hashes
+from tests.data.building.toy_job import hashes
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = str(ROOT / "launch/build_shards.py")
