@@ -6,9 +6,12 @@ import json
 from pathlib import Path
 
 import pytest
+import webdataset as wds
 
+from data.care.indexing import index_folder
+from data.dataset import ShardSet
 from tests.distributed import cases
-from tests.toy import write_toy_shards
+from tests.toy import SCHEMA, write_toy_shards
 
 
 @pytest.mark.parametrize("order", [{"weights": (0.75, 0.25)}, {"tail": "drop"}, {"window": 2}])
@@ -37,3 +40,22 @@ def test_a_run_goes_on_only_over_the_same_data_in_the_same_order(pair, tmp_path)
     other = recipe.model_copy(update={"stages": {1: longer}, "stream": recipe.stream.model_copy(update={"window": 1})})
     with pytest.raises(AssertionError, match=f"shards.*{state['shards']}|{state['shards']}.*shards"):
         pair.run(cases.train, other.model_dump(), [1])
+
+
+def test_tars_of_webdatasets_own_writer_train_as_ours_do(pair, tmp_path):
+    write_toy_shards(tmp_path / "ours", samples=24)
+    for split in ("train", "val"):
+        shards = ShardSet.open(tmp_path / "ours" / split, SCHEMA)
+        (tmp_path / "theirs" / split).mkdir(parents=True)
+        pattern = str(tmp_path / "theirs" / split / "t-%03d.tar")
+        with wds.ShardWriter(pattern, maxcount=shards.shard_sizes[0], verbose=0) as writer:
+            for index in range(len(shards)):
+                sample = shards.read(index)
+                writer.write({"__key__": sample.key, **{f"{name}.npy": array for name, array in sample.arrays.items()}})
+    index_folder(tmp_path / "theirs", SCHEMA)
+    found = {}
+    for name in ("ours", "theirs"):
+        recipe = cases.toy_recipe(str(tmp_path / name), str(tmp_path / f"run_{name}"), steps=6)
+        pair.run(cases.train, recipe.model_dump(), [1])
+        found[name] = cases.losses(recipe.run, 1)
+    assert found["theirs"] == found["ours"]
