@@ -11,8 +11,8 @@ from diffusers import AutoencoderKL
 from torch import Tensor, nn
 from transformers import Dinov2Config, Dinov2Model
 
-from data.encoders import load_config, load_model
-from data.image_encoders import DinoEncoder, standardise
+from data.encoding.encoders import load_config, load_model
+from data.encoding.image_encoders import DinoEncoder, standardise
 from data.movie_post_production.schema import LATENT_STRIDE
 from models.layers.materialise import keyed_init
 from models.movie_post_production.loss_config import DinoConfig, VaeConfig
@@ -37,8 +37,8 @@ class Decoder(nn.Module):
 
 
 class CropFeatures(nn.Module):
-    """Crops -> DINOv2's class token, as ``data.image_encoders.DinoEncoder`` makes the cached references. ``size``: side
-    of the crops it takes; ``dim``: length of its vectors."""
+    """Crops -> DINOv2's class token, as ``data.encoding.image_encoders.DinoEncoder`` makes the cached
+    references. ``size``: side of the crops it takes; ``dim``: length of its vectors."""
 
     def __init__(self, model: Dinov2Model, size: int) -> None:
         super().__init__()

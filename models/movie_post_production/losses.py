@@ -53,8 +53,8 @@ def in_box_error(prediction: Tensor, target: Tensor, covered: Tensor) -> Tensor:
 
 def alpha_prior(alpha: Tensor, depth: Tensor, valid: Tensor, kind: str) -> Tensor:
     """``[B]`` of alpha, depth labels and validity, each ``[B, N]``. ``depth``: mean cross entropy to
-    ``ALPHA_BY_DEPTH``, less its least value; ``mean``: squared distance of a picture's mean alpha from 0.5; ``none``: 0, with a gradient of
-    0, so that every rank's graph is the same."""
+    ``ALPHA_BY_DEPTH``, less its least value; ``mean``: squared distance of a picture's mean alpha from 0.5;
+    ``none``: 0, with a gradient of 0."""
     if kind == "mean":
         has = valid.any(1)
         return torch.where(has, (masked_mean(alpha, valid) - 0.5).square(), 0.0)

@@ -1,0 +1,83 @@
+"""MoviePostProduction as the trainer sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from data.movie_post_production.schema import movie_post_production_schema
+from data.schema import SampleSchema
+from models.family import Batch, Family, ModuleCost, Place, Progress, StageSpec
+from models.movie_post_production.base import load_base, open_base
+from models.movie_post_production.config import SIZES, MoviePostConfig
+from models.movie_post_production.decode import Helpers, check_helpers, make_decoder, make_dino
+from models.movie_post_production.flops import cost_table
+from models.movie_post_production.network import build_network
+from models.movie_post_production.preview import preview
+from models.movie_post_production.stages import IDENTITY_STAGE, make_stages
+from models.movie_post_production.validate import validate
+
+
+class MoviePostProductionFamily(Family):
+    """A frozen FLUX.1 with references in boxes; stages layout, modulation and identity, feedback."""
+
+    name: ClassVar[str] = "movie_post_production"
+    config_type: ClassVar[type[MoviePostConfig]] = MoviePostConfig
+    sizes: ClassVar[Mapping[str, MoviePostConfig]] = SIZES
+
+    def schema(self, config: MoviePostConfig) -> SampleSchema:
+        backbone, instance = config.backbone, config.instance
+        return movie_post_production_schema(backbone.latent_channels, backbone.text_dim, backbone.pooled_dim,
+                                            instance.clip_dim, instance.dino_dim)
+
+    def stages(self, config: MoviePostConfig) -> tuple[StageSpec, ...]:
+        return make_stages(config)
+
+    def build(self, config: MoviePostConfig, stage: int, device: torch.device | str, dtype: torch.dtype) -> nn.Module:
+        return build_network(config, stage, device, dtype)
+
+    def check_base(self, config: MoviePostConfig) -> str:
+        """One sentence about the base weights and the helpers. Raises ``ValueError`` as ``load_base``."""
+        open_base(config)
+        helpers = check_helpers(config.vae, config.dino, config.allow_random_base)
+        base = f"{config.base}: every name and shape of the backbone" if config.base else "drawn by tensor name"
+        return f"{base}; {helpers}"
+
+    def load_base(self, network: nn.Module, config: MoviePostConfig, device: torch.device | str, dtype: torch.dtype,
+                  place: Place | None = None) -> str:
+        """The backbone's weights, and the helpers beside the network: hidden from its module tree, so that no engine
+        partitions them."""
+        digest = load_base(network, config, device, dtype, place)
+        helpers = self.helpers(config, network.stage, device, dtype)
+        network.__dict__["helpers"] = Helpers(helpers["vae"], helpers.get("dino"))
+        return digest
+
+    def helpers(self, config: MoviePostConfig, stage: int, device: torch.device | str,
+                dtype: torch.dtype) -> dict[str, nn.Module]:
+        """FLUX's VAE decoder (losses, validation and previews), and from stage 2 on DINOv2."""
+        random = config.allow_random_base
+        found: dict[str, nn.Module] = {
+            "vae": make_decoder(config.vae, config.backbone.latent_channels, device, dtype, random)}
+        if stage >= IDENTITY_STAGE:
+            found["dino"] = make_dino(config.dino, config.instance.dino_dim, device, dtype, random)
+        return found
+
+    def recompute_units(self, network: nn.Module) -> Iterable[nn.Module]:
+        return network.recompute_units()
+
+    def leaf_modules(self, network: nn.Module) -> Iterable[nn.Module]:
+        return network.leaf_modules()
+
+    def flops(self, config: MoviePostConfig, stage: int) -> list[ModuleCost]:
+        return cost_table(config, stage)
+
+    def preview(self, network: nn.Module, batch: Batch, progress: Progress) -> dict[str, np.ndarray]:
+        return preview(network, batch, progress)
+
+    def validate(self, network: nn.Module, batch: Batch, progress: Progress,
+                 statistics: Mapping[str, Any]) -> dict[str, tuple[Tensor, Tensor]]:
+        return validate(network, batch, progress, statistics)

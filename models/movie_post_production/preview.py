@@ -1,0 +1,110 @@
+"""Pictures of held-out samples: what was there and what the network paints instead, with boxes."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+from data.movie_post_production.crops import cut
+from models.family import Batch, Progress
+from models.layers.keyed import keyed_randn
+from models.movie_post_production.identity import FOREGROUND
+from models.movie_post_production.instances import make_instances
+from models.movie_post_production.sampler import euler, sigmas
+from models.movie_post_production.stages import IDENTITY_STAGE
+from models.movie_post_production.step import predict, token_count, without_references
+
+PANEL_HEIGHT = 384
+CROP = 96
+MOST_CROPS = 8
+RED, BLUE = (220, 30, 30), (40, 80, 230)
+_TITLE = 16
+
+
+@torch.no_grad()
+def preview(network: torch.nn.Module, batch: Batch, progress: Progress) -> dict[str, np.ndarray]:
+    """One picture per sample, uint8 ``[height, width, 3]``, by the sample's key: the ground truth as the VAE decodes it
+    beside a sample drawn from noise that is fixed per sample. Boxes are red where alpha >= 0.5, else blue, with alpha
+    beside them. From stage 2 on the objects follow below, each as it was and as it is painted."""
+    config = network.config
+    vae = network.helpers.on(batch["latent"].device).vae
+    sample, alpha = draw(network, batch, progress)
+    truth, painted = (_to_uint8(vae(latent)) for latent in (batch["latent"].float(), sample))
+    valid = make_instances(batch, config, progress)["valid"].cpu()
+    pictures = {}
+    for b, key in enumerate(batch["key"]):
+        rows = valid[b].nonzero()[:, 0]
+        boxes = batch["boxes"][b].cpu().float()[rows].tolist()
+        weights = alpha[b].cpu()[rows].tolist()
+        both = [truth[b], painted[b]]
+        panels = [_titled(draw_boxes(picture, boxes, weights), title)
+                  for picture, title in zip(both, ("ground truth", "predicted"), strict=True)]
+        picture = np.concatenate(panels, 1)
+        if network.stage >= IDENTITY_STAGE:
+            picture = _stacked(picture, _crops(both, boxes))
+        pictures[key] = picture
+    return pictures
+
+
+@torch.no_grad()
+def draw(network: torch.nn.Module, batch: Batch, progress: Progress) -> tuple[Tensor, Tensor]:
+    """A sample for each caption and its references: latent fp32 ``[B, 16, h, w]``, and alpha ``[B, N]`` at the first
+    step. References are shown in the first ``sampling.layout_part`` of the steps."""
+    config = network.config
+    settings, latent = config.sampling, batch["latent"]
+    instances = make_instances(batch, config, progress)
+    shown = max(round(settings.layout_part * settings.steps), 1)
+    alphas = []
+
+    def velocity(x: Tensor, t: Tensor, k: int) -> Tensor:
+        given = instances if k < shown else without_references(instances)
+        prediction = predict(network, batch, given, x, t, settings.guidance, progress)
+        alphas.append(prediction["alpha"])
+        return prediction["velocity"]
+
+    noise = keyed_randn(batch, "preview_noise", latent.shape[1:])
+    sample = euler(velocity, noise, sigmas(settings.steps, token_count(latent), latent.device))
+    return sample, alphas[0].float()
+
+
+def draw_boxes(picture: np.ndarray, boxes: list[list[float]], alpha: list[float]) -> np.ndarray:
+    """uint8 ``[H, W, 3]`` -> the same at ``PANEL_HEIGHT`` with boxes x1 y1 x2 y2 in parts of it: red for alpha >= 0.5,
+    else blue."""
+    width = max(round(picture.shape[1] * PANEL_HEIGHT / picture.shape[0]), 1)
+    image = Image.fromarray(picture).resize((width, PANEL_HEIGHT), Image.Resampling.BICUBIC)
+    pen = ImageDraw.Draw(image)
+    for (x1, y1, x2, y2), weight in zip(boxes, alpha, strict=True):
+        colour = RED if weight >= FOREGROUND else BLUE
+        at = int(x1 * width), int(y1 * PANEL_HEIGHT), int(x2 * width), int(y2 * PANEL_HEIGHT)
+        pen.rectangle((at[0], at[1], max(at[2] - 1, at[0]), max(at[3] - 1, at[1])), outline=colour, width=2)
+        pen.text((at[0] + 4, at[1] + 3), f"alpha={weight:.2f}", fill="white", stroke_width=2, stroke_fill=colour)
+    return np.asarray(image)
+
+
+def _crops(pictures: list[np.ndarray], boxes: list[list[float]]) -> np.ndarray:
+    """The first objects, those of the first picture above those of the second."""
+    rows = [[cut(Image.fromarray(picture), tuple(box), (CROP, CROP)) for box in boxes[:MOST_CROPS]]
+            for picture in pictures]
+    return np.concatenate([np.concatenate(row, 1) for row in rows if row] or [np.zeros((0, CROP, 3), np.uint8)])
+
+
+def _stacked(upper: np.ndarray, lower: np.ndarray) -> np.ndarray:
+    """One above the other, the narrower filled up with white."""
+    width = max(upper.shape[1], lower.shape[1])
+    return np.concatenate([np.pad(part, ((0, 0), (0, width - part.shape[1]), (0, 0)), constant_values=255)
+                           for part in (upper, lower)])
+
+
+def _titled(picture: np.ndarray, title: str) -> np.ndarray:
+    image = Image.new("RGB", (picture.shape[1], picture.shape[0] + _TITLE), "white")
+    image.paste(Image.fromarray(picture), (0, _TITLE))
+    ImageDraw.Draw(image).text((4, 2), title, fill="black")
+    return np.asarray(image)
+
+
+def _to_uint8(pixels: Tensor) -> np.ndarray:
+    """``[B, 3, H, W]`` in about -1..1 -> uint8 ``[B, H, W, 3]``."""
+    values = ((pixels.float() + 1) * 127.5).round().clamp(0, 255)
+    return values.permute(0, 2, 3, 1).cpu().numpy().astype(np.uint8)

@@ -1,0 +1,80 @@
+"""The three stages: which modules train, and for which losses.
+
+The freeze matrix (x trains, - is not built, the rest is frozen):
+
+    module                                      layout   modulation_identity   feedback
+    backbone
+    alpha_predictor, null_references              x              x
+    instance_encoder, instance_text               x              x
+    layout_head, *.layout_out (W_b)               x              x
+    LoRA                                          x              x
+    modulation_head, *.modulation                 -              x
+    transformer_blocks.*.feedback                 -              -                x
+
+What earlier stages trained is there in later ones and in their adapters, LoRA included.
+"""
+
+from __future__ import annotations
+
+from models.family import Idle, LossTerm, Schedule, StageSpec, Trainable
+from models.movie_post_production.config import MoviePostConfig
+from models.movie_post_production.lora import trainable_patterns
+
+IDENTITY_STAGE = 2
+"""The first stage with modulation and the identity loss."""
+FEEDBACK_STAGE = 3
+MODULATION = ("modulation_head", "transformer_blocks.*.modulation")
+FEEDBACK = ("transformer_blocks.*.feedback",)
+
+IDLE = (
+    Idle("null_references.*", "learned nulls stand in for crops that are missing or withheld, which a short check may "
+                              "not meet"),
+    Idle("instance_text.*", "shards whose text was precomputed hold no text of the objects"),
+)
+
+
+def make_stages(config: MoviePostConfig) -> tuple[StageSpec, ...]:
+    """Stage 1: flow matching. Stages 2 and 3: identity besides. The in-box term and the prior of alpha where their
+    weights are set, which they are not by default."""
+    layout = _layout(config)
+    constants = config.losses
+    flow = (LossTerm("flow_matching", Schedule(constants.flow_matching_weight)),
+            LossTerm("in_box", Schedule(constants.in_box_weight)))
+    prior = LossTerm("alpha_prior", Schedule(alpha_prior_weight(config)))
+    identity = LossTerm("dino_identity", identity_weight(config))
+    modulation = tuple(Trainable(pattern) for pattern in MODULATION)
+    return (
+        StageSpec(1, "layout", layout, (*flow, prior), idle=IDLE),
+        StageSpec(2, "modulation_identity", layout + modulation, (*flow, identity, prior), idle=IDLE),
+        StageSpec(3, "feedback", tuple(Trainable(pattern) for pattern in FEEDBACK), (*flow, identity)),
+    )
+
+
+def identity_weight(config: MoviePostConfig) -> Schedule:
+    """Weight of the identity loss: from 0 over the first part of a stage, then constant."""
+    constants = config.losses
+    if constants.identity.warmup == 0:
+        return Schedule(constants.identity_weight)
+    return Schedule(0.0, constants.identity_weight, "linear", 0.0, constants.identity.warmup)
+
+
+def alpha_prior_weight(config: MoviePostConfig) -> float:
+    return 0.0 if config.losses.alpha_prior == "none" else config.losses.alpha_prior_weight
+
+
+def layout_scale(config: MoviePostConfig) -> Schedule:
+    """On the layout residual in stage 1: it is faded in where ``layout.warmup`` says so."""
+    if config.layout.warmup == 0:
+        return Schedule(1.0)
+    return Schedule(0.0, 1.0, "linear", 0.0, config.layout.warmup)
+
+
+def _layout(config: MoviePostConfig) -> tuple[Trainable, ...]:
+    patterns = ["alpha_predictor", "null_references", "instance_encoder", "layout_head",
+                "transformer_blocks.*.layout_out"]
+    if config.layout.single_blocks:
+        patterns.append("single_transformer_blocks.*.layout_out")
+    if config.instance.text:
+        patterns.append("instance_text")
+    return (*(Trainable(pattern) for pattern in patterns),
+            *(Trainable(pattern, config.lora.lr_scale) for pattern in trainable_patterns(config)))

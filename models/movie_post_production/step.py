@@ -1,0 +1,94 @@
+"""One training forward of MoviePostProduction: what is drawn, what is predicted, what is lost."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from models.family import Batch, Progress
+from models.layers import flow_matching
+from models.layers.keyed import keyed_randn
+from models.movie_post_production import identity, losses
+from models.movie_post_production.config import PATCH, MoviePostConfig
+from models.movie_post_production.instances import Instances, make_instances
+from models.movie_post_production.metrics import Metrics, distribution, over, reference_metrics
+from models.movie_post_production.regions import token_cover
+from models.movie_post_production.stages import FEEDBACK_STAGE, IDENTITY_STAGE, identity_weight, layout_scale
+
+Result = dict[str, dict]
+
+
+def training_step(network: torch.nn.Module, batch: Batch, progress: Progress) -> Result:
+    """``{"losses": {name: fp32 [B]}, "metrics": {name: (sum, count)}}`` of one micro-batch.
+
+    Every stage gives ``flow_matching``, ``in_box`` and ``alpha_prior``; stages 2 and 3 ``dino_identity`` besides.
+    Noise, t, what is withheld and the references that the identity loss looks at are keyed by the sample; the same
+    modules are called whatever was drawn and however many references there are.
+    """
+    config: MoviePostConfig = network.config
+    constants = config.losses
+    latent = batch["latent"].float()
+    t = losses.draw_t(batch, "t", token_count(latent), constants.flow_matching)
+    noise = keyed_randn(batch, "noise", latent.shape[1:])
+    x_t, target = flow_matching.add_noise(latent, noise, t), flow_matching.velocity(latent, noise)
+    instances = make_instances(batch, config, progress)
+    prediction = predict(network, batch, instances, x_t, t, constants.flow_matching.guidance, progress)
+    velocity, alpha, valid = prediction["velocity"], prediction["alpha"], instances["valid"]
+    error = flow_matching.velocity_error(velocity, target)
+    terms = {
+        "flow_matching": error,
+        "in_box": losses.in_box_error(velocity, target, covered_latents(instances, latent)),
+        "alpha_prior": losses.alpha_prior(alpha.float(), instances["depth"], valid, constants.alpha_prior),
+    }
+    metrics: Metrics = {
+        "loss/reconstruction": over(error), "timestep_mean": over(t),
+        **distribution("timesteps", t, torch.ones_like(t, dtype=torch.bool)), **reference_metrics(prediction, valid)}
+    if network.stage >= IDENTITY_STAGE:
+        terms["dino_identity"], similarity = _identity(network, batch, instances, prediction, x_t, t)
+        weighted = terms["dino_identity"] * identity_weight(config).at(progress)
+        metrics |= {"dino_similarity_mean": similarity, "loss/dino_identity_weighted": over(weighted)}
+    if network.stage >= FEEDBACK_STAGE:
+        foreground = prediction["active"] & (alpha >= identity.FOREGROUND)
+        metrics["feedback_magnitude"] = over(prediction["feedback"], foreground)
+    return {"losses": terms, "metrics": metrics}
+
+
+def predict(network: torch.nn.Module, batch: Batch, instances: Instances, x_t: Tensor, t: Tensor, guidance: float,
+            progress: Progress) -> dict[str, Tensor]:
+    """What the network makes of ``x_t`` ``[B, 16, h, w]`` at ``t`` ``[B]`` in [0, 1] with the batch's captions."""
+    told = torch.full_like(t, guidance)
+    scale = layout_scale(network.config).at(progress) if progress.stage == 1 else 1.0
+    return network.predict(x_t, t, told, batch["t5"], batch["pooled"], instances, scale)
+
+
+def without_references(instances: Instances) -> Instances:
+    """The same pictures as if they had no references: FLUX's own prediction."""
+    return instances | {"layout_given": torch.zeros_like(instances["layout_given"])}
+
+
+def covered_latents(instances: Instances, latent: Tensor) -> Tensor:
+    """bool ``[B, h, w]``: the latents in any valid box, by whole tokens."""
+    h, w = (side // PATCH for side in latent.shape[-2:])
+    covered = token_cover(instances["boxes"], instances["valid"], h, w).any(1).unflatten(1, (h, w))
+    return covered.repeat_interleave(PATCH, 1).repeat_interleave(PATCH, 2)
+
+
+def token_count(latent: Tensor) -> int:
+    """Tokens of a latent ``[B, C, h, w]``."""
+    return latent.shape[-2] * latent.shape[-1] // PATCH**2
+
+
+def _identity(network: torch.nn.Module, batch: Batch, instances: Instances, prediction: dict[str, Tensor], x_t: Tensor,
+              t: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """Loss ``[B]``, and sum and count of the cosines it is made of. Asked for are foreground references that the
+    network was shown, in pictures at most as noisy as ``t_max``."""
+    config = network.config
+    constants, helpers = config.losses.identity, network.helpers.on(x_t.device)
+    alpha = prediction["alpha"].detach().float()
+    shown = prediction["active"] & instances["dino_given"]
+    candidates = shown & (alpha >= identity.FOREGROUND) & (t <= constants.t_max)[:, None]
+    slots = identity.draw_slots(batch, "identity", candidates, constants.crops, config.instance.max_refs)
+    estimate = identity.clean_estimate(x_t, prediction["velocity"], t)
+    cosine = identity.similarity(estimate, slots.take(instances["boxes"]), slots.take(instances["dino"]),
+                                 helpers.vae, helpers.dino, constants)
+    return identity.identity_loss(cosine, slots.take(alpha), slots.used), over(cosine, slots.used)

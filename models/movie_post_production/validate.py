@@ -1,0 +1,85 @@
+"""Metrics over held-out pictures, with the references and, as the baseline, without."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from data.movie_post_production.schema import LATENT_STRIDE
+from models.family import Batch, Progress
+from models.layers import flow_matching
+from models.layers.keyed import keyed_randn
+from models.movie_post_production.identity import clean_estimate
+from models.movie_post_production.instances import Instances, make_instances
+from models.movie_post_production.metrics import Metrics, over, reference_metrics
+from models.movie_post_production.resize import resample
+from models.movie_post_production.step import covered_latents, predict, without_references
+from models.movie_post_production.windows import crop_weights, pixel_boxes
+
+LEVELS = (0.2, 0.4, 0.6, 0.8)
+"""t at which the errors are measured."""
+DECODED_LEVEL = 0.6
+"""The one at which the estimate of the picture is decoded: the noisiest at which identity is asked for by default."""
+
+
+@torch.no_grad()
+def validate(network: torch.nn.Module, batch: Batch, progress: Progress, statistics: Mapping[str, Any]) -> Metrics:
+    """Sums and counts (fp32 scalars) by name, with noise fixed per sample and level, nothing withheld.
+
+    - ``val_flow_loss``: flow-matching error over the pictures at ``LEVELS``.
+    - ``val_in_box_error``: mean squared error of the estimated latent over the boxes, over ``LEVELS``.
+    - ``val_in_box_colour_error``: mean absolute error of the decoded estimate over the boxes at ``DECODED_LEVEL``, in
+      parts of full brightness.
+    - ``val_dino_similarity``, where the stage has DINOv2: cosine of each valid object in that picture with its
+      reference.
+    - ``val_alpha_mean``, ``val_alpha_fg_ratio``.
+
+    With ``_baseline`` appended: the same network, noise and levels without any reference, which is FLUX's prediction
+    (of its LoRA, where ``lora.scope`` is global).
+    """
+    config = network.config
+    latent = batch["latent"].float()
+    instances = make_instances(batch, config, progress)
+    covered = covered_latents(instances, latent)
+    helpers = network.helpers.on(latent.device)
+    truth = helpers.vae(latent)
+    metrics: Metrics = {}
+    for suffix, shown in (("", instances), ("_baseline", without_references(instances))):
+        flow, in_box = [], []
+        for level in LEVELS:
+            t = latent.new_full((len(latent),), level)
+            noise = keyed_randn(batch, f"val_noise/{level}", latent.shape[1:])
+            x_t = flow_matching.add_noise(latent, noise, t)
+            prediction = predict(network, batch, shown, x_t, t, config.losses.flow_matching.guidance, progress)
+            velocity = prediction["velocity"]
+            flow.append(flow_matching.velocity_error(velocity, flow_matching.velocity(latent, noise)))
+            estimate = clean_estimate(x_t, velocity, t)
+            in_box.append((estimate - latent).square().mean(1))
+            if level == DECODED_LEVEL:
+                picture = helpers.vae(estimate)
+                metrics[f"val_in_box_colour_error{suffix}"] = over(
+                    (picture - truth).abs().mean(1) / 2, _pixels(covered))
+                if helpers.dino is not None:
+                    metrics[f"val_dino_similarity{suffix}"] = _similarity(helpers.dino, picture, instances)
+                if not suffix:
+                    found = reference_metrics(prediction, instances["valid"])
+                    metrics |= {f"val_{name}": found[name] for name in ("alpha_mean", "alpha_fg_ratio")}
+        metrics[f"val_flow_loss{suffix}"] = over(torch.cat(flow))
+        metrics[f"val_in_box_error{suffix}"] = over(torch.stack(in_box), covered.expand(len(LEVELS), *covered.shape))
+    return metrics
+
+
+def _pixels(covered: Tensor) -> Tensor:
+    return covered.repeat_interleave(LATENT_STRIDE, 1).repeat_interleave(LATENT_STRIDE, 2)
+
+
+def _similarity(dino: torch.nn.Module, picture: Tensor, instances: Instances) -> tuple[Tensor, Tensor]:
+    size = picture.shape[-2:]
+    crops = resample(picture, *crop_weights(pixel_boxes(instances["boxes"], *size), *size, dino.size))
+    features = dino(crops.flatten(0, 1)).unflatten(0, crops.shape[:2])
+    cosine = F.cosine_similarity(features, instances["dino"].float(), dim=-1)
+    return over(cosine, instances["valid"] & instances["dino_given"])

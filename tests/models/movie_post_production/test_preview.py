@@ -1,0 +1,42 @@
+"""Previews: ground truth beside a sample from fixed noise, with boxes coloured by alpha."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from models.movie_post_production.config import MoviePostConfig
+from models.movie_post_production.preview import BLUE, CROP, PANEL_HEIGHT, RED, draw, draw_boxes, preview
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_ground_truth_and_sample_stand_side_by_side_and_do_not_change_by_themselves(make_network, make_batch, progress,
+                                                                                    stage):
+    network = make_network(stage)
+    found = preview(network, make_batch([0], stage), progress(stage, 0, False))
+    again = preview(network, make_batch([0], stage), progress(stage, 90, False))
+    (key, picture), = found.items()
+    assert key == make_batch([0])["key"][0]
+    assert picture.dtype == np.uint8
+    assert picture.shape[1] >= 2 * PANEL_HEIGHT
+    assert picture.shape[0] >= PANEL_HEIGHT + (2 * CROP if stage == 2 else 0)
+    assert np.array_equal(picture, again[key])
+
+
+def test_boxes_are_red_from_one_half_on_and_blue_below():
+    grey = np.full((64, 64, 3), 128, np.uint8)
+    picture = draw_boxes(grey, [[0.1, 0.1, 0.4, 0.4], [0.6, 0.6, 0.9, 0.9]], [0.5, 0.49])
+    for corner, colour in ((0.1, RED), (0.6, BLUE)):
+        at = int(corner * PANEL_HEIGHT)
+        assert tuple(picture[at, at + 100]) == colour
+
+
+def test_references_may_be_shown_in_the_first_steps_only(make_network, make_batch, config, progress):
+    samples = {}
+    for part in (0.25, 1.0):
+        values = config.model_dump()
+        values["sampling"]["layout_part"] = part
+        network = make_network(1, moved=True, changed=MoviePostConfig.model_validate(values))
+        samples[part], alpha = draw(network, make_batch([0]), progress(1, training=False))
+        assert alpha.shape == make_batch([0])["boxes"].shape[:2]
+    assert not np.allclose(samples[0.25], samples[1.0])
