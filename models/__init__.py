@@ -9,6 +9,7 @@ from models.family import Family
 
 FAMILIES = {
     "fantasy_world": "models.fantasy_world.family:FantasyWorldFamily",
+    "movie_post_production": "models.movie_post_production.family:MoviePostProductionFamily",
 }
 
 

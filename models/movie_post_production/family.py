@@ -69,9 +69,6 @@ class MoviePostProductionFamily(Family):
     def recompute_units(self, network: nn.Module) -> Iterable[nn.Module]:
         return network.recompute_units()
 
-    def leaf_modules(self, network: nn.Module) -> Iterable[nn.Module]:
-        return network.leaf_modules()
-
     def flops(self, config: MoviePostConfig, stage: int) -> list[ModuleCost]:
         return cost_table(config, stage)
 
