@@ -33,10 +33,10 @@ class AssembleAttend(Attend):
         else:
             rows = [x.transpose(1, 2) for x in rows]  # [G, heads, L, D]
             out = F.scaled_dot_product_attention(*rows, attn_mask=segments["keep"][:, None, None]).transpose(1, 2)
-        weights = row_weights(segments, share)
-        out = out.flatten(-2).float() * weights.unsqueeze(-1)
-        total = torch.zeros(len(q), out.shape[-1], device=q.device)
-        return total.index_add(0, index.flatten(), out.flatten(0, -2)).to(q.dtype)
+        weighted = out.flatten(-2) * row_weights(segments, share).to(out.dtype).unsqueeze(-1)
+        total = torch.zeros(len(q), weighted.shape[-1], device=q.device)
+        # Not index_add, which would keep what it adds, and on a GPU add in any order.
+        return total.index_put((index.flatten(),), weighted.flatten(0, -2).float(), accumulate=True).to(q.dtype)
 
 
 def packs(backend: AttentionBackendName, device: torch.device, dtype: torch.dtype) -> bool:

@@ -121,7 +121,8 @@ class LayoutConfig(_Section):
 
     ``overlap``: ``average`` over all that cover it, or ``depth``, over the nearest by depth label. ``layout_min``: the
     weight of a reference goes from 1 at alpha 0 down to this at alpha 1. ``second_ff``: InstanceAssemble's second pass
-    of the image feed-forward behind the layout residual, with which a new adapter is not the identity.
+    of the image feed-forward behind the layout residual, with which a new adapter is not the identity. ``warmup``: part
+    of stage 1 over which the layout residual is faded in.
     """
 
     double_blocks: tuple[int, ...]
@@ -129,6 +130,7 @@ class LayoutConfig(_Section):
     layout_min: float = Field(0.0, ge=0, le=1)
     overlap: Literal["average", "depth"] = "average"
     second_ff: bool = False
+    warmup: float = Field(0.0, ge=0, lt=1)
 
 
 class LoraConfig(_Section):

@@ -149,14 +149,14 @@ class MoviePostNetwork(nn.Module):
         where = instances["boxes"].device
         active = instances["valid"] & instances["layout_given"].to(where).unsqueeze(-1)
         cover = token_cover(instances["boxes"], active, h, w)
-        owned = owners(cover, instances["depth"].to(where), self.config.layout.overlap)
         backend = next(m.backend for m in self.modules() if isinstance(m, AssembleAttend))
         segments = make_segments(cover, packs(backend, device, self.dtype), device)
         centres = box_centres(instances["boxes"], h, w).flatten(0, 1)
-        boxes, active, cover, owned, centres = (
-            x.to(device) for x in (instances["boxes"].float(), active, cover, owned, centres))
+        boxes, depth, active, cover, centres = (
+            x.to(device) for x in (instances["boxes"].float(), instances["depth"], active, cover, centres))
 
-        alpha, token = self.encode(instances, boxes, instances["depth"].to(device))
+        alpha, token = self.encode(instances, boxes, depth)
+        owned = owners(cover, depth, self.config.layout.overlap)
         share, strength = shares(layout_weight(alpha, self.config.layout.layout_min), owned)
         average, _ = shares(torch.ones_like(alpha), owned)
         refs: References = {

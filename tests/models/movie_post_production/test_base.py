@@ -62,7 +62,8 @@ def test_new_adapters_leave_flux_as_it_is_bit_for_bit(config, dtype, stage, cast
     with torch.no_grad():
         velocity = network.predict(**inputs)["velocity"]
     expected = reference(config, inputs, dtype)
-    assert velocity.dtype == torch.float32 and velocity.shape == inputs["latent"].shape
+    assert velocity.dtype == torch.float32
+    assert velocity.shape == inputs["latent"].shape
     assert torch.equal(velocity, expected)
     assert expected.std() > 0.1
 
@@ -148,7 +149,7 @@ def test_another_model_is_refused_by_name(config, folder, tmp_path):
         open_base(TINY.model_copy(update={"allow_random_base": False}))
     (other / "config.json").write_text(json.dumps(settings))
     deeper = config.backbone.model_copy(update={"single_blocks": 3})
-    with pytest.raises(ValueError, match="num_single_layers is 2, .* expects 3"):
+    with pytest.raises(ValueError, match=r"num_single_layers is 2, .* expects 3"):
         open_base(config.model_copy(update={"base": str(other), "backbone": deeper}))
 
 
