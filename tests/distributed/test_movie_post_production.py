@@ -1,0 +1,112 @@
+"""MoviePostProduction on two ranks: ZeRO stages, recompute and frozen shards give the losses of plain PyTorch, stages
+hand on, and a rank without boxes keeps pace."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.distributed import cases
+from tests.distributed.plain import plain_losses
+from tests.tiny_movie import FAMILY, make_tiny_movie
+from trainer.recipe import Recipe
+
+
+@pytest.fixture(scope="module")
+def movie(tmp_path_factory):
+    return make_tiny_movie(tmp_path_factory.mktemp("movie"), 12)
+
+
+def recipe_for(movie, run: Path | str, steps: int = 6, **changes: Any) -> Recipe:
+    stage = {"steps": steps, "global_batch": 4, "micro_batch": 1, "learning_rate": 1e-3, "validate_every": 1000,
+             "preview_every": 1000, "checkpoint_every": 1000}
+    values = {"family": FAMILY, "size": "tiny", "data": str(movie.shards), "run": str(run), "precision": "fp32",
+              "attention": "sdpa", "recompute": "none", "optimizer": {"torch_adam": True}, "validation_samples": 2,
+              "preview_samples": 1, "logging": {"every": 1, "tensorboard": False, "wandb": "off"},
+              "model": movie.model, "stages": {1: stage, 2: stage, 3: stage}}
+    return Recipe.model_validate(values | changes)
+
+
+@pytest.fixture(scope="module")
+def stages(pair, movie, tmp_path_factory):
+    """A run of all three stages; its losses are compared below, its adapters start other runs."""
+    run = tmp_path_factory.mktemp("run")
+    pair.run(cases.train, recipe_for(movie, run).model_dump(), [1, 2, 3])
+    return run
+
+
+@pytest.mark.slow
+def test_all_stages_under_zero_3_give_the_losses_of_plain_pytorch(stages, movie):
+    """R14(m): four micro-batches over two ranks against one batch on one; D14: gradients of all ranks count; D13: each
+    stage starts at step 0 and takes all of its steps."""
+    recipe = recipe_for(movie, "unused")
+    for index in (1, 2, 3):
+        init = stages / f"stage{index - 1}" / "adapter" if index > 1 else None
+        found = cases.losses(stages, index)
+        assert len(found) == 6
+        assert found == pytest.approx(plain_losses(recipe, index, init), rel=1e-5)
+
+
+@pytest.mark.slow
+def test_an_adapter_holds_all_that_was_trained_and_stage_three_changes_its_bridges_only(stages):
+    """D12, and the third stage's promise: everything from before is there to the last bit."""
+    first, second, third = (load_file(stages / f"stage{i}" / "adapter" / "model.safetensors") for i in (1, 2, 3))
+    assert set(first) < set(second) < set(third)
+    assert all(".feedback." in name for name in set(third) - set(second))
+    assert all(torch.equal(third[name], second[name]) for name in second)
+    assert any("lora_A" in name for name in third)
+    assert not any("base_layer" in name or name.startswith(("x_embedder", "proj_out")) for name in third)
+    moved = {name for name in first if not torch.equal(first[name], second[name])}
+    assert any("lora_B" in name for name in moved)
+    assert any(name.startswith("alpha_predictor") for name in moved)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("change", [
+    pytest.param({"zero": 1}, id="zero1"), pytest.param({"zero": 2}, id="zero2"),
+    pytest.param({"recompute": "block"}, id="block"), pytest.param({"recompute": "selective"}, id="selective"),
+    pytest.param({"frozen": "shard"}, id="frozen-shard")])
+def test_other_engines_give_the_same_losses(pair, stages, movie, tmp_path, change):
+    recipe = recipe_for(movie, tmp_path, steps=3, **change)
+    pair.run(train_from, recipe.model_dump(), 2, stages / "stage1" / "adapter")
+    assert cases.losses(tmp_path, 2) == pytest.approx(plain_losses(recipe, 2, stages / "stage1" / "adapter"), rel=1e-5)
+
+
+def test_a_rank_without_boxes_keeps_pace(pair, movie, tmp_path):
+    """R14(n): rank 1 sees no reference at all, rank 0 all of them, under ZeRO-3; neither waits for ever."""
+    recipe = recipe_for(movie, tmp_path, steps=3)
+    norms = pair.run(train_one_sided, recipe.model_dump())
+    assert norms[0] == norms[1]
+    assert all(norm > 0 for norm in norms[0])
+
+
+def train_from(recipe: dict, stage: int, init: Path) -> str:
+    return cases.train(recipe, [stage], init=init)[0]
+
+
+def train_one_sided(recipe: dict) -> list[float]:
+    """Gradient norms of three steps of stage 2 in which the second rank's boxes are taken away."""
+    from models.family import Progress
+    from trainer.distributed import start
+    from trainer.feed import device_batches
+    from trainer.objective import weighted_total
+    from trainer.setup import prepare_stage
+
+    setup = prepare_stage(Recipe.model_validate(recipe), 2, start(), init=None, resume="never", rehearsal=True)
+    setup.engine.module.train()
+    norms = []
+    for _, micro, batch in device_batches(setup.stream(0, 3), setup.world.device, 0, 2):
+        if setup.world.rank == 1:
+            batch["boxes"] = torch.zeros_like(batch["boxes"])
+        progress = Progress(1, 3, 2, 0)
+        output = setup.engine(batch, progress)
+        setup.engine.backward(weighted_total(output["losses"], setup.spec, {}, progress).mean())
+        setup.engine.step()
+        if micro + 1 == setup.batching.accumulation:
+            norms.append(float(setup.engine.get_global_grad_norm()))
+    setup.engine.destroy()
+    return norms
