@@ -195,6 +195,12 @@ class Family(ABC):
         """Pictures of a held-out batch by name, uint8 ``[H, W, 3]``. Called on every rank with as many samples."""
         return {}
 
+    def diffusers_lora(self, config: BaseModel, stage: int, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The LoRA among an adapter's ``tensors`` as ``load_lora_weights`` of diffusers' pipelines takes it. Raises
+        ``ValueError`` for a family that trains none."""
+        raise ValueError(f"family {self.name!r} trains no LoRA that a pipeline of diffusers could load; export its "
+                         "adapter as it is, with --layout adapter")
+
     def window(self, config: Any, stage: int, step: int) -> Window | None:
         """The window of each clip that optimizer step ``step`` of a stage takes, None for whole samples. It may grow
         with the steps."""

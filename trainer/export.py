@@ -1,4 +1,4 @@
-"""An adapter as one safetensors file that says by itself what it is."""
+"""An adapter as one safetensors file that says by itself what it is, or its LoRA as diffusers' pipelines load it."""
 
 from __future__ import annotations
 
@@ -10,26 +10,33 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from data.files import atomic_file, sha256_file
+from models import get_family
 from trainer.adapter import WEIGHTS, read_card
 
 EXPORT_DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
-def export_adapter(adapter: Path, output: Path, dtype: str = "bf16") -> dict[str, str]:
+def export_adapter(adapter: Path, output: Path, dtype: str = "bf16", layout: str = "adapter") -> dict[str, str]:
     """Write the tensors of ``adapter`` in ``dtype`` to ``output`` and return the file's metadata: family, size, stage,
     ``config`` (the family's typed config as JSON), and the sha256 of adapter, predecessor, base weights and recipe.
+    ``layout`` ``diffusers``: its LoRA alone, under the names that diffusers' pipelines load.
 
-    Raises ``DamagedError`` for an adapter that is not intact.
+    Raises ``DamagedError`` for an adapter that is not intact, ``ValueError`` where a family has no LoRA.
     """
     if output.suffix != ".safetensors":
         raise ValueError(f"{output}: expected a name that ends in .safetensors")
     card = read_card(adapter)
     metadata = {
         "format": "pt", "family": card.family, "size": card.size, "stage": str(card.stage),
-        "stage_name": card.stage_name, "steps": str(card.steps), "dtype": dtype, "config": json.dumps(card.config),
+        "stage_name": card.stage_name, "steps": str(card.steps), "dtype": dtype, "layout": layout,
+        "config": json.dumps(card.config),
         "adapter_sha256": card.sha256, "predecessor_sha256": card.predecessor or "", "base_sha256": card.base,
         "recipe_sha256": card.recipe}
-    tensors = {name: tensor.to(EXPORT_DTYPES[dtype]) for name, tensor in load_file(adapter / WEIGHTS).items()}
+    found = load_file(adapter / WEIGHTS)
+    if layout == "diffusers":
+        family = get_family(card.family)
+        found = family.diffusers_lora(family.config_type.model_validate(card.config), card.stage, found)
+    tensors = {name: tensor.to(EXPORT_DTYPES[dtype]).contiguous() for name, tensor in found.items()}
     with atomic_file(output) as handle:
         # By name, since safetensors writes tensor by tensor into a file but only whole into a handle.
         save_file(tensors, handle.name, metadata=metadata)
@@ -42,9 +49,12 @@ def main(description: str) -> int:
     parser.add_argument("--adapter", type=Path, required=True, metavar="DIR", help="a run's stage<N>/adapter")
     parser.add_argument("--output", type=Path, required=True, metavar="FILE.safetensors")
     parser.add_argument("--dtype", choices=sorted(EXPORT_DTYPES), default="bf16", help="default: bf16")
+    parser.add_argument("--layout", choices=("adapter", "diffusers"), default="adapter",
+                        help="adapter: all tensors under the network's names (default); diffusers: the LoRA alone, for "
+                             "load_lora_weights of a pipeline")
     parser.add_argument("--json", action="store_true", help="write the file's metadata as JSON and nothing else")
     arguments = parser.parse_args()
-    metadata = export_adapter(arguments.adapter, arguments.output, arguments.dtype)
+    metadata = export_adapter(arguments.adapter, arguments.output, arguments.dtype, arguments.layout)
     digest = sha256_file(arguments.output)
     if arguments.json:
         print(json.dumps({"output": str(arguments.output), "sha256": digest, "metadata": metadata}, sort_keys=True))

@@ -15,6 +15,7 @@ from models.family import Batch, Family, ModuleCost, Place, Progress, StageSpec
 from models.movie_post_production.base import load_base, open_base
 from models.movie_post_production.config import SIZES, MoviePostConfig
 from models.movie_post_production.decode import Helpers, check_helpers, make_decoder, make_dino
+from models.movie_post_production.export import diffusers_lora
 from models.movie_post_production.flops import cost_table
 from models.movie_post_production.network import build_network
 from models.movie_post_production.preview import preview
@@ -71,6 +72,9 @@ class MoviePostProductionFamily(Family):
 
     def flops(self, config: MoviePostConfig, stage: int) -> list[ModuleCost]:
         return cost_table(config, stage)
+
+    def diffusers_lora(self, config: MoviePostConfig, stage: int, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return diffusers_lora(config, stage, tensors)
 
     def preview(self, network: nn.Module, batch: Batch, progress: Progress) -> dict[str, np.ndarray]:
         return preview(network, batch, progress)
