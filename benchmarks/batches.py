@@ -70,4 +70,26 @@ def _fantasy_world_fill(batch: Batch) -> None:
     intrinsics.copy_(intrinsics.new_tensor([0.8 * width, 0.8 * width, width / 2, height / 2]).expand_as(intrinsics))
 
 
-CONTENT: dict[str, Content] = {"fantasy_world": Content(_fantasy_world_sizes, _fantasy_world_fill)}
+def _movie_post_production_sizes(config: Any) -> dict[str, int]:
+    from models.movie_post_production.flops import REFERENCES
+
+    h, w = (2 * side for side in config.image.grid)
+    return {"h": h, "w": w, "H": config.image.height, "W": config.image.width, "L": config.backbone.text_length,
+            "N": min(config.instance.max_refs, REFERENCES)}
+
+
+def _movie_post_production_fill(batch: Batch) -> None:
+    """Square boxes that together cover the picture twice, as the family's FLOPs are counted for, anywhere in it; unit
+    vectors; all three depths."""
+    boxes, count = batch["boxes"], batch["boxes"].shape[1]
+    half = min(0.5, 0.5 * (2 / count) ** 0.5)
+    middle = half + (1 - 2 * half) * torch.special.ndtr(boxes[..., :2])
+    boxes.copy_(torch.cat([middle - half, middle + half], -1).clamp(0, 1))
+    batch["depth"].remainder_(3)
+    for name in ("clip", "dino"):
+        batch[name] = torch.nn.functional.normalize(batch[name].float(), dim=-1).to(batch[name].dtype)
+
+
+CONTENT: dict[str, Content] = {
+    "fantasy_world": Content(_fantasy_world_sizes, _fantasy_world_fill),
+    "movie_post_production": Content(_movie_post_production_sizes, _movie_post_production_fill)}

@@ -54,6 +54,36 @@ def test_a_batch_is_what_the_schema_asks_for(size):
     assert not torch.equal(batch["latent"], synthetic_batch(family, config, 2, "cpu", 1, 1)["latent"])
 
 
+@pytest.mark.parametrize("size", ["tiny", "flux-dev"])
+def test_a_batch_of_pictures_is_what_the_schema_asks_for(size):
+    from data.movie_post_production.schema import valid_objects
+
+    family = get_family("movie_post_production")
+    config = family.sizes[size]
+    batch = synthetic_batch(family, config, 2, "cpu", 0, 1)
+    arrays = {field.name: np.zeros(tuple(batch[field.name][0].shape), DTYPES[field.dtype])
+              for field in family.schema(config).fields if field.name in batch}
+    check_sample(family.schema(config), arrays, "batch")
+    boxes = batch["boxes"]
+    assert valid_objects(boxes).all()
+    assert boxes.min() >= 0
+    assert boxes.max() <= 1
+    area = ((boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])).sum(1)
+    assert area.tolist() == pytest.approx([2, 2], rel=1e-3)
+    assert set(batch["depth"].unique().tolist()) <= {0, 1, 2}
+    assert batch["dino"].float().norm(dim=-1).sub(1).abs().max() < 2e-3
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_every_stage_of_movie_post_production_is_timed(stage):
+    """The sound recipe names folders of frozen helpers; the benchmark needs none."""
+    recipe = load_recipe(family="movie_post_production", profile="tiny",
+                         overrides=["model.vae.base=weights/vae", "model.dino.base=weights/dino"])
+    found = measure(recipe, stage, plain=True, warmup=1, steps=1)
+    assert found["step_seconds"] > 0
+    assert found["trainable"] > 0
+
+
 def test_a_family_without_content_is_told_where_to_add_it(monkeypatch):
     monkeypatch.setitem(FAMILIES, "toy", "tests.toy:ToyFamily")
     family = get_family("toy")
