@@ -21,6 +21,7 @@ COVER = 2.0
 """How often a token is covered, on average."""
 TIME_DIM = 256
 MLP = 4
+DOUBLE, SINGLE = "transformer_blocks", "single_transformer_blocks"
 Kind = Literal["trained", "passed", "still"]
 
 
@@ -33,16 +34,17 @@ def cost_table(config: MoviePostConfig, stage: int, references: int = REFERENCES
     t, d = config.image.tokens, backbone.dim
     channels = PATCH * PATCH * backbone.latent_channels
     own: Kind = "trained" if stage < 3 else "still"
-    rows = [_embedders(config), *_references(config, stage, references, own)]
-    rows += _base_blocks(config, stage)
-    rows += _layout(config, stage, references, cover)
-    rows.append(_lora(config, stage, references))
+    rows = [_embedders(config), *_references(config, stage, references, own), *_base_blocks(config, stage)]
+    for kind in (DOUBLE, SINGLE):
+        rows += _layout(config, kind, stage, references, cover)
+        if any(name.startswith(f"{kind}.") for name in target_layers(config)):
+            rows.append(_lora(config, kind, stage, references))
     if stage > 1:
         rows.append(_modulation(config, stage, references))
     if stage > 2:
         rows.append(_feedback(config, references))
     rows.append(ModuleCost("out", linear(t, d, channels) + linear(1, d, 2 * d), 0, "passed",
-                           activation_bytes=BYTES * t * d))
+                           **_kept(1, t * d, t * d, 0)))
     return rows
 
 
@@ -87,13 +89,13 @@ def _base_blocks(config: MoviePostConfig, stage: int) -> Iterator[ModuleCost]:
     kept = s * d * (10 + MLP)
     # AdaLN per token keeps both factors of each product: vectors, scaled norms, gated outputs.
     moved = 12 * t * d if stage > 1 else 0
-    for name, count, kind in (("transformer_blocks.still", still, "still"),
-                              ("transformer_blocks", backbone.double_blocks - still, "passed")):
+    for name, count, kind in ((f"{DOUBLE}.still", still, "still"),
+                              (DOUBLE, backbone.double_blocks - still, "passed")):
         if count:
             bytes_ = {} if kind == "still" else _kept(count, kept + moved, s * d, s * d)
             yield ModuleCost(name, count * (flop + linear(2, d, 6 * d)), count * heads, kind, **bytes_)
     count = backbone.single_blocks
-    yield ModuleCost("single_transformer_blocks", count * (flop + linear(1, d, 3 * d)), count * heads, "passed",
+    yield ModuleCost(SINGLE, count * (flop + linear(1, d, 3 * d)), count * heads, "passed",
                      **_kept(count, s * d * (9 + MLP), s * d, s * d))
 
 
@@ -109,28 +111,26 @@ def _kept(count: int, activation: float, boundary: float, heads: float) -> dict[
             "attention_bytes": BYTES * count * heads}
 
 
-def _layout(config: MoviePostConfig, stage: int, n: int, cover: float) -> Iterator[ModuleCost]:
-    """The layout branch through the frozen layers, and W_b behind it."""
+def _layout(config: MoviePostConfig, kind: str, stage: int, n: int, cover: float) -> Iterator[ModuleCost]:
+    """The layout branches of one kind of block through the frozen layers, and W_b behind them."""
     layout, d, t = config.layout, config.backbone.dim, config.image.tokens
-    doubles, singles = len(layout.double_blocks), len(layout.single_blocks)
-    double = linear(t, d, 4 * d) + linear(n, d, (4 + 2 * MLP) * d)
-    if layout.second_ff:
-        double += linear(t, d, 2 * MLP * d)
-    single = linear(t + n, d, (4 + 2 * MLP) * d)
     held = cover * t / n + 1  # tokens of a segment
-    heads = (doubles + singles) * n * attention(held, held, d)
     segment = n * held * d
     # LN input, q and k before their norm (fp32), LoRA's input; of segments q, k, v and the output.
-    kept = doubles * (6 * t * d + 4 * segment) + singles * ((6 + MLP) * t * d + 4 * segment)
-    if layout.second_ff:
-        kept += doubles * t * d * (1 + MLP)
-    yield ModuleCost("layout_branch", doubles * double + singles * single, heads, "passed",
-                     activation_bytes=BYTES * kept, attention_bytes=BYTES * (doubles + singles) * segment)
-    yield ModuleCost("layout_out", (doubles + singles) * linear(t, d, d), 0, "trained" if stage < 3 else "passed",
-                     activation_bytes=BYTES * (doubles + singles) * 2 * t * d)
+    kept = 6 * t * d + 4 * segment
+    if kind == SINGLE:
+        count, flop, kept = len(layout.single_blocks), linear(t + n, d, (4 + 2 * MLP) * d), kept + MLP * t * d
+    else:
+        count, flop = len(layout.double_blocks), linear(t, d, 4 * d) + linear(n, d, (4 + 2 * MLP) * d)
+        if layout.second_ff:
+            flop, kept = flop + linear(t, d, 2 * MLP * d), kept + t * d * (1 + MLP)
+    yield ModuleCost(f"{kind}.layout_branch", count * flop, count * n * attention(held, held, d), "passed",
+                     **_kept(count, kept, 0, segment))
+    yield ModuleCost(f"{kind}.layout_out", count * linear(t, d, d), 0, "trained" if stage < 3 else "passed",
+                     **_kept(count, 2 * t * d, 0, 0))
 
 
-def _lora(config: MoviePostConfig, stage: int, n: int) -> ModuleCost:
+def _lora(config: MoviePostConfig, block: str, stage: int, n: int) -> ModuleCost:
     d, rank, t, text = config.backbone.dim, config.lora.rank, config.image.tokens, config.backbone.text_length
     everywhere = config.lora.scope == "global"
     shapes = {"norm1.linear": (1, 6), "norm1_context.linear": (1, 6), "norm.linear": (1, 3), "ff.net.2": (MLP, 1),
@@ -138,6 +138,8 @@ def _lora(config: MoviePostConfig, stage: int, n: int) -> ModuleCost:
     flop = kept = 0.0
     for name in target_layers(config):
         kind, i, target = name.split(".", 2)
+        if kind != block:
+            continue
         target = target.removeprefix("attn.")
         single = kind.startswith("single")
         adds = target.startswith(("add_", "to_add", "ff_context"))
@@ -154,7 +156,7 @@ def _lora(config: MoviePostConfig, stage: int, n: int) -> ModuleCost:
         inputs, outputs = (factor * d for factor in shapes.get(target, (1, 1)))
         flop += linear(rows, inputs, rank) + linear(rows, rank, outputs)
         kept += rows * rank
-    return ModuleCost("lora", flop, 0, "trained" if stage < 3 else "passed",
+    return ModuleCost(f"{block}.lora", flop, 0, "trained" if stage < 3 else "passed",
                       activation_bytes=BYTES * kept if stage < 3 else 0.0)
 
 
@@ -166,10 +168,10 @@ def _modulation(config: MoviePostConfig, stage: int, n: int) -> ModuleCost:
         flop += linear(n + 1, d, 6 * d) + linear(t, n, 6 * d)
     else:
         flop += linear(n, d, 12) + linear(t, n, 6) + linear(1, n, 12)
-    return ModuleCost("modulation", blocks * flop, 0, "trained" if stage < 3 else "passed")
+    return ModuleCost(f"{DOUBLE}.modulation", blocks * flop, 0, "trained" if stage < 3 else "passed")
 
 
 def _feedback(config: MoviePostConfig, n: int) -> ModuleCost:
     d, t, bridges, own = config.backbone.dim, config.image.tokens, config.backbone.double_blocks - 1, config.feedback
     flop = linear(n, t, d) + (linear(n, d, d) if own.kind == "full" else 2 * linear(n, d, own.rank))
-    return ModuleCost("feedback", bridges * flop, 0, "trained")
+    return ModuleCost(f"{DOUBLE}.feedback", bridges * flop, 0, "trained")

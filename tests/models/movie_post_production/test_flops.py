@@ -63,10 +63,23 @@ def test_the_backbone_costs_what_the_design_page_computed(pixels, forward, train
 
 def test_parts_cost_what_the_design_page_computed():
     """Section 6.1: a second feed-forward 4.3 TFLOP, segment attention about 0.3 at a cover of 2."""
-    rows = {row.module: row for row in cost_table(FULL, 2)}
-    more = {row.module: row for row in cost_table(change(FULL, layout={"second_ff": True}), 2)}
-    assert (more["layout_branch"].linear - rows["layout_branch"].linear) / 1e12 == pytest.approx(4.3, rel=0.01)
-    assert rows["layout_branch"].attention / 1e12 == pytest.approx(0.3, rel=0.25)
+    plain, more = ({row.module: row for row in cost_table(config, 2)}
+                   for config in (FULL, change(FULL, layout={"second_ff": True})))
+    name = "transformer_blocks.layout_branch"
+    assert (more[name].linear - plain[name].linear) / 1e12 == pytest.approx(4.3, rel=0.01)
+    segments = plain[name].attention + plain[f"single_{name}"].attention
+    assert segments / 1e12 == pytest.approx(0.3, rel=0.25)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_rows_of_what_blocks_hold_begin_with_the_blocks_name(variant):
+    """The planner takes these to be run again with the block."""
+    config = VARIANTS[variant]
+    network = build_network(config, 3, "meta")
+    tops = {row.module.split(".")[0] for row in cost_table(config, 3)}
+    assert tops - {"embedders", "out"} <= {name for name, _ in network.named_children()}
+    units = [name for name, module in network.named_modules() if module in network.recompute_units()]
+    assert {name.split(".")[0] for name in units} == {"transformer_blocks", "single_transformer_blocks"}
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
