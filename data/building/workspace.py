@@ -135,8 +135,10 @@ class Workspace:
         finds no ``job.json`` then has to ``remove`` it."""
         lock = DirectoryLock(self.root / "lock")
         while True:
-            self.root.mkdir(parents=True, exist_ok=True)
+            # Another worker may end the build between any two of these, and take the folders away.
             with suppress(FileNotFoundError):
+                with suppress(FileExistsError):
+                    self.root.mkdir(parents=True)
                 lock.acquire()
                 break
         try:
