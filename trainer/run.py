@@ -12,9 +12,9 @@ from trainer.adapter import read_card
 from trainer.cli import json_output, parse
 from trainer.distributed import World, on_first, start, stop
 from trainer.interrupt import EXIT_CODE, Interrupted, StopRequest
-from trainer.monitor import Monitor
 from trainer.recipe import Recipe
-from trainer.report import write_report
+from trainer.reporting.monitor import Monitor
+from trainer.reporting.report import write_report
 from trainer.setup import StageSetup, adapter_directory, prepare_stage
 from trainer.stage import StageLoop, describe
 

@@ -22,8 +22,8 @@ from trainer.guards import GradientCheck, check_frozen, frozen_checksums
 from trainer.hardware import device_name, peak_flops, peak_memory_bytes
 from trainer.interrupt import Interrupted, StopRequest
 from trainer.meter import Meter
-from trainer.monitor import Monitor
 from trainer.objective import weighted_total
+from trainer.reporting.monitor import Monitor
 from trainer.setup import StageSetup, adapter_directory
 
 

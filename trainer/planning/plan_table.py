@@ -10,7 +10,7 @@ from rich.table import Table
 
 
 def show(plan: dict[str, Any]) -> None:
-    """Print what ``trainer.planner.plan`` returned."""
+    """Print what ``trainer.planning.planner.plan`` returned."""
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = 120

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from trainer.monitor import Monitor, read_run_record
 from trainer.recipe import Recipe, load_recipe
-from trainer.sinks import read_metrics
+from trainer.reporting.monitor import Monitor, read_run_record
+from trainer.reporting.sinks import read_metrics
 
 
 @pytest.fixture

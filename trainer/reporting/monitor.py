@@ -24,7 +24,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 
 from data.files import atomic_file, write_json
 from trainer.recipe import ROOT, Recipe
-from trainer.sinks import MetricsFile, Sink, TensorBoard, WeightsAndBiases, new_run_id
+from trainer.reporting.sinks import MetricsFile, Sink, TensorBoard, WeightsAndBiases, new_run_id
 
 RUN_RECORD = "run.json"
 METRICS = "metrics.jsonl"

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from data.files import atomic_file
-from trainer.chart import Series, line_chart, number
-from trainer.monitor import METRICS, read_run_record
-from trainer.sinks import read_metrics
+from trainer.reporting.chart import Series, line_chart, number
+from trainer.reporting.monitor import METRICS, read_run_record
+from trainer.reporting.sinks import read_metrics
 
 BASELINE = "_baseline"
 CLOCKWORK = ("step_seconds", "samples_per_second", "data_wait", "memory_gib", "mfu", "learning_rate", "gradient_norm",

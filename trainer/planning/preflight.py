@@ -23,7 +23,7 @@ from models import get_family
 from models.layers.attention import resolve_backend
 from trainer.adapter import WEIGHTS, check_predecessor, load_tensors, read_card, trained_before
 from trainer.cli import build_parser, json_output, parse
-from trainer.planner import DTYPES, Cluster, plan_stage
+from trainer.planning.planner import DTYPES, Cluster, plan_stage
 from trainer.recipe import ROOT, Recipe
 
 

@@ -12,8 +12,8 @@ import torch
 from models import FAMILIES
 from tests.toy import ToyFamily, write_toy_shards
 from tests.trainer.finished import damage, finish_stage_one, toy_recipe_file
-from trainer import preflight as module
-from trainer.preflight import preflight, requirements
+from trainer.planning import preflight as module
+from trainer.planning.preflight import preflight, requirements
 from trainer.recipe import ROOT, load_recipe
 
 

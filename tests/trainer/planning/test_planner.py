@@ -12,8 +12,8 @@ import yaml
 from models import FAMILIES
 from models.family import ModuleCost
 from tests.toy import ToyConfig, ToyFamily
-from trainer import planner
-from trainer.planner import (
+from trainer.planning import planner
+from trainer.planning.planner import (
     Cluster,
     Sizes,
     activation_bytes,

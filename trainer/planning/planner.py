@@ -29,7 +29,7 @@ from models.family import ModuleCost
 from trainer.cli import build_parser, json_output, parse
 from trainer.freeze import freeze, freeze_table
 from trainer.hardware import PEAK_BF16
-from trainer.plan_table import show
+from trainer.planning.plan_table import show
 from trainer.recipe import Recipe, read_ds_config
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}

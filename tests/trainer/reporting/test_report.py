@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from trainer.chart import HEIGHT, POINTS, WIDTH, Series, line_chart, thinned
-from trainer.report import EMBED_BYTES, chart_groups, write_report
+from trainer.reporting.chart import HEIGHT, POINTS, WIDTH, Series, line_chart, thinned
+from trainer.reporting.report import EMBED_BYTES, chart_groups, write_report
 
 VOID = {"meta", "img", "br"}
 

@@ -1,0 +1,1 @@
+"""What a run shows and keeps: progress, metrics, pictures, the report."""
