@@ -39,7 +39,8 @@ def validate(network: torch.nn.Module, batch: Batch, progress: Progress, statist
     - ``val_alpha_mean``, ``val_alpha_fg_ratio``.
 
     With ``_baseline`` appended: the same network, noise and levels without any reference, which is FLUX's prediction
-    (of its LoRA, where ``lora.scope`` is global).
+    (of its LoRA, where ``lora.scope`` is global). With ``_swapped``: each box with the reference of another object of
+    the picture. What the boxes alone teach, where something stands, is the same there; what the references say is not.
     """
     config = network.config
     latent = batch["latent"].float()
@@ -48,7 +49,8 @@ def validate(network: torch.nn.Module, batch: Batch, progress: Progress, statist
     helpers = network.helpers.on(latent.device)
     truth = helpers.vae(latent)
     metrics: Metrics = {}
-    for suffix, shown in (("", instances), ("_baseline", without_references(instances))):
+    for suffix, shown in (("", instances), ("_baseline", without_references(instances)),
+                          ("_swapped", swapped_references(instances))):
         flow, in_box = [], []
         for level in LEVELS:
             t = latent.new_full((len(latent),), level)
@@ -71,6 +73,25 @@ def validate(network: torch.nn.Module, batch: Batch, progress: Progress, statist
         metrics[f"val_flow_loss{suffix}"] = over(torch.cat(flow))
         metrics[f"val_in_box_error{suffix}"] = over(torch.stack(in_box), covered.expand(len(LEVELS), *covered.shape))
     return metrics
+
+
+def swapped_references(instances: Instances) -> Instances:
+    """Each valid slot with the content of the next valid one of its picture, boxes and depth labels as they were. A
+    picture with one object keeps it."""
+    valid = instances["valid"]
+    count, slots = valid.sum(1, keepdim=True), valid.shape[1]
+    # Valid slots in their order, the others behind them, as a cycle of the former.
+    order = (~valid).int().argsort(dim=1, stable=True)
+    rank = valid.cumsum(1) - 1
+    following = order.gather(1, torch.where(valid, (rank + 1) % count.clamp_min(1), 0))
+    source = torch.where(valid, following, torch.arange(slots, device=valid.device))
+    moved = dict(instances)
+    for name in ("clip", "dino", "text", "clip_given", "dino_given", "text_given"):
+        if name in instances:
+            value = instances[name]
+            index = source.view(*source.shape, *[1] * (value.ndim - 2)).expand(*source.shape, *value.shape[2:])
+            moved[name] = value.gather(1, index)
+    return moved
 
 
 def _pixels(covered: Tensor) -> Tensor:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from models.movie_post_production.validate import validate
+from models.movie_post_production.instances import make_instances
+from models.movie_post_production.validate import swapped_references, validate
 
 ERRORS = ("val_flow_loss", "val_in_box_error", "val_in_box_colour_error")
 
@@ -26,6 +27,21 @@ def test_what_the_references_do_is_measured_with_the_same_noise_each_time(make_n
     for name, (total, count) in first.items():
         assert torch.equal(total, again[name][0]), name
         assert torch.equal(count, again[name][1]), name
+
+
+def test_swapped_references_stay_in_their_picture_and_leave_the_boxes(make_batch, config, progress):
+    batch = make_batch([0, 1, 2])
+    batch["boxes"][0, 0] = 0  # a hole among the valid ones
+    batch["boxes"][1, 1:] = 0
+    before = make_instances(batch, config, progress(training=False))
+    after = swapped_references(before)
+    assert all(torch.equal(after[name], before[name]) for name in ("boxes", "valid", "depth", "layout_given"))
+    assert torch.equal(after["dino"][1], before["dino"][1])
+    for b in (0, 2):
+        rows = before["valid"][b].nonzero()[:, 0]
+        assert len(rows) > 1
+        assert torch.equal(after["dino"][b, rows], before["dino"][b, rows.roll(-1)])
+        assert torch.equal(after["clip"][b, rows], before["clip"][b, rows.roll(-1)])
 
 
 def test_stage_one_needs_no_dino(make_network, make_batch, progress):
