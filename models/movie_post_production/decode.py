@@ -4,6 +4,7 @@ outside the engine, plain replicas on every rank."""
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,9 @@ from data.encoding.image_encoders import DinoEncoder, standardise
 from data.movie_post_production.schema import LATENT_STRIDE
 from models.layers.materialise import keyed_init
 from models.movie_post_production.loss_config import DinoConfig, VaeConfig
+
+PATCH = 14
+"""Pixels per token of DINOv2."""
 
 
 class Decoder(nn.Module):
@@ -73,11 +77,7 @@ def make_decoder(config: VaeConfig, channels: int, device: torch.device | str, d
     if config.base is None:
         _needs("vae.base", "FLUX's VAE", random)
         with keyed_init("vae"):
-            vae = AutoencoderKL(
-                block_out_channels=config.channels, down_block_types=("DownEncoderBlock2D",) * 4,
-                up_block_types=("UpDecoderBlock2D",) * 4, layers_per_block=config.layers,
-                norm_num_groups=config.groups, latent_channels=channels, use_quant_conv=False,
-                use_post_quant_conv=False, shift_factor=config.shift, scaling_factor=config.scale)
+            vae = AutoencoderKL(**vae_arguments(config, channels))
         return Decoder(vae).to(device, dtype)
     vae = load_model(AutoencoderKL, Path(config.base), torch.device("cpu"))
     stride = 2 ** (len(vae.config.block_out_channels) - 1)
@@ -95,15 +95,26 @@ def make_dino(config: DinoConfig, dim: int, device: torch.device | str, dtype: t
     if config.base is None:
         _needs("dino.base", "DINOv2", random)
         with keyed_init("dino"):
-            model = Dinov2Model(Dinov2Config(
-                hidden_size=dim, num_hidden_layers=config.layers, num_attention_heads=config.heads,
-                mlp_ratio=config.mlp_ratio, image_size=config.size, patch_size=14))
+            model = Dinov2Model(dino_config(config, dim))
         return CropFeatures(model, config.size).to(device, dtype)
     size, found = DinoEncoder.sizes(Path(config.base))
     if found != dim:
         raise ValueError(f"{config.base}: DINOv2 vectors of {found} numbers found, expected {dim} as in the shards; "
                          f"give dino.base the folder that they were built with")
     return CropFeatures(load_model(Dinov2Model, Path(config.base), torch.device("cpu")), size).to(device, dtype)
+
+
+def vae_arguments(config: VaeConfig, channels: int) -> dict[str, Any]:
+    """Arguments of ``diffusers.AutoencoderKL``."""
+    return {"block_out_channels": config.channels, "down_block_types": ("DownEncoderBlock2D",) * 4,
+            "up_block_types": ("UpDecoderBlock2D",) * 4, "layers_per_block": config.layers,
+            "norm_num_groups": config.groups, "latent_channels": channels, "use_quant_conv": False,
+            "use_post_quant_conv": False, "shift_factor": config.shift, "scaling_factor": config.scale}
+
+
+def dino_config(config: DinoConfig, dim: int) -> Dinov2Config:
+    return Dinov2Config(hidden_size=dim, num_hidden_layers=config.layers, num_attention_heads=config.heads,
+                        mlp_ratio=config.mlp_ratio, image_size=config.size, patch_size=PATCH)
 
 
 def check_helpers(vae: VaeConfig, dino: DinoConfig | None, random: bool) -> str:

@@ -17,6 +17,7 @@ from models.movie_post_production.config import SIZES, MoviePostConfig
 from models.movie_post_production.decode import Helpers, check_helpers, make_decoder, make_dino
 from models.movie_post_production.export import diffusers_lora
 from models.movie_post_production.flops import cost_table
+from models.movie_post_production.helper_costs import identity_costs
 from models.movie_post_production.network import build_network
 from models.movie_post_production.preview import preview
 from models.movie_post_production.stages import IDENTITY_STAGE, make_stages
@@ -71,7 +72,8 @@ class MoviePostProductionFamily(Family):
         return network.recompute_units()
 
     def flops(self, config: MoviePostConfig, stage: int) -> list[ModuleCost]:
-        return cost_table(config, stage)
+        """Of the network, and of the identity loss's helpers where the stage has it."""
+        return cost_table(config, stage) + (identity_costs(config) if stage >= IDENTITY_STAGE else [])
 
     def diffusers_lora(self, config: MoviePostConfig, stage: int, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return diffusers_lora(config, stage, tensors)
