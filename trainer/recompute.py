@@ -86,5 +86,7 @@ class _Reuse(TorchDispatchMode):
 
 def is_attention(op: Any) -> bool:
     """Whether a dispatched operation is the forward of an attention kernel."""
+    if op.namespace == "torch_attn":  # PyTorch's kernel for sequences of unequal length
+        return op._opname == "_varlen_attn"
     return op in ATTENTION_OPS or (op.namespace in ATTENTION_NAMESPACES and "forward" in op._opname
                                    and "backward" not in op._opname)
