@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from tests.distributed import cases
 from tests.distributed.plain import plain_losses
+from tests.distributed.test_resume import stop_at
 from tests.tiny_movie import FAMILY, make_tiny_movie
 from trainer.recipe import Recipe
 
@@ -76,6 +77,20 @@ def test_other_engines_give_the_same_losses(pair, stages, movie, tmp_path, chang
     assert cases.losses(tmp_path, 2) == pytest.approx(plain_losses(recipe, 2, stages / "stage1" / "adapter"), rel=1e-5)
 
 
+@pytest.mark.slow
+def test_a_stopped_and_resumed_stage_equals_the_uninterrupted_one_to_the_last_digit(pair, stages, movie, tmp_path):
+    """R14(l), D21: noise, references that are drawn and withheld, optimizer and position go on where they were."""
+    recipe = recipe_for(movie, tmp_path)
+    init = stages / "stage1" / "adapter"
+    messages = pair.run(stop_from, recipe.model_dump(), 2, 3, init)
+    assert all("step 3" in message for message in messages)
+    pair.run(train_from, recipe.model_dump(), 2, init)
+    assert cases.losses(tmp_path, 2) == cases.losses(stages, 2)
+    one, other = (load_file(run / "stage2" / "adapter" / "model.safetensors") for run in (tmp_path, stages))
+    assert one.keys() == other.keys()
+    assert all(one[name].equal(other[name]) for name in one)
+
+
 def test_a_rank_without_boxes_keeps_pace(pair, movie, tmp_path):
     """R14(n): rank 1 sees no reference at all, rank 0 all of them, under ZeRO-3; neither waits for ever."""
     recipe = recipe_for(movie, tmp_path, steps=3)
@@ -86,6 +101,10 @@ def test_a_rank_without_boxes_keeps_pace(pair, movie, tmp_path):
 
 def train_from(recipe: dict, stage: int, init: Path) -> str:
     return cases.train(recipe, [stage], init=init)[0]
+
+
+def stop_from(recipe: dict, stage: int, step: int, init: Path) -> str:
+    return stop_at(recipe, stage, step, init=init)
 
 
 def train_one_sided(recipe: dict) -> list[float]:
