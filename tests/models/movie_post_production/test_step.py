@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+import yaml
 
 from models.movie_post_production.config import MoviePostConfig
 from models.movie_post_production.stages import make_stages
 from models.movie_post_production.step import training_step
 from trainer.freeze import freeze
 from trainer.objective import weighted_total
+from trainer.settings import overlay
 
 PADDED = ("boxes", "depth", "clip", "dino", "object_text")
 
@@ -117,12 +120,24 @@ def test_the_identity_loss_reaches_modulation_and_layout_and_is_zero_above_t_max
     assert output["metrics"]["dino_similarity_mean"][1] == 0
 
 
+def profile_config(config: MoviePostConfig, profile: str) -> MoviePostConfig:
+    """``config`` with the switches of the profile's recipe, its widths left as they are."""
+    path = Path(__file__).resolve().parents[3] / "launch" / "recipes" / "movie_post_production" / f"{profile}.yaml"
+    given = yaml.safe_load(path.read_text())["model"]
+    for name in ("base", "vae", "dino"):
+        del given[name]
+    return MoviePostConfig.model_validate(overlay(config.model_dump(), given))
+
+
+@pytest.mark.parametrize("profile", ["sound", "seed"])
 @pytest.mark.parametrize("stage", [1, 2, 3])
-def test_all_that_trains_moves_within_four_steps_and_nothing_else(make_network, make_batch, config, progress, stage):
+def test_all_that_trains_moves_within_four_steps_and_nothing_else(make_network, make_batch, config, progress, stage,
+                                                                  profile):
     """R14(i) and (k); D5, D6 and D10: no dead part, no frozen LoRA; D4: the layout head of stage 1 is the one that is
     used, and does not train in stage 3."""
+    config = profile_config(config, profile)
     spec = make_stages(config)[stage - 1]
-    network = make_network(stage)
+    network = make_network(stage, changed=config)
     scales = freeze(network, spec)
     before = {name: p.detach().clone() for name, p in network.named_parameters()}
     trained = [p for p in network.parameters() if p.requires_grad]
@@ -160,3 +175,14 @@ def test_metrics_have_the_guides_names(make_network, make_batch, progress):
     total, count = output["metrics"]["alpha_mean"]
     assert total / count == pytest.approx(0.5)
     assert output["metrics"]["alpha_fg_ratio"][0] == count
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_a_step_in_bf16_gives_fp32_losses_near_those_of_fp32(make_network, make_batch, progress, stage):
+    found = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        output = training_step(make_network(stage, moved=True, dtype=dtype), make_batch([0, 1], stage), progress(stage))
+        found[dtype] = output["losses"]
+    for name, values in found[torch.bfloat16].items():
+        assert values.dtype == torch.float32
+        assert torch.allclose(values, found[torch.float32][name], rtol=0.05, atol=0.02), name
