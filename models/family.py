@@ -146,6 +146,8 @@ class Family(ABC):
     name: ClassVar[str]
     config_type: ClassVar[type[BaseModel]]
     sizes: ClassVar[Mapping[str, BaseModel]]
+    aliases: ClassVar[Mapping[str, str]] = {}
+    """Names that the family's users know, and the logged value that each stands for; logged beside it."""
 
     @abstractmethod
     def schema(self, config: BaseModel) -> SampleSchema:

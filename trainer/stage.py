@@ -158,6 +158,7 @@ class StageLoop:
         values["skipped_steps"] = self.skipped
         values["bad_samples"] = len(self.bad.indices)
         values["memory_gib"] = peak_memory_bytes(s.world.device) / 2**30
+        values |= {alias: values[name] for alias, name in s.family.aliases.items() if name in values}
         if self.peak:
             per_device = values["samples_per_second"] / s.world.size
             values["mfu"] = per_device * self.flops_per_sample / self.peak

@@ -30,6 +30,10 @@ class MoviePostProductionFamily(Family):
     name: ClassVar[str] = "movie_post_production"
     config_type: ClassVar[type[MoviePostConfig]] = MoviePostConfig
     sizes: ClassVar[Mapping[str, MoviePostConfig]] = SIZES
+    aliases: ClassVar[Mapping[str, str]] = {
+        "loss/total": "loss", "metrics/learning_rate": "learning_rate", "metrics/grad_norm": "gradient_norm",
+        **{f"metrics/{name}": name for name in ("alpha_mean", "alpha_fg_ratio", "dino_similarity_mean",
+                                                "feedback_magnitude", "timestep_mean")}}
 
     def schema(self, config: MoviePostConfig) -> SampleSchema:
         backbone, instance = config.backbone, config.instance

@@ -53,6 +53,18 @@ def test_all_stages_under_zero_3_give_the_losses_of_plain_pytorch(stages, movie)
 
 
 @pytest.mark.slow
+def test_the_guides_names_are_logged(stages):
+    everywhere = ["loss/total", "loss/reconstruction", "metrics/alpha_mean", "metrics/alpha_fg_ratio",
+                  "metrics/learning_rate", "metrics/grad_norm", "metrics/timestep_mean"]
+    identity = ["loss/dino_identity", "metrics/dino_similarity_mean"]
+    for index, names in ((1, everywhere), (2, everywhere + identity),
+                         (3, [*everywhere, *identity, "metrics/feedback_magnitude"])):
+        for name in names:
+            assert cases.losses(stages, index, name), f"{name} in stage {index}"
+    assert cases.losses(stages, 1, "loss/total") == cases.losses(stages, 1)
+
+
+@pytest.mark.slow
 def test_an_adapter_holds_all_that_was_trained_and_stage_three_changes_its_bridges_only(stages):
     """D12, and the third stage's promise: everything from before is there to the last bit."""
     first, second, third = (load_file(stages / f"stage{i}" / "adapter" / "model.safetensors") for i in (1, 2, 3))
