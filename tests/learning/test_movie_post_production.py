@@ -60,6 +60,8 @@ def test_references_are_placed_then_recognised_and_the_last_stage_touches_bridge
     ends = {i: [line for line in lines if line["stage"] == i and "val_flow_loss" in line] for i in STEPS}
     for i, found in ends.items():
         assert [line["step"] for line in found] == [0, STEPS[i]]
+    for i, name in ((2, "metrics/dino_similarity_mean"), (3, "metrics/feedback_magnitude")):
+        assert any(name in line for line in lines if line["stage"] == i)
     _check_layout(*ends[1])
     _check_identity(*ends[2])
     _check_feedback(tmp_path / "run", *ends[3])
