@@ -111,10 +111,6 @@ class ShardSet:
                                    f"from the index; the tar was damaged after it was built, copy or build it again")
         return members
 
-    def verify(self, hashes: bool = True) -> list[str]:
-        """``verify_shards`` of this set, from the disk."""
-        return verify_shards(self.storage, self.schema, hashes)
-
     def _place(self, index: int) -> tuple[int, int]:
         if not 0 <= index < len(self):
             raise IndexError(f"sample {index} of {self.storage.url}, which holds {len(self)}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import CancelledError
 from dataclasses import dataclass
+from itertools import count
 from threading import Event
 from typing import Any
 
@@ -137,8 +138,8 @@ class Stream:
 
     def _sample(self, step: int, place: int, uid: int, bad: list[BadSample]) -> Sample:
         """The sample of a place, or the first of its substitutes that is whole."""
-        index = self.plan.locate(step, place)
-        for attempt in range(ATTEMPTS + 1):
+        index = first = self.plan.locate(step, place)
+        for attempt in count():
             try:
                 return self.samples.read(index)
             except (DamagedError, SchemaError) as error:
@@ -146,15 +147,15 @@ class Stream:
                 if all(index != other.index for other in bad):
                     bad.append(BadSample(uid, index, shard, key, str(error)))
                 if attempt == ATTEMPTS:
-                    error.add_note(f"read for step {step}, uid {uid}, in place of {bad[0].key!r} of {bad[0].shard}; "
-                                   f"{ATTEMPTS} others were bad too")
+                    shard, key = self.samples.name(first)
+                    error.add_note(f"read for step {step}, uid {uid}, in place of {key!r} of {shard}; {ATTEMPTS} "
+                                   f"others were bad too")
                     raise
                 index = self.plan.instead(step, place, attempt)
             except Exception as error:
                 shard, key = self.samples.name(index)
                 error.add_note(f"read for step {step}, uid {uid}: sample {key!r} of {shard}")
                 raise
-        raise AssertionError("not reached")
 
 
 def fixed_batches(samples: Collection, indices: Sequence[int], micro: int, workers: int = 2, prefetch: int = 2,

@@ -34,17 +34,19 @@ class Evaluator:
                  window: Window | None = None) -> None:
         self.family, self.network, self.engine = family, network, engine
         self.held_out, self.statistics, self.world, self.window = held_out, statistics, world, window
-        self.buckets = len({bucket for members in held_out.members(window and window.span)[0]
-                            for bucket in members})
+        # As in training, clips that are too short for the window are left out.
+        members = [item for part in held_out.members(window and window.span)[0] for item in part.items()]
+        self.buckets = len({bucket for bucket, _ in members})
+        self.usable = sorted(int(index) for _, part in members for index in part.indices)
 
     @torch.no_grad()
     def validate(self, progress: Progress, samples: int, micro: int) -> dict[str, float]:
         """Means over the first ``samples`` held-out samples (all of them where there are fewer), ``micro`` at a time
         where they are all of one bucket and that divides them evenly over the ranks, else one by one."""
-        samples = min(samples, len(self.held_out))
+        samples = min(samples, len(self.usable))
         size = micro if self.buckets == 1 and samples % (self.world.size * micro) == 0 else 1
         parts, counts = rank_share(samples // size, self.world.rank, self.world.size)
-        indices = [part * size + i for part in parts for i in range(size)]
+        indices = [self.usable[part * size + i] for part in parts for i in range(size)]
         meter = Meter(self.world)
         self.engine.module.eval()
         for batch, counted in zip(self._batches(indices, size), counts, strict=True):
@@ -58,7 +60,7 @@ class Evaluator:
     @torch.no_grad()
     def preview(self, progress: Progress, samples: int) -> dict[str, np.ndarray]:
         """Pictures of the first held-out samples. All ranks draw the same ones, so that all call the same modules."""
-        indices = list(range(min(samples, len(self.held_out))))
+        indices = self.usable[:samples]
         self.engine.module.eval()
         pictures: dict[str, np.ndarray] = {}
         for batch in self._batches(indices, 1):

@@ -6,6 +6,7 @@ On a GPU they compute in bf16, on a CPU in fp32; results are fp32 on the CPU. On
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -61,7 +62,7 @@ class LatentEncoder:
         return (latents - self.shift) * self.scale
 
 
-class CropEncoder:
+class CropEncoder(ABC):
     """What CLIP's and DINOv2's encoders of crops have in common. ``size``: side of the crops they take, in pixels;
     ``dim``: length of the unit vectors they make. A crop fills the square whatever its aspect ratio, so that nothing
     of the object is cut off."""
@@ -75,9 +76,9 @@ class CropEncoder:
         self.size, self.dim = self.sizes(path)
 
     @classmethod
+    @abstractmethod
     def sizes(cls, path: Path) -> tuple[int, int]:
         """``size`` and ``dim``, from the configuration alone."""
-        raise NotImplementedError
 
     @torch.inference_mode()
     def encode(self, crops: Sequence[np.ndarray]) -> list[Tensor]:
@@ -89,8 +90,9 @@ class CropEncoder:
             out += F.normalize(self._vectors(pixels.to(self._model.dtype)).float().cpu(), dim=-1).unbind(0)
         return out
 
+    @abstractmethod
     def _vectors(self, pixels: Tensor) -> Tensor:
-        raise NotImplementedError
+        """[N, 3, size, size], standardised -> [N, dim] of any length."""
 
 
 class ClipEncoder(CropEncoder):

@@ -272,17 +272,17 @@ def test_members_that_were_written_wrong_are_named(write_foreign, member, conten
 # -- verify -----------------------------------------------------------------------------------------------------------
 
 def test_verify_finds_nothing_in_a_sound_set(shards):
-    assert shards.verify() == []
+    assert verify_shards(shards.storage, shards.schema) == []
 
 
 def test_verify_lists_every_bad_shard_and_sees_what_sizes_do_not_show(shards):
     flip(Path(shards.storage.url) / "shard-000000.tar", 100)  # in a header, where no crc32 reaches
     index_path(Path(shards.storage.url) / "shard-000001.tar").unlink()
-    problems = shards.verify()
+    problems = verify_shards(shards.storage, shards.schema)
     assert len(problems) == 2
     assert "shard-000000.tar: content differs" in problems[0]
     assert "shard-000001.tar.idx: not readable" in problems[1]
-    assert len(shards.verify(hashes=False)) == 1
+    assert len(verify_shards(shards.storage, shards.schema, hashes=False)) == 1
 
 
 def test_verify_speaks_of_a_set_that_cannot_be_opened(tmp_path, schema):
