@@ -83,11 +83,11 @@ def measure(recipe: Recipe, index: int, *, plain: bool = False, warmup: int = 3,
 def with_random_base(recipe: Recipe) -> Recipe:
     """The recipe without a path to base weights, where its family can do without."""
     fields = get_family(recipe.family).config_type.model_fields
-    if "allow_random_base" not in fields:
+    if "allow_random_init" not in fields:
         return recipe
     # Sections with a base of their own are frozen helpers beside the backbone.
     helpers = [name for name, field in fields.items() if "base" in getattr(field.annotation, "model_fields", {})]
-    random = {"base": None, "allow_random_base": True, **{name: {"base": None} for name in helpers}}
+    random = {"base": None, "allow_random_init": True, **{name: {"base": None} for name in helpers}}
     return recipe.model_copy(update={"model": overlay(recipe.model, random)})
 
 

@@ -162,7 +162,7 @@ class CameraHeadConfig(_Section):
 class FantasyWorldConfig(_Section):
     """A FantasyWorld network. Blocks before ``split`` are the PCB, the others the video branch of the IRG layers.
 
-    ``base`` is the local folder of the transformer in diffusers layout; None with ``allow_random_base`` gives weights
+    ``base`` is the local folder of the transformer in diffusers layout; None with ``allow_random_init`` gives weights
     drawn by tensor name, for tests and benchmarks. ``frames_per_step`` frames of each clip get depth and points.
     """
 
@@ -178,7 +178,7 @@ class FantasyWorldConfig(_Section):
     camera_head: CameraHeadConfig
     pose_hidden: int = 512
     base: str | None = None
-    allow_random_base: bool = False
+    allow_random_init: bool = False
     frames_per_step: int = Field(gt=0)
     camera_dropout: float = Field(0.17, ge=0, le=1)
     text_dropout: float = Field(0.1, ge=0, le=1)
@@ -230,7 +230,7 @@ SIZES: dict[str, FantasyWorldConfig] = {
         dpt=DPTConfig(taps=(1, 2, 3, 4), channels=(32, 32, 48, 48), features=24, hidden=16, last=16, chunk=12),
         camera_head=CameraHeadConfig(width=64, heads=2, layers=2, mlp_ratio=2, hidden=32),
         pose_hidden=64,
-        allow_random_base=True,
+        allow_random_init=True,
         frames_per_step=3,
     ),
     "wan2.1-1.3b": FantasyWorldConfig(

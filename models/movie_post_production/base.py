@@ -38,9 +38,9 @@ def open_base(config: MoviePostConfig) -> WeightSource:
     """Where the weights of ``config.base`` are read from, checked."""
     shapes = {name: tuple(value.shape) for name, value in meta_base(config.backbone).state_dict().items()}
     if config.base is None:
-        if not config.allow_random_base:
+        if not config.allow_random_init:
             raise ValueError("base is not set, expected the local path of the FLUX transformer in diffusers layout; "
-                             "allow_random_base: true trains on random weights, for tests and benchmarks")
+                             "allow_random_init: true trains on random weights, for tests and benchmarks")
         return RandomWeights(shapes)
     _check_config(config)
     return SafetensorsFolder(config.base, shapes)

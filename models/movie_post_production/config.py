@@ -170,7 +170,7 @@ class FeedbackConfig(_Section):
 
 class MoviePostConfig(_Section):
     """A MoviePostProduction network. ``base`` is the local folder of the transformer in diffusers layout; None with
-    ``allow_random_base`` gives weights drawn by tensor name, for tests and benchmarks."""
+    ``allow_random_init`` gives weights drawn by tensor name, for tests and benchmarks."""
 
     image: ImageConfig
     backbone: BackboneConfig
@@ -184,7 +184,7 @@ class MoviePostConfig(_Section):
     vae: VaeConfig = VaeConfig()
     dino: DinoConfig = DinoConfig()
     base: str | None = None
-    allow_random_base: bool = False
+    allow_random_init: bool = False
 
     @model_validator(mode="after")
     def _check(self) -> MoviePostConfig:
@@ -214,7 +214,7 @@ SIZES: dict[str, MoviePostConfig] = {
         sampling=SamplingConfig(steps=4),
         vae=VaeConfig(channels=(8, 8, 8, 8), layers=1, groups=4),
         dino=DinoConfig(layers=2, heads=2, mlp_ratio=2, size=28),
-        allow_random_base=True,
+        allow_random_init=True,
     ),
     "flux-dev": MoviePostConfig(
         image=ImageConfig(height=1024, width=1024),

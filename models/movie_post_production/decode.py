@@ -134,5 +134,5 @@ def check_helpers(vae: VaeConfig, dino: DinoConfig | None, random: bool) -> str:
 
 def _needs(name: str, what: str, random: bool) -> None:
     if not random:
-        raise ValueError(f"{name} is not set, expected the local folder of {what}; allow_random_base: true takes "
+        raise ValueError(f"{name} is not set, expected the local folder of {what}; allow_random_init: true takes "
                          f"random weights, for tests and benchmarks")

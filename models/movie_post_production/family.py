@@ -49,7 +49,7 @@ class MoviePostProductionFamily(Family):
     def check_base(self, config: MoviePostConfig) -> str:
         """One sentence about the base weights and the helpers. Raises ``ValueError`` as ``load_base``."""
         open_base(config)
-        helpers = check_helpers(config.vae, config.dino, config.allow_random_base)
+        helpers = check_helpers(config.vae, config.dino, config.allow_random_init)
         base = f"{config.base}: every name and shape of the backbone" if config.base else "drawn by tensor name"
         return f"{base}; {helpers}"
 
@@ -65,7 +65,7 @@ class MoviePostProductionFamily(Family):
     def helpers(self, config: MoviePostConfig, stage: int, device: torch.device | str,
                 dtype: torch.dtype) -> dict[str, nn.Module]:
         """FLUX's VAE decoder (losses, validation and previews), and from stage 2 on DINOv2."""
-        random = config.allow_random_base
+        random = config.allow_random_init
         found: dict[str, nn.Module] = {
             "vae": make_decoder(config.vae, config.backbone.latent_channels, device, dtype, random)}
         if stage >= IDENTITY_STAGE:

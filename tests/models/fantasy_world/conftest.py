@@ -52,7 +52,7 @@ def tiny(base_folders):
 
 
 def with_base(config, folder):
-    return config.model_copy(update={"base": str(folder), "allow_random_base": False})
+    return config.model_copy(update={"base": str(folder), "allow_random_init": False})
 
 
 @pytest.fixture(scope="session")

@@ -32,7 +32,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture
 def config(folder):
-    return TINY.model_copy(update={"base": str(folder), "allow_random_base": False})
+    return TINY.model_copy(update={"base": str(folder), "allow_random_init": False})
 
 
 def packed(latent):
@@ -146,7 +146,7 @@ def test_another_model_is_refused_by_name(config, folder, tmp_path):
     with pytest.raises(ValueError, match=r"other/config\.json: attention_head_dim is 8, .* expects 16"):
         open_base(config.model_copy(update={"base": str(other)}))
     with pytest.raises(ValueError, match="base is not set"):
-        open_base(TINY.model_copy(update={"allow_random_base": False}))
+        open_base(TINY.model_copy(update={"allow_random_init": False}))
     (other / "config.json").write_text(json.dumps(settings))
     deeper = config.backbone.model_copy(update={"single_blocks": 3})
     with pytest.raises(ValueError, match=r"num_single_layers is 2, .* expects 3"):

@@ -89,7 +89,7 @@ def test_profiles_differ_where_the_page_says_that_the_seed_is_unsound():
 def test_small_profiles_load(profile):
     recipe = load_recipe(family="movie_post_production", profile=profile)
     assert set(recipe.stages) == {1, 2, 3}
-    assert recipe.family_config(1).allow_random_base
+    assert recipe.family_config(1).allow_random_init
 
 
 def test_the_identity_weight_rises_and_may_start_whole(config, progress):

@@ -1,0 +1,271 @@
+"""Sizes of DanceWithMusic: what a recipe may set, checked when it is read.
+
+``champ-sd15`` is CHAMP on Stable Diffusion 1.5, ``svd-xt`` StableAnimator on Stable Video Diffusion; ``tiny`` and
+``tiny-svd`` run on a CPU in milliseconds.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from data.dance_with_music.schema import KEYPOINTS, LATENT_CHANNELS, LATENT_STRIDE
+from models.dance_with_music.loss_config import DiffusionConfig, LossConfig, ScheduleConfig
+
+Phase = Literal["m2p", "image", "motion", "joint", "guidance"]
+"""What a stage does: A, B and C of the guide, joint fine-tuning after them, or the single stage of guidance training."""
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class PictureConfig(_Section):
+    """Picture that the planner counts for, in pixels; training takes the sizes that the shards hold."""
+
+    height: int = Field(gt=0)
+    width: int = Field(gt=0)
+
+    @model_validator(mode="after")
+    def _check(self) -> PictureConfig:
+        for name in ("height", "width"):
+            if getattr(self, name) % (8 * LATENT_STRIDE):
+                raise ValueError(f"picture.{name} is {getattr(self, name)}, expected a multiple of {8 * LATENT_STRIDE}")
+        return self
+
+    @property
+    def latent(self) -> tuple[int, int]:
+        """(h, w)."""
+        return self.height // LATENT_STRIDE, self.width // LATENT_STRIDE
+
+
+class UnetConfig(_Section):
+    """A UNet of Stable Diffusion's kind, level by level from the finest: ``widths``, and ``attention`` where a level has
+    transformer blocks. ``heads``: one number for all levels, or one per level; ``cross_dim``: width of CLIP's
+    embedding."""
+
+    widths: tuple[int, ...]
+    attention: tuple[bool, ...]
+    layers: int = 2
+    heads: int | tuple[int, ...] = 8
+    cross_dim: int = 768
+    groups: int = 32
+
+    @model_validator(mode="after")
+    def _check(self) -> UnetConfig:
+        if len(self.attention) != len(self.widths) or not any(self.attention):
+            raise ValueError(f"unet.attention is {list(self.attention)}, expected {len(self.widths)} values as "
+                             "unet.widths, one of them true")
+        if isinstance(self.heads, tuple) and len(self.heads) != len(self.widths):
+            raise ValueError(f"unet.heads is {list(self.heads)}, expected one number or {len(self.widths)}")
+        return self
+
+    def unet2d(self) -> dict[str, Any]:
+        """Arguments of ``diffusers.UNet2DConditionModel``, which its ``config.json`` must agree with."""
+        down = tuple("CrossAttnDownBlock2D" if there else "DownBlock2D" for there in self.attention)
+        up = tuple("CrossAttnUpBlock2D" if there else "UpBlock2D" for there in reversed(self.attention))
+        return {"in_channels": LATENT_CHANNELS, "out_channels": LATENT_CHANNELS, "block_out_channels": self.widths,
+                "layers_per_block": self.layers, "attention_head_dim": self.heads, "down_block_types": down,
+                "up_block_types": up, "cross_attention_dim": self.cross_dim, "norm_num_groups": self.groups}
+
+    def spatio_temporal(self) -> dict[str, Any]:
+        """Arguments of ``diffusers.UNetSpatioTemporalConditionModel``."""
+        down = tuple("CrossAttnDownBlockSpatioTemporal" if there else "DownBlockSpatioTemporal"
+                     for there in self.attention)
+        up = tuple("CrossAttnUpBlockSpatioTemporal" if there else "UpBlockSpatioTemporal"
+                   for there in reversed(self.attention))
+        heads = self.heads if isinstance(self.heads, tuple) else (self.heads,) * len(self.widths)
+        return {"in_channels": 2 * LATENT_CHANNELS, "out_channels": LATENT_CHANNELS, "block_out_channels": self.widths,
+                "layers_per_block": self.layers, "num_attention_heads": heads, "down_block_types": down,
+                "up_block_types": up, "cross_attention_dim": self.cross_dim}
+
+
+class MotionConfig(_Section):
+    """AnimateDiff's motion modules (backbone ``champ``, from stage C on): their positional table is computed, not
+    learned, so it may be longer than the 32 of the published weights."""
+
+    max_frames: int = Field(160, gt=0)
+    heads: int = 8
+    layers: int = 1
+    mid: bool = True
+
+
+class M2PConfig(_Section):
+    """MusicToPose. ``head``: ``factorised``, a distribution over columns and one over rows per point, or ``full2d``, one
+    over all pixels through the guide's convolutions. ``resolution``: pixels per side of a heatmap; ``temperature`` of
+    its softmax; ``music_dim`` 35 (EDGE's features) or 4800 (Jukebox)."""
+
+    music_dim: int = 4800
+    hidden: int = 2048
+    dim: int = 1024
+    layers: int = 6
+    heads: int = 8
+    feed_forward: int = 4096
+    dropout: float = Field(0.1, ge=0, lt=1)
+    resolution: int = Field(64, gt=1)
+    temperature: float = Field(0.1, gt=0)
+    head: Literal["factorised", "full2d"] = "factorised"
+    widths: tuple[int, ...] = Field((16, 32, 96, 256), description="of the convolutions of head full2d")
+
+    @model_validator(mode="after")
+    def _check(self) -> M2PConfig:
+        if self.dim % self.heads:
+            raise ValueError(f"m2p.dim is {self.dim}, expected a multiple of m2p.heads, {self.heads}")
+        return self
+
+
+class GuidanceConfig(_Section):
+    """What is added behind the denoiser's first convolution: the sum of one encoder per type. ``types`` are names of
+    ``models.dance_with_music.guidance.GUIDANCE_TYPES``. ``inner``: width before the zero-initialised last convolution,
+    the guide's 1280, or None for none. ``chunk``: frames that an encoder takes at once."""
+
+    types: tuple[str, ...] = ("pose",)
+    widths: tuple[int, ...] = (16, 32, 96, 256)
+    heads: int = 8
+    inner: int | None = None
+    chunk: int = Field(24, gt=0)
+
+
+class FaceConfig(_Section):
+    """Face tokens and the identity adapters. ``source`` of the face that enters them: the ``reference``'s ArcFace vector,
+    or what ``m2p`` makes of the reference, mixed in as its poses are. ``depth`` and ``heads`` of the resampler."""
+
+    tokens: int = 4
+    depth: int = 4
+    heads: int = 16
+    source: Literal["reference", "m2p"] = "reference"
+
+
+class ReferenceConfig(_Section):
+    """Reference net (backbone ``champ``). ``count``: references of a sample that are used at once, drawn from those it
+    has, none from inside the window where that can be. ``adain``: besides the keys and values, the first and second
+    moments of the reference's features are taken over (the style transfer of the guide's review)."""
+
+    count: int = Field(1, gt=0)
+    adain: bool = False
+
+
+class FramesConfig(_Section):
+    """Frames that each stage's window has, ``stride`` apart (30 per second at 1).
+
+    ``m2p``: stage A. ``image``: stage B, what MusicToPose hears, of which ``target`` frames are denoised. ``motion``:
+    stage C, from the first number to the second, by step or, as the guide has it, one every ten epochs.
+    """
+
+    m2p: int = Field(150, gt=1)
+    image: int = Field(24, gt=1)
+    target: int = Field(1, gt=0)
+    motion: tuple[int, int] = (24, 150)
+    growth: Literal["step", "epoch"] = "step"
+    guidance: int = Field(16, gt=1)
+    stride: int = Field(1, gt=0)
+
+    @model_validator(mode="after")
+    def _check(self) -> FramesConfig:
+        if self.target > self.image:
+            raise ValueError(f"frames.target is {self.target}, expected at most frames.image, {self.image}")
+        if not 1 < self.motion[0] <= self.motion[1]:
+            raise ValueError(f"frames.motion is {list(self.motion)}, expected two ascending numbers above 1")
+        return self
+
+
+class WeightsConfig(_Section):
+    """Local paths of published or own weights, part by part; a folder in diffusers layout or a file. A part without one
+    is an error unless ``allow_random_init``, but for those that start from another (``identity_adapter``, whose first
+    values are the denoiser's own) and for those that rightly start at random (``m2p``, ``guidance``, ``face_tokens``).
+    """
+
+    denoising_unet: str | None = None
+    reference_unet: str | None = Field(None, description="None: a copy of the denoiser's")
+    motion: str | None = None
+    m2p: str | None = None
+    guidance: dict[str, str] = {}
+    face_tokens: str | None = None
+    identity_adapter: str | None = None
+    vae: str | None = Field(None, description="decodes previews, and the identity loss's frame")
+    arcface: str | None = Field(None, description="identity in previews and validation, and the arcface loss")
+
+
+class DanceConfig(_Section):
+    """A DanceWithMusic network. ``plan``: the guide's three ``stages``, with ``joint`` a fourth at a low rate, or its
+    older single stage of ``guidance`` training. ``m2p_in_motion``: learning rate factor of MusicToPose in stage C, 0 for
+    frozen."""
+
+    backbone: Literal["champ", "svd"] = "champ"
+    plan: Literal["stages", "guidance"] = "stages"
+    joint: bool = False
+    m2p_in_motion: float = Field(0.0, ge=0)
+    picture: PictureConfig
+    unet: UnetConfig
+    motion: MotionConfig = MotionConfig()
+    m2p: M2PConfig = M2PConfig()
+    guidance: GuidanceConfig = GuidanceConfig()
+    face: FaceConfig = FaceConfig()
+    reference: ReferenceConfig = ReferenceConfig()
+    frames: FramesConfig = FramesConfig()
+    diffusion: DiffusionConfig = DiffusionConfig()
+    losses: LossConfig = LossConfig()
+    schedules: ScheduleConfig = ScheduleConfig()
+    weights: WeightsConfig = WeightsConfig()
+    allow_random_init: bool = False
+
+    @model_validator(mode="after")
+    def _check(self) -> DanceConfig:
+        longest = max(self.frames.motion[1], self.frames.guidance)
+        if self.backbone == "champ" and longest > self.motion.max_frames:
+            raise ValueError(f"motion.max_frames is {self.motion.max_frames}, expected at least the {longest} frames "
+                             "that frames asks for; the table is computed, so a larger number costs nothing")
+        if self.joint and self.plan == "guidance":
+            raise ValueError("joint is true and plan is 'guidance', which has one stage; expected plan: stages")
+        return self
+
+    @property
+    def keypoints(self) -> int:
+        return KEYPOINTS
+
+    def phase(self, stage: int) -> Phase:
+        """What stage ``stage``, counted from 1, does."""
+        if self.plan == "guidance":
+            return "guidance"
+        return ("m2p", "image", "motion", "joint")[stage - 1]
+
+
+SIZES: dict[str, DanceConfig] = {
+    "tiny": DanceConfig(
+        picture=PictureConfig(height=64, width=64),
+        unet=UnetConfig(widths=(32, 64), attention=(True, False), layers=1, heads=4, cross_dim=64, groups=8),
+        motion=MotionConfig(heads=4),
+        m2p=M2PConfig(music_dim=35, hidden=64, dim=64, layers=2, heads=4, feed_forward=128, dropout=0.0, resolution=16,
+                      widths=(8, 16)),
+        guidance=GuidanceConfig(widths=(8, 16), heads=2),
+        face=FaceConfig(depth=1, heads=2),
+        frames=FramesConfig(m2p=32, image=16, motion=(6, 12), guidance=6),
+        losses=LossConfig(sigma=1.0),
+        allow_random_init=True,
+    ),
+    "tiny-svd": DanceConfig(
+        backbone="svd",
+        picture=PictureConfig(height=64, width=64),
+        unet=UnetConfig(widths=(32, 64), attention=(True, False), layers=1, heads=(2, 4), cross_dim=64),
+        m2p=M2PConfig(music_dim=35, hidden=64, dim=64, layers=2, heads=4, feed_forward=128, dropout=0.0, resolution=16,
+                      widths=(8, 16)),
+        guidance=GuidanceConfig(types=("pose_net",)),
+        face=FaceConfig(depth=1, heads=2),
+        frames=FramesConfig(m2p=32, image=16, target=4, motion=(4, 8), guidance=6),
+        losses=LossConfig(sigma=1.0),
+        allow_random_init=True,
+    ),
+    "champ-sd15": DanceConfig(
+        picture=PictureConfig(height=512, width=512),
+        unet=UnetConfig(widths=(320, 640, 1280, 1280), attention=(True, True, True, False)),
+    ),
+    "svd-xt": DanceConfig(
+        backbone="svd",
+        picture=PictureConfig(height=512, width=512),
+        unet=UnetConfig(widths=(320, 640, 1280, 1280), attention=(True, True, True, False), heads=(5, 10, 20, 20),
+                        cross_dim=1024),
+        guidance=GuidanceConfig(types=("pose_net",)),
+        frames=FramesConfig(m2p=75, image=16, target=16, motion=(16, 16), guidance=16, stride=2),
+    ),
+}
