@@ -14,7 +14,7 @@ from data.dance_with_music.schema import KEYPOINTS, LATENT_CHANNELS, LATENT_STRI
 from models.dance_with_music.loss_config import DiffusionConfig, LossConfig, ScheduleConfig
 
 Phase = Literal["m2p", "image", "motion", "joint", "guidance"]
-"""What a stage does: A, B and C of the guide, joint fine-tuning after them, or the single stage of guidance training."""
+"""What a stage does: A, B and C of the guide, joint fine-tuning after them, or the one stage of guidance training."""
 
 
 class _Section(BaseModel):
@@ -41,8 +41,8 @@ class PictureConfig(_Section):
 
 
 class UnetConfig(_Section):
-    """A UNet of Stable Diffusion's kind, level by level from the finest: ``widths``, and ``attention`` where a level has
-    transformer blocks. ``heads``: one number for all levels, or one per level; ``cross_dim``: width of CLIP's
+    """A UNet of Stable Diffusion's kind, level by level from the finest: ``widths``, and ``attention`` where a level
+    has transformer blocks. ``heads``: one number for all levels, or one per level; ``cross_dim``: width of CLIP's
     embedding."""
 
     widths: tuple[int, ...]
@@ -92,9 +92,9 @@ class MotionConfig(_Section):
 
 
 class M2PConfig(_Section):
-    """MusicToPose. ``head``: ``factorised``, a distribution over columns and one over rows per point, or ``full2d``, one
-    over all pixels through the guide's convolutions. ``resolution``: pixels per side of a heatmap; ``temperature`` of
-    its softmax; ``music_dim`` 35 (EDGE's features) or 4800 (Jukebox)."""
+    """MusicToPose. ``head``: ``factorised``, a distribution over columns and one over rows per point, or ``full2d``,
+    one over all pixels through the guide's convolutions. ``resolution``: pixels per side of a heatmap; ``temperature``
+    of its softmax; ``music_dim`` 35 (EDGE's features) or 4800 (Jukebox)."""
 
     music_dim: int = 4800
     hidden: int = 2048
@@ -128,8 +128,9 @@ class GuidanceConfig(_Section):
 
 
 class FaceConfig(_Section):
-    """Face tokens and the identity adapters. ``source`` of the face that enters them: the ``reference``'s ArcFace vector,
-    or what ``m2p`` makes of the reference, mixed in as its poses are. ``depth`` and ``heads`` of the resampler."""
+    """Face tokens and the identity adapters. ``source`` of the face that enters them: the ``reference``'s ArcFace
+    vector, or what ``m2p`` makes of the reference, mixed in as its poses are. ``depth`` and ``heads`` of the resampler.
+    """
 
     tokens: int = 4
     depth: int = 4
@@ -189,8 +190,8 @@ class WeightsConfig(_Section):
 
 class DanceConfig(_Section):
     """A DanceWithMusic network. ``plan``: the guide's three ``stages``, with ``joint`` a fourth at a low rate, or its
-    older single stage of ``guidance`` training. ``m2p_in_motion``: learning rate factor of MusicToPose in stage C, 0 for
-    frozen."""
+    older single stage of ``guidance`` training. ``m2p_in_motion``: learning rate factor of MusicToPose in stage C, 0
+    for frozen."""
 
     backbone: Literal["champ", "svd"] = "champ"
     plan: Literal["stages", "guidance"] = "stages"
