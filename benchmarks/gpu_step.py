@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from benchmarks.batches import synthetic_batch
 from models import get_family
-from models.family import Batch, Progress, StageSpec
+from models.family import Batch, Progress, StageSpec, Trainable
 from models.layers.attention import resolve_backend, set_backend
 from trainer.cli import build_parser, json_output, parse, run_main
 from trainer.freeze import freeze
@@ -50,10 +50,10 @@ def measure(recipe: Recipe, index: int, *, plain: bool = False, warmup: int = 3,
     network = family.build(config, index, device, dtype)
     family.load_base(network, config, device, dtype)
     set_backend(network, backend)
-    scales = freeze(network, spec)
-    trained = sum(p.numel() for p in network.parameters() if p.requires_grad)
+    trained = freeze(network, spec)
+    trainable = sum(p.numel() for p in network.parameters() if p.requires_grad)
     apply_recompute(family.recompute_units(network), recipe.recompute)
-    step = (plain_step if plain else engine_step)(network, scales, recipe, stage, spec)
+    step = (plain_step if plain else engine_step)(network, trained, recipe, stage, spec)
 
     progress = Progress(0, stage.steps, index, recipe.seed)
     seconds, losses = [], []
@@ -73,7 +73,7 @@ def measure(recipe: Recipe, index: int, *, plain: bool = False, warmup: int = 3,
         "engine": "plain" if plain else f"deepspeed zero{recipe.zero}", "precision": recipe.precision,
         "attention": backend.value, "recompute": recipe.recompute, "micro_batch": stage.micro_batch,
         "model": config.model_dump(mode="json"), "torch": torch.__version__, "warmup": warmup, "steps": steps,
-        "trainable": trained,
+        "trainable": trainable,
         "step_seconds": median, "step_seconds_least": min(seconds), "step_seconds_most": max(seconds),
         "samples_per_second": stage.micro_batch / median, "flops_per_sample": flops,
         "mfu": stage.micro_batch * flops / (median * peak) if peak else None,
@@ -106,7 +106,7 @@ def timed(step: Step, batch: Batch, progress: Progress, device: torch.device) ->
     return first.elapsed_time(last) / 1000, float(loss)
 
 
-def engine_step(network: nn.Module, scales: dict[str, float], recipe: Recipe, stage: StageRecipe,
+def engine_step(network: nn.Module, trained: dict[str, Trainable], recipe: Recipe, stage: StageRecipe,
                 spec: StageSpec) -> Step:
     """Through DeepSpeed, with the recipe's ZeRO stage on one rank."""
     from data.stream import Batching
@@ -115,7 +115,7 @@ def engine_step(network: nn.Module, scales: dict[str, float], recipe: Recipe, st
     from trainer.subset import engine_module
 
     start()
-    engine = start_engine(engine_module(network, recipe.frozen), parameter_groups(network, scales, recipe),
+    engine = start_engine(engine_module(network, recipe.frozen), parameter_groups(network, trained, recipe),
                           deepspeed_config(recipe, stage, Batching(stage.micro_batch, stage.micro_batch, 1)))
 
     def step(batch: Batch, progress: Progress) -> Tensor:
@@ -127,7 +127,7 @@ def engine_step(network: nn.Module, scales: dict[str, float], recipe: Recipe, st
     return step
 
 
-def plain_step(network: nn.Module, scales: dict[str, float], recipe: Recipe, stage: StageRecipe,
+def plain_step(network: nn.Module, trained: dict[str, Trainable], recipe: Recipe, stage: StageRecipe,
                spec: StageSpec) -> Step:
     """PyTorch's AdamW on fp32 masters of trainable weights that are used in the recipe's precision."""
     weights = [p for p in network.parameters() if p.requires_grad]

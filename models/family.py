@@ -44,23 +44,31 @@ class Schedule:
     """A number that depends on the step of a stage.
 
     ``linear`` and ``cosine`` go from ``start`` to ``end`` between the fractions ``begin`` and ``finish`` of the stage
-    and are constant outside of them.
+    and are constant outside of them; ``step`` is ``end`` once ``has_begun`` says so.
     """
 
     start: float
     end: float | None = None
-    kind: Literal["constant", "linear", "cosine"] = "constant"
+    kind: Literal["constant", "linear", "cosine", "step"] = "constant"
     begin: float = 0.0
     finish: float = 1.0
 
     def at(self, progress: Progress) -> float:
         if self.kind == "constant" or self.end is None:
             return self.start
+        if self.kind == "step":
+            return self.end if has_begun(self.begin, progress.step, progress.total_steps) else self.start
         first, last = self.begin * progress.total_steps, self.finish * progress.total_steps
         part = 1.0 if last <= first else min(max((progress.step - first) / (last - first), 0.0), 1.0)
         if self.kind == "cosine":
             part = 0.5 - 0.5 * math.cos(math.pi * part)
         return self.start + (self.end - self.start) * part
+
+
+def has_begun(begin: float, step: int, total_steps: int) -> bool:
+    """Whether ``step`` is past the fraction ``begin`` of a stage. One comparison for losses and learning rates, so that
+    they agree on the step."""
+    return step >= begin * total_steps
 
 
 @dataclass(frozen=True)
@@ -81,10 +89,13 @@ class ExitCriterion:
 
 @dataclass(frozen=True)
 class Trainable:
-    """Modules that train in a stage. ``pattern`` is a dotted module name in which ``*`` stands for one part."""
+    """Modules that train in a stage. ``pattern`` is a dotted module name in which ``*`` stands for one part. Before the
+    fraction ``opens`` of the stage their learning rate is 0; then it is ``lr_scale`` times the stage's, reached over as
+    many steps as the stage warms up."""
 
     pattern: str
     lr_scale: float = 1.0
+    opens: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -171,6 +182,15 @@ class Family(ABC):
         """Put the frozen weights (and what starts as a copy of them) in place, unit by unit, and return the sha256
         that stands for them. Raises ``ValueError`` naming the file and the names that are missing or left over."""
 
+    def begin(self, network: nn.Module, statistics: Mapping[str, Any]) -> None:
+        """Set first values that depend on the data, from the ``statistics`` of the training split's manifest, before an
+        adapter or a checkpoint is loaded."""
+        return None
+
+    def part(self, name: str) -> str:
+        """The file of an adapter, without its ending, that the parameter ``name`` is written to."""
+        return "model"
+
     def check_base(self, config: BaseModel) -> str:
         """A sentence on the base weights that ``config`` names, from names and shapes alone, without reading them all.
         Raises ``ValueError`` as ``load_base`` would."""
@@ -203,9 +223,9 @@ class Family(ABC):
         raise ValueError(f"family {self.name!r} trains no LoRA that a pipeline of diffusers could load; export its "
                          "adapter as it is, with --layout adapter")
 
-    def window(self, config: Any, stage: int, step: int) -> Window | None:
+    def window(self, config: Any, stage: int, step: int, total_steps: int, epoch: int) -> Window | None:
         """The window of each clip that optimizer step ``step`` of a stage takes, None for whole samples. It may grow
-        with the steps."""
+        with the steps or the epochs, and never shrinks."""
         return None
 
     @abstractmethod

@@ -7,13 +7,15 @@ in fp32.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from data.files import (
@@ -22,19 +24,21 @@ from data.files import (
     commit_directory,
     seal_directory,
     sha256_file,
+    sha256_json,
     temporary_name,
     write_json,
 )
 from models.family import StageSpec
 from trainer.freeze import trainable_names
 
-WEIGHTS = "model.safetensors"
 CARD = "adapter.json"
+ENDING = ".safetensors"
 
 
 @dataclass(frozen=True)
 class AdapterCard:
-    """What ``adapter.json`` says. Hashes are sha256; ``predecessor`` is that of the adapter the stage started from."""
+    """What ``adapter.json`` says. Hashes are sha256, ``sha256`` that of the weight files' names and hashes;
+    ``predecessor`` is that of the adapter the stage started from."""
 
     family: str
     size: str
@@ -51,13 +55,18 @@ class AdapterCard:
     parameters: int = 0
 
 
-def write_adapter(directory: Path, tensors: dict[str, torch.Tensor], card: AdapterCard) -> AdapterCard:
-    """Write an adapter under a temporary name, seal it and give it its name. Called by one rank."""
+def write_adapter(directory: Path, tensors: dict[str, torch.Tensor], card: AdapterCard,
+                  part: Callable[[str], str] = lambda name: "model") -> AdapterCard:
+    """Write an adapter under a temporary name, seal it and give it its name. Called by one rank. ``part`` gives the
+    file, without its ending, that a tensor goes to."""
     directory.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_name(directory)
     temporary.mkdir()
-    save_file(tensors, temporary / WEIGHTS, metadata={"format": "pt", "family": card.family, "stage": str(card.stage)})
-    card = AdapterCard(**{**asdict(card), "sha256": sha256_file(temporary / WEIGHTS),
+    metadata = {"format": "pt", "family": card.family, "stage": str(card.stage)}
+    for name in sorted({part(tensor) for tensor in tensors}):
+        members = {tensor: value for tensor, value in tensors.items() if part(tensor) == name}
+        save_file(members, temporary / f"{name}{ENDING}", metadata=metadata)
+    card = AdapterCard(**{**asdict(card), "sha256": _digest(temporary),
                           "parameters": sum(t.numel() for t in tensors.values())})
     write_json(temporary / CARD, asdict(card))
     seal_directory(temporary)
@@ -72,9 +81,15 @@ def read_card(directory: Path) -> AdapterCard:
         card = AdapterCard(**json.loads((directory / CARD).read_text()))
     except (OSError, ValueError, TypeError) as error:
         raise DamagedError(f"{directory / CARD}: not an adapter card ({error})") from error
-    if card.sha256 != sha256_file(directory / WEIGHTS):
-        raise DamagedError(f"{directory / WEIGHTS}: content differs from the sha256 in {CARD}; it was replaced")
+    if card.sha256 != _digest(directory):
+        raise DamagedError(f"{directory}: the content of {', '.join(file.name for file in _files(directory))} differs "
+                           f"from the sha256 in {CARD}; something was replaced")
     return card
+
+
+def read_tensors(directory: Path) -> dict[str, torch.Tensor]:
+    """All tensors of an adapter, by the network's names, on the CPU."""
+    return {name: tensor for file in _files(directory) for name, tensor in load_file(file).items()}
 
 
 def trained_before(network: nn.Module, specs: tuple[StageSpec, ...], stage: int) -> set[str]:
@@ -95,17 +110,22 @@ def check_predecessor(card: AdapterCard, directory: Path, *, family: str, size: 
                              "give the right one with --init")
 
 
-def load_tensors(file: Path, network: nn.Module, expected: set[str], compare_only: bool = False) -> None:
-    """Copy the tensors of ``file`` into ``network``. Its names must be ``expected`` exactly, with the network's shapes.
-    ``compare_only`` leaves the network as it is.
+def load_tensors(source: Path, network: nn.Module, expected: set[str], compare_only: bool = False) -> None:
+    """Copy the tensors of ``source``, an adapter's folder or one file, into ``network``. Its names must be ``expected``
+    exactly, with the network's shapes. ``compare_only`` leaves the network as it is.
 
-    Raises ``ValueError`` naming the file and the tensors that are missing, left over or of another shape.
+    Raises ``ValueError`` naming the source and the tensors that are missing, left over or of another shape.
     """
     parameters = dict(network.named_parameters())
+    file = source
     try:
-        with safe_open(file, framework="pt") as handle:
-            found = set(handle.keys())
-            shapes = {name: tuple(handle.get_slice(name).get_shape()) for name in found}
+        with ExitStack() as stack:
+            where: dict[str, Any] = {}
+            for file in _files(source) if source.is_dir() else [source]:
+                handle = stack.enter_context(safe_open(file, framework="pt"))
+                where |= dict.fromkeys(handle.keys(), handle)
+            found = set(where)
+            shapes = {name: tuple(where[name].get_slice(name).get_shape()) for name in found}
             problems = [f"missing {_some(expected - found)}" if expected - found else "",
                         f"left over {_some(found - expected)}" if found - expected else ""]
             wrong = {name for name in found & expected if shapes[name] != _shape(parameters[name])}
@@ -114,12 +134,20 @@ def load_tensors(file: Path, network: nn.Module, expected: set[str], compare_onl
                 problems.append(f"{len(wrong)} of another shape, first {first} {list(shapes[first])} where the network "
                                 f"has {list(_shape(parameters[first]))}")
             if any(problems):
-                raise ValueError(f"{file}: {'; '.join(filter(None, problems))}; expected the {len(expected)} tensors "
+                raise ValueError(f"{source}: {'; '.join(filter(None, problems))}; expected the {len(expected)} tensors "
                                  "that training so far has changed; is it of another size or stage?")
             for name in () if compare_only else sorted(found):
-                _assign(parameters[name], handle.get_tensor(name))
+                _assign(parameters[name], where[name].get_tensor(name))
     except SafetensorError as error:
         raise DamagedError(f"{file}: not a readable safetensors file ({error})") from error
+
+
+def _files(directory: Path) -> list[Path]:
+    return sorted(directory.glob(f"*{ENDING}"))
+
+
+def _digest(directory: Path) -> str:
+    return sha256_json({file.name: sha256_file(file) for file in _files(directory)})
 
 
 @torch.no_grad()

@@ -37,6 +37,9 @@ def build_parser(description: str) -> argparse.ArgumentParser:
                         help="go on from the newest valid checkpoint, from none, or from this one (default: auto)")
     parser.add_argument("--init", type=Path, metavar="ADAPTER", help="adapter that the stage starts from, instead of "
                                                                     "the one that the stage before left in the run")
+    parser.add_argument("--allow-random-init", action="store_true",
+                        help="draw pretrained weights that the recipe names no file for at random, for tests and "
+                             "benchmarks, instead of refusing to start")
     parser.add_argument("--dry-run", action="store_true", help="build everything and run one step on one sample")
     parser.add_argument("--json", action="store_true", help="write JSON and nothing else to the standard output")
     # The deepspeed launcher passes it; the environment says the same.
@@ -50,9 +53,9 @@ def parse(argv: Sequence[str] | None = None, description: str = "", reads_data: 
     arguments of a script's own). Raises ``RecipeError``, also where the shards of a command that ``reads_data`` are
     not named."""
     arguments = (parser or build_parser(description)).parse_args(argv)
+    overrides = [*arguments.overrides, *["model.allow_random_init=true"] * arguments.allow_random_init]
     recipe = load_recipe(recipe=arguments.recipe, family=arguments.family, size=arguments.size,
-                         profile=arguments.profile, overrides=arguments.overrides, data=arguments.data,
-                         run=arguments.run)
+                         profile=arguments.profile, overrides=overrides, data=arguments.data, run=arguments.run)
     if reads_data and not recipe.data:
         raise RecipeError("data: no shards named, expected --data SHARDS, a folder that launch/build_shards.py wrote")
     return recipe, arguments

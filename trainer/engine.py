@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import deepspeed
@@ -10,6 +11,7 @@ import torch
 from torch import nn
 
 from data.stream import Batching
+from models.family import Trainable, has_begun
 from trainer.freeze import parameter_count
 from trainer.recipe import Recipe, StageRecipe, read_ds_config
 
@@ -42,17 +44,18 @@ def deepspeed_config(recipe: Recipe, stage: StageRecipe, batching: Batching, loa
     return config
 
 
-def parameter_groups(network: nn.Module, scales: dict[str, float], recipe: Recipe) -> list[dict[str, Any]]:
-    """Optimizer groups by learning rate factor and by whether weight decay applies (to matrices and kernels; not to
-    biases, norms, gates and tokens). None is empty or frozen: ZeRO-2 fails on groups of frozen parameters."""
-    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
+def parameter_groups(network: nn.Module, trained: dict[str, Trainable], recipe: Recipe) -> list[dict[str, Any]]:
+    """Optimizer groups by learning rate and by whether weight decay applies (to matrices and kernels; not to biases,
+    norms, gates and tokens). None is empty or frozen: ZeRO-2 fails on groups of frozen parameters."""
+    groups: dict[tuple[float, float, bool], list[nn.Parameter]] = {}
     for name, parameter in network.named_parameters():
-        if name in scales:
-            dimensions = len(getattr(parameter, "ds_shape", parameter.shape))
-            groups.setdefault((scales[name], dimensions >= 2), []).append(parameter)
-    return [{"params": params, "lr_scale": scale, "weight_decay": recipe.optimizer.weight_decay if decays else 0.0,
-             "name": f"lr_x{scale:g}_{'decay' if decays else 'no_decay'}"}
-            for (scale, decays), params in groups.items()]
+        if name in trained:
+            decays = len(getattr(parameter, "ds_shape", parameter.shape)) >= 2
+            groups.setdefault((trained[name].lr_scale, trained[name].opens, decays), []).append(parameter)
+    return [{"params": params, "lr_scale": scale, "opens": opens,
+             "weight_decay": recipe.optimizer.weight_decay if decays else 0.0,
+             "name": f"lr_x{scale:g}{f'_from_{opens:g}' if opens else ''}_{'decay' if decays else 'no_decay'}"}
+            for (scale, opens, decays), params in groups.items()]
 
 
 def start_engine(module: nn.Module, groups: list[dict[str, Any]], config: dict[str, Any]) -> deepspeed.DeepSpeedEngine:
@@ -76,9 +79,23 @@ def learning_rate(stage: StageRecipe, step: int) -> float:
     return stage.learning_rate * (stage.final_lr_fraction + (1.0 - stage.final_lr_fraction) * shape)
 
 
-def set_learning_rate(engine: deepspeed.DeepSpeedEngine, rate: float) -> None:
+def group_rate(group: Mapping[str, Any], stage: StageRecipe, step: int) -> float:
+    """Learning rate of one of ``parameter_groups`` in optimizer step ``step``.
+
+    While it is closed its gradients are multiplied by zero, so Adam's moments stay zero but their bias correction runs
+    on: its first updates would be three times too large, but for the warm-up it gets of its own.
+    """
+    opens = group["opens"]
+    if not has_begun(opens, step, stage.steps):
+        return 0.0
+    since = step - math.ceil(opens * stage.steps)
+    warm = min(1.0, (since + 1) / max(1, stage.warmup_steps)) if opens else 1.0
+    return learning_rate(stage, step) * group["lr_scale"] * warm
+
+
+def set_learning_rate(engine: deepspeed.DeepSpeedEngine, stage: StageRecipe, step: int) -> None:
     for group in engine.optimizer.param_groups:
-        group["lr"] = rate * group.get("lr_scale", 1.0)
+        group["lr"] = group_rate(group, stage, step)
 
 
 def master_partitions(engine: deepspeed.DeepSpeedEngine) -> list[torch.Tensor]:

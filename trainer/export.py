@@ -7,11 +7,11 @@ import json
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from data.files import atomic_file, sha256_file
 from models import get_family
-from trainer.adapter import WEIGHTS, read_card
+from trainer.adapter import read_card, read_tensors
 
 EXPORT_DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
@@ -32,7 +32,7 @@ def export_adapter(adapter: Path, output: Path, dtype: str = "bf16", layout: str
         "config": json.dumps(card.config),
         "adapter_sha256": card.sha256, "predecessor_sha256": card.predecessor or "", "base_sha256": card.base,
         "recipe_sha256": card.recipe}
-    found = load_file(adapter / WEIGHTS)
+    found = read_tensors(adapter)
     if layout == "diffusers":
         family = get_family(card.family)
         found = family.diffusers_lora(family.config_type.model_validate(card.config), card.stage, found)

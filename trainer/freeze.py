@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from models.family import StageSpec
+from models.family import StageSpec, Trainable
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,8 @@ class FreezeRow:
     parameters: int
     lr_scale: float | None
     """None for what is frozen."""
+    opens: float = 0.0
+    """Fraction of the stage before which its learning rate is 0."""
 
 
 def parameter_count(parameter: Any) -> int:
@@ -34,13 +36,12 @@ def matching_modules(network: nn.Module, pattern: str) -> list[str]:
     return [name for name, _ in network.named_modules() if name and expression.fullmatch(name)]
 
 
-def trainable_names(network: nn.Module, spec: StageSpec) -> dict[str, float]:
-    """Parameter name -> learning rate factor for all that trains in ``spec``.
+def trainable_names(network: nn.Module, spec: StageSpec) -> dict[str, Trainable]:
+    """Parameter name -> the entry of ``spec`` that it trains by.
 
     Raises ``ValueError`` for a pattern that matches nothing and for a parameter that two patterns claim.
     """
-    owners: dict[str, str] = {}
-    scales: dict[str, float] = {}
+    owners: dict[str, Trainable] = {}
     for entry in spec.trainable:
         modules = matching_modules(network, entry.pattern)
         if not modules:
@@ -51,29 +52,29 @@ def trainable_names(network: nn.Module, spec: StageSpec) -> dict[str, float]:
             for name, _ in network.get_submodule(module).named_parameters(prefix=module):
                 if name in owners:
                     raise ValueError(f"stage {spec.index} ({spec.name}): parameter {name} is claimed by the patterns "
-                                     f"{owners[name]!r} and {entry.pattern!r}, expected one")
-                owners[name], scales[name] = entry.pattern, entry.lr_scale
-    return scales
+                                     f"{owners[name].pattern!r} and {entry.pattern!r}, expected one")
+                owners[name] = entry
+    return owners
 
 
-def freeze(network: nn.Module, spec: StageSpec) -> dict[str, float]:
+def freeze(network: nn.Module, spec: StageSpec) -> dict[str, Trainable]:
     """Set ``requires_grad`` of every parameter as the stage declares; return what ``trainable_names`` does."""
-    scales = trainable_names(network, spec)
+    trained = trainable_names(network, spec)
     for name, parameter in network.named_parameters():
-        parameter.requires_grad_(name in scales)
-    return scales
+        parameter.requires_grad_(name in trained)
+    return trained
 
 
 def freeze_table(network: nn.Module, spec: StageSpec) -> list[FreezeRow]:
     """Trainable patterns in the stage's order, then the frozen rest by top-level module."""
-    scales = trainable_names(network, spec)
+    trained = trainable_names(network, spec)
     rows = []
     for entry in spec.trainable:
         modules = matching_modules(network, entry.pattern)
         count = sum(parameter_count(p) for m in modules for p in network.get_submodule(m).parameters())
-        rows.append(FreezeRow(entry.pattern, len(modules), count, entry.lr_scale))
+        rows.append(FreezeRow(entry.pattern, len(modules), count, entry.lr_scale, entry.opens))
     frozen: dict[str, list[int]] = {}
-    for name, parameters in _maximal_frozen(network, scales):
+    for name, parameters in _maximal_frozen(network, trained):
         # Layers of one kind are one row.
         group = re.sub(r"\.\d+(?=\.|$)", ".*", name)
         frozen.setdefault(group, []).append(sum(parameter_count(p) for p in parameters))
@@ -87,15 +88,15 @@ def is_idle(spec: StageSpec, name: str, step: int) -> bool:
                for entry in spec.idle)
 
 
-def _maximal_frozen(module: nn.Module, scales: dict[str, float], prefix: str = ""):
+def _maximal_frozen(module: nn.Module, trained: dict[str, Trainable], prefix: str = ""):
     """Name and parameters of the largest modules (or bare parameters) in which nothing trains."""
     for name, parameter in module.named_parameters(prefix=prefix, recurse=False):
-        if name not in scales:
+        if name not in trained:
             yield name, [parameter]
     for name, child in module.named_children():
         path = f"{prefix}.{name}" if prefix else name
         parameters = dict(child.named_parameters(prefix=path))
-        if parameters and not any(name in scales for name in parameters):
+        if parameters and not any(name in trained for name in parameters):
             yield path, list(parameters.values())
         elif parameters:
-            yield from _maximal_frozen(child, scales, path)
+            yield from _maximal_frozen(child, trained, path)

@@ -20,7 +20,7 @@ from data.windows import Window
 from models import get_family
 from models.family import Family, StageSpec
 from models.layers.attention import resolve_backend, set_backend
-from trainer.adapter import WEIGHTS, AdapterCard, check_predecessor, load_tensors, read_card, trained_before
+from trainer.adapter import AdapterCard, check_predecessor, load_tensors, read_card, trained_before
 from trainer.checkpoint import CheckpointStore, TrainingState, check_resumable, needs_universal, read_state, restore
 from trainer.distributed import World, on_first
 from trainer.ema import Ema
@@ -70,7 +70,12 @@ class StageSetup:
                       window=self.window)
 
     def window(self, step: int) -> Window | None:
-        return self.family.window(self.config, self.spec.index, step)
+        return window_at(self.family, self.config, self.spec.index, self.stage, len(self.train_set), step)
+
+
+def window_at(family: Family, config: Any, index: int, stage: StageRecipe, samples: int, step: int) -> Window | None:
+    """The window of optimizer step ``step`` in a training set of so many ``samples``."""
+    return family.window(config, index, step, stage.steps, step * stage.global_batch // samples)
 
 
 def open_data(recipe: Recipe, index: int, family: Family, config: Any, tell: Callable[[str], None],
@@ -83,7 +88,8 @@ def open_data(recipe: Recipe, index: int, family: Family, config: Any, tell: Cal
     for part in (train_set, held_out):
         if part is not None:
             part.check_encoders(expected)
-    windows = [window for step in (0, stage.steps - 1) if (window := family.window(config, index, step)) is not None]
+    windows = [window for step in (0, stage.steps - 1)
+               if (window := window_at(family, config, index, stage, len(train_set), step)) is not None]
     shortest = max((window.span for window in windows), default=None)
     members, short = train_set.members(shortest)
     if short:
@@ -132,10 +138,11 @@ def prepare_stage(recipe: Recipe, index: int, world: World, *, init: Path | None
             predecessor = on_first(world, read_card, source)
 
     network, base = build_network(recipe, family, config, index, world)
-    scales = freeze(network, spec)
+    trained = freeze(network, spec)
+    family.begin(network, train_set.statistics)
     if predecessor is not None:
         check_predecessor(predecessor, source, family=family.name, size=recipe.size, stage=index, base=base)
-        load_tensors(source / WEIGHTS, network, trained_before(network, specs, index))
+        load_tensors(source, network, trained_before(network, specs, index))
 
     state = TrainingState(
         family=family.name, size=recipe.size, stage=index, step=0, world_size=world.size, zero=recipe.zero,
@@ -149,7 +156,7 @@ def prepare_stage(recipe: Recipe, index: int, world: World, *, init: Path | None
         for module in family.leaf_modules(network):
             mark_leaf(module)
     universal = checkpoint is not None and needs_universal(checkpoint[1], state)
-    engine = start_engine(engine_module(network, recipe.frozen), parameter_groups(network, scales, recipe),
+    engine = start_engine(engine_module(network, recipe.frozen), parameter_groups(network, trained, recipe),
                           deepspeed_config(recipe, stage, batching, universal))
     ema = Ema(engine, recipe.ema.decay) if recipe.ema else None
     if checkpoint is not None:

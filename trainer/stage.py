@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -91,7 +92,7 @@ class StageLoop:
         """Forward and backward of one micro-batch; the optimizer steps at the accumulation boundary."""
         s, progress = self.s, self.progress()
         if s.engine.is_gradient_accumulation_boundary():
-            set_learning_rate(s.engine, learning_rate(s.stage, self.step))
+            set_learning_rate(s.engine, s.stage, self.step)
         output = s.engine(batch, progress)
         total = weighted_total(output["losses"], s.spec, s.stage.loss_weights, progress)
         # Equal micro-batches: the mean over this one, averaged by DeepSpeed over accumulation and ranks, is the plain
@@ -206,7 +207,7 @@ class StageLoop:
             family=s.family.name, size=s.recipe.size, stage=s.spec.index, stage_name=s.spec.name, steps=self.step,
             recipe=s.recipe.digest(), base=s.base, predecessor=s.predecessor.sha256 if s.predecessor else None,
             handoff=s.recipe.handoff, config=s.config.model_dump(mode="json"))
-        card = on_first(s.world, write_adapter, directory, tensors, card)
+        card = on_first(s.world, write_adapter, directory, tensors, card, s.family.part)
         self.monitor.message(f"adapter {directory} ({card.parameters:,} parameters, sha256 {card.sha256[:12]})")
         return directory
 
@@ -233,6 +234,8 @@ def describe(setup: StageSetup, monitor: Monitor) -> None:
     lines = [f"stage {setup.spec.index} ({setup.spec.name}): {trainable:,} parameters train, {frozen:,} are frozen"]
     for row in rows:
         state = "frozen" if row.lr_scale is None else f"trains at {row.lr_scale * setup.stage.learning_rate:g}"
+        if row.opens:
+            state += f" from step {math.ceil(row.opens * setup.stage.steps)} on"
         lines.append(f"  {row.pattern:<28} {row.modules:>4} modules {row.parameters:>15,}  {state}")
     lines.append(f"  global batch {batching.global_batch} = {setup.world.size} ranks x {batching.micro} samples x "
                  f"{batching.accumulation} accumulation; {setup.stage.steps} steps; ZeRO-{setup.recipe.zero}, "

@@ -9,13 +9,15 @@ import torch
 from data.dataset import ShardSet
 from data.order import Order
 from data.stream import collate
+from data.windows import cut
 from models import get_family
 from models.family import Progress
 from models.layers.keyed import rng_keys
-from trainer.adapter import WEIGHTS, load_tensors, trained_before
-from trainer.engine import learning_rate, parameter_groups
+from trainer.adapter import load_tensors, trained_before
+from trainer.engine import group_rate, parameter_groups
 from trainer.freeze import freeze
 from trainer.recipe import Recipe
+from trainer.setup import window_at
 
 
 def plain_losses(recipe: Recipe, index: int = 1, init: Path | None = None) -> list[float]:
@@ -25,21 +27,29 @@ def plain_losses(recipe: Recipe, index: int = 1, init: Path | None = None) -> li
     specs = family.stages(config)
     network = family.build(config, index, "cpu", torch.float32)
     family.load_base(network, config, "cpu", torch.float32)
-    scales = freeze(network, specs[index - 1])
-    if init is not None:
-        load_tensors(init / WEIGHTS, network, trained_before(network, specs, index))
-    groups = parameter_groups(network, scales, recipe)
-    trained = [p for group in groups for p in group["params"]]
-    optimizer = torch.optim.AdamW(groups, lr=stage.learning_rate)
+    entries = freeze(network, specs[index - 1])
     schema = family.schema(config)
     data = ShardSet.open(Path(recipe.data) / "train", schema)
+    family.begin(network, data.manifest.statistics)
+    if init is not None:
+        load_tensors(init, network, trained_before(network, specs, index))
+    groups = parameter_groups(network, entries, recipe)
+    trained = [p for group in groups for p in group["params"]]
+    optimizer = torch.optim.AdamW(groups, lr=stage.learning_rate)
     order = Order(data.shard_sizes, recipe.seed)
     found = []
     for step in range(stage.steps):
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(stage, step) * group["lr_scale"]
+            group["lr"] = group_rate(group, stage, step)
         uids = range(step * stage.global_batch, (step + 1) * stage.global_batch)
-        batch = collate(schema, [data.read(order.locate(uid)[1]) for uid in uids])
+        samples = [data.read(order.locate(uid)[1]) for uid in uids]
+        window = window_at(family, config, index, stage, len(data), step)
+        if window is not None:
+            samples, starts = zip(*(cut(schema, sample, window, recipe.seed, uid)
+                                    for sample, uid in zip(samples, uids, strict=True)), strict=True)
+        batch = collate(schema, samples)
+        if window is not None:
+            batch["window_start"] = torch.tensor(starts)
         batch |= {"uid": torch.tensor(list(uids)), "rng_key": rng_keys(recipe.seed, index, uids)}
         progress = Progress(step, stage.steps, index, recipe.seed)
         output = network(batch, progress)["losses"]

@@ -85,10 +85,10 @@ def test_two_patterns_for_one_parameter_are_an_error():
 
 def test_freeze_leaves_exactly_the_declared_parameters_trainable():
     network, declared = toy(2)
-    scales = freeze(network, declared)
-    assert {n for n, p in network.named_parameters() if p.requires_grad} == set(scales)
-    assert {scale for name, scale in scales.items() if "second" in name} == {0.5}
-    assert trainable_names(network, declared) == scales
+    trained = freeze(network, declared)
+    assert {n for n, p in network.named_parameters() if p.requires_grad} == set(trained)
+    assert {entry.lr_scale for name, entry in trained.items() if "second" in name} == {0.5}
+    assert trainable_names(network, declared) == trained
 
 
 def test_the_freeze_table_counts_every_parameter_once():

@@ -19,7 +19,8 @@ def show(plan: dict[str, Any]) -> None:
                   f"its peak, {plan['bandwidth_bytes_per_second'] / 1e9:.0f} GB/s; GB = 1e9 bytes")
     for index, stage in plan["stages"].items():
         flops, options = stage["flops_per_sample"], stage["options"]
-        scales = {name: "" if row["lr_scale"] is None else f"x {row['lr_scale']:g}"
+        scales = {name: "" if row["lr_scale"] is None else
+                  f"x {row['lr_scale']:g}" + (f" from {row['opens']:.0%} on" if row["opens"] else "")
                   for name, row in stage["modules"].items()}
         console.print(_table(
             f"Stage {index} ({stage['name']}): parameters",

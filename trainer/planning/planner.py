@@ -125,7 +125,8 @@ def module_counts(network: torch.nn.Module, spec: Any) -> dict[str, dict[str, An
     """The freeze table by module pattern: modules, trainable and frozen parameters, learning rate factor."""
     counts: dict[str, dict[str, Any]] = {}
     for row in freeze_table(network, spec):
-        entry = counts.setdefault(row.pattern, {"modules": row.modules, "trainable": 0, "frozen": 0, "lr_scale": None})
+        entry = counts.setdefault(row.pattern, {"modules": row.modules, "trainable": 0, "frozen": 0, "lr_scale": None,
+                                                "opens": row.opens})
         entry["frozen" if row.lr_scale is None else "trainable"] += row.parameters
         entry["lr_scale"] = entry["lr_scale"] if row.lr_scale is None else row.lr_scale
     return counts

@@ -21,7 +21,7 @@ from data.files import MANIFEST
 from data.stores.opening import open_storage
 from models import get_family
 from models.layers.attention import resolve_backend
-from trainer.adapter import WEIGHTS, check_predecessor, load_tensors, read_card, trained_before
+from trainer.adapter import check_predecessor, load_tensors, read_card, trained_before
 from trainer.cli import build_parser, json_output, parse
 from trainer.planning.planner import DTYPES, Cluster, plan_stage
 from trainer.recipe import ROOT, Recipe
@@ -108,7 +108,7 @@ def _handoff(recipe: Recipe, index: int, before: int | None, init: Path | None) 
     # The base's hash is compared when it is loaded; to know it now, all of it would have to be read.
     check_predecessor(card, source, family=family.name, size=recipe.size, stage=index, base=card.base)
     network = family.build(config, index, "meta", DTYPES[recipe.precision])
-    load_tensors(source / WEIGHTS, network, trained_before(network, family.stages(config), index), compare_only=True)
+    load_tensors(source, network, trained_before(network, family.stages(config), index), compare_only=True)
     return f"{source}: {card.parameters:,} parameters of stage {card.stage} ({card.stage_name}), intact and complete"
 
 

@@ -184,6 +184,8 @@ def _modules_html(facts: dict[str, Any]) -> str:
     for row in modules:
         scale = row.get("lr_scale")
         state = "frozen" if scale is None else f"trains at {scale:g} × the learning rate"
+        if row.get("opens"):
+            state += f" from {row['opens']:.0%} of the stage on"
         rows.append((f"<code>{html.escape(row['pattern'])}</code>", f"{row['modules']:,}",
                      f"{row['parameters']:,}", state))
     rows.append(("all", "", f"{facts.get('trainable', 0):,} + {facts.get('frozen', 0):,}", "trained + frozen"))

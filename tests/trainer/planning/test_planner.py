@@ -51,7 +51,8 @@ def test_a_plan_counts_the_parameters_of_the_network_and_of_each_module():
     total = sum(p.numel() for p in network.parameters())
     assert (found["trainable"], found["frozen"]) == (total - frozen, frozen)
     second = sum(p.numel() for layer in network.layers for p in layer.second.parameters())
-    assert found["modules"]["layers.*.second"] == {"modules": 2, "trainable": second, "frozen": 0, "lr_scale": 0.5}
+    assert found["modules"]["layers.*.second"] == {"modules": 2, "trainable": second, "frozen": 0, "lr_scale": 0.5,
+                                                    "opens": 0.0}
     assert sum(row["frozen"] for row in found["modules"].values()) == frozen
     assert (found["gpus"], found["micro_batch"], found["accumulation"]) == (4, 2, 1)
 

@@ -1,0 +1,58 @@
+"""An adapter in several files, one per part of the family."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from data.files import DamagedError
+from trainer.adapter import AdapterCard, load_tensors, read_card, read_tensors, write_adapter
+
+CARD = AdapterCard(family="toy", size="tiny", stage=1, stage_name="one", steps=3, recipe="r", base="b",
+                   predecessor=None, handoff="raw", config={})
+
+
+@pytest.fixture
+def network():
+    torch.manual_seed(0)
+    return nn.ModuleDict({"first": nn.Linear(2, 3), "second": nn.Linear(3, 2)})
+
+
+@pytest.fixture
+def adapter(tmp_path, network):
+    tensors = {name: p.detach().clone() for name, p in network.named_parameters()}
+    write_adapter(tmp_path / "adapter", tensors, CARD, lambda name: name.split(".")[0])
+    return tmp_path / "adapter"
+
+
+def test_each_part_has_its_file_and_together_they_are_the_adapter(adapter, network):
+    assert sorted(p.name for p in adapter.glob("*.safetensors")) == ["first.safetensors", "second.safetensors"]
+    assert set(load_file(adapter / "first.safetensors")) == {"first.weight", "first.bias"}
+    found = read_tensors(adapter)
+    assert set(found) == {name for name, _ in network.named_parameters()}
+    assert read_card(adapter).parameters == 9 + 8
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    with torch.no_grad():
+        for p in network.parameters():
+            p.zero_()
+    load_tensors(adapter, network, set(found))
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+
+def test_a_part_that_is_not_there_is_named_by_its_tensors(adapter, network):
+    (adapter / "second.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"missing 2 \(second.bias, second.weight\)"):
+        load_tensors(adapter, network, {name for name, _ in network.named_parameters()})
+    with pytest.raises(DamagedError):
+        read_card(adapter)
+
+
+def test_a_replaced_part_is_found_by_its_hash(adapter):
+    file = adapter / "second.safetensors"
+    tensors = load_file(file)
+    tensors["second.weight"][0, 0] += 1
+    save_file(tensors, file, metadata={"format": "pt", "family": "toy", "stage": "1"})
+    with pytest.raises(DamagedError):
+        read_card(adapter)
