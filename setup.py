@@ -30,11 +30,10 @@ setup(
     ],
     extras_require={
         "gpu": ["flash-attn>=2.8"],
-        "build": ["av>=18", "sentencepiece>=0.2.3", "librosa>=0.11", "h5py>=3.16"],
-        "face": ["onnxruntime>=1.24", "insightface>=0.7.3"],
+        "build": ["av>=18", "sentencepiece>=0.2.3", "librosa>=0.11", "h5py>=3.16", "onnxruntime>=1.24"],
         "s3": ["s3fs>=2026.1"],
         "gcs": ["gcsfs>=2026.1"],
         "dev": ["pytest>=9", "pytest-timeout>=2.4", "hypothesis>=6.170", "ruff>=0.17",
-                "onnx>=1.23", "onnxruntime>=1.24"],
+                "onnx>=1.23"],
     },
 )
