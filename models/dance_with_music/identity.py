@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
+from models.dance_with_music.own_layers import OwnLinear
 from models.layers.attention import Attend
 
 ALIGN_EPS = 1e-5
@@ -17,8 +19,9 @@ class IdentityAdapter(nn.Module):
     def __init__(self, cross_dim: int, width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        self.id_to_k = nn.Linear(cross_dim, width, bias=False, device="meta")
-        self.id_to_v = nn.Linear(cross_dim, width, bias=False, device="meta")
+        with torch.device("meta"):
+            self.id_to_k = OwnLinear(cross_dim, width, bias=False)
+            self.id_to_v = OwnLinear(cross_dim, width, bias=False)
         self.attend = Attend()
 
     def forward(self, q: Tensor, z: Tensor, tokens: Tensor, scale: float) -> Tensor:
