@@ -11,7 +11,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from data.dance_with_music.schema import KEYPOINTS, LATENT_CHANNELS, LATENT_STRIDE
-from models.dance_with_music.loss_config import DiffusionConfig, LossConfig, ScheduleConfig
+from models.dance_with_music.loss_config import DiffusionConfig, LossConfig, SamplingConfig, ScheduleConfig
 
 Phase = Literal["m2p", "image", "motion", "joint", "guidance"]
 """What a stage does: A, B and C of the guide, joint fine-tuning after them, or the one stage of guidance training."""
@@ -208,6 +208,7 @@ class DanceConfig(_Section):
     diffusion: DiffusionConfig = DiffusionConfig()
     losses: LossConfig = LossConfig()
     schedules: ScheduleConfig = ScheduleConfig()
+    sampling: SamplingConfig = SamplingConfig()
     weights: WeightsConfig = WeightsConfig()
     allow_random_init: bool = False
 
@@ -243,6 +244,7 @@ SIZES: dict[str, DanceConfig] = {
         face=FaceConfig(depth=1, heads=2),
         frames=FramesConfig(m2p=32, image=16, motion=(6, 12), guidance=6),
         losses=LossConfig(sigma=1.0),
+        sampling=SamplingConfig(steps=4, guidance=2.0, window=6, overlap=2),
         allow_random_init=True,
     ),
     "tiny-svd": DanceConfig(
@@ -255,6 +257,7 @@ SIZES: dict[str, DanceConfig] = {
         face=FaceConfig(depth=1, heads=2),
         frames=FramesConfig(m2p=32, image=16, target=4, motion=(4, 8), guidance=6),
         losses=LossConfig(sigma=1.0),
+        sampling=SamplingConfig(steps=4, guidance=2.0, window=6, overlap=2),
         allow_random_init=True,
     ),
     "champ-sd15": DanceConfig(
@@ -268,5 +271,6 @@ SIZES: dict[str, DanceConfig] = {
                         cross_dim=1024),
         guidance=GuidanceConfig(types=("pose_net",)),
         frames=FramesConfig(m2p=75, image=16, target=16, motion=(16, 16), guidance=16, stride=2),
+        sampling=SamplingConfig(steps=25, guidance=3.0, window=16, overlap=4),
     ),
 }

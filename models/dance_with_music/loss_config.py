@@ -1,5 +1,5 @@
 """Constants of the DanceWithMusic losses, of its diffusion and of its schedules (embedded in the family's config as
-``losses``, ``diffusion`` and ``schedules``).
+``losses``, ``diffusion``, ``schedules`` and ``sampling``).
 
 ``[S]`` is the guide, ``[C]`` CHAMP (arXiv 2403.14781) and its code, ``[A]`` StableAnimator (arXiv 2411.17697).
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class _Section(BaseModel):
@@ -45,6 +45,8 @@ class LossConfig(_Section):
     sigma: float = Field(2.0, gt=0, description="pixels of the heatmap's Gaussian at the M2P's resolution [S]")
     coordinates: float = Field(0.5, ge=0, description="L1 of the soft-argmax, inside pose_loss [S]")
     velocity: float = Field(0.1, ge=0, description="L1 of its differences over time [S]")
+    confidence: float = Field(0.1, ge=0, description="cross-entropy of points being there, inside pose_loss; the guide "
+                                                     "has none, and draws no point's confidence from its music")
     face_mask: float = Field(1.0, ge=1, description="weight of face pixels in the diffusion loss: 1 off, 2 [A]")
     id_kind: Literal["latent", "arcface"] = "latent"
     id_face: float = Field(3.0, gt=0, description="factor of face pixels in the latent identity loss [S]")
@@ -60,4 +62,23 @@ class ScheduleConfig(_Section):
     m2p_rate: float = Field(0.1, gt=0, description="MusicToPose's learning rate in stage B, as a factor [S]")
     scale: tuple[float, float] = Field((0.5, 1.5), description="of the guidance, at step 0 and from ramp on [S]")
     ramp: float = Field(0.3, gt=0, le=1, description="[S]")
+    identity: float = Field(0.05, ge=0, le=1, description="over which the identity adapters fade in, where they start "
+                                                          "as copies")
     grown: float = Field(0.8, gt=0, le=1, description="where the longest windows of stage C are reached")
+
+
+class SamplingConfig(_Section):
+    """How videos are drawn from noise, in previews and beyond: DDIM steps (``svd``: Euler steps), classifier-free
+    guidance (1: off), and for clips longer than ``window`` frames windows that share ``overlap`` [C]."""
+
+    steps: int = Field(20, gt=0)
+    guidance: float = Field(3.5, ge=1)
+    window: int = Field(24, gt=1)
+    overlap: int = Field(4, ge=0)
+    shown: int = Field(4, gt=0, description="frames of a preview's strip")
+
+    @model_validator(mode="after")
+    def _check(self) -> SamplingConfig:
+        if self.overlap >= self.window:
+            raise ValueError(f"sampling.overlap is {self.overlap}, expected less than sampling.window, {self.window}")
+        return self
