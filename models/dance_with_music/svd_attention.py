@@ -1,7 +1,7 @@
 """The transformers of Stable Video Diffusion, run child by child: space with face tokens, then time.
 
-Each does diffusers' arithmetic operation by operation, so that with ``identity_scale`` 0 it equals diffusers' module bit
-for bit. Children keep diffusers' names.
+Each does diffusers' arithmetic operation by operation, so that with ``identity_scale`` 0 it equals diffusers' module
+bit for bit. Children keep diffusers' names.
 """
 
 from __future__ import annotations

