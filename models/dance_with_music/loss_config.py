@@ -75,7 +75,7 @@ class SamplingConfig(_Section):
     guidance: float = Field(3.5, ge=1)
     window: int = Field(24, gt=1)
     overlap: int = Field(4, ge=0)
-    shown: int = Field(4, gt=0, description="frames of a preview's strip")
+    shown: int = Field(6, gt=0, description="frames of a preview's strip")
 
     @model_validator(mode="after")
     def _check(self) -> SamplingConfig:

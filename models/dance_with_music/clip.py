@@ -1,0 +1,101 @@
+"""What a batch holds, as the losses and the networks take it: fp32 points, chosen references, target frames."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor
+
+from data.dance_with_music.schema import LATENT_STRIDE
+from models.dance_with_music.config import DanceConfig
+from models.dance_with_music.rendering import face_masks
+from models.family import Batch
+from models.layers.keyed import keyed_rand
+
+POSE_STEPS, CONFIDENCE_STEPS = 65535, 255
+
+
+@dataclass(frozen=True)
+class Clip:
+    """T frames of B samples. ``latents`` fp32 ``[B, T, 4, h, w]``; ``music`` ``[B, T, Dm]``; ``xy`` fp32 ``[B, T, 134,
+    2]`` divided by width and height; ``conf`` fp32 ``[B, T, 134]`` in 0..1; ``beat`` ``[B, T]``; ``face_box``
+    ``[B, T, 4]``, ``face_valid`` ``[B, T]``."""
+
+    latents: Tensor
+    music: Tensor
+    xy: Tensor
+    conf: Tensor
+    beat: Tensor
+    face_box: Tensor
+    face_valid: Tensor
+
+    @property
+    def picture(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        h, w = self.latents.shape[-2:]
+        return h * LATENT_STRIDE, w * LATENT_STRIDE
+
+    @property
+    def faces(self) -> Tensor:
+        """fp32 ``[B, T, h, w]``, 1 where a face is."""
+        return face_masks(self.face_box, self.face_valid, *self.latents.shape[-2:])
+
+    @property
+    def start_pose(self) -> Tensor:
+        """``[B, 134, 3]``: points and confidences of the first frame."""
+        return torch.cat([self.xy[:, 0], self.conf[:, 0, :, None]], dim=-1)
+
+    def at(self, frames: Tensor) -> Clip:
+        """The ``frames`` ``[B, K]`` of each sample."""
+        return replace(self, **{field.name: take(getattr(self, field.name), frames) for field in fields(self)})
+
+
+@dataclass(frozen=True)
+class References:
+    """R references per sample. ``latents`` fp32 ``[B, R, 4, h, w]``, ``clip`` ``[B, R, D]``; of the first one ``face``
+    fp32 ``[B, 512]``, a unit vector, its ``length`` fp32 ``[B]``, and ``has_face`` bool ``[B]``."""
+
+    latents: Tensor
+    clip: Tensor
+    face: Tensor
+    length: Tensor
+    has_face: Tensor
+
+
+def read_clip(batch: Batch) -> Clip:
+    return Clip(batch["latents"].float(), batch["music"], batch["pose_xy"].to(torch.float32) / POSE_STEPS,
+                batch["pose_conf"].to(torch.float32) / CONFIDENCE_STEPS, batch["beat"], batch["face_box"].float(),
+                batch["face_valid"])
+
+
+def read_references(batch: Batch, config: DanceConfig) -> References:
+    """``config.reference.count`` of those that the samples have, or all where that is fewer."""
+    chosen = choose_references(batch, config)
+    first = chosen[:, :1]
+    face, length, valid = (take(batch[f"ref_{name}"], first)[:, 0] for name in
+                           ("arcface", "arcface_norm", "face_valid"))
+    return References(take(batch["ref_latents"], chosen).float(), take(batch["ref_clip"], chosen), face.float(),
+                      length.float(), valid.bool())
+
+
+def choose_references(batch: Batch, config: DanceConfig) -> Tensor:
+    """int64 ``[B, R]``, keyed by the sample: no frame from inside the window while there are others."""
+    frame, start = batch["ref_frame"], batch["window_start"][:, None]
+    last = start + (batch["pose_xy"].shape[1] - 1) * config.frames.stride
+    inside = (frame >= start) & (frame <= last)
+    order = keyed_rand(batch, "reference", frame.shape[1:]) + inside
+    return order.argsort(dim=1)[:, :config.reference.count]
+
+
+def target_frames(batch: Batch, config: DanceConfig) -> Tensor:
+    """int64 ``[B, K]``: the neighbouring frames that stage B denoises, keyed by the sample."""
+    frames, count = batch["pose_xy"].shape[1], config.frames.target
+    first = (keyed_rand(batch, "target_frame") * (frames - count + 1)).floor().long()
+    return first[:, None] + torch.arange(count, device=first.device)
+
+
+def take(values: Tensor, index: Tensor) -> Tensor:
+    """``values`` ``[B, N, ...]`` at ``index`` ``[B, K]`` -> ``[B, K, ...]``."""
+    rows = torch.arange(len(index), device=index.device)[:, None]
+    return values[rows, index]

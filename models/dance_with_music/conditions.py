@@ -1,0 +1,105 @@
+"""What the denoiser is told: references, CLIP's embeddings, the face and the guidance, with what is withheld."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from models.dance_with_music.clip import Clip, References, read_clip, read_references, take, target_frames
+from models.dance_with_music.config import DanceConfig
+from models.dance_with_music.guidance import GuidanceInput, guidance_type
+from models.dance_with_music.heatmaps import coordinates
+from models.dance_with_music.schedules import condition_scale, identity_scale, m2p_open, sampling_ratio
+from models.family import Batch, Progress
+from models.layers.keyed import keyed_rand, keyed_randn
+
+Conditions = dict[str, Any]
+"""- ``references`` fp32 ``[B, R, 4, h, w]``, scaled latents; ``reference_given`` bool ``[B]``
+- ``clip`` ``[B, R, D]`` in the network's dtype; ``clip_given`` bool ``[B]``
+- ``face`` fp32 ``[B, 512]``, ArcFace's vector at its length; ``face_given`` bool ``[B]``
+- ``guidance`` by type, as it was rendered; ``guidance_given`` bool ``[B]``; ``guidance_scale`` float
+- ``identity_scale`` float, factor on the identity adapters"""
+
+
+def read_batch(network: nn.Module, batch: Batch) -> tuple[Clip, Clip, References, Tensor | None]:
+    """The whole windows, the frames of them that are denoised, the references, and those frames' places ``[B, K]``,
+    None where it is all of them."""
+    clip, references = read_clip(batch), read_references(batch, network.config)
+    if network.phase != "image":
+        return clip, clip, references, None
+    frames = target_frames(batch, network.config)
+    return clip, clip.at(frames), references, frames
+
+
+def predict_poses(network: nn.Module, batch: Batch, clip: Clip, references: References,
+                  progress: Progress) -> dict[str, Tensor]:
+    """MusicToPose's output over the whole windows, with a graph where the stage ever trains it."""
+    draws = {"uid": batch["uid"], "rng_key": batch["rng_key"]} if progress.training else None
+    trains = network.phase != "motion" or network.config.m2p_in_motion > 0
+    with torch.set_grad_enabled(trains and torch.is_grad_enabled()):
+        return network.m2p(clip.music, references.clip[:, 0].to(network.dtype), clip.start_pose, draws)
+
+
+def make_conditions(network: nn.Module, batch: Batch, clip: Clip, references: References,
+                    output: Mapping[str, Tensor] | None, progress: Progress) -> Conditions:
+    """Of the frames in ``clip``, with MusicToPose's ``output`` at those frames. In training each kind of condition is
+    withheld from a sample with its probability, keyed by the sample; never in validation."""
+    config: DanceConfig = network.config
+    own, phase = config.diffusion, network.phase
+    if output is not None and not m2p_open(config, phase, progress):
+        output = {name: value.detach() for name, value in output.items()}
+    ratio = sampling_ratio(config.schedules, phase, progress)
+    reference = references.latents
+    if config.backbone == "svd" and progress.training:
+        reference = reference + own.reference_noise * keyed_randn(batch, "reference_noise", reference.shape[1:])
+    return {
+        "references": reference, "reference_given": _given(batch, "drop_reference", own.drop_reference, progress),
+        "clip": references.clip.to(network.dtype), "clip_given": _given(batch, "drop_clip", own.drop_clip, progress),
+        "face": _face(config, references, output, ratio),
+        "face_given": references.has_face & _given(batch, "drop_face", own.drop_face, progress),
+        "guidance": guidance(config, clip, output, ratio),
+        "guidance_given": _given(batch, "drop_guidance", own.drop_guidance, progress),
+        "guidance_scale": condition_scale(config.schedules, phase, progress),
+        "identity_scale": identity_scale(config, phase, progress)}
+
+
+def guidance(config: DanceConfig, clip: Clip, output: Mapping[str, Tensor] | None, ratio: float) -> dict[str, Tensor]:
+    """Each type's condition: ``ratio`` times that of the prediction and the rest of the true pose's."""
+    true = GuidanceInput(clip.xy, clip.conf, None, clip.music, *clip.picture)
+    found = {}
+    for name in config.guidance.types:
+        kind = guidance_type(name)
+        mixed = ratio if kind.from_pose and output is not None else 0.0
+        if mixed == 0:
+            found[name] = kind.render(true, config)
+            continue
+        predicted = replace(true, xy=coordinates(output, config.m2p.temperature), conf=output["conf"].sigmoid(),
+                            logits=output)
+        found[name] = kind.render(predicted, config)
+        if mixed < 1:
+            found[name] = mixed * found[name] + (1 - mixed) * kind.render(true, config)
+    return found
+
+
+def at_frames(output: Mapping[str, Tensor], frames: Tensor | None) -> dict[str, Tensor]:
+    """MusicToPose's output at ``frames`` ``[B, K]`` of each sample, all of them where None."""
+    if frames is None:
+        return dict(output)
+    return {name: value if name == "face" else take(value, frames) for name, value in output.items()}
+
+
+def _given(batch: Batch, purpose: str, part: float, progress: Progress) -> Tensor:
+    """bool ``[B]``, false for ``part`` of the samples in training."""
+    drawn = keyed_rand(batch, purpose)
+    return drawn >= part if progress.training else torch.ones_like(drawn, dtype=torch.bool)
+
+
+def _face(config: DanceConfig, references: References, output: Mapping[str, Tensor] | None, ratio: float) -> Tensor:
+    face = references.face
+    if config.face.source == "m2p" and output is not None and ratio > 0:
+        face = ratio * output["face"] + (1 - ratio) * face
+    return face * references.length[:, None]
