@@ -30,7 +30,7 @@ def sample_picture(sample: Sample) -> np.ndarray:
     if "frame" in arrays:
         panels.insert(0, _panel(arrays, middle, arrays["frame"]))
     pictures = sheet(panels, len(panels))
-    strip = _strip(arrays["beat"], arrays["onset"].astype(np.float32), shown, pictures.shape[1])
+    strip = beat_strip(arrays["beat"], arrays["onset"].astype(np.float32), shown, pictures.shape[1])
     return np.concatenate([pictures, strip])
 
 
@@ -45,7 +45,9 @@ def _panel(arrays: dict[str, np.ndarray], number: int, background: np.ndarray) -
     return np.asarray(picture)
 
 
-def _strip(beat: np.ndarray, onset: np.ndarray, shown: list[int], width: int) -> np.ndarray:
+def beat_strip(beat: np.ndarray, onset: np.ndarray, shown: list[int], width: int) -> np.ndarray:
+    """A segment from its start to its end, uint8 [16, width, 3]: the strength of onsets [F] (blue), beats [F] (yellow)
+    and the frames that are shown (white)."""
     strip = np.full((STRIP, width, 3), BACKGROUND, np.uint8)
     columns = (np.arange(len(beat)) + 0.5) / len(beat) * width
     for column, strength in zip(columns.astype(int), onset / max(float(onset.max()), 1e-6), strict=True):

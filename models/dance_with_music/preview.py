@@ -1,0 +1,161 @@
+"""Pictures of held-out dances: true poses over predicted ones, or a drawn video beside the true one and its reference,
+with the beats below."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+from data.dance_with_music.picture import BACKGROUND, beat_strip
+from data.dance_with_music.schema import FRAME_RATE
+from data.dance_with_music.skeleton import draw_skeleton
+from models.dance_with_music.beats import motion_beats
+from models.dance_with_music.clip import Clip, References, take
+from models.dance_with_music.conditions import at_frames, make_conditions, predict_poses, read_batch
+from models.dance_with_music.heatmaps import coordinates
+from models.dance_with_music.metrics import identity_cosine
+from models.dance_with_music.sampler import draw
+from models.family import Batch, Progress
+from models.layers.keyed import keyed_randn
+
+PANEL = 160
+"""Height of a panel."""
+TITLE = 14
+TRUE, PREDICTED = (70, 200, 100), (235, 120, 40)
+_TICKS = 6
+
+Points = tuple[Tensor, Tensor]
+
+
+@torch.no_grad()
+def preview(network: torch.nn.Module, batch: Batch, progress: Progress) -> dict[str, np.ndarray]:
+    """One picture per sample, uint8 ``[height, width, 3]``, by the sample's key, with ``sampling.shown`` frames spread
+    over what is looked at.
+
+    Stage A: true poses over predicted ones. Later, below them: true frames, and frames drawn from noise that is fixed
+    per sample, beside their reference, from what training tells the network at this step (in stage B the true pose
+    until scheduled sampling begins). Backbone ``champ`` draws single frames from all over the window in stage B. Where
+    there is an ArcFace, the mean cosine of the drawn faces with the reference is told.
+
+    Below: the music's onsets and beats and the times that are shown (white); the slowest moments of the true dance
+    (green) and of the predicted one (orange).
+    """
+    progress = replace(progress, training=False)
+    clip, target, references, frames = read_batch(network, batch)
+    settings = network.config.sampling
+    if network.phase == "image" and network.config.backbone == "champ":
+        frames = _spread(clip.xy.shape[1], settings.shown, len(clip.xy), clip.xy.device)
+        target = clip.at(frames)
+    output = predict_poses(network, batch, clip, references, progress) if network.phase != "guidance" else None
+    predicted = None if output is None else _points(network, output)
+    inner = _spread(target.xy.shape[1], settings.shown, len(clip.xy), clip.xy.device)
+    seen = inner if frames is None else take(frames, inner)
+    rows = _pose_rows(predicted, clip, seen)
+    left: list[np.ndarray | None] = [None] * len(clip.xy)
+    if network.phase != "m2p":
+        told = None if output is None else at_frames(output, frames)
+        conditions = make_conditions(network, batch, target, references, told, progress)
+        drawn = take(draw(network, _noise(network, batch, target), conditions), inner)
+        target = target.at(inner)
+        vae = network.helpers.on(drawn.device).vae
+        true, painted = (vae(x.flatten(0, 1)).unflatten(0, x.shape[:2]) for x in (target.latents, drawn))
+        cosine = _cosines(network, painted, target, references)
+        rows.append([("true frames", picture) for picture in _uint8(true)])
+        rows.append([(f"drawn frames{note}", picture) for note, picture in zip(cosine, _uint8(painted), strict=True)])
+        left = list(_uint8(vae(references.latents[:, 0])))
+    beats = _beat_lines(clip, predicted, batch["onset"], seen, FRAME_RATE / network.config.frames.stride)
+    return {key: _sheet([row[b] for row in rows], left[b], beats[b]) for b, key in enumerate(batch["key"])}
+
+
+def _noise(network: torch.nn.Module, batch: Batch, clip: Clip) -> Tensor:
+    """One noise per clip, and in single frames the same for all, so that what differs is the pose."""
+    frames, *shape = clip.latents.shape[1:]
+    alone = network.phase == "image" and network.config.backbone == "champ"
+    noise = keyed_randn(batch, "preview_noise", (1 if alone else frames, *shape))
+    return noise.expand(-1, frames, *shape)
+
+
+def _spread(frames: int, count: int, samples: int, device: torch.device) -> Tensor:
+    """int64 ``[B, K]``: at most ``count`` of ``frames``, from the first to the last."""
+    places = np.unique(np.linspace(0, frames - 1, min(count, frames)).round().astype(np.int64))
+    return torch.from_numpy(places).to(device).expand(samples, -1)
+
+
+def _points(network: torch.nn.Module, output: dict[str, Tensor]) -> Points:
+    return coordinates(output, network.config.m2p.temperature), output["conf"].sigmoid()
+
+
+def _pose_rows(predicted: Points | None, clip: Clip, frames: Tensor) -> list[list[tuple[str, np.ndarray]]]:
+    """Rows of titled panels ``[K, H, W, 3]`` for each sample, of the ``frames`` ``[B, K]``: predicted, true."""
+    height, width = clip.picture
+    blank = np.full((PANEL, max(round(width * PANEL / height), 1), 3), BACKGROUND, np.uint8)
+    rows = []
+    for title, points in (("true poses", (clip.xy, clip.conf)), ("predicted poses", predicted)):
+        if points is not None:
+            chosen = (take(x, frames).float().cpu().numpy().astype(np.float64) for x in points)
+            rows.append([(title, np.stack([draw_skeleton(blank, xy, conf) for xy, conf in zip(*sample, strict=True)]))
+                         for sample in zip(*chosen, strict=True)])
+    return rows
+
+
+def _cosines(network: torch.nn.Module, painted: Tensor, clip: Clip,
+             references: References) -> list[str]:
+    """What is said of the faces of each sample; nothing where there is no ArcFace or no face."""
+    arcface = network.helpers.arcface
+    if arcface is None:
+        return [""] * len(painted)
+    total, count = identity_cosine(arcface, painted, clip.face_box, clip.face_valid, references.face,
+                                   references.has_face, clip.xy, clip.conf)
+    return [f", face cosine {a / n:.2f}" if n else "" for a, n in zip(total.tolist(), count.tolist(), strict=True)]
+
+
+def _beat_lines(clip: Clip, predicted: Points | None, onset: Tensor, seen: Tensor, rate: float) -> list[np.ndarray]:
+    """For each sample beats and slowest moments, drawn one column per frame: uint8 ``[h, T, 3]``."""
+    size = clip.picture
+    moves = [(motion_beats(clip.xy, clip.conf, *size, rate).cpu().numpy(), TRUE)]
+    if predicted is not None:
+        moves.append((motion_beats(*predicted, *size, rate).cpu().numpy(), PREDICTED))
+    lines = []
+    for b, beat in enumerate(clip.beat.cpu().numpy()):
+        strip = [beat_strip(beat, onset[b].float().cpu().numpy(), seen[b].tolist(), len(beat))]
+        for low, colour in moves:
+            ticks = np.full((_TICKS, len(beat), 3), BACKGROUND, np.uint8)
+            ticks[1:, np.flatnonzero(low[b])] = colour
+            strip.append(ticks)
+        lines.append(np.concatenate(strip))
+    return lines
+
+
+def _sheet(rows: Sequence[tuple[str, np.ndarray]], reference: np.ndarray | None, beats: np.ndarray) -> np.ndarray:
+    """Titled rows of panels below each other, the reference to the left of the last, the beats below."""
+    lines = [_titled(np.concatenate([_panel(frame) for frame in frames], 1), title) for title, frames in rows]
+    if reference is not None:
+        side = _titled(_panel(reference), "reference")
+        empty = np.full_like(side, 255)
+        lines = [np.concatenate([side if k == len(lines) - 1 else empty, line], 1) for k, line in enumerate(lines)]
+    width = lines[0].shape[1]
+    below = np.asarray(Image.fromarray(beats).resize((width, len(beats)), Image.Resampling.NEAREST))
+    return np.concatenate([*lines, below])
+
+
+def _panel(picture: np.ndarray) -> np.ndarray:
+    width = max(round(picture.shape[1] * PANEL / picture.shape[0]), 1)
+    return np.asarray(Image.fromarray(picture).resize((width, PANEL), Image.Resampling.BICUBIC))
+
+
+def _titled(picture: np.ndarray, title: str) -> np.ndarray:
+    image = Image.new("RGB", (picture.shape[1], picture.shape[0] + TITLE), "white")
+    image.paste(Image.fromarray(picture), (0, TITLE))
+    ImageDraw.Draw(image).text((4, 1), title, fill="black")
+    return np.asarray(image)
+
+
+def _uint8(pixels: Tensor) -> np.ndarray:
+    """``[..., 3, H, W]`` in about -1..1 -> uint8 ``[..., H, W, 3]``."""
+    values = ((pixels.float() + 1) * 127.5).round().clamp(0, 255)
+    return values.movedim(-3, -1).cpu().numpy().astype(np.uint8)
