@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from trainer.distributed import start
 from trainer.recipe import Recipe
 from trainer.run import run_stages
 
@@ -35,3 +36,8 @@ def losses(run: str | Path, stage: int, name: str = "loss") -> list[float]:
     """Values of one metric of a stage by step."""
     lines = [json.loads(line) for line in (Path(run) / "metrics.jsonl").read_text().splitlines()]
     return [line[name] for line in lines if line["stage"] == stage and name in line]
+
+
+def joined() -> int:
+    """World size after joining the process group."""
+    return start().size

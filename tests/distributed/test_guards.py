@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 from safetensors.torch import load_file
 
 from tests.distributed import cases
+from tests.pair import Pair
 from tests.toy import write_toy_shards
 
 
@@ -56,3 +58,18 @@ def test_a_failure_on_the_first_rank_alone_reaches_all_ranks(pair, tmp_path):
     with pytest.raises(AssertionError, match="rank 0:") as caught:
         pair.run(cases.train, recipe.model_dump(), [1])
     assert "rank 1:" in str(caught.value)
+
+
+def shared_buffers() -> set[str]:
+    return {path.name for path in Path("/dev/shm").glob("deepspeed_allreduce_buffer_*")}
+
+
+@pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="shared memory has no folder here")
+def test_no_shared_memory_is_left_under_a_name_even_while_the_ranks_live():
+    before = shared_buffers()
+    ranks = Pair()
+    try:
+        assert ranks.run(cases.joined) == [2, 2]
+        assert not shared_buffers() - before
+    finally:
+        ranks.close()
