@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -12,9 +11,7 @@ from models.family import Place
 from models.fantasy_world.backbone import SplitWanBlock, kept_dtype, meta_base
 from models.fantasy_world.config import FantasyWorldConfig
 from models.fantasy_world.streams import FantasyWorld
-from models.layers.materialise import RandomWeights, SafetensorsFolder, WeightSource, materialise, read_json
-
-CONFIG_FILE = "config.json"
+from models.layers.materialise import WeightSource, materialise, open_folder
 
 
 def load_base(network: FantasyWorld, config: FantasyWorldConfig, device: torch.device | str, dtype: torch.dtype,
@@ -33,24 +30,8 @@ def load_base(network: FantasyWorld, config: FantasyWorldConfig, device: torch.d
 
 def open_base(config: FantasyWorldConfig) -> WeightSource:
     """Where the weights of ``config.base`` are read from, checked."""
-    shapes = {name: tuple(value.shape) for name, value in meta_base(config.backbone).state_dict().items()}
-    if config.base is None:
-        if not config.allow_random_init:
-            raise ValueError("base is not set, expected the local path of the Wan transformer in diffusers layout; "
-                             "allow_random_init: true trains on random weights, for tests and benchmarks")
-        return RandomWeights(shapes)
-    _check_config(config)
-    return SafetensorsFolder(config.base, shapes)
-
-
-def _check_config(config: FantasyWorldConfig) -> None:
-    """Head counts and the like change no shape, so the folder's config.json is compared too."""
-    path = Path(config.base) / CONFIG_FILE
-    found = read_json(path)
-    for name, expected in config.backbone.diffusers().items():
-        value = found.get(name)
-        if name not in found or (tuple(value) if isinstance(value, list) else value) != expected:
-            raise ValueError(f"{path}: {name} is {value!r}, the recipe's backbone expects {expected!r}")
+    return open_folder(config.base, meta_base(config.backbone), config.backbone.diffusers(), config.allow_random_init,
+                       "the Wan transformer")
 
 
 def _units(network: FantasyWorld) -> Iterator[tuple[nn.Module, Callable[[str], str | None], bool]]:

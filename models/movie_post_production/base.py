@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import torch
 from torch import nn
 
 from models.family import Place
-from models.layers.materialise import RandomWeights, SafetensorsFolder, WeightSource, materialise, read_json
+from models.layers.materialise import WeightSource, materialise, open_folder
 from models.movie_post_production.config import MoviePostConfig
 from models.movie_post_production.lora import OWN_PARTS
 from models.movie_post_production.network import MoviePostNetwork, meta_base
 
-CONFIG_FILE = "config.json"
 BASE_PARTS = ("time_text_embed", "context_embedder", "x_embedder", "transformer_blocks", "single_transformer_blocks",
               "norm_out", "proj_out")
 OWN_IN_BLOCKS = ("layout_out", "modulation", "feedback")
@@ -36,14 +34,8 @@ def load_base(network: MoviePostNetwork, config: MoviePostConfig, device: torch.
 
 def open_base(config: MoviePostConfig) -> WeightSource:
     """Where the weights of ``config.base`` are read from, checked."""
-    shapes = {name: tuple(value.shape) for name, value in meta_base(config.backbone).state_dict().items()}
-    if config.base is None:
-        if not config.allow_random_init:
-            raise ValueError("base is not set, expected the local path of the FLUX transformer in diffusers layout; "
-                             "allow_random_init: true trains on random weights, for tests and benchmarks")
-        return RandomWeights(shapes)
-    _check_config(config)
-    return SafetensorsFolder(config.base, shapes)
+    return open_folder(config.base, meta_base(config.backbone), config.backbone.diffusers(), config.allow_random_init,
+                       "the FLUX transformer")
 
 
 def base_name(name: str) -> str | None:
@@ -63,13 +55,3 @@ def frozen_units(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.
             yield path, child
         elif not all(ours):
             yield from frozen_units(child, path)
-
-
-def _check_config(config: MoviePostConfig) -> None:
-    """Head counts and the like change no shape, so the folder's config.json is compared too."""
-    path = Path(config.base) / CONFIG_FILE
-    found = read_json(path)
-    for name, expected in config.backbone.diffusers().items():
-        value = found.get(name)
-        if name not in found or (tuple(value) if isinstance(value, list) else value) != expected:
-            raise ValueError(f"{path}: {name} is {value!r}, the recipe's backbone expects {expected!r}")

@@ -1,0 +1,205 @@
+"""Putting first weights in place, part by part: published, our own of an earlier run, copies, or random numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from data.files import sha256_json
+from models.dance_with_music.config import DanceConfig
+from models.dance_with_music.face_tokens import FaceTokens
+from models.dance_with_music.guidance import GuidanceBank
+from models.dance_with_music.m2p import MusicToPose
+from models.dance_with_music.network import DanceNetwork
+from models.dance_with_music.published import (
+    IDENTITY,
+    MOTION,
+    denoiser_name,
+    guidance_name,
+    identity_name,
+    motion_name,
+    own_name,
+    reference_name,
+)
+from models.dance_with_music.reference import ReferenceNet
+from models.dance_with_music.svd import svd_base
+from models.dance_with_music.unet import image_base, motion_base
+from models.family import Place
+from models.layers.materialise import (
+    RandomWeights,
+    Rename,
+    SafetensorsFolder,
+    Shapes,
+    WeightFile,
+    WeightSource,
+    check_config,
+    materialise,
+    needs,
+)
+
+Sources = dict[str, WeightSource]
+"""By part: ``denoising_unet``, ``reference_unet``, ``motion`` (champ); where files are given ``identity_adapter``,
+``m2p``, ``face_tokens`` and ``guidance.<type>``. Names inside are those of the module that a part fills."""
+
+
+class RandomMotion(RandomWeights):
+    """Motion modules that change nothing: their last layer is zero. diffusers' own is not."""
+
+    def read(self, name: str) -> Tensor:
+        return torch.zeros(self.expected[name]) if ".proj_out." in name else super().read(name)
+
+
+def load_base(network: DanceNetwork, config: DanceConfig, device: torch.device | str, dtype: torch.dtype,
+              place: Place | None = None) -> str:
+    """Fill what has first values of its own, unit by unit, in the dtype that the network has it in; ``place`` is called
+    with each frozen unit. Returns the sha256 that stands for all files that ``config.weights`` names but the helpers',
+    the same in every stage. Raises ``ValueError`` naming file and names where one is missing or does not hold exactly
+    what the config describes."""
+    sources = open_base(config)
+    for prefix, unit in uniform_units(network):
+        for part, source in sources.items():
+            materialise(unit, source, lambda name, prefix=prefix, part=part: stored_name(f"{prefix}.{name}", part,
+                                                                                         sources), device)
+        if place is not None and prefix.split(".")[0] in ("denoising_unet", "reference_unet") and is_frozen(unit):
+            place(unit)
+    return digest(sources)
+
+
+def open_base(config: DanceConfig) -> Sources:
+    """Where the weights of every part are read from, checked for all stages at once, so that the first one finds what
+    the last would miss."""
+    paths, unet = config.weights, config.unet
+    svd = config.backbone == "svd"
+    base, settings = (svd_base(unet), unet.spatio_temporal()) if svd else (image_base(config), unet.unet2d())
+    shapes = _shapes(base)
+    sources: Sources = {"denoising_unet": _open("weights.denoising_unet", paths.denoising_unet, shapes, denoiser_name,
+                                                config, settings)}
+    if not svd:
+        reference = _shapes(ReferenceNet(base, torch.float32))
+        sources["reference_unet"] = sources["denoising_unet"] if paths.reference_unet is None else _open(
+            "weights.reference_unet", paths.reference_unet, reference, reference_name, config, settings)
+        motion = {name: shape for name, shape in _shapes(motion_base(config)).items() if MOTION in name}
+        sources["motion"] = _open("weights.motion", paths.motion, motion, motion_name, config, _motion_settings(config),
+                                  RandomMotion)
+    identity = _identity_file(config)
+    if identity is not None:
+        sources["identity_adapter"] = WeightFile(identity, _identity_shapes(config), identity_name)
+    for part, path, own in _own_parts(config):
+        sources[part] = WeightFile(path, *own)
+    return sources
+
+
+def check_base(config: DanceConfig) -> str:
+    """One sentence on the parts, from names and shapes alone. Raises ``ValueError`` as ``open_base`` does."""
+    said = []
+    for part, source in open_base(config).items():
+        where = "drawn at random" if isinstance(source, RandomWeights) else (
+            f"from {source.folder if isinstance(source, SafetensorsFolder) else source.path}")
+        said.append(f"{part} {where}")
+    return ", ".join(said)
+
+
+def digest(sources: Sources) -> str:
+    """A source that two parts share is read once."""
+    found: dict[int, str] = {}
+    for source in sources.values():
+        if id(source) not in found:
+            found[id(source)] = source.digest()
+    return sha256_json({part: found[id(source)] for part, source in sources.items()})
+
+
+def stored_name(name: str, part: str, sources: Mapping[str, Any]) -> str | None:
+    """Where the network's parameter ``name`` stands in the source of ``part``; None where it is not from there."""
+    module, _, inner = name.partition(".")
+    if module == "denoising_unet":
+        if MOTION in name:
+            return inner if part == "motion" else None
+        if IDENTITY.fullmatch(name):
+            if "identity_adapter" in sources:
+                return inner if part == "identity_adapter" else None
+            # A copy of that layer's own projection.
+            return inner.replace("processor.id_to_", "to_") if part == "denoising_unet" else None
+    if module == "guidance":
+        kind, _, inner = inner.removeprefix("encoders.").partition(".")
+        module = f"guidance.{kind}"
+    return inner if part == module else None
+
+
+def uniform_units(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
+    """Name and module of the largest sub-modules, lists aside, whose parameters all train or are all frozen, each at
+    most a layer of a UNet."""
+    for name, child in module.named_children():
+        path = f"{prefix}.{name}" if prefix else name
+        states = {p.requires_grad for p in child.parameters()}
+        whole = prefix and not isinstance(child, nn.ModuleList) and not hasattr(child, "resnets")
+        if len(states) == 1 and whole:
+            yield path, child
+        elif states:
+            yield from uniform_units(child, path)
+
+
+def is_frozen(unit: nn.Module) -> bool:
+    return not any(p.requires_grad for p in unit.parameters())
+
+
+def _open(key: str, path: str | None, shapes: Shapes, rename: Rename, config: DanceConfig,
+          settings: Mapping[str, Any], random: Callable[[Shapes], WeightSource] = RandomWeights) -> WeightSource:
+    if path is None:
+        needs(key, "a local folder in diffusers layout or a published file", config.allow_random_init)
+        return random(shapes)
+    if Path(path).is_dir():
+        check_config(path, settings)
+        return SafetensorsFolder(path, shapes, rename)
+    return WeightFile(path, shapes, rename)
+
+
+def _motion_settings(config: DanceConfig) -> dict[str, Any]:
+    """Of a ``MotionAdapter``'s ``config.json``."""
+    return {"block_out_channels": config.unet.widths, "motion_num_attention_heads": config.motion.heads,
+            "use_motion_mid_block": config.motion.mid}
+
+
+def _identity_file(config: DanceConfig) -> str | None:
+    """Of its own, or the denoiser's file where that holds adapters too, as StableAnimator's does."""
+    own, denoiser = config.weights.identity_adapter, config.weights.denoising_unet
+    if own is not None or denoiser is None or Path(denoiser).is_dir():
+        return own
+    held = WeightFile(denoiser, {}, lambda name: None).shapes()
+    return denoiser if any(map(identity_name, held)) else None
+
+
+def _identity_shapes(config: DanceConfig) -> Shapes:
+    base = svd_base(config.unet) if config.backbone == "svd" else image_base(config)
+    shapes = _shapes(base)
+    spatial = (name for name in shapes if "temporal_" not in name)
+    return {name.replace("attn2.to_", "attn2.processor.id_to_"): shapes[name] for name in spatial
+            if name.endswith(("attn2.to_k.weight", "attn2.to_v.weight"))}
+
+
+def _own_parts(config: DanceConfig) -> Iterator[tuple[str, str, tuple[Shapes, Rename]]]:
+    """Part, path, and names of those of our own parts that a file is given for."""
+    paths, width = config.weights, config.unet.cross_dim
+    for module, path, make in (("m2p", paths.m2p, lambda: MusicToPose(config.m2p, width)),
+                               ("face_tokens", paths.face_tokens, lambda: FaceTokens(config.face, width))):
+        if path is not None:
+            yield module, path, (_shapes(_on_meta(make)), partial(own_name, module=module))
+    encoders = _on_meta(lambda: GuidanceBank(config)).encoders
+    for kind, path in paths.guidance.items():
+        if kind not in encoders:
+            raise ValueError(f"weights.guidance names {kind!r}, expected among guidance.types, {', '.join(encoders)}")
+        shapes = _shapes(encoders[kind])
+        yield f"guidance.{kind}", path, (shapes, partial(guidance_name, kind=kind, ours=set(shapes)))
+
+
+def _on_meta(make: Callable[[], nn.Module]) -> nn.Module:
+    with torch.device("meta"):
+        return make()
+
+
+def _shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(p.shape) for name, p in module.named_parameters()}
