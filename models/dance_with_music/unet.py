@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from diffusers import UNet2DConditionModel, UNetMotionModel
+from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch import Tensor, nn
 
@@ -99,8 +100,8 @@ class DenoisingUnet(nn.Module):
         return embed_time(self, over_frames(level, frames), self.dtype)
 
     def recompute_units(self) -> list[Layer]:
-        """A resnet with what follows it, each; samplers alone are not worth it."""
-        return [layer for layer in self.layers if len(layer.parts) > 1 or layer.takes]
+        """A resnet with what follows it, each; downsamplers are not worth it."""
+        return [layer for layer in self.layers if isinstance(layer.parts[0], ResnetBlock2D)]
 
 
 def use_identity(unet: nn.Module, cross_dim: int) -> None:
