@@ -138,9 +138,14 @@ def _sheet(rows: Sequence[tuple[str, np.ndarray]], reference: np.ndarray | None,
         side = _titled(_panel(reference), "reference")
         empty = np.full_like(side, 255)
         lines = [np.concatenate([side if k == len(lines) - 1 else empty, line], 1) for k, line in enumerate(lines)]
-    width = lines[0].shape[1]
-    below = np.asarray(Image.fromarray(beats).resize((width, len(beats)), Image.Resampling.NEAREST))
+    below = _wide(beats, sum(_panel(frame).shape[1] for frame in rows[0][1]), lines[0].shape[1])
     return np.concatenate([*lines, below])
+
+
+def _wide(beats: np.ndarray, width: int, total: int) -> np.ndarray:
+    """Stretched to ``width``, under the frames, and filled up on the left with white."""
+    stretched = np.asarray(Image.fromarray(beats).resize((width, len(beats)), Image.Resampling.NEAREST))
+    return np.pad(stretched, ((0, 0), (total - width, 0), (0, 0)), constant_values=255)
 
 
 def _panel(picture: np.ndarray) -> np.ndarray:
