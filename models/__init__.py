@@ -8,6 +8,7 @@ import importlib
 from models.family import Family
 
 FAMILIES = {
+    "dance_with_music": "models.dance_with_music.family:DanceWithMusicFamily",
     "fantasy_world": "models.fantasy_world.family:FantasyWorldFamily",
     "movie_post_production": "models.movie_post_production.family:MoviePostProductionFamily",
 }

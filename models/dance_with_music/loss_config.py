@@ -62,8 +62,8 @@ class ScheduleConfig(_Section):
     m2p_rate: float = Field(0.1, gt=0, description="MusicToPose's learning rate in stage B, as a factor [S]")
     scale: tuple[float, float] = Field((0.5, 1.5), description="of the guidance, at step 0 and from ramp on [S]")
     ramp: float = Field(0.3, gt=0, le=1, description="[S]")
-    identity: float = Field(0.05, ge=0, le=1, description="over which the identity adapters fade in, where they start "
-                                                          "as copies")
+    identity: float = Field(0.05, ge=0, le=1, description="over which the identity adapters fade in; not where "
+                                                          "weights.identity_adapter is given")
     grown: float = Field(0.8, gt=0, le=1, description="where the longest windows of stage C are reached")
 
 

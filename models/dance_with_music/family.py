@@ -1,0 +1,91 @@
+"""DanceWithMusic as the trainer sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from data.dance_with_music.schema import dance_schema
+from data.schema import SampleSchema
+from data.windows import Window
+from models.dance_with_music.base import check_base, load_base
+from models.dance_with_music.config import SIZES, DanceConfig
+from models.dance_with_music.flops import cost_table
+from models.dance_with_music.network import build_network
+from models.dance_with_music.parts import part_of
+from models.dance_with_music.preview import preview
+from models.dance_with_music.schedules import window_frames
+from models.dance_with_music.stages import make_stages
+from models.dance_with_music.vae import Helpers, check_helpers, make_helpers
+from models.dance_with_music.validate import validate
+from models.family import Batch, Family, ModuleCost, Place, Progress, StageSpec
+
+
+class DanceWithMusicFamily(Family):
+    """Music to pose to a dancing person who keeps their face; CHAMP on Stable Diffusion 1.5, or StableAnimator on
+    Stable Video Diffusion."""
+
+    name: ClassVar[str] = "dance_with_music"
+    config_type: ClassVar[type[DanceConfig]] = DanceConfig
+    sizes: ClassVar[Mapping[str, DanceConfig]] = SIZES
+    aliases: ClassVar[Mapping[str, str]] = {f"{name}_loss": f"loss/{name}" for name in (
+        "pose", "face", "diffusion", "id", "temporal", "custom")}
+
+    def schema(self, config: DanceConfig) -> SampleSchema:
+        return dance_schema(config.m2p.music_dim, config.unet.cross_dim)
+
+    def stages(self, config: DanceConfig) -> tuple[StageSpec, ...]:
+        return make_stages(config)
+
+    def build(self, config: DanceConfig, stage: int, device: torch.device | str, dtype: torch.dtype) -> nn.Module:
+        return build_network(config, stage, device, dtype)
+
+    def check_base(self, config: DanceConfig) -> str:
+        """One sentence about the weights of all parts and the helpers. Raises ``ValueError`` as ``load_base``."""
+        return f"{check_base(config)}; {check_helpers(config)}"
+
+    def load_base(self, network: nn.Module, config: DanceConfig, device: torch.device | str, dtype: torch.dtype,
+                  place: Place | None = None) -> str:
+        """The weights of all parts, and the helpers beside the network: hidden from its module tree, so that no engine
+        partitions them."""
+        digest = load_base(network, config, device, dtype, place)
+        helpers = self.helpers(config, network.stage, device, dtype)
+        if helpers:
+            network.__dict__["helpers"] = Helpers(helpers["vae"], helpers.get("arcface"))
+        return digest
+
+    def helpers(self, config: DanceConfig, stage: int, device: torch.device | str,
+                dtype: torch.dtype) -> dict[str, nn.Module]:
+        """Where there are pictures: the VAE's decoder, and ArcFace where one is given or a loss needs it."""
+        return {} if config.phase(stage) == "m2p" else make_helpers(config, device, dtype)
+
+    def begin(self, network: nn.Module, statistics: Mapping[str, Any]) -> None:
+        """MusicToPose's first normalisation, of music as the training split has it."""
+        if network.phase != "guidance":
+            network.m2p.music_norm.fit(torch.tensor(statistics["music_sum"], dtype=torch.float64),
+                                       torch.tensor(statistics["music_square_sum"], dtype=torch.float64),
+                                       statistics["frame_count"])
+
+    def part(self, name: str) -> str:
+        return part_of(name)
+
+    def window(self, config: DanceConfig, stage: int, step: int, total_steps: int, epoch: int) -> Window:
+        frames = window_frames(config.frames, config.schedules.grown, config.phase(stage), step, total_steps, epoch)
+        return Window(frames, config.frames.stride)
+
+    def recompute_units(self, network: nn.Module) -> Iterable[nn.Module]:
+        return network.recompute_units()
+
+    def flops(self, config: DanceConfig, stage: int) -> list[ModuleCost]:
+        return cost_table(config, stage)
+
+    def preview(self, network: nn.Module, batch: Batch, progress: Progress) -> dict[str, np.ndarray]:
+        return preview(network, batch, progress)
+
+    def validate(self, network: nn.Module, batch: Batch, progress: Progress,
+                 statistics: Mapping[str, Any]) -> dict[str, tuple[Tensor, Tensor]]:
+        return validate(network, batch, progress, statistics)

@@ -1,0 +1,97 @@
+"""The stages: which modules train, and for which losses.
+
+The freeze matrix (x trains, m at MusicToPose's low rate and late, (m) at the rate that ``m2p_in_motion`` says, - is not
+built, the rest is frozen):
+
+    module                                    A     B     C    joint   guidance
+    m2p                                       x     m    (m)     m        -
+    guidance, face_tokens                     -     x            x        x
+    denoising_unet, champ                     -     x            x        x
+      *.attn2.processor (identity)            -     x            x        x
+      *.motion_modules                        -     -     x      x        x
+    denoising_unet, svd: attentions, identity -     x            x        x
+      temporal set                            -     1     x      x        1
+    reference_unet but its last up block      -     x            x        x     (champ)
+
+1: the temporal attentions among the attentions. VAE, CLIP and ArcFace are no part of the network. What earlier stages
+trained is there in later ones and in their adapters.
+"""
+
+from __future__ import annotations
+
+from models.dance_with_music.config import DanceConfig, Phase
+from models.dance_with_music.reference import reference_patterns
+from models.dance_with_music.svd import ATTENTIONS, ONE_KEY, TEMPORAL
+from models.family import Idle, LossTerm, Schedule, StageSpec, Trainable
+
+NAMES: dict[Phase, str] = {"m2p": "music_to_pose", "image": "image", "motion": "motion", "joint": "joint",
+                           "guidance": "guidance"}
+
+MOTION = tuple(f"denoising_unet.{block}.motion_modules" for block in ("down_blocks.*", "up_blocks.*", "mid_block"))
+CHAMP_ONE_KEY = ("denoising_unet.*.attn2.to_k.*", *(f"reference_unet.*.{name}.*" for name in (
+    "norm2", "attn2.to_q", "attn2.to_k")))
+"""As ``svd.ONE_KEY``; the reference net reads no face tokens."""
+ONE_TOKEN = "CLIP's embedding is one token, and a softmax over one key is 1 whatever the query"
+
+LATE_M2P = Idle("m2p.*", "MusicToPose's losses have weight 0 until it opens (schedules.unfreeze)")
+BEHIND_ZERO = Idle("*.processor.id_to_*", "the face tokens that the identity adapters read are zero at first, and fade "
+                                          "in (schedules.identity)")
+FADED = Idle("face_tokens.*", "what reads the face tokens fades in from 0 (schedules.identity)")
+
+
+def make_stages(config: DanceConfig) -> tuple[StageSpec, ...]:
+    """Of the config's plan: A, B, C, and ``joint`` where it is asked for; or guidance training alone."""
+    phases: tuple[Phase, ...] = ("guidance",)
+    if config.plan == "stages":
+        phases = ("m2p", "image", "motion", "joint") if config.joint else ("m2p", "image", "motion")
+    return tuple(StageSpec(index, NAMES[phase], tuple(_trainable(config, phase)), _losses(config, phase),
+                           idle=_idle(config, phase)) for index, phase in enumerate(phases, 1))
+
+
+def _trainable(config: DanceConfig, phase: Phase) -> list[Trainable]:
+    if phase == "m2p":
+        return [Trainable("m2p")]
+    if phase == "motion":
+        late = [Trainable("m2p", config.m2p_in_motion)] if config.m2p_in_motion > 0 else []
+        return late + [Trainable(pattern) for pattern in _motion(config)]
+    own = [Trainable("guidance"), Trainable("face_tokens")]
+    if phase in ("image", "joint"):
+        opens = config.schedules.unfreeze if phase == "image" else 0.0
+        own.insert(0, Trainable("m2p", config.schedules.m2p_rate, opens))
+    if config.backbone == "svd":
+        patterns = ATTENTIONS if phase != "joint" else ("denoising_unet",)
+        return own + [Trainable(pattern) for pattern in patterns]
+    return own + [Trainable(pattern) for pattern in ("denoising_unet", *reference_patterns(config))]
+
+
+def _motion(config: DanceConfig) -> tuple[str, ...]:
+    if config.backbone == "svd":
+        return TEMPORAL
+    return MOTION if config.motion.mid else MOTION[:2]
+
+
+def _losses(config: DanceConfig, phase: Phase) -> tuple[LossTerm, ...]:
+    own = config.losses
+    pose = (("pose", own.pose_weight), ("face", own.face_weight))
+    if phase == "m2p":
+        return tuple(LossTerm(name, Schedule(weight)) for name, weight in pose)
+    terms = [LossTerm("diffusion", Schedule(own.diffusion_weight)), LossTerm("id", Schedule(own.id_weight))]
+    if phase != "image":
+        terms.append(LossTerm("temporal", Schedule(own.temporal_weight)))
+    if phase == "image":
+        opens = config.schedules.unfreeze
+        terms += [LossTerm(name, Schedule(0.0, weight, "step", opens)) for name, weight in pose]
+    elif phase == "joint" or (phase == "motion" and config.m2p_in_motion > 0):
+        terms += [LossTerm(name, Schedule(weight)) for name, weight in pose]
+    if own.custom is not None:
+        terms.append(LossTerm("custom", Schedule(own.custom_weight)))
+    return tuple(terms)
+
+
+def _idle(config: DanceConfig, phase: Phase) -> tuple[Idle, ...]:
+    if phase == "m2p" or (phase == "motion" and config.backbone == "champ"):
+        return ()
+    one_key = tuple(Idle(pattern, ONE_TOKEN) for pattern in (ONE_KEY if config.backbone == "svd" else CHAMP_ONE_KEY))
+    if phase == "image":
+        return LATE_M2P, BEHIND_ZERO, FADED, *one_key
+    return (BEHIND_ZERO, FADED, *one_key) if phase == "guidance" else one_key

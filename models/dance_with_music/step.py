@@ -1,0 +1,84 @@
+"""One training forward of DanceWithMusic: what is drawn, what is predicted, what is lost."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from data.dance_with_music.schema import FRAME_RATE
+from models.dance_with_music.beats import beat_alignment
+from models.dance_with_music.clip import Clip, References
+from models.dance_with_music.conditions import Conditions, at_frames, make_conditions, predict_poses, read_batch
+from models.dance_with_music.custom_loss import custom_loss
+from models.dance_with_music.diffusion import Noised, draw_noised
+from models.dance_with_music.face_identity import face_identity_loss
+from models.dance_with_music.heatmaps import coordinates
+from models.dance_with_music.losses import (
+    diffusion_loss,
+    face_loss,
+    latent_identity_loss,
+    pose_loss,
+    temporal_loss,
+)
+from models.dance_with_music.metrics import Measured, pose_error_px, total
+from models.family import Batch, Progress
+
+Result = dict[str, dict]
+
+
+def training_step(network: torch.nn.Module, batch: Batch, progress: Progress) -> Result:
+    """``{"losses": {name: fp32 [B]}, "metrics": {name: (sum, count)}}`` of one micro-batch.
+
+    Where there is a MusicToPose: ``pose`` and ``face``, over the whole windows; where there is a denoiser:
+    ``diffusion``, ``id`` and ``temporal`` (0 for single frames), and ``custom`` where one is named. The same modules
+    are called whatever was drawn and whatever was withheld.
+    """
+    clip, target, references, frames = read_batch(network, batch)
+    terms: dict[str, Tensor] = {}
+    metrics: dict[str, Measured] = {}
+    output = None
+    if network.phase != "guidance":
+        output = predict_poses(network, batch, clip, references, progress)
+        terms |= pose_terms(network, output, clip, references)
+        metrics |= pose_metrics(network, output, clip)
+        output = at_frames(output, frames)
+    if network.phase != "m2p":
+        noised = draw_noised(network.config, batch, target.latents)
+        conditions = make_conditions(network, batch, target, references, output, progress)
+        prediction = network.denoise(noised.x, noised.level, conditions)
+        terms |= denoising_terms(network, batch, noised, prediction, target, references, conditions)
+        metrics["signal_mean"] = noised.signal.sum(), torch.ones_like(noised.signal).sum()
+    return {"losses": terms, "metrics": metrics}
+
+
+def pose_terms(network: torch.nn.Module, output: Mapping[str, Tensor], clip: Clip,
+               references: References) -> dict[str, Tensor]:
+    config = network.config
+    return {"pose": pose_loss(output, clip.xy, clip.conf, config.m2p.temperature, config.losses),
+            "face": face_loss(output["face"], references.face, references.has_face)}
+
+
+@torch.no_grad()
+def pose_metrics(network: torch.nn.Module, output: Mapping[str, Tensor], clip: Clip) -> dict[str, Measured]:
+    """``pose_error_px`` of the points and ``beat_alignment`` of how they move."""
+    xy, stride = coordinates(output, network.config.m2p.temperature), network.config.frames.stride
+    alignment = beat_alignment(xy, output["conf"].sigmoid(), clip.beat, *clip.picture, FRAME_RATE / stride)
+    return {"pose_error_px": total(pose_error_px(xy, clip.xy, clip.conf, *clip.picture)),
+            "beat_alignment": total(alignment)}
+
+
+def denoising_terms(network: torch.nn.Module, batch: Batch, noised: Noised, prediction: Tensor, clip: Clip,
+                    references: References, conditions: Conditions) -> dict[str, Tensor]:
+    constants = network.config.losses
+    faces, estimate = clip.faces, noised.estimate(prediction)
+    if constants.id_kind == "arcface":
+        identity = face_identity_loss(network, batch, noised, estimate, clip, references)
+    else:
+        identity = latent_identity_loss(noised, estimate, clip.latents, faces, constants.id_face)
+    terms = {"diffusion": diffusion_loss(noised, prediction, faces, constants.face_mask), "id": identity,
+             "temporal": temporal_loss(noised, estimate, clip.latents)}
+    if constants.custom is not None:
+        terms["custom"] = custom_loss(constants.custom)(prediction.float(), noised.v, conditions)
+    return terms

@@ -1,0 +1,92 @@
+"""Metrics over held-out clips, each beside what the best trivial prediction reaches."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from data.dance_with_music.schema import FRAME_RATE
+from models.dance_with_music.beats import beat_alignment
+from models.dance_with_music.clip import Clip, References
+from models.dance_with_music.conditions import at_frames, make_conditions, predict_poses, read_batch
+from models.dance_with_music.diffusion import Noised, noised, sigma_of
+from models.dance_with_music.losses import diffusion_loss, temporal_loss
+from models.dance_with_music.metrics import Measured, over, pose_error_px, total
+from models.dance_with_music.step import pose_metrics, pose_terms
+from models.family import Batch, Progress
+
+TIMESTEPS = (100, 300, 500, 700, 900)
+QUANTILES = (0.1, 0.3, 0.5, 0.7, 0.9)
+"""Noise levels at which the denoiser is measured: timesteps, or parts of the drawn sigmas that are smaller."""
+
+
+@torch.no_grad()
+def validate(network: torch.nn.Module, batch: Batch, progress: Progress,
+             statistics: Mapping[str, Any]) -> dict[str, Measured]:
+    """Sums and counts (fp32 scalars) by name, with noise fixed per sample and level, nothing withheld, the schedules
+    as they stand.
+
+    Where there is a MusicToPose, over the whole windows: ``val_pose_loss``, ``val_face_loss``, ``val_pose_error_px``,
+    its baseline the better, sample by sample, of each point's mean over the training split and the window's first
+    pose held; ``val_beat_alignment`` and that of the true poses, ``val_beat_alignment_true``.
+
+    Where there is a denoiser, over fixed noise levels: ``val_diffusion_loss``, its baseline a prediction of zero; from
+    stage C on ``val_temporal_loss``, its baseline a still picture.
+    """
+    clip, target, references, frames = read_batch(network, batch)
+    metrics: dict[str, Measured] = {}
+    output = None
+    if network.phase != "guidance":
+        output = predict_poses(network, batch, clip, references, progress)
+        metrics |= _poses(network, output, clip, references, statistics)
+        output = at_frames(output, frames)
+    if network.phase != "m2p":
+        conditions = make_conditions(network, batch, target, references, output, progress)
+        metrics |= _denoising(network, batch, target, conditions)
+    return metrics
+
+
+def _poses(network: torch.nn.Module, output: Mapping[str, Tensor], clip: Clip, references: References,
+           statistics: Mapping[str, Any]) -> dict[str, Measured]:
+    found = {f"val_{name}": value for name, value in pose_metrics(network, output, clip).items()}
+    terms = pose_terms(network, output, clip, references)
+    rate = FRAME_RATE / network.config.frames.stride
+    true = beat_alignment(clip.xy, clip.conf, clip.beat, *clip.picture, rate)
+    return found | {
+        "val_pose_loss": total(over(terms["pose"])), "val_face_loss": total(over(terms["face"], references.has_face)),
+        "val_beat_alignment_true": total(true),
+        "val_pose_error_px_baseline": total(_pose_baseline(clip, statistics))}
+
+
+def _pose_baseline(clip: Clip, statistics: Mapping[str, Any]) -> Measured:
+    """Per sample the smaller of the errors of the mean pose and of the first pose held."""
+    count = torch.tensor(statistics["pose_count"], dtype=torch.float64)
+    mean = torch.tensor(statistics["pose_sum"], dtype=torch.float64) / count.clamp_min(1)[:, None]
+    guesses = (mean.to(clip.xy).expand_as(clip.xy), clip.xy[:, :1].expand_as(clip.xy))
+    (first, counted), (second, _) = (pose_error_px(xy, clip.xy, clip.conf, *clip.picture) for xy in guesses)
+    return torch.minimum(first, second), counted
+
+
+def _denoising(network: torch.nn.Module, batch: Batch, clip: Clip, conditions: dict) -> dict[str, Measured]:
+    config, faces = network.config, clip.faces
+    diffusion, zero, temporal, still = [], [], [], []
+    for index in range(len(TIMESTEPS)):
+        noisy = _at_level(network, batch, clip, index)
+        prediction = network.denoise(noisy.x, noisy.level, conditions)
+        diffusion.append(diffusion_loss(noisy, prediction, faces, config.losses.face_mask))
+        zero.append(diffusion_loss(noisy, torch.zeros_like(prediction), faces, config.losses.face_mask))
+        temporal.append(temporal_loss(noisy, noisy.estimate(prediction), clip.latents))
+        still.append(temporal_loss(noisy, torch.zeros_like(prediction), clip.latents))
+    metrics = {"val_diffusion_loss": diffusion, "val_diffusion_loss_baseline": zero}
+    if network.phase != "image":
+        metrics |= {"val_temporal_loss": temporal, "val_temporal_loss_baseline": still}
+    return {name: total(over(torch.cat(values))) for name, values in metrics.items()}
+
+
+def _at_level(network: torch.nn.Module, batch: Batch, clip: Clip, index: int) -> Noised:
+    like = clip.latents.new_zeros(len(clip.latents))
+    level = sigma_of(like + QUANTILES[index]) if network.config.backbone == "svd" else like + TIMESTEPS[index]
+    return noised(network.config, batch, clip.latents, level, f"val_noise/{index}")
