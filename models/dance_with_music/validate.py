@@ -15,12 +15,15 @@ from models.dance_with_music.conditions import at_frames, make_conditions, predi
 from models.dance_with_music.diffusion import Noised, noised, sigma_of
 from models.dance_with_music.losses import diffusion_loss, temporal_loss
 from models.dance_with_music.metrics import Measured, over, pose_error_px, total
+from models.dance_with_music.quality import decoded_metrics
 from models.dance_with_music.step import pose_metrics, pose_terms
 from models.family import Batch, Progress
 
 TIMESTEPS = (100, 300, 500, 700, 900)
 QUANTILES = (0.1, 0.3, 0.5, 0.7, 0.9)
 """Noise levels at which the denoiser is measured: timesteps, or parts of the drawn sigmas that are smaller."""
+DECODED = 1
+"""The one of them at which the estimate is decoded: much further up it is blurred."""
 
 
 @torch.no_grad()
@@ -34,7 +37,8 @@ def validate(network: torch.nn.Module, batch: Batch, progress: Progress,
     pose held; ``val_beat_alignment`` and that of the true poses, ``val_beat_alignment_true``.
 
     Where there is a denoiser, over fixed noise levels: ``val_diffusion_loss``, its baseline a prediction of zero; from
-    stage C on ``val_temporal_loss``, its baseline a still picture.
+    stage C on ``val_temporal_loss``, its baseline a still picture. At one level the estimate is decoded, see
+    ``quality.decoded_metrics``.
     """
     clip, target, references, frames = read_batch(network, batch)
     metrics: dict[str, Measured] = {}
@@ -45,7 +49,7 @@ def validate(network: torch.nn.Module, batch: Batch, progress: Progress,
         output = at_frames(output, frames)
     if network.phase != "m2p":
         conditions = make_conditions(network, batch, target, references, output, progress)
-        metrics |= _denoising(network, batch, target, conditions)
+        metrics |= _denoising(network, batch, target, references, conditions)
     return metrics
 
 
@@ -70,20 +74,25 @@ def _pose_baseline(clip: Clip, statistics: Mapping[str, Any]) -> Measured:
     return torch.minimum(first, second), counted
 
 
-def _denoising(network: torch.nn.Module, batch: Batch, clip: Clip, conditions: dict) -> dict[str, Measured]:
+def _denoising(network: torch.nn.Module, batch: Batch, clip: Clip, references: References,
+               conditions: dict) -> dict[str, Measured]:
     config, faces = network.config, clip.faces
+    seen: dict[str, Measured] = {}
     diffusion, zero, temporal, still = [], [], [], []
     for index in range(len(TIMESTEPS)):
         noisy = _at_level(network, batch, clip, index)
         prediction = network.denoise(noisy.x, noisy.level, conditions)
         diffusion.append(diffusion_loss(noisy, prediction, faces, config.losses.face_mask))
         zero.append(diffusion_loss(noisy, torch.zeros_like(prediction), faces, config.losses.face_mask))
-        temporal.append(temporal_loss(noisy, noisy.estimate(prediction), clip.latents))
+        estimate = noisy.estimate(prediction)
+        temporal.append(temporal_loss(noisy, estimate, clip.latents))
+        if index == DECODED:
+            seen = decoded_metrics(network, estimate, clip, references)
         still.append(temporal_loss(noisy, torch.zeros_like(prediction), clip.latents))
     metrics = {"val_diffusion_loss": diffusion, "val_diffusion_loss_baseline": zero}
     if network.phase != "image":
         metrics |= {"val_temporal_loss": temporal, "val_temporal_loss_baseline": still}
-    return {name: total(over(torch.cat(values))) for name, values in metrics.items()}
+    return {name: total(over(torch.cat(values))) for name, values in metrics.items()} | seen
 
 
 def _at_level(network: torch.nn.Module, batch: Batch, clip: Clip, index: int) -> Noised:
