@@ -73,25 +73,48 @@ def load_base(network: DanceNetwork, config: DanceConfig, device: torch.device |
 def open_base(config: DanceConfig) -> Sources:
     """Where the weights of every part are read from, checked for all stages at once, so that the first one finds what
     the last would miss."""
-    paths, unet = config.weights, config.unet
-    svd = config.backbone == "svd"
-    base, settings = (svd_base(unet), unet.spatio_temporal()) if svd else (image_base(config), unet.unet2d())
-    shapes = _shapes(base)
-    sources: Sources = {"denoising_unet": _open("weights.denoising_unet", paths.denoising_unet, shapes, denoiser_name,
-                                                config, settings)}
+    paths, shapes, svd = config.weights, expected_shapes(config), config.backbone == "svd"
+    settings = config.unet.spatio_temporal() if svd else config.unet.unet2d()
+    sources = {"denoising_unet": _open("denoising_unet", paths.denoising_unet, shapes, denoiser_name, config, settings)}
     if not svd:
-        reference = _shapes(ReferenceNet(base, torch.float32))
         sources["reference_unet"] = sources["denoising_unet"] if paths.reference_unet is None else _open(
-            "weights.reference_unet", paths.reference_unet, reference, reference_name, config, settings)
-        motion = {name: shape for name, shape in _shapes(motion_base(config)).items() if MOTION in name}
-        sources["motion"] = _open("weights.motion", paths.motion, motion, motion_name, config, _motion_settings(config),
+            "reference_unet", paths.reference_unet, shapes, reference_name, config, settings)
+        sources["motion"] = _open("motion", paths.motion, shapes, motion_name, config, _motion_settings(config),
                                   RandomMotion)
-    identity = _identity_file(config)
-    if identity is not None:
-        sources["identity_adapter"] = WeightFile(identity, _identity_shapes(config), identity_name)
-    for part, path, own in _own_parts(config):
-        sources[part] = WeightFile(path, *own)
+    if (identity := _identity_file(config)) is not None:
+        sources["identity_adapter"] = WeightFile(identity, shapes["identity_adapter"], identity_name)
+    for module, path in (("m2p", paths.m2p), ("face_tokens", paths.face_tokens)):
+        if path is not None:
+            sources[module] = WeightFile(path, shapes[module], partial(own_name, module=module))
+    for kind, path in paths.guidance.items():
+        ours = shapes.get(f"guidance.{kind}")
+        if ours is None:
+            raise ValueError(f"weights.guidance names {kind!r}, expected among guidance.types, "
+                             f"{', '.join(config.guidance.types)}")
+        sources[f"guidance.{kind}"] = WeightFile(path, ours, partial(guidance_name, kind=kind, ours=set(ours)))
     return sources
+
+
+def expected_shapes(config: DanceConfig) -> dict[str, Shapes]:
+    """Names and shapes of each part's weights, as its module has them."""
+    width = config.unet.cross_dim
+    with torch.device("meta"):
+        own = {"m2p": MusicToPose(config.m2p, width), "face_tokens": FaceTokens(config.face, width)}
+        encoders = GuidanceBank(config).encoders
+    own |= {f"guidance.{kind}": encoder for kind, encoder in encoders.items()}
+    if config.backbone == "svd":
+        own["denoising_unet"] = svd_base(config.unet)
+    else:
+        own["denoising_unet"] = image_base(config)
+        own["reference_unet"] = ReferenceNet(image_base(config), torch.float32)
+        own["motion"] = motion_base(config)
+    found = {part: {name: tuple(p.shape) for name, p in module.named_parameters()} for part, module in own.items()}
+    if "motion" in found:
+        found["motion"] = {name: shape for name, shape in found["motion"].items() if MOTION in name}
+    found["identity_adapter"] = {
+        name.replace("attn2.to_", "attn2.processor.id_to_"): shape for name, shape in found["denoising_unet"].items()
+        if name.endswith(("attn2.to_k.weight", "attn2.to_v.weight")) and "temporal_" not in name}
+    return found
 
 
 def check_base(config: DanceConfig) -> str:
@@ -147,15 +170,15 @@ def is_frozen(unit: nn.Module) -> bool:
     return not any(p.requires_grad for p in unit.parameters())
 
 
-def _open(key: str, path: str | None, shapes: Shapes, rename: Rename, config: DanceConfig,
+def _open(part: str, path: str | None, shapes: Mapping[str, Shapes], rename: Rename, config: DanceConfig,
           settings: Mapping[str, Any], random: Callable[[Shapes], WeightSource] = RandomWeights) -> WeightSource:
     if path is None:
-        needs(key, "a local folder in diffusers layout or a published file", config.allow_random_init)
-        return random(shapes)
+        needs(f"weights.{part}", "a local folder in diffusers layout or a published file", config.allow_random_init)
+        return random(shapes[part])
     if Path(path).is_dir():
         check_config(path, settings)
-        return SafetensorsFolder(path, shapes, rename)
-    return WeightFile(path, shapes, rename)
+        return SafetensorsFolder(path, shapes[part], rename)
+    return WeightFile(path, shapes[part], rename)
 
 
 def _motion_settings(config: DanceConfig) -> dict[str, Any]:
@@ -171,35 +194,3 @@ def _identity_file(config: DanceConfig) -> str | None:
         return own
     held = WeightFile(denoiser, {}, lambda name: None).shapes()
     return denoiser if any(map(identity_name, held)) else None
-
-
-def _identity_shapes(config: DanceConfig) -> Shapes:
-    base = svd_base(config.unet) if config.backbone == "svd" else image_base(config)
-    shapes = _shapes(base)
-    spatial = (name for name in shapes if "temporal_" not in name)
-    return {name.replace("attn2.to_", "attn2.processor.id_to_"): shapes[name] for name in spatial
-            if name.endswith(("attn2.to_k.weight", "attn2.to_v.weight"))}
-
-
-def _own_parts(config: DanceConfig) -> Iterator[tuple[str, str, tuple[Shapes, Rename]]]:
-    """Part, path, and names of those of our own parts that a file is given for."""
-    paths, width = config.weights, config.unet.cross_dim
-    for module, path, make in (("m2p", paths.m2p, lambda: MusicToPose(config.m2p, width)),
-                               ("face_tokens", paths.face_tokens, lambda: FaceTokens(config.face, width))):
-        if path is not None:
-            yield module, path, (_shapes(_on_meta(make)), partial(own_name, module=module))
-    encoders = _on_meta(lambda: GuidanceBank(config)).encoders
-    for kind, path in paths.guidance.items():
-        if kind not in encoders:
-            raise ValueError(f"weights.guidance names {kind!r}, expected among guidance.types, {', '.join(encoders)}")
-        shapes = _shapes(encoders[kind])
-        yield f"guidance.{kind}", path, (shapes, partial(guidance_name, kind=kind, ours=set(shapes)))
-
-
-def _on_meta(make: Callable[[], nn.Module]) -> nn.Module:
-    with torch.device("meta"):
-        return make()
-
-
-def _shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(p.shape) for name, p in module.named_parameters()}
