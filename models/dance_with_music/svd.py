@@ -35,7 +35,8 @@ run of characters). The queries of the spatial ones read the face tokens too, so
 def svd_base(config: UnetConfig) -> UNetSpatioTemporalConditionModel:
     """The whole UNet on the meta device, where it costs nothing and lends its parts."""
     with torch.device("meta"):
-        return UNetSpatioTemporalConditionModel(**config.spatio_temporal())
+        unet = UNetSpatioTemporalConditionModel(**config.spatio_temporal())
+    return unet.to("meta")  # diffusers makes the mixing factors on the CPU whatever the device
 
 
 class SvdDenoiser(nn.Module):
