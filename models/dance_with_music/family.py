@@ -15,6 +15,7 @@ from data.windows import Window
 from models.dance_with_music.base import check_base, load_base
 from models.dance_with_music.config import SIZES, DanceConfig
 from models.dance_with_music.flops import cost_table
+from models.dance_with_music.music_norm import MusicNorm
 from models.dance_with_music.network import build_network
 from models.dance_with_music.parts import part_of
 from models.dance_with_music.preview import preview
@@ -64,11 +65,15 @@ class DanceWithMusicFamily(Family):
         return {} if config.phase(stage) == "m2p" else make_helpers(config, device, dtype)
 
     def begin(self, network: nn.Module, statistics: Mapping[str, Any]) -> None:
-        """MusicToPose's first normalisation, of music as the training split has it."""
-        if network.phase != "guidance":
-            network.m2p.music_norm.fit(torch.tensor(statistics["music_sum"], dtype=torch.float64),
-                                       torch.tensor(statistics["music_square_sum"], dtype=torch.float64),
-                                       statistics["frame_count"])
+        """The first normalisation of music, for MusicToPose and for guidance by music, as the training split has it;
+        weights that were given bring their own."""
+        weights = network.config.weights
+        given = {*(["m2p"] if weights.m2p else []), *(f"guidance_{name}" for name in weights.guidance)}
+        for name, module in network.named_modules():
+            if isinstance(module, MusicNorm) and part_of(f"{name}.shift") not in given:
+                module.fit(torch.tensor(statistics["music_sum"], dtype=torch.float64),
+                           torch.tensor(statistics["music_square_sum"], dtype=torch.float64),
+                           statistics["frame_count"])
 
     def part(self, name: str) -> str:
         return part_of(name)

@@ -27,6 +27,11 @@ from models.family import Idle, LossTerm, Schedule, StageSpec, Trainable
 NAMES: dict[Phase, str] = {"m2p": "music_to_pose", "image": "image", "motion": "motion", "joint": "joint",
                            "guidance": "guidance"}
 
+SPATIAL = tuple(f"denoising_unet.{part}" for part in (
+    "conv_in", "time_embedding", "down_blocks.*.resnets", "down_blocks.*.attentions", "down_blocks.*.downsamplers",
+    "mid_block.resnets", "mid_block.attentions", "up_blocks.*.resnets", "up_blocks.*.attentions",
+    "up_blocks.*.upsamplers", "conv_norm_out", "conv_out"))
+"""All of champ's denoiser but its motion modules, which are not there yet when B trains it."""
 MOTION = tuple(f"denoising_unet.{block}.motion_modules" for block in ("down_blocks.*", "up_blocks.*", "mid_block"))
 CHAMP_ONE_KEY = ("denoising_unet.*.attn2.to_k.*", *(f"reference_unet.*.{name}.*" for name in (
     "norm2", "attn2.to_q", "attn2.to_k")))
@@ -61,7 +66,8 @@ def _trainable(config: DanceConfig, phase: Phase) -> list[Trainable]:
     if config.backbone == "svd":
         patterns = ATTENTIONS if phase != "joint" else ("denoising_unet",)
         return own + [Trainable(pattern) for pattern in patterns]
-    return own + [Trainable(pattern) for pattern in ("denoising_unet", *reference_patterns(config))]
+    patterns = SPATIAL if phase == "image" else ("denoising_unet",)
+    return own + [Trainable(pattern) for pattern in (*patterns, *reference_patterns(config))]
 
 
 def _motion(config: DanceConfig) -> tuple[str, ...]:

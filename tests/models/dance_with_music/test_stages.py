@@ -8,6 +8,7 @@ from models.dance_with_music.family import DanceWithMusicFamily
 from models.dance_with_music.parts import part_of
 from models.dance_with_music.stages import make_stages
 from models.family import Progress
+from trainer.adapter import trained_before
 from trainer.freeze import trainable_names
 
 FAMILY = DanceWithMusicFamily()
@@ -97,6 +98,16 @@ def test_the_seeds_losses_and_weights():
                 for term in stage.losses} for stage in make_stages(changed("champ-sd15"))]
     assert weights == [{"pose": 0.5, "face": 0.1}, {"diffusion": 1.0, "id": 0.1, "pose": 0.5, "face": 0.1},
                        {"diffusion": 1.0, "id": 0.1, "temporal": 0.1}]
+
+
+@pytest.mark.parametrize("size", ["tiny", "tiny-svd"])
+def test_what_was_trained_before_is_the_same_in_a_later_stages_network(size):
+    """Or an adapter could not be handed on: C's network has modules that B's has not."""
+    config = changed(size, joint=True)
+    specs = FAMILY.stages(config)
+    for stage in (2, 3):
+        network, later = (FAMILY.build(config, s, "meta", torch.float32) for s in (stage, stage + 1))
+        assert trained_before(network, specs, stage + 1) == trained_before(later, specs, stage + 1)
 
 
 @pytest.mark.parametrize("size", ["tiny", "tiny-svd"])
