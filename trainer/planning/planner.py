@@ -168,8 +168,10 @@ def activation_bytes(costs: Sequence[ModuleCost], units: Mapping[str, int]) -> d
 def recompute_units(network: torch.nn.Module, units: Iterable[torch.nn.Module]) -> dict[str, int]:
     """How many ``units`` each top-level module of ``network`` holds. The rows of a family's cost table that begin with
     its name are what they run again."""
-    wanted = {id(unit) for unit in units}
-    return dict(Counter(_top(name) for name, module in network.named_modules() if id(module) in wanted))
+    names = {id(module): name for name, module in network.named_modules()}
+    # A unit may be a way to run modules that the network holds itself: it stands where the first of them does.
+    homes = (next((names[id(m)] for m in unit.modules() if id(m) in names), None) for unit in units)
+    return dict(Counter(_top(name) for name in homes if name is not None))
 
 
 def state_bytes(sizes: Sizes, zero: int, frozen: str, ranks: int, ds_config: dict[str, Any]) -> dict[str, float]:

@@ -8,6 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from models.dance_with_music.config import SIZES, GuidanceConfig
 from models.dance_with_music.flops import cost_table, frame_counts, row_label
 from models.dance_with_music.network import build_network
+from trainer.planning.planner import activation_bytes, recompute_units
 
 CHAMP, SVD = SIZES["tiny"], SIZES["tiny-svd"]
 GUIDED = CHAMP.model_copy(update={"plan": "guidance", "guidance": GuidanceConfig(
@@ -122,6 +123,14 @@ def test_recompute_keeps_the_inputs_of_units_and_attention_its_outputs():
     # Self-attention of two up-layers' worth of tokens: more than one output of [T, 64, 32] in bf16.
     assert passed.attention_bytes >= 12 * 64 * 32 * 2
     assert rows["denoising_unet.spatial.still"].activation_bytes == 0
+
+
+def test_the_planner_sees_the_units_that_champ_runs_outside_of_its_module_tree():
+    network = build_network(CHAMP, 3, "meta")
+    units = recompute_units(network, network.recompute_units())
+    assert units == {"denoising_unet": len(network.recompute_units())}
+    kept = activation_bytes(cost_table(CHAMP, 3), units)
+    assert kept["block"] < 0.7 * kept["none"]
 
 
 def test_stable_diffusion_costs_what_is_known_of_it():
