@@ -14,15 +14,15 @@ from models.family import Batch, Family
 from models.layers.keyed import rng_keys
 
 TORCH_DTYPES = {"bf16": torch.bfloat16, "f16": torch.float16, "f32": torch.float32, "f64": torch.float64,
-                "u8": torch.uint8, "i64": torch.int64, "image": torch.uint8}
+                "u8": torch.uint8, "u16": torch.uint16, "i64": torch.int64, "image": torch.uint8}
 
 
 @dataclass(frozen=True)
 class Content:
-    """What a schema does not say: ``sizes`` of its named dimensions at a config, and a ``fill`` that overwrites the
-    random numbers of fields in which not every number makes sense."""
+    """What a schema does not say: ``sizes`` of its named dimensions at a config and a stage, and a ``fill`` that
+    overwrites the random numbers of fields in which not every number makes sense."""
 
-    sizes: Callable[[Any], dict[str, int]]
+    sizes: Callable[[Any, int], dict[str, int]]
     fill: Callable[[Batch], None]
 
 
@@ -34,7 +34,7 @@ def synthetic_batch(family: Family, config: BaseModel, samples: int, device: tor
         raise ValueError(f"family {family.name!r} has no entry in benchmarks/batches.py, expected one beside "
                          f"{sorted(CONTENT)}")
     content = CONTENT[family.name]
-    sizes = content.sizes(config)
+    sizes = content.sizes(config, stage)
     generator = torch.Generator(device).manual_seed(seed)
     batch: Batch = {field.name: _random(field, sizes, samples, generator)
                     for field in family.schema(config).fields if not field.optional}
@@ -52,7 +52,7 @@ def _random(field: Field, sizes: dict[str, int], samples: int, generator: torch.
     return torch.randint(0, 10, shape, generator=generator, device=generator.device, dtype=dtype)
 
 
-def _fantasy_world_sizes(config: Any) -> dict[str, int]:
+def _fantasy_world_sizes(config: Any, stage: int) -> dict[str, int]:
     clip = config.clip
     frames, height, width = clip.latent
     return {"f": frames, "h": height, "w": width, "F": clip.frames, "H": clip.height, "W": clip.width,
@@ -70,7 +70,7 @@ def _fantasy_world_fill(batch: Batch) -> None:
     intrinsics.copy_(intrinsics.new_tensor([0.8 * width, 0.8 * width, width / 2, height / 2]).expand_as(intrinsics))
 
 
-def _movie_post_production_sizes(config: Any) -> dict[str, int]:
+def _movie_post_production_sizes(config: Any, stage: int) -> dict[str, int]:
     from models.movie_post_production.flops import REFERENCES
 
     h, w = (2 * side for side in config.image.grid)
@@ -90,6 +90,32 @@ def _movie_post_production_fill(batch: Batch) -> None:
         batch[name] = torch.nn.functional.normalize(batch[name].float(), dim=-1).to(batch[name].dtype)
 
 
+def _dance_sizes(config: Any, stage: int) -> dict[str, int]:
+    """The longest window of the stage."""
+    from models.dance_with_music.schedules import window_frames
+
+    h, w = config.picture.latent
+    longest = window_frames(config.frames, config.schedules.grown, config.phase(stage), 1, 1, 10**6)
+    return {"F": longest, "R": config.reference.count, "h": h, "w": w, "H": config.picture.height,
+            "W": config.picture.width}
+
+
+def _dance_fill(batch: Batch) -> None:
+    """Points around the middle of the picture, all found; a face of a quarter of it in every frame; unit vectors;
+    references that are pictures of their own."""
+    xy = batch["pose_xy"]
+    xy.copy_((65535 * torch.special.ndtr(torch.randn(xy.shape, device=xy.device))).to(torch.int32).to(xy.dtype))
+    batch["pose_conf"].fill_(255)
+    batch["face_box"].copy_(batch["face_box"].new_tensor([0.25, 0.25, 0.75, 0.75]).expand_as(batch["face_box"]))
+    for name in ("face_valid", "ref_face_valid"):
+        batch[name].fill_(1)
+    batch["ref_arcface_norm"].fill_(20)
+    batch["ref_frame"].fill_(-1)
+    batch["ref_arcface"] = torch.nn.functional.normalize(batch["ref_arcface"], dim=-1)
+    batch["window_start"] = torch.zeros(len(xy), dtype=torch.int64, device=xy.device)
+
+
 CONTENT: dict[str, Content] = {
+    "dance_with_music": Content(_dance_sizes, _dance_fill),
     "fantasy_world": Content(_fantasy_world_sizes, _fantasy_world_fill),
     "movie_post_production": Content(_movie_post_production_sizes, _movie_post_production_fill)}

@@ -85,9 +85,15 @@ def with_random_base(recipe: Recipe) -> Recipe:
     fields = get_family(recipe.family).config_type.model_fields
     if "allow_random_init" not in fields:
         return recipe
-    # Sections with a base of their own are frozen helpers beside the backbone.
-    helpers = [name for name, field in fields.items() if "base" in getattr(field.annotation, "model_fields", {})]
-    random = {"base": None, "allow_random_init": True, **{name: {"base": None} for name in helpers}}
+    random: dict[str, Any] = {"allow_random_init": True}
+    for name, field in fields.items():
+        inner = getattr(field.annotation, "model_fields", {})
+        if name == "weights":  # a section of paths
+            random[name] = {part: path.default for part, path in inner.items()}
+        elif name == "base":
+            random[name] = None
+        elif "base" in inner:  # a frozen helper beside the backbone
+            random[name] = {"base": None}
     return recipe.model_copy(update={"model": overlay(recipe.model, random)})
 
 

@@ -84,6 +84,20 @@ def test_every_stage_of_movie_post_production_is_timed(stage):
     assert found["trainable"] > 0
 
 
+@pytest.mark.parametrize("profile", ["tiny", "tiny-svd"])
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_every_stage_of_dance_with_music_is_timed(profile, stage):
+    recipe = load_recipe(family="dance_with_music", profile=profile,
+                         overrides=["model.weights.vae=weights/vae", "model.weights.denoising_unet=weights/unet"])
+    family, config = get_family("dance_with_music"), recipe.family_config(stage)
+    batch = synthetic_batch(family, config, 2, "cpu", 0, stage)
+    frames = config.frames
+    assert batch["latents"].shape[1] == {1: frames.m2p, 2: frames.image, 3: frames.motion[1]}[stage]
+    found = measure(recipe, stage, plain=True, warmup=1, steps=1)
+    assert found["step_seconds"] > 0
+    assert found["trainable"] > 0
+
+
 def test_a_family_without_content_is_told_where_to_add_it(monkeypatch):
     monkeypatch.setitem(FAMILIES, "toy", "tests.toy:ToyFamily")
     family = get_family("toy")
