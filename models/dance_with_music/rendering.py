@@ -42,10 +42,10 @@ def _draw(points: Tensor, sure: Tensor, height: int, width: int) -> Tensor:
     columns = torch.arange(width, device=points.device, dtype=torch.float32) + 0.5
     line = max(round(min(height, width) / 96), 1)
     picture = points.new_zeros(len(points), 3, height, width)
-    for number, ((a, b), colour) in enumerate(zip(LIMBS, COLOURS, strict=True)):
+    inks = torch.tensor(COLOURS, device=points.device).view(-1, 3, 1, 1)
+    for number, ((a, b), ink) in enumerate(zip(LIMBS, inks, strict=True)):
         thick = line if number < len(BODY_LIMBS) else 1
         cover = _capsule(points[:, a], points[:, b], rows, columns, thick / 2) * _there(sure[:, a] & sure[:, b])
-        ink = torch.tensor(colour, device=points.device).view(3, 1, 1)
         picture = torch.lerp(picture, ink, cover.unsqueeze(1))
     near_x = (1 - (columns - points[:, FACE, :1]).abs()).clamp(min=0)
     near_y = (1 - (rows.squeeze(-1) - points[:, FACE, 1:]).abs()).clamp(min=0) * sure[:, FACE, None]
