@@ -34,21 +34,10 @@ def position_table(dim: int, length: int) -> Tensor:
 
 def use_positions(unet: nn.Module, length: int, device: torch.device | str) -> None:
     """Give every motion module inside ``unet`` a table of ``length`` frames on ``device``."""
-    for module in motion_modules(unet):
-        for block in module.transformer_blocks:
-            block.pos_embed = Positions(block.dim, length, device)
-
-
-def motion_modules(unet: nn.Module) -> list[AnimateDiffTransformer3D]:
-    return [module for module in unet.modules() if isinstance(module, AnimateDiffTransformer3D)]
-
-
-@torch.no_grad()
-def zero_motion(unet: nn.Module) -> None:
-    """Let motion modules without trained weights start as no change at all."""
-    for module in motion_modules(unet):
-        nn.init.zeros_(module.proj_out.weight)
-        nn.init.zeros_(module.proj_out.bias)
+    for module in unet.modules():
+        if isinstance(module, AnimateDiffTransformer3D):
+            for block in module.transformer_blocks:
+                block.pos_embed = Positions(block.dim, length, device)
 
 
 def temporal(module: AnimateDiffTransformer3D, x: Tensor, frames: int) -> Tensor:

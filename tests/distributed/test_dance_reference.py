@@ -17,6 +17,7 @@ def expected():
     return plain()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", ["none", "selective", "block"])
 def test_a_partly_frozen_reference_net_and_recompute_give_the_losses_and_weights_of_plain_pytorch(pair, expected,
                                                                                                     policy):

@@ -4,12 +4,12 @@ import torch
 from diffusers import UNet2DConditionModel, UNetMotionModel
 from torch import nn
 
+from models.dance_with_music.base import load_base
 from models.dance_with_music.config import SIZES, DanceConfig
 from models.dance_with_music.identity import copies
 from models.dance_with_music.network import DanceNetwork, build_network
 from models.dance_with_music.reference import ReferenceNet
 from models.dance_with_music.unet import DenoisingUnet, image_base, motion_arguments, motion_base
-from models.layers.materialise import RandomWeights, materialise
 
 TINY = SIZES["tiny"]
 CROSS, WIDTH = TINY.unet.cross_dim, TINY.unet.widths[0]
@@ -46,18 +46,9 @@ def make_reference(unet: UNet2DConditionModel, dtype: torch.dtype = torch.float3
 
 
 def make_network(stage: int = 2, config: DanceConfig = TINY) -> DanceNetwork:
-    """A network whose base is drawn by tensor name, in fp32; the reference net gets the denoiser's numbers, the
-    identity adapters those of their layers."""
+    """With its first weights in place: the base at random, fresh motion modules."""
     network = build_network(config, stage)
-    same = copies(network)
-
-    def source(name: str) -> str:
-        return same.get(name, name).partition(".")[2]
-
-    missing = {name: parameter for name, parameter in network.named_parameters() if parameter.is_meta}
-    weights = RandomWeights({source(name): tuple(parameter.shape) for name, parameter in missing.items()})
-    materialise(network, weights, lambda name: source(name) if name in missing else None, "cpu",
-                lambda name: torch.float32)
+    load_base(network, config, "cpu", torch.float32)
     return network
 
 

@@ -5,8 +5,16 @@ import torch
 from diffusers import MotionAdapter
 from diffusers.models.embeddings import SinusoidalPositionalEmbedding
 
-from models.dance_with_music.motion import Positions, position_table, zero_motion
-from tests.models.dance_with_music.champ_inputs import TINY, library_unet, make_conditions, make_denoiser, make_noisy
+from models.dance_with_music.motion import Positions, position_table
+from tests.models.dance_with_music.champ_inputs import (
+    TINY,
+    library_unet,
+    make_conditions,
+    make_denoiser,
+    make_network,
+    make_noisy,
+    open_zeros,
+)
 
 
 def test_the_table_is_the_published_one():
@@ -42,16 +50,14 @@ def test_weights_with_32_positions_load():
     assert denoiser.load_state_dict(published, strict=False).unexpected_keys == []
 
 
-def test_fresh_modules_change_nothing_and_trained_ones_do():
+@torch.no_grad()
+def test_fresh_modules_change_nothing_and_moved_ones_do():
+    """Acceptance 1: the first step of stage C is the network of stage B, frame by frame."""
     (x, level), conditions = make_noisy(), make_conditions()
-    moving, still = library_unet(motion=True), library_unet()
-    moving.load_state_dict(still.state_dict(), strict=False)
-    denoiser = make_denoiser(moving)
-    with torch.no_grad():
-        expected = make_denoiser(still)(x, level, conditions, None, None, {})
-        assert (denoiser(x, level, conditions, None, None, {}) - expected).abs().max() > 1e-3
-        zero_motion(denoiser)
-        torch.testing.assert_close(denoiser(x, level, conditions, None, None, {}), expected, rtol=1e-5, atol=1e-5)
+    expected = make_network(2).denoise(x, level, conditions)
+    network = make_network(3)
+    torch.testing.assert_close(network.denoise(x, level, conditions), expected, rtol=1e-5, atol=1e-5)
+    assert (open_zeros(network).denoise(x, level, conditions) - expected).abs().max() > 1e-3
 
 
 def test_frames_see_each_other_and_samples_do_not():
