@@ -22,6 +22,7 @@ from __future__ import annotations
 from models.dance_with_music.config import DanceConfig, Phase
 from models.dance_with_music.reference import reference_patterns
 from models.dance_with_music.svd import ATTENTIONS, ONE_KEY, TEMPORAL
+from models.dance_with_music.unet import ONE_KEY as CHAMP_ONE_KEY
 from models.family import Idle, LossTerm, Schedule, StageSpec, Trainable
 
 NAMES: dict[Phase, str] = {"m2p": "music_to_pose", "image": "image", "motion": "motion", "joint": "joint",
@@ -33,9 +34,6 @@ SPATIAL = tuple(f"denoising_unet.{part}" for part in (
     "up_blocks.*.upsamplers", "conv_norm_out", "conv_out"))
 """All of champ's denoiser but its motion modules, which are not there yet when B trains it."""
 MOTION = tuple(f"denoising_unet.{block}.motion_modules" for block in ("down_blocks.*", "up_blocks.*", "mid_block"))
-CHAMP_ONE_KEY = ("denoising_unet.*.attn2.to_k.*", *(f"reference_unet.*.{name}.*" for name in (
-    "norm2", "attn2.to_q", "attn2.to_k")))
-"""As ``svd.ONE_KEY``; the reference net reads no face tokens."""
 ONE_TOKEN = "CLIP's embedding is one token, and a softmax over one key is 1 whatever the query"
 
 LATE_M2P = Idle("m2p.*", "MusicToPose's losses have weight 0 until it opens (schedules.unfreeze)")
