@@ -18,11 +18,12 @@ def expected():
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("frozen", ["replicate", "shard"])
 @pytest.mark.parametrize("policy", ["none", "selective", "block"])
-def test_a_partly_frozen_reference_net_and_recompute_give_the_losses_and_weights_of_plain_pytorch(pair, expected,
-                                                                                                    policy):
+def test_a_partly_frozen_reference_net_and_recompute_give_the_losses_and_weights_of_plain_pytorch(
+        pair, expected, policy, frozen):
     """The reference's tokens leave its blocks from their middles; recompute and partitioning may not break on it."""
-    (losses, weights), other = pair.run(partitioned, policy)
+    (losses, weights), other = pair.run(partitioned, policy, frozen)
     assert other[0] == losses
     assert losses == pytest.approx(expected[0], rel=1e-6)
     assert losses[-1] < losses[0]
@@ -77,8 +78,8 @@ def plain() -> tuple[list[float], dict[str, torch.Tensor]]:
     return losses, {name: p.detach().clone() for name, p in trained.items()}
 
 
-def partitioned(policy: str) -> tuple[list[float], dict[str, torch.Tensor]]:
-    """The same on two ranks, a sample on each."""
+def partitioned(policy: str, frozen: str) -> tuple[list[float], dict[str, torch.Tensor]]:
+    """The same on two ranks, a sample on each; frozen weights whole on each or partitioned too."""
     import deepspeed
     import torch.distributed as dist
 
@@ -95,7 +96,7 @@ def partitioned(policy: str) -> tuple[list[float], dict[str, torch.Tensor]]:
     config["zero_optimization"] |= {"stage3_param_persistence_threshold": 0, "stage3_max_reuse_distance": 0}
     config |= {"train_micro_batch_size_per_gpu": 1, "gradient_clipping": 0.0, "zero_allow_untested_optimizer": True}
     optimizer = torch.optim.SGD(trained.values(), lr=RATE, momentum=0.9)
-    engine, *_ = deepspeed.initialize(model=engine_module(network, "replicate"), optimizer=optimizer, config=config)
+    engine, *_ = deepspeed.initialize(model=engine_module(network, frozen), optimizer=optimizer, config=config)
     losses = []
     for step in range(STEPS):
         loss = engine(network, [world.rank], step, run=loss_of)
