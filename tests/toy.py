@@ -27,6 +27,7 @@ class ToyConfig(BaseModel):
     noise: float = 0.1
     unused_layer: bool = False
     write_frozen: bool = False
+    keep_first: bool = False
 
 
 class Block(nn.Module):
@@ -87,8 +88,9 @@ class ToyFamily(Family):
     def stages(self, config):
         first = Trainable("layers.*.first")
         loss = (LossTerm("fit", Schedule(1.0)),)
+        again = () if config.keep_first else (first,)
         return (StageSpec(1, "one", (first,), loss, exits=(ExitCriterion("loss/fit", 0.5),)),
-                StageSpec(2, "two", (first, Trainable("layers.*.second", lr_scale=0.5)), loss))
+                StageSpec(2, "two", (*again, Trainable("layers.*.second", lr_scale=0.5)), loss))
 
     def build(self, config, stage, device, dtype):
         with torch.device(device):
@@ -100,6 +102,8 @@ class ToyFamily(Family):
                     parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.2)
             for layer in network.layers:
                 layer.frozen.to(dtype)
+                if config.keep_first and stage == 2:
+                    layer.first.to(dtype)
         return network
 
     def load_base(self, network, config, device, dtype, place=None):

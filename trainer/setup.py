@@ -61,6 +61,8 @@ class StageSetup:
     state: TrainingState
     base: str
     predecessor: AdapterCard | None
+    source: Path | None
+    """Folder of the predecessor."""
     world: World
 
     def stream(self, start: int, stop: int) -> Stream:
@@ -167,7 +169,8 @@ def prepare_stage(recipe: Recipe, index: int, world: World, *, init: Path | None
             f" (converted from {found.world_size} ranks, ZeRO-{found.zero})" if universal else ""))
     trainable = {name: p for name, p in network.named_parameters() if p.requires_grad}
     return StageSetup(recipe, stage, spec, specs, family, config, network, engine, trainable, batching, train_set,
-                      plan, held_out, ema, store, state, base, predecessor, world)
+                      plan, held_out, ema, store, state, base, predecessor,
+                      source if predecessor else None, world)
 
 
 def build_network(recipe: Recipe, family: Family, config: Any, index: int, world: World) -> tuple[nn.Module, str]:

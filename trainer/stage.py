@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 
+from data.files import DamagedError
 from data.stream import BadSample
 from models.family import Progress
-from trainer.adapter import AdapterCard, trained_before, write_adapter
+from trainer.adapter import AdapterCard, read_card, read_tensors, trained_before, write_adapter
 from trainer.bad_samples import BadSamples
 from trainer.distributed import on_first, totals
 from trainer.engine import full_parameters, learning_rate, set_learning_rate
@@ -201,7 +202,7 @@ class StageLoop:
         else:
             tensors = full_parameters(s.engine, s.trainable, keep=s.world.is_first)
         earlier = trained_before(s.network, s.specs, s.spec.index) - set(s.trainable)
-        tensors |= frozen_copies(s.network, earlier, keep=s.world.is_first)
+        tensors |= self._carried(earlier)
         directory = adapter_directory(Path(s.recipe.run), s.spec.index)
         card = AdapterCard(
             family=s.family.name, size=s.recipe.size, stage=s.spec.index, stage_name=s.spec.name, steps=self.step,
@@ -210,6 +211,25 @@ class StageLoop:
         card = on_first(s.world, write_adapter, directory, tensors, card, s.family.part)
         self.monitor.message(f"adapter {directory} ({card.parameters:,} parameters, sha256 {card.sha256[:12]})")
         return directory
+
+
+    def _carried(self, names: set[str]) -> dict[str, torch.Tensor]:
+        """What earlier stages trained and this one did not, on rank 0: from the adapter that the stage started from,
+        in its fp32, or where that has been moved or changed meanwhile from the network, in the dtype that it is used
+        in."""
+        s = self.s
+        if on_first(s.world, self._predecessor_is_there):
+            if not s.world.is_first:
+                return {}
+            return {name: tensor for name, tensor in read_tensors(s.source).items() if name in names}
+        return frozen_copies(s.network, names, keep=s.world.is_first)
+
+    def _predecessor_is_there(self) -> bool:
+        try:
+            return self.s.source is not None and read_card(self.s.source) == self.s.predecessor
+        except (DamagedError, OSError) as error:
+            self.monitor.message(f"{error}; what earlier stages trained is taken from the network instead")
+            return False
 
 
 def frozen_copies(network: torch.nn.Module, names: set[str], keep: bool) -> dict[str, torch.Tensor]:

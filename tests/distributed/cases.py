@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 from trainer.distributed import start
 from trainer.recipe import Recipe
 from trainer.run import run_stages
+from trainer.stage import StageLoop
 
 
 def toy_recipe(shards: str | list[dict[str, Any]], run: str, **changes: Any) -> Recipe:
@@ -36,6 +38,22 @@ def losses(run: str | Path, stage: int, name: str = "loss") -> list[float]:
     """Values of one metric of a stage by step."""
     lines = [json.loads(line) for line in (Path(run) / "metrics.jsonl").read_text().splitlines()]
     return [line[name] for line in lines if line["stage"] == stage and name in line]
+
+
+def train_after_a_loss(recipe: dict[str, Any], stages: list[int]) -> list[str]:
+    """As ``train``, but the adapter that a stage started from is gone when it ends."""
+    folder = Path(recipe["run"]) / f"stage{stages[0] - 1}" / "adapter"
+    there = StageLoop._predecessor_is_there
+
+    def gone(loop: StageLoop) -> bool:
+        shutil.rmtree(folder)
+        return there(loop)
+
+    StageLoop._predecessor_is_there = gone
+    try:
+        return train(recipe, stages)
+    finally:
+        StageLoop._predecessor_is_there = there
 
 
 def joined() -> int:

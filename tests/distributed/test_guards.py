@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from tests.distributed import cases
@@ -58,6 +59,22 @@ def test_a_failure_on_the_first_rank_alone_reaches_all_ranks(pair, tmp_path):
     with pytest.raises(AssertionError, match="rank 0:") as caught:
         pair.run(cases.train, recipe.model_dump(), [1])
     assert "rank 1:" in str(caught.value)
+
+
+@pytest.mark.parametrize("gone", [False, True])
+def test_what_an_earlier_stage_trained_is_handed_on_in_fp32_and_from_the_network_where_its_adapter_is_gone(
+        pair, shards, tmp_path, gone):
+    recipe = cases.toy_recipe(shards, str(tmp_path), model={"keep_first": True}, precision="bf16", steps=3).model_dump()
+    first = pair.run(cases.train, recipe, [1])[0][0]
+    trained = load_file(f"{first}/model.safetensors")
+    second = pair.run(cases.train_after_a_loss if gone else cases.train, recipe, [2])[0][0]
+    found = load_file(f"{second}/model.safetensors")
+    assert any(not torch.equal(tensor, tensor.bfloat16().float()) for tensor in trained.values())
+    for name, tensor in trained.items():
+        assert torch.equal(found[name], tensor.bfloat16().float() if gone else tensor), name
+    assert set(found) > set(trained)
+    said = "is taken from the network instead" in (tmp_path / "train.log").read_text()
+    assert said == gone
 
 
 def shared_buffers() -> set[str]:
