@@ -57,12 +57,12 @@ def make_conditions(network: nn.Module, batch: Batch, clip: Clip, references: Re
     if config.backbone == "svd" and progress.training:
         reference = reference + own.reference_noise * keyed_randn(batch, "reference_noise", reference.shape[1:])
     return {
-        "references": reference, "reference_given": _given(batch, "drop_reference", own.drop_reference, progress),
-        "clip": references.clip.to(network.dtype), "clip_given": _given(batch, "drop_clip", own.drop_clip, progress),
+        "references": reference, "reference_given": _given(batch, own.drop_reference, progress),
+        "clip": references.clip.to(network.dtype), "clip_given": _given(batch, own.drop_clip, progress),
         "face": _face(config, references, output, ratio),
-        "face_given": references.has_face & _given(batch, "drop_face", own.drop_face, progress),
+        "face_given": references.has_face & _given(batch, own.drop_face, progress),
         "guidance": guidance(config, clip, output, ratio),
-        "guidance_given": _given(batch, "drop_guidance", own.drop_guidance, progress),
+        "guidance_given": _given(batch, own.drop_guidance, progress),
         "guidance_scale": condition_scale(config.schedules, phase, progress),
         "identity_scale": identity_scale(config, phase, progress)}
 
@@ -92,9 +92,10 @@ def at_frames(output: Mapping[str, Tensor], frames: Tensor | None) -> dict[str, 
     return {name: value if name == "face" else take(value, frames) for name, value in output.items()}
 
 
-def _given(batch: Batch, purpose: str, part: float, progress: Progress) -> Tensor:
-    """bool ``[B]``, false for ``part`` of the samples in training."""
-    drawn = keyed_rand(batch, purpose)
+def _given(batch: Batch, part: float, progress: Progress) -> Tensor:
+    """bool ``[B]``, false for ``part`` of the samples in training. One draw decides on all kinds: what classifier-free
+    guidance compares with is a sample without any, and independent draws would hardly ever show one."""
+    drawn = keyed_rand(batch, "drop")
     return drawn >= part if progress.training else torch.ones_like(drawn, dtype=torch.bool)
 
 

@@ -24,7 +24,8 @@ class DiffusionConfig(_Section):
                                "none: the seed's plain mean")
     snr_gamma: float = Field(5.0, gt=0)
     noise_offset: float = Field(0.05, ge=0, description="[C], per sample and channel, the same in all frames")
-    drop_clip: float = Field(0.1, ge=0, le=1, description="per sample; the null is a zero embedding")
+    drop_clip: float = Field(0.1, ge=0, le=1, description="per sample, by one draw for all conditions, so that samples "
+                                                  "without any are met; the null is a zero embedding")
     drop_face: float = Field(0.1, ge=0, le=1, description="the nulls are zero tokens")
     drop_reference: float = Field(0.1, ge=0, le=1, description="no keys of the reference, or zero latents (svd)")
     drop_guidance: float = Field(0.0, ge=0, le=1, description="nothing is added behind the first convolution")

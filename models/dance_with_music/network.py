@@ -95,8 +95,11 @@ class DanceNetwork(nn.Module):
         return torch.where(conditions["face_given"][:, None, None], tokens, torch.zeros_like(tokens))
 
     def recompute_units(self) -> list[nn.Module]:
-        """Modules whose activations need not be kept: the denoiser's layers. The reference net sees single frames."""
-        return [] if self.phase == "m2p" else self.denoising_unet.recompute_units()
+        """Modules whose activations need not be kept: the denoiser's layers and the guidance encoders. The reference
+        net sees single frames."""
+        if self.phase == "m2p":
+            return []
+        return [*self.denoising_unet.recompute_units(), *self.guidance.encoders.values()]
 
 
 def mark_trained(network: nn.Module, patterns: Iterable[str]) -> None:
