@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 import pickle
+import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -74,7 +75,7 @@ class SafetensorsFolder(WeightSource):
 
 class WeightFile(WeightSource):
     """One file: ``.safetensors``, or what ``torch.save`` wrote, by itself or under ``state_dict``, as other projects
-    publish their weights. It is mapped, not read. Raises ``ValueError`` as ``SafetensorsFolder`` does."""
+    publish their weights. It is mapped and not read at once. Raises ``ValueError`` as ``SafetensorsFolder`` does."""
 
     def __init__(self, path: str | Path, expected: Shapes, rename: Rename | None = None) -> None:
         self.path = Path(path)
@@ -245,7 +246,8 @@ def _check_all(path: Path, where: Mapping[str, Any], expected: Shapes) -> None:
 def _map_tensors(path: Path) -> dict[str, Tensor]:
     """The tensors of a file that ``torch.save`` wrote."""
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        # The layout before PyTorch 1.6, no zip, cannot be mapped.
+        found = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"{path}: not readable as weights that torch.save wrote ({reason}); was it cut "

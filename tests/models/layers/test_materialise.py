@@ -7,7 +7,14 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from models.layers.materialise import RandomWeights, SafetensorsFolder, keyed_init, materialise
+from models.layers.materialise import (
+    RandomWeights,
+    SafetensorsFolder,
+    WeightFile,
+    keyed_init,
+    materialise,
+    open_folder,
+)
 
 SHAPES = {"a.weight": (3, 2), "a.bias": (3,), "norm.weight": (3,), "table": (1, 6, 4)}
 
@@ -62,6 +69,52 @@ def test_weights_spread_over_files_are_found_through_the_index(tmp_path):
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": where}))
     source = SafetensorsFolder(tmp_path, SHAPES)
     assert all(torch.equal(source.read(n), values[n]) for n in names)
+
+
+@pytest.mark.parametrize(("names", "read"), [
+    (("model.safetensors", "model.fp16.safetensors", "model.non_ema.safetensors"), "model.safetensors"),
+    (("model.fp16.safetensors", "model.non_ema.safetensors"), "model.fp16.safetensors"),
+    (("flux.1.safetensors",), "flux.1.safetensors")])
+def test_of_files_that_hold_the_same_weights_again_one_is_read(tmp_path, names, read):
+    for name in names:
+        save(tmp_path, tensors(), name)
+    assert [path.name for path in SafetensorsFolder(tmp_path, SHAPES).files] == [read]
+
+
+@pytest.mark.parametrize("wrap", [lambda x: x, lambda x: {"state_dict": x, "epoch": 3}])
+@pytest.mark.parametrize("mapped", [True, False])
+def test_a_file_of_torch_save_is_read_under_its_own_names(tmp_path, wrap, mapped):
+    values, path = tensors(), tmp_path / "weights.pth"
+    torch.save(wrap({f"net.{name}": value for name, value in values.items()} | {"net.dead": torch.zeros(2)}), path,
+               _use_new_zipfile_serialization=mapped)
+    source = WeightFile(path, SHAPES, lambda name: None if name == "net.dead" else name.removeprefix("net."))
+    assert all(torch.equal(source.read(name), values[name]) for name in SHAPES)
+
+
+def test_what_is_wrong_with_a_file_is_said_with_the_files_name_for_a_tensor(tmp_path):
+    save(tmp_path, {**tensors(), "a.weight": torch.zeros(4, 2)}, "weights.safetensors")
+    with pytest.raises(ValueError, match=r"weights\.safetensors: 'a\.weight' has shape \[4, 2\], .* \[3, 2\]"):
+        WeightFile(tmp_path / "weights.safetensors", SHAPES)
+    torch.save([torch.zeros(1)], tmp_path / "list.pth")
+    with pytest.raises(ValueError, match=r"list\.pth: a list found, expected tensors by name"):
+        WeightFile(tmp_path / "list.pth", SHAPES)
+    torch.save(nn.Linear(1, 1), tmp_path / "module.pth")
+    with pytest.raises(ValueError, match=r"module\.pth: not readable as weights that torch\.save wrote"):
+        WeightFile(tmp_path / "module.pth", SHAPES)
+
+
+def test_a_base_that_is_not_set_is_an_error_unless_it_may_be_random():
+    model = nn.Linear(2, 3, device="meta")
+    assert set(open_folder(None, model, {}, True, "a layer").read("weight").shape) == {2, 3}
+    with pytest.raises(ValueError, match=r"^vae\.base is not set, expected the local path of a layer"):
+        open_folder(None, model, {}, False, "a layer", "vae.base")
+
+
+def test_without_a_dtype_parameters_keep_theirs():
+    module = nn.ModuleDict({"a": nn.Linear(2, 3, device="meta")})
+    module["a"].weight.data = module["a"].weight.data.bfloat16()
+    materialise(module, RandomWeights(SHAPES), lambda name: name, "cpu")
+    assert (module["a"].weight.dtype, module["a"].bias.dtype) == (torch.bfloat16, torch.float32)
 
 
 def test_the_digest_is_that_of_the_content(tmp_path):
