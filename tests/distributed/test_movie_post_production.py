@@ -29,6 +29,8 @@ def recipe_for(movie, run: Path | str, steps: int = 6, **changes: Any) -> Recipe
               "attention": "sdpa", "recompute": "none", "optimizer": {"torch_adam": True}, "validation_samples": 2,
               "preview_samples": 1, "logging": {"every": 1, "tensorboard": False, "wandb": "off"},
               "model": movie.model, "stages": {1: stage, 2: stage, 3: stage}}
+    if changes.get("zero", 3) == 3:
+        values["ds_config"] = "ds_configs/zero3_cpu.json"
     return Recipe.model_validate(values | changes)
 
 
