@@ -2,28 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 
+from tests.learning.scripts import train
 from tests.tiny_dance import FAMILY, make_tiny_dance
 
-ROOT = Path(__file__).resolve().parents[2]
 DANCES = 64
 STEPS = {"demo": {1: 300, 2: 60, 3: 60}, "demo-svd": {1: 300, 2: 100, 3: 60}}
 SETTINGS = {"precision": "fp32", "recompute": "none", "logging.wandb": "off", "validation_samples": 6,
             "preview_samples": 0}
-
-
-def run(*command: str | Path) -> None:
-    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1",
-                                "DS_ACCELERATOR": "cpu", "WANDB_MODE": "offline"}
-    result = subprocess.run([str(part) for part in command], cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
 
 
 @pytest.fixture(scope="module")
@@ -42,11 +29,8 @@ def test_poses_then_pictures_then_motion_are_learned(tmp_path, dance, profile):
     steps = STEPS[profile]
     settings = SETTINGS | {"model.weights.vae": dance.encoders / "vae",
                            **{f"stages.{i}.validate_every": count for i, count in steps.items()}}
-    run("deepspeed", "--num_accelerators", "2", "launch/pipeline.py", "--family", FAMILY, "--profile", profile,
-        "--data", dance.shards, "--run", tmp_path / "run",
-        *(part for item in settings.items() for part in ("--set", "=".join(map(str, item)))))
-
-    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    lines = train("pipeline.py", tmp_path / "run", settings, "--family", FAMILY, "--profile", profile, "--data",
+                  dance.shards)
     ends = {i: [line for line in lines if line["stage"] == i and any(name.startswith("val_") for name in line)]
             for i in steps}
     for i, found in ends.items():

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.learning.scripts import run, train
+
 SIZE = ["--frames", "9", "--height", "64", "--width", "96"]
 STEPS = 1200
 DEPTH_MARGIN, CAMERA_MARGIN, PATH_MARGIN = 0.6, 1.0, 0.85
@@ -18,13 +15,6 @@ DEPTH_MARGIN, CAMERA_MARGIN, PATH_MARGIN = 0.6, 1.0, 0.85
 0.93; 0.67, 0.69. The camera's nine numbers hold two fields of view, most of its error, which so few rooms do not
 teach; the path is the other seven.
 """
-
-
-def run(*command: str | Path) -> None:
-    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1",
-                                "DS_ACCELERATOR": "cpu", "WANDB_MODE": "offline"}
-    result = subprocess.run([str(part) for part in command], cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
 
 
 @pytest.mark.slow
@@ -42,9 +32,7 @@ def test_held_out_depth_and_cameras_end_below_what_the_training_clips_tell_on_av
     settings = {"zero": 1, "ds_config": "null", "recompute": "none", "logging.wandb": "off", "validation_samples": 38,
                 "stages.1.steps": STEPS, "stages.1.validate_every": STEPS, "stages.1.checkpoint_every": STEPS,
                 "stages.1.preview_every": STEPS}
-    run("deepspeed", "--num_accelerators", "2", "launch/stage1.py", "--profile", "demo", "--data", tmp_path / "shards",
-        "--run", tmp_path / "run", *(part for item in settings.items() for part in ("--set", "=".join(map(str, item)))))
-    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    lines = train("stage1.py", tmp_path / "run", settings, "--profile", "demo", "--data", tmp_path / "shards")
     found = [line for line in lines if "val_depth_error" in line]
     first, last = found[0], found[-1]
     assert last["step"] == STEPS

@@ -6,10 +6,6 @@ baseline is what it makes of the same noise without references.
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -17,10 +13,10 @@ import torch
 from safetensors.torch import load_file
 
 from models.movie_post_production.config import SIZES, MoviePostConfig
+from tests.learning.scripts import train
 from tests.tiny_flux import train_tiny_flux
 from tests.tiny_movie import FAMILY, make_tiny_movie
 
-ROOT = Path(__file__).resolve().parents[2]
 PICTURES, BASE_STEPS = 1000, 800
 STEPS = {1: 600, 2: 200, 3: 40}
 HEADS = 4
@@ -36,13 +32,6 @@ SETTINGS = {
         "steps", "checkpoint_every", "validate_every", "preview_every")}}
 
 
-def run(*command: str | Path) -> None:
-    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1",
-                                "DS_ACCELERATOR": "cpu", "WANDB_MODE": "offline"}
-    result = subprocess.run([str(part) for part in command], cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(2400)
 def test_references_are_placed_then_recognised_and_the_last_stage_touches_bridges_only(tmp_path):
@@ -52,11 +41,8 @@ def test_references_are_placed_then_recognised_and_the_last_stage_touches_bridge
     assert train_tiny_flux(tmp_path / "flux", movie, MoviePostConfig.model_validate(values), BASE_STEPS) < 1.3
     settings = SETTINGS | {"model.backbone.heads": HEADS, "model.base": tmp_path / "flux",
                            "model.vae.base": movie.encoders / "vae", "model.dino.base": movie.encoders / "dino"}
-    run("deepspeed", "--num_accelerators", "2", "launch/pipeline.py", "--family", FAMILY, "--profile", "demo", "--data",
-        movie.shards, "--run", tmp_path / "run",
-        *(part for item in settings.items() for part in ("--set", "=".join(map(str, item)))))
-
-    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    lines = train("pipeline.py", tmp_path / "run", settings, "--family", FAMILY, "--profile", "demo", "--data",
+                  movie.shards)
     ends = {i: [line for line in lines if line["stage"] == i and "val_flow_loss" in line] for i in STEPS}
     for i, found in ends.items():
         assert [line["step"] for line in found] == [0, STEPS[i]]
