@@ -1,0 +1,53 @@
+"""A step runs where its batch is: on the meta device a tensor made elsewhere or a value asked of the device raises."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from benchmarks.batches import synthetic_batch
+from models import get_family
+from models.family import Batch, Progress
+from trainer.freeze import freeze
+from trainer.recipe import load_recipe
+
+STEPS = [("fantasy_world", "tiny", 1), ("fantasy_world", "tiny", 2),
+         *(("dance_with_music", profile, stage) for profile in ("tiny", "tiny-svd") for stage in (1, 2, 3))]
+
+
+@pytest.mark.parametrize(("name", "profile", "stage"), STEPS)
+def test_a_bf16_step_mixes_no_devices_and_waits_for_none(name, profile, stage):
+    family, recipe = get_family(name), load_recipe(family=name, profile=profile)
+    config = recipe.family_config(stage)
+    network = family.build(config, stage, "cpu", torch.bfloat16)
+    family.load_base(network, config, "cpu", torch.bfloat16)
+    freeze(network, family.stages(config)[stage - 1])
+    helpers = [part for part in vars(network.__dict__.get("helpers", nn.Module())).values()
+               if isinstance(part, nn.Module)]
+    for top in (network, *helpers):
+        _to_meta(top)
+    batch = _on_meta(synthetic_batch(family, config, 2, "cpu", 0, stage))
+
+    losses = network(batch, Progress(9, 10, stage, 0))["losses"]
+    assert {value.device.type for value in losses.values()} == {"meta"}
+    torch.stack([value.sum() for value in losses.values()]).sum().backward()
+    assert any(p.grad is not None for p in network.parameters())
+
+
+def _to_meta(top: nn.Module) -> None:
+    """All parameters and buffers, trained ones in bf16 as an engine holds them; ``Module.to`` would leave those that a
+    module keeps as plain attributes, which is what the test is to find."""
+    for module in top.modules():
+        for name, parameter in list(module._parameters.items()):
+            if parameter is not None:
+                dtype = torch.bfloat16 if parameter.requires_grad else parameter.dtype
+                module._parameters[name] = nn.Parameter(parameter.data.to("meta", dtype), parameter.requires_grad)
+        for name, buffer in list(module._buffers.items()):
+            if buffer is not None:
+                module._buffers[name] = buffer.to("meta")
+
+
+def _on_meta(batch: Batch) -> Batch:
+    return {name: value.to("meta") if torch.is_tensor(value) and name != "rng_key" else value
+            for name, value in batch.items()}
