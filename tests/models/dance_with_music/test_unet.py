@@ -88,7 +88,8 @@ def test_recompute_changes_no_loss_and_no_gradient(policy, stage):
         loss = network.denoise(x, level, make_conditions()).square().mean()
         loss.backward()
         gradients[chosen] = {n: p.grad for n, p in network.named_parameters() if p.grad is not None} | {"loss": loss}
-    assert wrapped == 2 * 1 + 2 + 2 * 2  # resnets: one per level on the way down, two in the middle, two per level up
+    # The guidance encoder; resnets: one per level on the way down, two in the middle, two per level up.
+    assert wrapped == 1 + 2 * 1 + 2 + 2 * 2
     for name, value in gradients["none"].items():
         torch.testing.assert_close(gradients[policy][name], value, rtol=1e-5, atol=1e-8, msg=name)
 
