@@ -90,7 +90,7 @@ def partitioned(policy: str, frozen: str) -> tuple[list[float], dict[str, torch.
 
     world = start()
     network, trained = make_trained()
-    assert apply_recompute(network.recompute_units(), policy) == (0 if policy == "none" else 8)
+    assert apply_recompute(network.recompute_units(), policy) == (0 if policy == "none" else 9)
     config = json.loads(ZERO3.read_text())
     # Everything is partitioned, and nothing kept for the next use.
     config["zero_optimization"] |= {"stage3_param_persistence_threshold": 0, "stage3_max_reuse_distance": 0}
