@@ -140,6 +140,8 @@ class ModuleCost:
     """Bytes kept per sample under block recompute: the unit's inputs."""
     attention_bytes: float = 0.0
     """Bytes of attention outputs, which selective recompute keeps besides."""
+    unit_bytes: float = 0.0
+    """What the largest recomputed unit keeps while it is run again; 0 where units are alike, for the mean of them."""
 
     @property
     def forward(self) -> float:

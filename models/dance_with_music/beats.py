@@ -13,6 +13,7 @@ from torch import Tensor
 
 from data.dance_with_music.schema import FRAME_RATE
 from data.dance_with_music.skeleton import BODY, CONFIDENT
+from models.layers.constants import constant
 
 SMOOTHING, TOLERANCE = 5 / 60, 3 / 60
 """Seconds."""
@@ -41,7 +42,7 @@ def beat_alignment(xy: Tensor, conf: Tensor, beat: Tensor, height: int, width: i
 def motion_beats(xy: Tensor, conf: Tensor, height: int, width: int, rate: float = FRAME_RATE) -> Tensor:
     """bool ``[B, T - 1]``: the local minima of the smoothed mean speed of the body's points; entry k is the step from
     frame k to k + 1, which the published score counts as frame k."""
-    size = torch.tensor([width, height], dtype=torch.float32, device=xy.device)
+    size = constant((width, height), xy.device)
     points, sure = xy[:, :, BODY].float() * size, conf[:, :, BODY] > CONFIDENT
     both = sure[:, 1:] & sure[:, :-1]
     speed = torch.where(both, points.diff(dim=1).square().sum(-1).sqrt(), 0.0)

@@ -35,6 +35,8 @@ class CostMeter:
         self.inputs: dict[str, float] = defaultdict(float)
         self.outputs: dict[str, float] = defaultdict(float)
         self._weights = {id(p) for p in network.parameters()}
+        self.units_kept: list[float] = [0.0] * len(self.units)
+        self._unit: int | None = None
         self._inside: list[tuple[str, nn.Module]] = []
         self._seen: set[int] = set()
         self._taken: set[int] = set()
@@ -53,7 +55,8 @@ class CostMeter:
                     stack.callback(module.__dict__.pop, "forward")
                 for hook in hooks:
                     stack.callback(hook.remove)
-            for unit in self.units:
+            for number, unit in enumerate(self.units):
+                stack.callback(unit.register_forward_pre_hook(partial(self._begin, number)).remove)
                 stack.callback(unit.register_forward_hook(self._recomputed, with_kwargs=True).remove)
             stack.enter_context(torch.autograd.graph.saved_tensors_hooks(self._keep, lambda t: t))
             yield
@@ -72,11 +75,15 @@ class CostMeter:
                 kinds.append("still")
             for kind in kinds:
                 bytes_ = {"activation_bytes": self.kept[name], "boundary_bytes": self.inputs[name],
-                          "attention_bytes": self.outputs[name]} if kind == live else {}
+                          "attention_bytes": self.outputs[name],
+                          "unit_bytes": max(self.units_kept, default=0.0)} if kind == live else {}
                 heads = self.attention[name, kind != "still"] if kind in (live, "still") else 0.0
                 own = name if len(kinds) == 1 else f"{name}.{kind}"
                 rows.append(ModuleCost(own, self.linear[name, kind], heads, kind, **bytes_))
         return rows
+
+    def _begin(self, number: int, _module: nn.Module, _args: Any) -> None:
+        self._unit = number
 
     def _enter(self, name: str, module: nn.Module, _args: Any) -> None:
         self._inside.append((name, module))
@@ -98,6 +105,7 @@ class CostMeter:
 
     def _recomputed(self, unit: nn.Module, args: tuple, kwargs: dict, out: Any) -> None:
         """A recomputed unit keeps its inputs; what many read is kept once."""
+        self._unit = None
         if not any(isinstance(t, Tensor) and t.requires_grad for t in tree_leaves(out)):
             return
         for tensor in tree_leaves((args, kwargs)):
@@ -114,6 +122,8 @@ class CostMeter:
             self._seen.add(key)
             self._alive.append(tensor)
             self.kept[self.label(self._where())] += tensor.untyped_storage().nbytes()
+            if self._unit is not None:
+                self.units_kept[self._unit] += tensor.untyped_storage().nbytes()
         return tensor
 
     def _where(self) -> str:

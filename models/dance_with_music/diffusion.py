@@ -18,6 +18,7 @@ from torch import Tensor
 from models.dance_with_music.config import DanceConfig
 from models.dance_with_music.loss_config import DiffusionConfig
 from models.family import Batch
+from models.layers.constants import constant
 from models.layers.keyed import keyed_rand, keyed_randn
 
 TIMESTEPS = 1000
@@ -85,7 +86,7 @@ def v_weight(signal: Tensor, config: DiffusionConfig) -> Tensor:
 
 def alphas_cumprod(device: torch.device | str = "cpu") -> Tensor:
     """fp32 ``[1000]``: the signal's part of the variance by timestep, 0 at the last (arXiv 2305.08891, algorithm 1)."""
-    return torch.tensor(_alphas_cumprod(), device=device)
+    return constant(_alphas_cumprod(), torch.device(device))
 
 
 def late_signal(timestep: int) -> float:

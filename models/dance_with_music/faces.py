@@ -8,6 +8,7 @@ from torch import Tensor
 
 from data.dance_with_music.skeleton import CONFIDENT, FACE
 from data.encoding.face_encoder import SIZE, TEMPLATE
+from models.layers.constants import constant
 
 _FIVE = (tuple(range(36, 42)), tuple(range(42, 48)), (30,), (48,), (54,))
 """Of the face's 68 points: eyes, nose, corners of the mouth, as ``data.dance_with_music.skeleton.five_points``."""
@@ -26,7 +27,7 @@ def crop_faces(frames: Tensor, boxes: Tensor, xy: Tensor | None = None, conf: Te
     meaningless, so mask it.
     """
     height, width = frames.shape[-2:]
-    size = torch.tensor([width, height], dtype=torch.float32, device=frames.device)
+    size = constant((width, height), frames.device)
     turn, shift = _from_boxes(boxes.float(), size)
     if xy is not None and conf is not None:
         five, sure = _five_points(xy.float() * size, conf)
@@ -58,7 +59,7 @@ def _from_boxes(boxes: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
 def _from_points(five: Tensor) -> tuple[Tensor, Tensor]:
     """The same for points ``[B, n, 5, 2]`` in pixel indices: the inverse of the least-squares similarity that takes
     them to the template (S. Umeyama, 1991, without reflection)."""
-    target = torch.as_tensor(TEMPLATE, dtype=torch.float32, device=five.device)
+    target = constant(tuple(map(tuple, TEMPLATE.tolist())), five.device)
     x, y = five - five.mean(-2, keepdim=True), target - target.mean(0)
     spread = x.square().sum((-1, -2)).clamp_min(1e-6)
     real = (x * y).sum((-1, -2)) / spread

@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -75,6 +76,7 @@ class MusicGuidance(nn.Module):
         self.encoder = encoder
 
     def forward(self, condition: Tensor) -> Tensor:
-        """``[N, Dm]`` -> ``[N, outputs, R, R]``."""
-        pixels = self.transform_in(self.music_norm(condition).to(condition.dtype))
+        """``[N, Dm]`` -> ``[N, outputs, R, R]``, in the dtype of the condition, or of the weights where it is fp32."""
+        dtype = self.transform_in.weight.dtype if condition.dtype == torch.float32 else condition.dtype
+        pixels = self.transform_in(self.music_norm(condition).to(dtype))
         return self.encoder(pixels.unflatten(1, (1, self.resolution, self.resolution)))

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from models.dance_with_music.own_layers import OwnLinear
 from models.layers.attention import Attend
 
-ALIGN_EPS = 1e-5
+ALIGN_EPS, LARGEST_GAIN = 1e-5, 100.0
+"""Face tokens start at zero, where the published division by 1e-5 alone would let a first gradient overflow fp16."""
 
 
 class IdentityAdapter(nn.Module):
@@ -38,7 +39,7 @@ def align(face: Tensor, picture: Tensor) -> Tensor:
     """``face`` ``[M, N, C]`` with the mean and the standard deviation that ``picture`` has over (tokens, channels),
     computed in fp32. A constant ``face`` (zero tokens) becomes the mean."""
     x, y = face.float(), picture.float()
-    spread = y.std((1, 2), keepdim=True) / (x.std((1, 2), keepdim=True) + ALIGN_EPS)
+    spread = (y.std((1, 2), keepdim=True) / (x.std((1, 2), keepdim=True) + ALIGN_EPS)).clamp_max(LARGEST_GAIN)
     aligned = (x - x.mean((1, 2), keepdim=True)) * spread + y.mean((1, 2), keepdim=True)
     return aligned.to(picture.dtype)
 

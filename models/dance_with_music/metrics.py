@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from data.dance_with_music.skeleton import CONFIDENT
 from models.dance_with_music.faces import crop_faces
+from models.layers.constants import constant
 
 Measured = tuple[Tensor, Tensor]
 
@@ -32,7 +33,7 @@ def over(values: Tensor, mask: Tensor | None = None) -> Measured:
 def pose_error_px(xy: Tensor, target: Tensor, conf: Tensor, height: int, width: int) -> Measured:
     """Distances in pixels of a picture of ``height x width`` between points ``xy`` and ``target``, ``[B, T, 134, 2]``
     divided by width and height, over those whose confidence ``conf`` ``[B, T, 134]`` is above 0.3."""
-    size = torch.tensor([width, height], dtype=torch.float32, device=target.device)
+    size = constant((width, height), target.device)
     distance = ((xy.detach().float() - target.float()) * size).square().sum(-1).sqrt()
     return over(distance, conf > CONFIDENT)
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from models.dance_with_music.config import DanceConfig, Phase
 from models.dance_with_music.face_tokens import FaceTokens
-from models.dance_with_music.guidance import GuidanceBank
+from models.dance_with_music.guidance import GuidanceBank, guidance_type
 from models.dance_with_music.m2p import MusicToPose
 from models.dance_with_music.reference import ReferenceNet
 from models.dance_with_music.stages import make_stages
@@ -84,9 +84,11 @@ class DanceNetwork(nn.Module):
 
     def guide(self, conditions: dict, size: tuple[int, int]) -> Tensor:
         """``[B, T, C, h, w]``: what is added behind the first convolution."""
-        rendered = {name: condition.to(self.dtype) for name, condition in conditions["guidance"].items()}
+        # Music is normalised in fp32 first.
+        rendered = {name: condition.to(self.dtype) if guidance_type(name).from_pose else condition
+                    for name, condition in conditions["guidance"].items()}
         given = conditions["guidance_given"][:, None, None, None, None].to(self.dtype)
-        return self.guidance(rendered, size) * (given * conditions["guidance_scale"])
+        return self.guidance(rendered, size).to(self.dtype) * (given * conditions["guidance_scale"])
 
     def face(self, conditions: dict) -> Tensor:
         """``[B, K, D]``: tokens of the face beside the first reference's picture, zeros where none is given."""

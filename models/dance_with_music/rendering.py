@@ -10,11 +10,12 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from data.dance_with_music.skeleton import BODY_LIMBS, CONFIDENT, FACE, HAND_LIMBS, LEFT_HAND, RIGHT_HAND
+from models.layers.constants import constant
 
 LIMBS = (*BODY_LIMBS, *((s.start + a, s.start + b) for s in (LEFT_HAND, RIGHT_HAND) for a, b in HAND_LIMBS))
 COLOURS = tuple(colorsys.hsv_to_rgb(number / len(LIMBS), 1, 1) for number in range(len(LIMBS)))
-PICTURE_CHUNK = 1 << 22
-"""Pixels that are drawn at once."""
+PICTURE_CHUNK, GRADIENT_CHUNK = 1 << 22, 1 << 20
+"""Pixels that are drawn at once, without gradients and with: 60 limbs keep some bytes each."""
 
 
 def render_skeletons(xy: Tensor, conf: Tensor, height: int, width: int) -> Tensor:
@@ -26,12 +27,12 @@ def render_skeletons(xy: Tensor, conf: Tensor, height: int, width: int) -> Tenso
     earlier ones; a point of the face covers the four pixels around it by their nearness. Frames are drawn a few at a
     time; where there are gradients a few are drawn again in the backward.
     """
-    points = xy.float().flatten(0, 1) * torch.tensor([width, height], device=xy.device, dtype=torch.float32)
+    points = xy.float().flatten(0, 1) * constant((width, height), xy.device)
     sure = conf.flatten(0, 1) >= CONFIDENT
-    draw = partial(_draw, height=height, width=width)
+    draw, chunk = partial(_draw, height=height, width=width), PICTURE_CHUNK
     if torch.is_grad_enabled() and points.requires_grad:
-        draw = partial(checkpoint, draw, use_reentrant=False, preserve_rng_state=False)
-    count = max(PICTURE_CHUNK // (height * width), 1)
+        draw, chunk = partial(checkpoint, draw, use_reentrant=False, preserve_rng_state=False), GRADIENT_CHUNK
+    count = max(chunk // (height * width), 1)
     pictures = [draw(p, s) for p, s in zip(points.split(count), sure.split(count), strict=True)]
     return torch.cat(pictures).unflatten(0, xy.shape[:2])
 
@@ -42,7 +43,7 @@ def _draw(points: Tensor, sure: Tensor, height: int, width: int) -> Tensor:
     columns = torch.arange(width, device=points.device, dtype=torch.float32) + 0.5
     line = max(round(min(height, width) / 96), 1)
     picture = points.new_zeros(len(points), 3, height, width)
-    inks = torch.tensor(COLOURS, device=points.device).view(-1, 3, 1, 1)
+    inks = constant(COLOURS, points.device).view(-1, 3, 1, 1)
     for number, ((a, b), ink) in enumerate(zip(LIMBS, inks, strict=True)):
         thick = line if number < len(BODY_LIMBS) else 1
         cover = _capsule(points[:, a], points[:, b], rows, columns, thick / 2) * _there(sure[:, a] & sure[:, b])

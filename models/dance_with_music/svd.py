@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from data.dance_with_music.schema import LATENT_CHANNELS
 from models.dance_with_music.config import DanceConfig, UnetConfig
 from models.dance_with_music.svd_attention import SpatioTemporalTransformer
+from models.layers.constants import constant
 
 VAE_SCALE = 0.18215
 """Scaling factor of SVD's VAE. Cached latents are scaled; SVD takes its reference unscaled."""
@@ -99,7 +100,7 @@ class SvdDenoiser(nn.Module):
     def _embed(self, level: Tensor) -> Tensor:
         """``[B, 4 C]`` of the noise level, and of frame rate, motion bucket and noise of the reference."""
         embedded = self.time_embedding(self.time_proj(level).to(self.dtype))
-        ids = torch.tensor(self.time_ids, dtype=torch.float32, device=level.device).repeat(len(level))
+        ids = constant(tuple(self.time_ids), level.device).repeat(len(level))
         return embedded + self.add_embedding(self.add_time_proj(ids).reshape(len(level), -1).to(embedded.dtype))
 
     def recompute_units(self) -> list[nn.Module]:

@@ -16,8 +16,6 @@ BACKENDS = {
 }
 """Name in a recipe -> diffusers' name and the package that it needs."""
 
-_HOPPER = (9, 0)
-
 
 class Attend(nn.Module):
     """softmax(q k^T / sqrt(d)) v without a mask; it holds the backend's name and no parameter."""
@@ -35,8 +33,8 @@ def resolve_backend(name: str, device: torch.device | str | None = None,
                     dtype: torch.dtype = torch.bfloat16) -> AttentionBackendName:
     """The backend that ``name`` means for tensors of ``dtype`` on ``device`` (None: a GPU where there is one).
 
-    ``auto`` is flash-attention where it imports, on a GPU and in 16 bits (version 3 first on Hopper), and PyTorch's own
-    attention elsewhere. Raises ``ValueError`` where a named one is unknown or cannot run here.
+    ``auto`` is flash-attention 2 where it imports, on a GPU and in 16 bits, and PyTorch's own attention elsewhere.
+    Raises ``ValueError`` where a named one is unknown or cannot run here.
     """
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -44,9 +42,8 @@ def resolve_backend(name: str, device: torch.device | str | None = None,
     if name == "auto":
         if not on_gpu or not short:
             return AttentionBackendName.NATIVE
-        hopper = torch.cuda.get_device_capability(device) == _HOPPER
-        candidates = ["flash_3", "flash"] if hopper else ["flash"]
-        return BACKENDS[next((c for c in candidates if not _import_error(c)), "sdpa")][0]
+        # Not version 3, on Hopper either: diffusers registers no backward for its kernel.
+        return BACKENDS["sdpa" if _import_error("flash") else "flash"][0]
     if name not in BACKENDS:
         raise ValueError(f"attention backend {name!r} is unknown, expected auto or one of {', '.join(BACKENDS)}")
     if name == "sdpa":

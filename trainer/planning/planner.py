@@ -158,8 +158,8 @@ def activation_bytes(costs: Sequence[ModuleCost], units: Mapping[str, int]) -> d
     inputs (and attention outputs), and one of them at a time all the rest."""
     kept = [c for c in costs if c.kind != "still"]
     again = [c for c in kept if _top(c.module) in units]
-    largest = max((sum(c.activation_bytes for c in again if _top(c.module) == top) / count
-                   for top, count in units.items()), default=0.0)
+    means = [sum(c.activation_bytes for c in again if _top(c.module) == top) / count for top, count in units.items()]
+    largest = max((c.unit_bytes for c in again), default=0.0) or max(means, default=0.0)
     block = largest + sum(c.boundary_bytes if c in again else c.activation_bytes for c in kept)
     return {"none": sum(c.activation_bytes for c in kept), "block": block,
             "selective": block + sum(c.attention_bytes for c in again)}
