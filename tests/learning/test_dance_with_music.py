@@ -9,6 +9,9 @@ from tests.tiny_dance import FAMILY, make_tiny_dance
 
 DANCES = 64
 STEPS = {"demo": {1: 300, 2: 60, 3: 60}, "demo-svd": {1: 300, 2: 100, 3: 60}}
+OF_ZERO = {"demo": 0.8, "demo-svd": 0.95}
+"""Shares of a prediction of zero below which B must end; measured in two runs 0.65 and 0.65, 0.885 and 0.890 (of SVD's
+UNet the attentions train alone, the random rest stays)."""
 SETTINGS = {"precision": "fp32", "recompute": "none", "logging.wandb": "off", "validation_samples": 6,
             "preview_samples": 0}
 
@@ -40,6 +43,6 @@ def test_poses_then_pictures_then_motion_are_learned(tmp_path, dance, profile):
     assert last["val_pose_error_px"] < last["val_pose_error_px_baseline"]
     trained = [line["pose_error_px"] for line in lines if line["stage"] == 1 and "pose_error_px" in line]
     assert trained[-1] < 0.5 * trained[0]
-    assert ends[2][-1]["val_diffusion_loss"] < 0.9 * ends[2][-1]["val_diffusion_loss_baseline"]
+    assert ends[2][-1]["val_diffusion_loss"] < OF_ZERO[profile] * ends[2][-1]["val_diffusion_loss_baseline"]
     assert ends[3][-1]["val_temporal_loss"] < 0.95 * ends[3][0]["val_temporal_loss"]
     assert (tmp_path / "run" / "stage3" / "adapter" / "m2p.safetensors").is_file()
