@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from data.dance_with_music.schema import KEYPOINTS, LATENT_CHANNELS, LATENT_STRIDE
+from data.dance_with_music.schema import LATENT_CHANNELS, LATENT_STRIDE
 from models.dance_with_music.loss_config import DiffusionConfig, LossConfig, SamplingConfig, ScheduleConfig
 
 Phase = Literal["m2p", "image", "motion", "joint", "guidance"]
@@ -221,10 +221,6 @@ class DanceConfig(_Section):
         if self.joint and self.plan == "guidance":
             raise ValueError("joint is true and plan is 'guidance', which has one stage; expected plan: stages")
         return self
-
-    @property
-    def keypoints(self) -> int:
-        return KEYPOINTS
 
     def phase(self, stage: int) -> Phase:
         """What stage ``stage``, counted from 1, does."""

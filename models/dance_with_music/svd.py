@@ -100,7 +100,7 @@ class SvdDenoiser(nn.Module):
     def _embed(self, level: Tensor) -> Tensor:
         """``[B, 4 C]`` of the noise level, and of frame rate, motion bucket and noise of the reference."""
         embedded = self.time_embedding(self.time_proj(level).to(self.dtype))
-        ids = constant(tuple(self.time_ids), level.device).repeat(len(level))
+        ids = constant(self.time_ids, level.device).repeat(len(level))
         return embedded + self.add_embedding(self.add_time_proj(ids).reshape(len(level), -1).to(embedded.dtype))
 
     def recompute_units(self) -> list[nn.Module]:
