@@ -4,10 +4,10 @@ from setuptools import find_packages, setup
 
 setup(
     name="stagecoach",
-    version="0.1.0",
+    version="0.2.0",
     description="A DeepSpeed trainer for diffusion adapters, in stages",
     python_requires=">=3.11",
-    packages=find_packages(include=["data*", "models*", "trainer*"]),
+    packages=find_packages(include=["stagecoach*"]),
     install_requires=[
         "torch>=2.9",
         "deepspeed>=0.19.8",
@@ -33,7 +33,6 @@ setup(
         "build": ["av>=18", "sentencepiece>=0.2.3", "librosa>=0.11", "h5py>=3.16", "onnxruntime>=1.24"],
         "s3": ["s3fs>=2026.1"],
         "gcs": ["gcsfs>=2026.1"],
-        "dev": ["pytest>=9", "pytest-timeout>=2.4", "hypothesis>=6.170", "ruff>=0.17",
-                "onnx>=1.23"],
+        "dev": ["pytest>=9", "pytest-timeout>=2.4", "hypothesis>=6.170", "ruff>=0.17", "onnx>=1.23"],
     },
 )

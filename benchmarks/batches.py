@@ -9,12 +9,20 @@ from typing import Any
 import torch
 from pydantic import BaseModel
 
-from data.schema import Field
-from models.family import Batch, Family
-from models.layers.keyed import rng_keys
+from stagecoach.data.format.schema import Field
+from stagecoach.models.common.keyed import rng_keys
+from stagecoach.models.family import Batch, Family
 
-TORCH_DTYPES = {"bf16": torch.bfloat16, "f16": torch.float16, "f32": torch.float32, "f64": torch.float64,
-                "u8": torch.uint8, "u16": torch.uint16, "i64": torch.int64, "image": torch.uint8}
+TORCH_DTYPES = {
+    "bf16": torch.bfloat16,
+    "f16": torch.float16,
+    "f32": torch.float32,
+    "f64": torch.float64,
+    "u8": torch.uint8,
+    "u16": torch.uint16,
+    "i64": torch.int64,
+    "image": torch.uint8,
+}
 
 
 @dataclass(frozen=True)
@@ -26,22 +34,30 @@ class Content:
     fill: Callable[[Batch], None]
 
 
-def synthetic_batch(family: Family, config: BaseModel, samples: int, device: torch.device | str, seed: int,
-                    stage: int) -> Batch:
+def synthetic_batch(
+    family: Family, config: BaseModel, samples: int, device: torch.device | str, seed: int, stage: int
+) -> Batch:
     """A batch of ``samples`` with every field that the schema requires, standard normal (integers: 0 to 9) but for what
     the family's ``Content`` sets. Raises ``ValueError`` for a family without an entry in ``CONTENT``."""
     if family.name not in CONTENT:
-        raise ValueError(f"family {family.name!r} has no entry in benchmarks/batches.py, expected one beside "
-                         f"{sorted(CONTENT)}")
+        raise ValueError(
+            f"family {family.name!r} has no entry in benchmarks/batches.py, expected one beside {sorted(CONTENT)}"
+        )
     content = CONTENT[family.name]
     sizes = content.sizes(config, stage)
     generator = torch.Generator(device).manual_seed(seed)
-    batch: Batch = {field.name: _random(field, sizes, samples, generator)
-                    for field in family.schema(config).fields if not field.optional}
+    batch: Batch = {
+        field.name: _random(field, sizes, samples, generator)
+        for field in family.schema(config).fields
+        if not field.optional
+    }
     content.fill(batch)
     uids = list(range(seed * samples, (seed + 1) * samples))
-    return batch | {"uid": torch.tensor(uids, device=device), "key": [f"random{uid}" for uid in uids],
-                    "rng_key": rng_keys(seed, stage, uids)}
+    return batch | {
+        "uid": torch.tensor(uids, device=device),
+        "key": [f"random{uid}" for uid in uids],
+        "rng_key": rng_keys(seed, stage, uids),
+    }
 
 
 def _random(field: Field, sizes: dict[str, int], samples: int, generator: torch.Generator) -> torch.Tensor:
@@ -55,8 +71,15 @@ def _random(field: Field, sizes: dict[str, int], samples: int, generator: torch.
 def _fantasy_world_sizes(config: Any, stage: int) -> dict[str, int]:
     clip = config.clip
     frames, height, width = clip.latent
-    return {"f": frames, "h": height, "w": width, "F": clip.frames, "H": clip.height, "W": clip.width,
-            "L": config.backbone.text_length}
+    return {
+        "f": frames,
+        "h": height,
+        "w": width,
+        "F": clip.frames,
+        "H": clip.height,
+        "W": clip.width,
+        "L": config.backbone.text_length,
+    }
 
 
 def _fantasy_world_fill(batch: Batch) -> None:
@@ -71,11 +94,17 @@ def _fantasy_world_fill(batch: Batch) -> None:
 
 
 def _movie_post_production_sizes(config: Any, stage: int) -> dict[str, int]:
-    from models.movie_post_production.flops import REFERENCES
+    from stagecoach.models.movie_post_production.flops import REFERENCES
 
     h, w = (2 * side for side in config.image.grid)
-    return {"h": h, "w": w, "H": config.image.height, "W": config.image.width, "L": config.backbone.text_length,
-            "N": min(config.instance.max_refs, REFERENCES)}
+    return {
+        "h": h,
+        "w": w,
+        "H": config.image.height,
+        "W": config.image.width,
+        "L": config.backbone.text_length,
+        "N": min(config.instance.max_refs, REFERENCES),
+    }
 
 
 def _movie_post_production_fill(batch: Batch) -> None:
@@ -92,12 +121,18 @@ def _movie_post_production_fill(batch: Batch) -> None:
 
 def _dance_sizes(config: Any, stage: int) -> dict[str, int]:
     """The longest window of the stage."""
-    from models.dance_with_music.schedules import window_frames
+    from stagecoach.models.dance_with_music.schedules import window_frames
 
     h, w = config.picture.latent
     longest = window_frames(config.frames, config.schedules.grown, config.phase(stage), 1, 1, 10**6)
-    return {"F": longest, "R": config.reference.count, "h": h, "w": w, "H": config.picture.height,
-            "W": config.picture.width}
+    return {
+        "F": longest,
+        "R": config.reference.count,
+        "h": h,
+        "w": w,
+        "H": config.picture.height,
+        "W": config.picture.width,
+    }
 
 
 def _dance_fill(batch: Batch) -> None:
@@ -118,4 +153,5 @@ def _dance_fill(batch: Batch) -> None:
 CONTENT: dict[str, Content] = {
     "dance_with_music": Content(_dance_sizes, _dance_fill),
     "fantasy_world": Content(_fantasy_world_sizes, _fantasy_world_fill),
-    "movie_post_production": Content(_movie_post_production_sizes, _movie_post_production_fill)}
+    "movie_post_production": Content(_movie_post_production_sizes, _movie_post_production_fill),
+}

@@ -22,16 +22,16 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from benchmarks.batches import synthetic_batch
-from models import get_family
-from models.family import Batch, Progress, StageSpec, Trainable
-from models.layers.attention import resolve_backend, set_backend
-from trainer.cli import build_parser, json_output, parse, run_main
-from trainer.freeze import freeze
-from trainer.hardware import device_name, peak_flops, peak_memory_bytes
-from trainer.objective import weighted_total
-from trainer.recipe import Recipe, StageRecipe
-from trainer.recompute import apply_recompute
-from trainer.settings import overlay
+from stagecoach.models import get_family
+from stagecoach.models.common.attention import resolve_backend, set_backend
+from stagecoach.models.family import Batch, Progress, StageSpec, Trainable
+from stagecoach.trainer.activation_checkpointing import apply_activation_checkpointing
+from stagecoach.trainer.cli import build_parser, json_output, parse, run_main
+from stagecoach.trainer.freeze import freeze
+from stagecoach.trainer.hardware import device_name, peak_flops, peak_memory_bytes
+from stagecoach.trainer.objective import weighted_total
+from stagecoach.trainer.recipe import Recipe, StageRecipe
+from stagecoach.trainer.settings import overlay
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 Step = Callable[[Batch, Progress], float]
@@ -52,7 +52,7 @@ def measure(recipe: Recipe, index: int, *, plain: bool = False, warmup: int = 3,
     set_backend(network, backend)
     trained = freeze(network, spec)
     trainable = sum(p.numel() for p in network.parameters() if p.requires_grad)
-    apply_recompute(family.recompute_units(network), recipe.recompute)
+    apply_activation_checkpointing(family.recompute_units(network), recipe.activation_checkpointing)
     step = (plain_step if plain else engine_step)(network, trained, recipe, stage, spec)
 
     progress = Progress(0, stage.steps, index, recipe.seed)
@@ -69,15 +69,30 @@ def measure(recipe: Recipe, index: int, *, plain: bool = False, warmup: int = 3,
     flops = sum(cost.forward + cost.backward for cost in costs)
     median, peak = statistics.median(seconds), peak_flops(device_name(device))
     return {
-        "family": recipe.family, "size": recipe.size, "stage": index, "device": device_name(device),
-        "engine": "plain" if plain else f"deepspeed zero{recipe.zero}", "precision": recipe.precision,
-        "attention": backend.value, "recompute": recipe.recompute, "micro_batch": stage.micro_batch,
-        "model": config.model_dump(mode="json"), "torch": torch.__version__, "warmup": warmup, "steps": steps,
+        "family": recipe.family,
+        "size": recipe.size,
+        "stage": index,
+        "device": device_name(device),
+        "engine": "plain" if plain else f"deepspeed zero{recipe.zero}",
+        "precision": recipe.precision,
+        "attention": backend.value,
+        "activation_checkpointing": recipe.activation_checkpointing,
+        "micro_batch": stage.micro_batch,
+        "model": config.model_dump(mode="json"),
+        "torch": torch.__version__,
+        "warmup": warmup,
+        "steps": steps,
         "trainable": trainable,
-        "step_seconds": median, "step_seconds_least": min(seconds), "step_seconds_most": max(seconds),
-        "samples_per_second": stage.micro_batch / median, "flops_per_sample": flops,
+        "step_seconds": median,
+        "step_seconds_least": min(seconds),
+        "step_seconds_most": max(seconds),
+        "samples_per_second": stage.micro_batch / median,
+        "flops_per_sample": flops,
         "mfu": stage.micro_batch * flops / (median * peak) if peak else None,
-        "peak_memory_bytes": peak_memory_bytes(device), "first_loss": losses[0], "last_loss": losses[-1]}
+        "peak_memory_bytes": peak_memory_bytes(device),
+        "first_loss": losses[0],
+        "last_loss": losses[-1],
+    }
 
 
 def with_random_base(recipe: Recipe) -> Recipe:
@@ -112,17 +127,21 @@ def timed(step: Step, batch: Batch, progress: Progress, device: torch.device) ->
     return first.elapsed_time(last) / 1000, float(loss)
 
 
-def engine_step(network: nn.Module, trained: dict[str, Trainable], recipe: Recipe, stage: StageRecipe,
-                spec: StageSpec) -> Step:
+def engine_step(
+    network: nn.Module, trained: dict[str, Trainable], recipe: Recipe, stage: StageRecipe, spec: StageSpec
+) -> Step:
     """Through DeepSpeed, with the recipe's ZeRO stage on one rank."""
-    from data.stream import Batching
-    from trainer.distributed import start
-    from trainer.engine import deepspeed_config, parameter_groups, start_engine
-    from trainer.subset import engine_module
+    from stagecoach.data.streaming.stream import Batching
+    from stagecoach.trainer.distributed import start
+    from stagecoach.trainer.engine import deepspeed_config, parameter_groups, start_engine
+    from stagecoach.trainer.subset import engine_module
 
     start()
-    engine = start_engine(engine_module(network, recipe.frozen), parameter_groups(network, trained, recipe),
-                          deepspeed_config(recipe, stage, Batching(stage.micro_batch, stage.micro_batch, 1)))
+    engine = start_engine(
+        engine_module(network, recipe.frozen),
+        parameter_groups(network, trained, recipe),
+        deepspeed_config(recipe, stage, Batching(stage.micro_batch, stage.micro_batch, 1)),
+    )
 
     def step(batch: Batch, progress: Progress) -> Tensor:
         loss = weighted_total(engine(batch, progress)["losses"], spec, stage.loss_weights, progress).mean()
@@ -133,15 +152,22 @@ def engine_step(network: nn.Module, trained: dict[str, Trainable], recipe: Recip
     return step
 
 
-def plain_step(network: nn.Module, trained: dict[str, Trainable], recipe: Recipe, stage: StageRecipe,
-               spec: StageSpec) -> Step:
+def plain_step(
+    network: nn.Module, trained: dict[str, Trainable], recipe: Recipe, stage: StageRecipe, spec: StageSpec
+) -> Step:
     """PyTorch's AdamW on fp32 masters of trainable weights that are used in the recipe's precision."""
     weights = [p for p in network.parameters() if p.requires_grad]
     masters = [p.detach().float().clone() for p in weights]
     for weight in weights:
         weight.data = weight.data.to(DTYPES[recipe.precision])
-    optimizer = torch.optim.AdamW(masters, lr=stage.learning_rate, betas=recipe.optimizer.betas,
-                                  eps=recipe.optimizer.eps, weight_decay=recipe.optimizer.weight_decay, fused=True)
+    optimizer = torch.optim.AdamW(
+        masters,
+        lr=stage.learning_rate,
+        betas=recipe.optimizer.betas,
+        eps=recipe.optimizer.eps,
+        weight_decay=recipe.optimizer.weight_decay,
+        fused=True,
+    )
 
     def step(batch: Batch, progress: Progress) -> Tensor:
         loss = weighted_total(network(batch, progress)["losses"], spec, stage.loss_weights, progress).mean()
@@ -160,17 +186,21 @@ def plain_step(network: nn.Module, trained: dict[str, Trainable], recipe: Recipe
 
 
 def show(result: dict[str, Any]) -> None:
-    table = Table(title=f"{result['family']} {result['size']} stage {result['stage']} on {result['device']}",
-                  title_justify="left", show_header=False)
+    table = Table(
+        title=f"{result['family']} {result['size']} stage {result['stage']} on {result['device']}",
+        title_justify="left",
+        show_header=False,
+    )
     rows = {
         "engine": f"{result['engine']}, {result['precision']}, attention {result['attention']}, recompute "
-                  f"{result['recompute']}, micro-batch {result['micro_batch']}",
+        f"{result['activation_checkpointing']}, micro-batch {result['micro_batch']}",
         "step": f"{result['step_seconds']:.4f} s (median of {result['steps']}, {result['step_seconds_least']:.4f} to "
-                f"{result['step_seconds_most']:.4f})",
+        f"{result['step_seconds_most']:.4f})",
         "samples/s": f"{result['samples_per_second']:.3f}",
         "TFLOP per sample": f"{result['flops_per_sample'] / 1e12:.2f}",
         "MFU": "peak rate unknown" if result["mfu"] is None else f"{result['mfu']:.1%}",
-        "peak memory": f"{result['peak_memory_bytes'] / 2**30:.2f} GiB"}
+        "peak memory": f"{result['peak_memory_bytes'] / 2**30:.2f} GiB",
+    }
     for name, value in rows.items():
         table.add_row(name, value)
     Console(width=100).print(table)
@@ -184,8 +214,7 @@ def main() -> int:
     parser.add_argument("--plain", action="store_true", help="without DeepSpeed")
     recipe, arguments = parse(parser=parser, reads_data=False)
     with json_output(arguments.json) as emit:
-        result = measure(recipe, arguments.stage, plain=arguments.plain, warmup=arguments.warmup,
-                         steps=arguments.steps)
+        result = measure(recipe, arguments.stage, plain=arguments.plain, warmup=arguments.warmup, steps=arguments.steps)
         emit(result)
     if not arguments.json:
         show(result)

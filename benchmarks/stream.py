@@ -25,17 +25,18 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
-from data.collection import Collection
-from data.dataset import ShardSet
-from data.files import MANIFEST
-from data.plan import SamplePlan
-from data.schema import Field, SampleSchema
-from data.shards import ShardWriter, write_manifest
-from data.stream import Batching, Stream
-from trainer.cli import json_output, run_main
+from stagecoach.data.files import MANIFEST
+from stagecoach.data.format.schema import Field, SampleSchema
+from stagecoach.data.format.shards import ShardWriter, write_manifest
+from stagecoach.data.streaming.dataset import ShardSet
+from stagecoach.data.streaming.mixture import DatasetMixture
+from stagecoach.data.streaming.plan import SamplePlan
+from stagecoach.data.streaming.stream import Batching, Stream
+from stagecoach.trainer.cli import json_output, run_main
 
-LARGE = SampleSchema("stream_benchmark", 1, (
-    Field("latent", "bf16", (16, 16, 44, 64)), Field("text", "bf16", ("L", 4096), pad=0)))
+LARGE = SampleSchema(
+    "stream_benchmark", 1, (Field("latent", "bf16", (16, 16, 44, 64)), Field("text", "bf16", ("L", 4096), pad=0))
+)
 """A clip's latent and its text states: 1.8 MB at 40 tokens."""
 SMALL = SampleSchema("stream_memory", 1, (Field("latent", "bf16", (16, 8, 8)), Field("text", "bf16", ("L", 64), pad=0)))
 READERS = Path(__file__).with_name("stream_readers.py")
@@ -52,25 +53,40 @@ def write_set(folder: Path, schema: SampleSchema, samples: int, tokens: int, max
     shape = schema.fields[0].shape
     with ShardWriter(folder, schema, max_bytes=max_bytes) as writer:
         for number in range(samples):
-            writer.add(f"clip{number:06d}", {"latent": rng.integers(0, 1 << 15, shape).astype(np.uint16),
-                                             "text": rng.integers(0, 1 << 15, (tokens, schema.fields[1].shape[1]))
-                                             .astype(np.uint16)})
+            writer.add(
+                f"clip{number:06d}",
+                {
+                    "latent": rng.integers(0, 1 << 15, shape).astype(np.uint16),
+                    "text": rng.integers(0, 1 << 15, (tokens, schema.fields[1].shape[1])).astype(np.uint16),
+                },
+            )
     write_manifest(folder, schema, writer.shards, {}, {})
 
 
 def stream_of(folder: Path, schema: SampleSchema, batch: int, start: int, stop: int, workers: int) -> Stream:
-    collection = Collection([ShardSet.open(folder, schema)])
-    plan = SamplePlan(collection.members()[0], global_batch=batch, seed=0)
-    return Stream(collection, plan=plan, batching=Batching(batch, batch, 1), rank=0, start_step=start, stop_step=stop,
-                  workers=workers)
+    mixture = DatasetMixture([ShardSet.open(folder, schema)])
+    plan = SamplePlan(mixture.members()[0], global_batch=batch, seed=0)
+    return Stream(
+        mixture,
+        plan=plan,
+        batching=Batching(batch, batch, 1),
+        rank=0,
+        start_step=start,
+        stop_step=stop,
+        workers=workers,
+    )
 
 
 def speed(arguments: Namespace) -> dict[str, Any]:
     """Run each reader in processes of its own and set the best rounds side by side."""
     folder = arguments.folder
     write_set(folder / "tars", LARGE, arguments.samples, 40, 500 * 10**6)
-    readers = {"stagecoach": sys.executable, "stagecoach batches": sys.executable, "webdataset": sys.executable,
-               "webdataset batches": sys.executable}
+    readers = {
+        "stagecoach": sys.executable,
+        "stagecoach batches": sys.executable,
+        "webdataset": sys.executable,
+        "webdataset batches": sys.executable,
+    }
     if arguments.streaming_python:
         _reader(arguments.streaming_python, "write-mds", folder)
         readers["mosaicml-streaming"] = arguments.streaming_python
@@ -78,31 +94,51 @@ def speed(arguments: Namespace) -> dict[str, Any]:
     for _ in range(arguments.rounds):
         for name, python in readers.items():
             rounds[name].append(_reader(python, name, folder))
-    best = {name: {"samples_per_second": max(r["samples_per_second"] for r in found),
-                   "cpu_ms_per_sample": min(r["cpu_ms_per_sample"] for r in found)} for name, found in rounds.items()}
-    resumed = {name: {str(depth): min(_reader(python, f"resume {name}", folder, depth)["seconds"]
-                                      for _ in range(arguments.rounds)) for depth in DEPTHS}
-               for name, python in readers.items() if "batches" not in name}
+    best = {
+        name: {
+            "samples_per_second": max(r["samples_per_second"] for r in found),
+            "cpu_ms_per_sample": min(r["cpu_ms_per_sample"] for r in found),
+        }
+        for name, found in rounds.items()
+    }
+    resumed = {
+        name: {
+            str(depth): min(
+                _reader(python, f"resume {name}", folder, depth)["seconds"] for _ in range(arguments.rounds)
+            )
+            for depth in DEPTHS
+        }
+        for name, python in readers.items()
+        if "batches" not in name
+    }
     ours = best["stagecoach"]
-    ratios = {name: {"samples_per_second": ours["samples_per_second"] / found["samples_per_second"],
-                     "cpu_per_sample": found["cpu_ms_per_sample"] / ours["cpu_ms_per_sample"]}
-              for name, found in best.items() if name in ("webdataset", "mosaicml-streaming")}
+    ratios = {
+        name: {
+            "samples_per_second": ours["samples_per_second"] / found["samples_per_second"],
+            "cpu_per_sample": found["cpu_ms_per_sample"] / ours["cpu_ms_per_sample"],
+        }
+        for name, found in best.items()
+        if name in ("webdataset", "mosaicml-streaming")
+    }
     ratios["webdataset batches"] = {
         "samples_per_second": best["stagecoach batches"]["samples_per_second"]
         / best["webdataset batches"]["samples_per_second"],
         "cpu_per_sample": best["webdataset batches"]["cpu_ms_per_sample"]
-        / best["stagecoach batches"]["cpu_ms_per_sample"]}
+        / best["stagecoach batches"]["cpu_ms_per_sample"],
+    }
     for name, found in resumed.items():
         if name != "stagecoach":
             ratios[name]["first_sample_after_resume"] = {
-                depth: seconds / resumed["stagecoach"][depth] for depth, seconds in found.items()}
+                depth: seconds / resumed["stagecoach"][depth] for depth, seconds in found.items()
+            }
     return {"readers": best, "first_sample_after_resume_seconds": resumed, "times_better_than": ratios}
 
 
 def _reader(python: str | Path, name: str, folder: Path, depth: float = 0.0) -> dict[str, float]:
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(READERS.parents[1])}
-    done = subprocess.run([str(python), str(READERS), name, str(folder), str(depth)], env=environment, text=True,
-                          capture_output=True)
+    done = subprocess.run(
+        [str(python), str(READERS), name, str(folder), str(depth)], env=environment, text=True, capture_output=True
+    )
     if done.returncode:
         raise RuntimeError(f"reader {name!r} failed: {done.stderr[-2000:]}")
     return json.loads(done.stdout.splitlines()[-1])
@@ -119,8 +155,10 @@ def memory(arguments: Namespace) -> dict[str, Any]:
                 points[(step + 1) * 8] = _resident_mb()
     growth = points[max(points)] - points[min(points)]
     if growth > GROWTH_MB:
-        raise MemoryError(f"the resident set grew by {growth:.1f} MB from {min(points):,} to {max(points):,} samples, "
-                          f"expected at most {GROWTH_MB:g}; see {points}")
+        raise MemoryError(
+            f"the resident set grew by {growth:.1f} MB from {min(points):,} to {max(points):,} samples, "
+            f"expected at most {GROWTH_MB:g}; see {points}"
+        )
     return {"resident_mb": points, "growth_mb": growth}
 
 

@@ -19,14 +19,14 @@ READ = 1000
 
 def stagecoach(folder, start=0):
     from benchmarks.stream import LARGE
-    from data.collection import Collection
-    from data.dataset import ShardSet
-    from data.plan import SamplePlan
+    from stagecoach.data.streaming.dataset import ShardSet
+    from stagecoach.data.streaming.mixture import DatasetMixture
+    from stagecoach.data.streaming.plan import SamplePlan
 
-    collection = Collection([ShardSet.open(folder / "tars", LARGE)])
-    plan = SamplePlan(collection.members()[0], global_batch=1, seed=0)
-    for position in range(start, len(collection)):
-        yield collection.read(plan.locate(position, 0)).arrays
+    mixture = DatasetMixture([ShardSet.open(folder / "tars", LARGE)])
+    plan = SamplePlan(mixture.members()[0], global_batch=1, seed=0)
+    for position in range(start, len(mixture)):
+        yield mixture.read(plan.locate(position, 0)).arrays
 
 
 def stagecoach_batches(folder):
@@ -59,7 +59,7 @@ def webdataset_batches(folder):
             longest = max(len(s["text.npy"]) for s in waiting)
             text = np.zeros((BATCH, longest, waiting[0]["text.npy"].shape[1]), np.uint16)
             for row, s in enumerate(waiting):
-                text[row, :len(s["text.npy"])] = s["text.npy"]
+                text[row, : len(s["text.npy"])] = s["text.npy"]
             waiting = []
 
 
@@ -113,8 +113,10 @@ def measure(samples, per_item):
         read += per_item
         if read >= READ:
             break
-    return {"samples_per_second": read / (time.perf_counter() - begin),
-            "cpu_ms_per_sample": 1e3 * (time.process_time() - cpu) / read}
+    return {
+        "samples_per_second": read / (time.perf_counter() - begin),
+        "cpu_ms_per_sample": 1e3 * (time.process_time() - cpu) / read,
+    }
 
 
 def main():

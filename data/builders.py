@@ -13,13 +13,15 @@ from typing import Any
 
 import numpy as np
 
-from data.building.jobs import BuildJob, EncodedSample, Statistics
-from data.dataset import Sample
-from data.progress import Track
+from stagecoach.data.building.jobs import BuildJob, EncodedSample, Statistics
+from stagecoach.data.progress import Track
+from stagecoach.data.streaming.dataset import Sample
 
-BUILDERS = {"fantasy_world": "data.fantasy_world.builder",
-            "movie_post_production": "data.movie_post_production.builder",
-            "dance_with_music": "data.dance_with_music.builder"}
+BUILDERS = {
+    "fantasy_world": "stagecoach.data.fantasy_world.builder",
+    "movie_post_production": "stagecoach.data.movie_post_production.builder",
+    "dance_with_music": "stagecoach.data.dance_with_music.builder",
+}
 """Family (also the name of its sample schema) -> module with a class ``FamilyBuilder``, imported when it is used: a
 builder needs video, audio and encoder packages that reading shards does not."""
 

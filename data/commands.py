@@ -13,13 +13,13 @@ from typing import Any
 
 from rich.console import Console
 
-from data.builders import BUILDERS, builder
-from data.building.build import build
-from data.building.options import BuildOptions
-from data.building.places import Place
-from data.building.summary import build_summary, summary_table
-from data.care import commands as care_commands
-from data.progress import track, untracked
+from stagecoach.data.builders import BUILDERS, builder
+from stagecoach.data.building.build import build
+from stagecoach.data.building.options import BuildOptions
+from stagecoach.data.building.summary import build_summary, summary_table
+from stagecoach.data.building.worker_rank import WorkerRank
+from stagecoach.data.maintenance import commands as care_commands
+from stagecoach.data.progress import track, untracked
 
 DEFAULT_FAMILY = "fantasy_world"
 FAMILY_COMMANDS = ("build", "synthesize")
@@ -60,22 +60,48 @@ def parse(argv: Sequence[str] | None = None, description: str | None = None) -> 
 def _add_build(command: ArgumentParser) -> None:
     """Options of ``build`` that all families share."""
     command.add_argument("--input", type=Path, required=True, metavar="RAW", help="folder of the raw data set")
-    command.add_argument("--output", type=Path, required=True, metavar="SHARDS",
-                         help="folder to be made; a build that was stopped there goes on")
-    command.add_argument("--workers", type=int, default=1, metavar="N",
-                         help="processes to start on this machine, each with a GPU in turn (default: 1); one started "
-                              "by torchrun, deepspeed, srun or as a Slurm array takes its share")
-    command.add_argument("--holdout", type=float, default=0.1, metavar="PART",
-                         help="part of the items for the val split where the raw data does not say (default: 0.1)")
-    command.add_argument("--skip-bad", action="store_true",
-                         help="leave bad items out and list them in skipped.jsonl (default: the first one stops)")
-    command.add_argument("--replace", action="store_true",
-                         help="build anew where SHARDS holds finished shards, which stay until the new ones are "
-                              "whole, or where a build with other settings was begun")
-    command.add_argument("--max-shard-bytes", type=int, default=10**9, metavar="N",
-                         help="size of a tar (default: 1 GB)")
-    command.add_argument("--part-items", type=int, metavar="N",
-                         help="items that are made at once, or again after a kill (default: about a full tar)")
+    command.add_argument(
+        "--output",
+        type=Path,
+        required=True,
+        metavar="SHARDS",
+        help="folder to be made; a build that was stopped there goes on",
+    )
+    command.add_argument(
+        "--workers",
+        type=int,
+        default=1,
+        metavar="N",
+        help="processes to start on this machine, each with a GPU in turn (default: 1); one started "
+        "by torchrun, deepspeed, srun or as a Slurm array takes its share",
+    )
+    command.add_argument(
+        "--holdout",
+        type=float,
+        default=0.1,
+        metavar="PART",
+        help="part of the items for the val split where the raw data does not say (default: 0.1)",
+    )
+    command.add_argument(
+        "--skip-bad",
+        action="store_true",
+        help="leave bad items out and list them in skipped.jsonl (default: the first one stops)",
+    )
+    command.add_argument(
+        "--replace",
+        action="store_true",
+        help="build anew where SHARDS holds finished shards, which stay until the new ones are "
+        "whole, or where a build with other settings was begun",
+    )
+    command.add_argument(
+        "--max-shard-bytes", type=int, default=10**9, metavar="N", help="size of a tar (default: 1 GB)"
+    )
+    command.add_argument(
+        "--part-items",
+        type=int,
+        metavar="N",
+        help="items that are made at once, or again after a kill (default: about a full tar)",
+    )
 
 
 def execute(arguments: Namespace) -> tuple[dict[str, Any], int]:
@@ -89,16 +115,27 @@ def execute(arguments: Namespace) -> tuple[dict[str, Any], int]:
 
 
 def _build(arguments: Namespace) -> dict[str, Any]:
-    place = Place.detect()
-    options = BuildOptions(arguments.holdout, arguments.skip_bad, arguments.replace, arguments.max_shard_bytes,
-                           arguments.part_items, arguments.workers)
+    worker_rank = WorkerRank.detect()
+    options = BuildOptions(
+        arguments.holdout,
+        arguments.skip_bad,
+        arguments.replace,
+        arguments.max_shard_bytes,
+        arguments.part_items,
+        arguments.workers,
+    )
     try:
         # Side by side on one terminal, the bars of several processes could not be read.
-        report = build(builder(arguments.family).job(arguments), arguments.output, options,
-                       untracked if place.local else track, place)
+        report = build(
+            builder(arguments.family).job(arguments),
+            arguments.output,
+            options,
+            untracked if worker_rank.local else track,
+            worker_rank,
+        )
     except (ValueError, OSError) as error:
-        if place.rank:  # the scripts print the errors of rank 0 only, but here each worker has its own
-            print(f"{place}: {error}", file=sys.stderr, flush=True)
+        if worker_rank.rank:  # the scripts print the errors of rank 0 only, but here each worker has its own
+            print(f"{worker_rank}: {error}", file=sys.stderr, flush=True)
         raise
     return report.as_dict()
 

@@ -109,8 +109,10 @@ def refuse_foreign(directory: Path, marker: str) -> None:
     about to be written leaves in it."""
     taken = directory.exists() and (not directory.is_dir() or any(directory.iterdir()))
     if taken and not (directory / marker).is_file():
-        raise ValueError(f"{directory}: holds something else than {marker} and its files, expected an empty or a new "
-                         f"folder; nothing in it was touched")
+        raise ValueError(
+            f"{directory}: holds something else than {marker} and its files, expected an empty or a new "
+            f"folder; nothing in it was touched"
+        )
 
 
 def check_directory(directory: Path, hashes: bool = True) -> dict[str, Any]:

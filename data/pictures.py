@@ -8,10 +8,13 @@ INVALID = (96, 96, 96)
 
 # Polynomial fit of Google's Turbo colour map (R. Du, A. Mikhailov, 2019; Apache-2.0): rows are red, green, blue,
 # columns the powers 0 to 5.
-_TURBO = np.array([
-    [0.13572138, 4.61539260, -42.66032258, 132.13108234, -152.94239396, 59.28637943],
-    [0.09140261, 2.19418839, 4.84296658, -14.18503333, 4.27729857, 2.82956604],
-    [0.10667330, 12.64194608, -60.58204836, 110.36276771, -89.90310912, 27.34824973]])
+_TURBO = np.array(
+    [
+        [0.13572138, 4.61539260, -42.66032258, 132.13108234, -152.94239396, 59.28637943],
+        [0.09140261, 2.19418839, 4.84296658, -14.18503333, 4.27729857, 2.82956604],
+        [0.10667330, 12.64194608, -60.58204836, 110.36276771, -89.90310912, 27.34824973],
+    ]
+)
 
 
 def turbo(x: np.ndarray) -> np.ndarray:
@@ -40,5 +43,5 @@ def sheet(pictures: list[np.ndarray], columns: int) -> np.ndarray:
     out = np.full((rows, height, columns, width, 3), 255, np.uint8)
     for index, picture in enumerate(pictures):
         row, column = divmod(index, columns)
-        out[row, :picture.shape[0], column, :picture.shape[1]] = picture
+        out[row, : picture.shape[0], column, : picture.shape[1]] = picture
     return out.reshape(rows * height, columns * width, 3)

@@ -5,11 +5,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from data.commands import execute, parse, render
+from stagecoach.data.commands import execute, parse, render
 
 
 def main() -> int:
-    from trainer.cli import json_output
+    from stagecoach.trainer.cli import json_output
 
     arguments = parse(description=__doc__)
     with json_output(arguments.json) as emit:
@@ -22,6 +22,6 @@ def main() -> int:
 
 if __name__ == "__main__":
     # Not above: processes that check shards in parallel import this file again, and need no torch.
-    from trainer.cli import run_main
+    from stagecoach.trainer.cli import run_main
 
     run_main(main)

@@ -5,8 +5,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from trainer.cli import run_main
-from trainer.planning.planner import main
+from stagecoach.trainer.cli import run_main
+from stagecoach.trainer.planning.planner import main
 
 if __name__ == "__main__":
     run_main(lambda: main(__doc__))

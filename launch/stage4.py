@@ -5,8 +5,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from trainer.cli import run_main
-from trainer.run import main
+from stagecoach.trainer.cli import run_main
+from stagecoach.trainer.run import main
 
 if __name__ == "__main__":
     run_main(lambda: main(__doc__, stages=[4]))

@@ -5,12 +5,12 @@ from __future__ import annotations
 import difflib
 import importlib
 
-from models.family import Family
+from stagecoach.models.family import Family
 
 FAMILIES = {
-    "dance_with_music": "models.dance_with_music.family:DanceWithMusicFamily",
-    "fantasy_world": "models.fantasy_world.family:FantasyWorldFamily",
-    "movie_post_production": "models.movie_post_production.family:MoviePostProductionFamily",
+    "dance_with_music": "stagecoach.models.dance_with_music.family:DanceWithMusicFamily",
+    "fantasy_world": "stagecoach.models.fantasy_world.family:FantasyWorldFamily",
+    "movie_post_production": "stagecoach.models.movie_post_production.family:MoviePostProductionFamily",
 }
 
 

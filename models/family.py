@@ -17,14 +17,14 @@ import torch
 from pydantic import BaseModel
 from torch import Tensor, nn
 
-from data.schema import SampleSchema
-from data.windows import Window
+from stagecoach.data.format.schema import SampleSchema
+from stagecoach.data.streaming.windows import Window
 
 Batch = dict[str, Any]
 """Tensors of one micro-batch, each ``[B, ...]`` on the compute device, but for ``rng_key`` (int64 ``[B]``, on the CPU;
-``models.layers.keyed`` reads it) and ``key`` (a list of the B sample names)."""
+``models.common.keyed`` reads it) and ``key`` (a list of the B sample names)."""
 
-Place = Callable[[nn.Module], None]
+OnLoaded = Callable[[nn.Module], None]
 """Called with each frozen unit when its weights are in place; ``frozen: shard`` partitions the unit there and then."""
 
 
@@ -44,7 +44,7 @@ class Schedule:
     """A number that depends on the step of a stage.
 
     ``linear`` and ``cosine`` go from ``start`` to ``end`` between the fractions ``begin`` and ``finish`` of the stage
-    and are constant outside of them; ``step`` is ``end`` once ``has_begun`` says so.
+    and are constant outside of them; ``step`` is ``end`` once ``has_started`` says so.
     """
 
     start: float
@@ -57,7 +57,7 @@ class Schedule:
         if self.kind == "constant" or self.end is None:
             return self.start
         if self.kind == "step":
-            return self.end if has_begun(self.begin, progress.step, progress.total_steps) else self.start
+            return self.end if has_started(self.begin, progress.step, progress.total_steps) else self.start
         first, last = self.begin * progress.total_steps, self.finish * progress.total_steps
         part = 1.0 if last <= first else min(max((progress.step - first) / (last - first), 0.0), 1.0)
         if self.kind == "cosine":
@@ -65,7 +65,7 @@ class Schedule:
         return self.start + (self.end - self.start) * part
 
 
-def has_begun(begin: float, step: int, total_steps: int) -> bool:
+def has_started(begin: float, step: int, total_steps: int) -> bool:
     """Whether ``step`` is past the fraction ``begin`` of a stage. One comparison for losses and learning rates, so that
     they agree on the step."""
     return step >= begin * total_steps
@@ -90,16 +90,16 @@ class ExitCriterion:
 @dataclass(frozen=True)
 class Trainable:
     """Modules that train in a stage. ``pattern`` is a dotted module name in which ``*`` stands for one part. Before the
-    fraction ``opens`` of the stage their learning rate is 0; then it is ``lr_scale`` times the stage's, reached over as
+    fraction ``start_fraction`` of the stage their learning rate is 0; then it is ``lr_scale`` times the stage's, reached over as
     many steps as the stage warms up."""
 
     pattern: str
     lr_scale: float = 1.0
-    opens: float = 0.0
+    start_fraction: float = 0.0
 
 
 @dataclass(frozen=True)
-class Idle:
+class AllowNoGradient:
     """Trainable parameters (``pattern`` over dotted names, ``*`` for any run of characters) that may get no gradient,
     for the ``reason`` given, before ``until_step`` (always, where it is None)."""
 
@@ -117,7 +117,7 @@ class StageSpec:
     trainable: tuple[Trainable, ...]
     losses: tuple[LossTerm, ...]
     exits: tuple[ExitCriterion, ...] = ()
-    idle: tuple[Idle, ...] = ()
+    allow_no_gradient: tuple[AllowNoGradient, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ class ModuleCost:
     activation_bytes: float = 0.0
     """Bytes kept for the backward per sample without recompute, in bf16."""
     boundary_bytes: float = 0.0
-    """Bytes kept per sample under block recompute: the unit's inputs."""
+    """Bytes kept per sample under full recompute: the unit's inputs."""
     attention_bytes: float = 0.0
     """Bytes of attention outputs, which selective recompute keeps besides."""
     unit_bytes: float = 0.0
@@ -149,8 +149,11 @@ class ModuleCost:
 
     @property
     def backward(self) -> float:
-        return {"trained": 2 * self.linear + 2.5 * self.attention,
-                "passed": self.linear + 2.5 * self.attention, "still": 0.0}[self.kind]
+        return {
+            "trained": 2 * self.linear + 2.5 * self.attention,
+            "passed": self.linear + 2.5 * self.attention,
+            "still": 0.0,
+        }[self.kind]
 
 
 class Family(ABC):
@@ -179,17 +182,23 @@ class Family(ABC):
         """
 
     @abstractmethod
-    def load_base(self, network: nn.Module, config: BaseModel, device: torch.device | str, dtype: torch.dtype,
-                  place: Place | None = None) -> str:
+    def load_base(
+        self,
+        network: nn.Module,
+        config: BaseModel,
+        device: torch.device | str,
+        dtype: torch.dtype,
+        on_loaded: OnLoaded | None = None,
+    ) -> str:
         """Put the frozen weights (and what starts as a copy of them) in place, unit by unit, and return the sha256
         that stands for them. Raises ``ValueError`` naming the file and the names that are missing or left over."""
 
-    def begin(self, network: nn.Module, statistics: Mapping[str, Any]) -> None:
+    def init_from_statistics(self, network: nn.Module, statistics: Mapping[str, Any]) -> None:
         """Set first values that depend on the data, from the ``statistics`` of the training split's manifest, before an
         adapter or a checkpoint is loaded."""
         return None
 
-    def part(self, name: str) -> str:
+    def adapter_file(self, name: str) -> str:
         """The file of an adapter, without its ending, that the parameter ``name`` is written to."""
         return "model"
 
@@ -198,8 +207,9 @@ class Family(ABC):
         Raises ``ValueError`` as ``load_base`` would."""
         return f"{self.name} looks at its base weights when it loads them"
 
-    def helpers(self, config: BaseModel, stage: int, device: torch.device | str,
-                dtype: torch.dtype) -> dict[str, nn.Module]:
+    def helpers(
+        self, config: BaseModel, stage: int, device: torch.device | str, dtype: torch.dtype
+    ) -> dict[str, nn.Module]:
         """Frozen modules outside the network and outside the engine (a VAE decoder, a face embedder)."""
         return {}
 
@@ -222,8 +232,10 @@ class Family(ABC):
     def diffusers_lora(self, config: BaseModel, stage: int, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The LoRA among an adapter's ``tensors`` as ``load_lora_weights`` of diffusers' pipelines takes it. Raises
         ``ValueError`` for a family that trains none."""
-        raise ValueError(f"family {self.name!r} trains no LoRA that a pipeline of diffusers could load; export its "
-                         "adapter as it is, with --layout adapter")
+        raise ValueError(
+            f"family {self.name!r} trains no LoRA that a pipeline of diffusers could load; export its "
+            "adapter as it is, with --layout adapter"
+        )
 
     def window(self, config: Any, stage: int, step: int, total_steps: int, epoch: int) -> Window | None:
         """The window of each clip that optimizer step ``step`` of a stage takes, None for whole samples. It may grow
@@ -231,8 +243,9 @@ class Family(ABC):
         return None
 
     @abstractmethod
-    def validate(self, network: nn.Module, batch: Batch, progress: Progress,
-                 statistics: Mapping[str, Any]) -> dict[str, tuple[Tensor, Tensor]]:
+    def validate(
+        self, network: nn.Module, batch: Batch, progress: Progress, statistics: Mapping[str, Any]
+    ) -> dict[str, tuple[Tensor, Tensor]]:
         """Sums and counts (fp32 scalars) by metric name over a held-out batch, with noise and timesteps fixed per
         sample. ``statistics`` are those of the training split's manifest; a name that ends in ``_baseline`` is what the
         best trivial predictor made from them reaches on the same numbers."""

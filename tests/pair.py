@@ -81,13 +81,22 @@ class Pair:
 
 
 def _serve(pipe: Connection, rank: int, size: int, port: int) -> None:
-    os.environ.update(RANK=str(rank), WORLD_SIZE=str(size), LOCAL_RANK=str(rank), LOCAL_SIZE=str(size),
-                      MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), DS_ACCELERATOR="cpu", OMP_NUM_THREADS="1",
-                      CROSS_RANK="0", CROSS_SIZE="1")
+    os.environ.update(
+        RANK=str(rank),
+        WORLD_SIZE=str(size),
+        LOCAL_RANK=str(rank),
+        LOCAL_SIZE=str(size),
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(port),
+        DS_ACCELERATOR="cpu",
+        OMP_NUM_THREADS="1",
+        CROSS_RANK="0",
+        CROSS_SIZE="1",
+    )
     import torch
 
     torch.set_num_threads(1)
-    from models import FAMILIES
+    from stagecoach.models import FAMILIES
 
     FAMILIES["toy"] = "tests.toy:ToyFamily"
     while True:

@@ -10,8 +10,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-MAY_IMPORT = {"data": {"data"}, "models": {"data", "models"}, "trainer": {"data", "models", "trainer"},
-              "launch": {"data", "models", "trainer", "launch"}}
+MAY_IMPORT = {
+    "data": {"data"},
+    "models": {"data", "models"},
+    "trainer": {"data", "models", "trainer"},
+    "launch": {"data", "models", "trainer", "launch"},
+}
 
 
 def imports(path: Path) -> set[str]:
@@ -32,7 +36,10 @@ def test_packages_import_downwards_only(package):
     files = list((ROOT / package).rglob("*.py"))
     assert files
     for path in files:
-        ours = {name.split(".")[0] for name in imports(path)} & set(MAY_IMPORT)
+        found = imports(path)
+        bare = sorted(name for name in found if name.split(".")[0] in MAY_IMPORT)
+        assert not bare, f"{path.relative_to(ROOT)} imports {bare}, expected stagecoach.*"
+        ours = {name.split(".")[1] for name in found if name.startswith("stagecoach.")} & set(MAY_IMPORT)
         assert ours <= MAY_IMPORT[package], f"{path.relative_to(ROOT)} imports {sorted(ours - MAY_IMPORT[package])}"
 
 
@@ -41,7 +48,9 @@ def test_the_trainer_names_no_family():
     assert "fantasy_world" in families
     for path in (ROOT / "trainer").rglob("*.py"):
         for name in imports(path):
-            assert not any(name.startswith(f"models.{family}") for family in families), f"{path} imports {name}"
+            assert not any(name.startswith(f"stagecoach.models.{family}") for family in families), (
+                f"{path} imports {name}"
+            )
 
 
 def test_a_script_gets_this_repositorys_packages_even_if_others_are_installed(tmp_path):
@@ -49,13 +58,21 @@ def test_a_script_gets_this_repositorys_packages_even_if_others_are_installed(tm
         (tmp_path / package).mkdir()
         (tmp_path / package / "__init__.py").write_text("raise ImportError('the wrong package')")
     result = subprocess.run(
-        [sys.executable, "-c", f"import sys, runpy; sys.path.append({str(ROOT / 'launch')!r})\n"
-         f"sys.argv = ['stage1.py', '--help']\nrunpy.run_path({str(ROOT / 'launch' / 'stage1.py')!r}, run_name='x')\n"
-         "import models; print(models.__file__)"],
-        env={"PYTHONPATH": str(tmp_path), "PATH": "/usr/bin:/bin", "DS_ACCELERATOR": "cpu"}, capture_output=True,
-        text=True, cwd=tmp_path)
+        [
+            sys.executable,
+            "-c",
+            f"import sys, runpy; sys.path.append({str(ROOT / 'launch')!r})\n"
+            f"sys.argv = ['stage1.py', '--help']\nrunpy.run_path({str(ROOT / 'launch' / 'stage1.py')!r}, "
+            f"run_name='x')\n"
+            "from stagecoach import models; print(models.__file__)",
+        ],
+        env={"PYTHONPATH": str(tmp_path), "PATH": "/usr/bin:/bin", "DS_ACCELERATOR": "cpu"},
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
     assert result.returncode == 0, result.stderr
-    assert Path(result.stdout.strip().splitlines()[-1]) == ROOT / "models" / "__init__.py"
+    assert Path(result.stdout.strip().splitlines()[-1]) == ROOT / "stagecoach" / "models" / "__init__.py"
 
 
 def test_every_launch_script_puts_the_repository_first():

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from trainer.recipe import DS_CONFIGS, OWNED
+from stagecoach.trainer.recipe import DS_CONFIGS, OWNED
 
 FILES = sorted(DS_CONFIGS.glob("*.json"))
 NAMES = ["zero1", "zero2", "zero3", "zero3_cpu", "zero3_hpz", "zero3_offload"]
@@ -26,7 +26,7 @@ def readme_table() -> dict[str, dict[str, str]]:
     start = next(i for i, line in enumerate(lines) if line.startswith("| key |"))
     columns = [cell.strip() for cell in lines[start].strip("|").split("|")]
     table = {}
-    for line in lines[start + 2:]:
+    for line in lines[start + 2 :]:
         cells = [cell.strip() for cell in line.strip("|").split("|")]
         assert len(cells) == len(columns), line
         table[cells[0].strip("`")] = dict(zip(columns[1:], cells[1:], strict=True))

@@ -8,21 +8,21 @@ from typing import Any
 
 import torch
 
-from data.building.build import build
-from data.building.options import BuildOptions as ShardOptions
-from data.dance_with_music.builder import write_encoders
-from data.dance_with_music.encode import EncoderPaths
-from data.dance_with_music.job import DanceJob, RawOptions
-from data.dance_with_music.segment import SegmentOptions
-from data.dance_with_music.synthetic import write_synthetic
-from data.dataset import ShardSet
-from data.stream import collate
-from data.windows import cut
-from models.dance_with_music.config import DanceConfig
-from models.dance_with_music.family import DanceWithMusicFamily
-from models.family import Batch, Progress
-from models.layers.keyed import rng_keys
-from trainer.freeze import freeze
+from stagecoach.data.building.build import build
+from stagecoach.data.building.options import BuildOptions as ShardOptions
+from stagecoach.data.dance_with_music.builder import write_encoders
+from stagecoach.data.dance_with_music.encode import EncoderPaths
+from stagecoach.data.dance_with_music.job import DanceJob, RawOptions
+from stagecoach.data.dance_with_music.segment import SegmentOptions
+from stagecoach.data.dance_with_music.synthetic import write_synthetic
+from stagecoach.data.streaming.dataset import ShardSet
+from stagecoach.data.streaming.stream import collate
+from stagecoach.data.streaming.windows import cut
+from stagecoach.models.common.keyed import rng_keys
+from stagecoach.models.dance_with_music.config import DanceConfig
+from stagecoach.models.dance_with_music.family import DanceWithMusicFamily
+from stagecoach.models.family import Batch, Progress
+from stagecoach.trainer.freeze import freeze
 
 FAMILY = "dance_with_music"
 
@@ -37,18 +37,23 @@ class TinyDance:
     def samples(self, config: DanceConfig, split: str = "train") -> ShardSet:
         return ShardSet.open(self.shards / split, DanceWithMusicFamily().schema(config))
 
-    def batch(self, config: DanceConfig, stage: int, count: int = 2, step: int = 0, total: int = 10,
-              split: str = "train") -> Batch:
+    def batch(
+        self, config: DanceConfig, stage: int, count: int = 2, step: int = 0, total: int = 10, split: str = "train"
+    ) -> Batch:
         """The first samples of a split, with the windows of a step."""
         data = self.samples(config, split)
         window = DanceWithMusicFamily().window(config, stage, step, total, 0)
         samples, starts = zip(*(cut(data.schema, data.read(i), window, 0, i) for i in range(count)), strict=True)
-        return collate(data.schema, samples) | {"window_start": torch.tensor(starts), "uid": torch.arange(count),
-                                                "rng_key": rng_keys(0, stage, range(count))}
+        return collate(data.schema, samples) | {
+            "window_start": torch.tensor(starts),
+            "uid": torch.arange(count),
+            "rng_key": rng_keys(0, stage, range(count)),
+        }
 
 
-def make_tiny_dance(folder: Path, dances: int, frames: int = 60, side: int = 64, holdout: float = 0.25,
-                    seed: int = 3) -> TinyDance:
+def make_tiny_dance(
+    folder: Path, dances: int, frames: int = 60, side: int = 64, holdout: float = 0.25, seed: int = 3
+) -> TinyDance:
     """Dances of ``frames`` pictures of ``side`` x ``side`` pixels, one segment each; songs and dancers held out."""
     write_synthetic(folder / "raw", dances, frames, side, side, seed)
     encoders = folder / "encoders"
@@ -66,7 +71,7 @@ def make_network(config: DanceConfig, stage: int, **statistics: Any) -> torch.nn
     family.load_base(network, config, "cpu", torch.float32)
     freeze(network, family.stages(config)[stage - 1])
     if statistics:
-        family.begin(network, statistics)
+        family.init_from_statistics(network, statistics)
     return network
 
 

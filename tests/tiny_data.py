@@ -15,8 +15,20 @@ def make_shards(directory: Path, clips: int = 10) -> Path:
     """``directory/shards`` with the splits train and val of FantasyWorld ``tiny``."""
     raw, encoders, shards = directory / "raw", directory / "encoders", directory / "shards"
     _build("synthesize", "--output", raw, "--clips", clips, "--encoders", encoders, *CLIP)
-    _build("build", "--input", raw, "--output", shards, "--vae", encoders / "vae", "--text-encoder",
-           encoders / "text_encoder", "--tokenizer", encoders / "tokenizer", *CLIP)
+    _build(
+        "build",
+        "--input",
+        raw,
+        "--output",
+        shards,
+        "--vae",
+        encoders / "vae",
+        "--text-encoder",
+        encoders / "text_encoder",
+        "--tokenizer",
+        encoders / "tokenizer",
+        *CLIP,
+    )
     return shards
 
 

@@ -13,11 +13,11 @@ import torch
 from diffusers import FluxPipeline, FluxTransformer2DModel
 from torch import Tensor
 
-from data.stream import collate
-from models.layers.flow_matching import add_noise, velocity
-from models.movie_post_production.config import MoviePostConfig
-from models.movie_post_production.family import MoviePostProductionFamily
-from models.movie_post_production.latents import pack
+from stagecoach.data.streaming.stream import collate
+from stagecoach.models.common.flow_matching import add_noise, velocity
+from stagecoach.models.movie_post_production.config import MoviePostConfig
+from stagecoach.models.movie_post_production.family import MoviePostProductionFamily
+from stagecoach.models.movie_post_production.latents import pack
 from tests.tiny_movie import TinyMovie
 
 BATCH, LEARNING_RATE, WARMUP = 16, 3e-3, 30
@@ -53,8 +53,14 @@ def train_tiny_flux(folder: Path, movie: TinyMovie, config: MoviePostConfig, ste
 def _loss(model: FluxTransformer2DModel, batch: dict, t: Tensor, noise: Tensor) -> Tensor:
     latent = batch["latent"].float()
     h, w = (side // 2 for side in latent.shape[-2:])
-    found = model(hidden_states=pack(add_noise(latent, noise, t)), encoder_hidden_states=batch["t5"].float(),
-                  pooled_projections=batch["pooled"].float(), timestep=t, guidance=torch.ones_like(t),
-                  img_ids=FluxPipeline._prepare_latent_image_ids(1, h, w, "cpu", torch.float32),
-                  txt_ids=torch.zeros(batch["t5"].shape[1], 3), return_dict=False)[0]
+    found = model(
+        hidden_states=pack(add_noise(latent, noise, t)),
+        encoder_hidden_states=batch["t5"].float(),
+        pooled_projections=batch["pooled"].float(),
+        timestep=t,
+        guidance=torch.ones_like(t),
+        img_ids=FluxPipeline._prepare_latent_image_ids(1, h, w, "cpu", torch.float32),
+        txt_ids=torch.zeros(batch["t5"].shape[1], 3),
+        return_dict=False,
+    )[0]
     return (found - pack(velocity(latent, noise))).square().mean()

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data.building.build import build
-from data.building.options import BuildOptions as ShardOptions
-from data.dataset import ShardSet
-from data.movie_post_production.builder import write_encoders
-from data.movie_post_production.job import MovieJob
-from data.movie_post_production.options import BuildOptions
-from data.movie_post_production.synthetic import write_synthetic
+from stagecoach.data.building.build import build
+from stagecoach.data.building.options import BuildOptions as ShardOptions
+from stagecoach.data.movie_post_production.builder import write_encoders
+from stagecoach.data.movie_post_production.job import MovieJob
+from stagecoach.data.movie_post_production.options import BuildOptions
+from stagecoach.data.movie_post_production.synthetic import write_synthetic
+from stagecoach.data.streaming.dataset import ShardSet
 
 FAMILY = "movie_post_production"
 
@@ -38,7 +38,13 @@ def make_tiny_movie(folder: Path, pictures: int, side: int = 64, holdout: float 
     write_synthetic(folder / "raw", pictures, [(side, side)], seed)
     write_encoders(folder / "raw", folder / "encoders", seed=0)
     encoders = folder / "encoders"
-    options = BuildOptions(flux=encoders, clip=encoders / "image_encoder", dino=encoders / "dino",
-                           sizes=((side, side),), text_length=32, preview=side)
+    options = BuildOptions(
+        flux=encoders,
+        clip=encoders / "image_encoder",
+        dino=encoders / "dino",
+        sizes=((side, side),),
+        text_length=32,
+        preview=side,
+    )
     build(MovieJob(folder / "raw", options), folder / "shards", ShardOptions(holdout=holdout))
     return TinyMovie(folder / "shards", encoders)

@@ -13,10 +13,10 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import nn
 
-from data.schema import Field, SampleSchema
-from data.shards import ShardWriter, write_manifest
-from models.family import ExitCriterion, Family, LossTerm, ModuleCost, Schedule, StageSpec, Trainable
-from models.layers.keyed import keyed_randn
+from stagecoach.data.format.schema import Field, SampleSchema
+from stagecoach.data.format.shards import ShardWriter, write_manifest
+from stagecoach.models.common.keyed import keyed_randn
+from stagecoach.models.family import ExitCriterion, Family, LossTerm, ModuleCost, Schedule, StageSpec, Trainable
 
 SCHEMA = SampleSchema("toy", 1, (Field("x", "f32", (8,)), Field("y", "f32", (8,))))
 
@@ -89,8 +89,10 @@ class ToyFamily(Family):
         first = Trainable("layers.*.first")
         loss = (LossTerm("fit", Schedule(1.0)),)
         again = () if config.keep_first else (first,)
-        return (StageSpec(1, "one", (first,), loss, exits=(ExitCriterion("loss/fit", 0.5),)),
-                StageSpec(2, "two", (*again, Trainable("layers.*.second", lr_scale=0.5)), loss))
+        return (
+            StageSpec(1, "one", (first,), loss, exits=(ExitCriterion("loss/fit", 0.5),)),
+            StageSpec(2, "two", (*again, Trainable("layers.*.second", lr_scale=0.5)), loss),
+        )
 
     def build(self, config, stage, device, dtype):
         with torch.device(device):
@@ -106,10 +108,10 @@ class ToyFamily(Family):
                     layer.first.to(dtype)
         return network
 
-    def load_base(self, network, config, device, dtype, place=None):
-        if place is not None:
+    def load_base(self, network, config, device, dtype, on_loaded=None):
+        if on_loaded is not None:
             for layer in network.layers:
-                place(layer.frozen)
+                on_loaded(layer.frozen)
         return "toy-base"
 
     def recompute_units(self, network):
@@ -123,8 +125,10 @@ class ToyFamily(Family):
 
     def validate(self, network, batch, progress, statistics):
         output = network(batch, progress)
-        return {"val_fit": (output["losses"]["fit"].sum(), torch.tensor(float(len(batch["uid"])))),
-                "val_fit_baseline": (batch["y"].square().mean(-1).sum(), torch.tensor(float(len(batch["uid"]))))}
+        return {
+            "val_fit": (output["losses"]["fit"].sum(), torch.tensor(float(len(batch["uid"])))),
+            "val_fit_baseline": (batch["y"].square().mean(-1).sum(), torch.tensor(float(len(batch["uid"])))),
+        }
 
     def preview(self, network, batch, progress):
         return {batch["key"][0]: np.full((4, 4, 3), 128, np.uint8)}

@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from data.files import (
+from stagecoach.data.files import (
     DamagedError,
     check_directory,
     commit_directory,
@@ -28,8 +28,8 @@ from data.files import (
     temporary_name,
     write_json,
 )
-from models.family import StageSpec
-from trainer.freeze import trainable_names
+from stagecoach.models.family import StageSpec
+from stagecoach.trainer.freeze import trainable_names
 
 CARD = "adapter.json"
 ENDING = ".safetensors"
@@ -48,15 +48,19 @@ class AdapterCard:
     recipe: str
     base: str
     predecessor: str | None
-    handoff: str
+    export_weights: str
     config: dict[str, Any]
     """The family's typed config in this stage, so that the network can be built again without the recipe."""
     sha256: str = ""
     parameters: int = 0
 
 
-def write_adapter(directory: Path, tensors: dict[str, torch.Tensor], card: AdapterCard,
-                  part: Callable[[str], str] = lambda name: "model") -> AdapterCard:
+def write_adapter(
+    directory: Path,
+    tensors: dict[str, torch.Tensor],
+    card: AdapterCard,
+    part: Callable[[str], str] = lambda name: "model",
+) -> AdapterCard:
     """Write an adapter under a temporary name, seal it and give it its name. Called by one rank. ``part`` gives the
     file, without its ending, that a tensor goes to."""
     directory.parent.mkdir(parents=True, exist_ok=True)
@@ -66,8 +70,9 @@ def write_adapter(directory: Path, tensors: dict[str, torch.Tensor], card: Adapt
     for name in sorted({part(tensor) for tensor in tensors}):
         members = {tensor: value for tensor, value in tensors.items() if part(tensor) == name}
         save_file(members, temporary / f"{name}{ENDING}", metadata=metadata)
-    card = AdapterCard(**{**asdict(card), "sha256": _digest(temporary),
-                          "parameters": sum(t.numel() for t in tensors.values())})
+    card = AdapterCard(
+        **{**asdict(card), "sha256": _digest(temporary), "parameters": sum(t.numel() for t in tensors.values())}
+    )
     write_json(temporary / CARD, asdict(card))
     seal_directory(temporary)
     commit_directory(temporary, directory)
@@ -82,8 +87,10 @@ def read_card(directory: Path) -> AdapterCard:
     except (OSError, ValueError, TypeError) as error:
         raise DamagedError(f"{directory / CARD}: not an adapter card ({error})") from error
     if card.sha256 != _digest(directory):
-        raise DamagedError(f"{directory}: the content of {', '.join(file.name for file in _files(directory))} differs "
-                           f"from the sha256 in {CARD}; something was replaced")
+        raise DamagedError(
+            f"{directory}: the content of {', '.join(file.name for file in _files(directory))} differs "
+            f"from the sha256 in {CARD}; something was replaced"
+        )
     return card
 
 
@@ -103,11 +110,17 @@ def trained_before(network: nn.Module, specs: tuple[StageSpec, ...], stage: int)
 
 def check_predecessor(card: AdapterCard, directory: Path, *, family: str, size: str, stage: int, base: str) -> None:
     """Raise ``ValueError`` where an adapter is not one that ``stage`` of this family, size and base may start from."""
-    for what, found, expected in (("family", card.family, family), ("size", card.size, size),
-                                  ("stage", card.stage, stage - 1), ("base weights", card.base, base)):
+    for what, found, expected in (
+        ("family", card.family, family),
+        ("size", card.size, size),
+        ("stage", card.stage, stage - 1),
+        ("base weights", card.base, base),
+    ):
         if found != expected:
-            raise ValueError(f"{directory}: adapter of {what} {found}, expected {expected} to start stage {stage}; "
-                             "give the right one with --init")
+            raise ValueError(
+                f"{directory}: adapter of {what} {found}, expected {expected} to start stage {stage}; "
+                "give the right one with --init"
+            )
 
 
 def load_tensors(source: Path, network: nn.Module, expected: set[str], compare_only: bool = False) -> None:
@@ -126,16 +139,22 @@ def load_tensors(source: Path, network: nn.Module, expected: set[str], compare_o
                 where |= dict.fromkeys(handle.keys(), handle)
             found = set(where)
             shapes = {name: tuple(where[name].get_slice(name).get_shape()) for name in found}
-            problems = [f"missing {_some(expected - found)}" if expected - found else "",
-                        f"left over {_some(found - expected)}" if found - expected else ""]
+            problems = [
+                f"missing {_some(expected - found)}" if expected - found else "",
+                f"left over {_some(found - expected)}" if found - expected else "",
+            ]
             wrong = {name for name in found & expected if shapes[name] != _shape(parameters[name])}
             if wrong:
                 first = min(wrong)
-                problems.append(f"{len(wrong)} of another shape, first {first} {list(shapes[first])} where the network "
-                                f"has {list(_shape(parameters[first]))}")
+                problems.append(
+                    f"{len(wrong)} of another shape, first {first} {list(shapes[first])} where the network "
+                    f"has {list(_shape(parameters[first]))}"
+                )
             if any(problems):
-                raise ValueError(f"{source}: {'; '.join(filter(None, problems))}; expected the {len(expected)} tensors "
-                                 "that training so far has changed; is it of another size or stage?")
+                raise ValueError(
+                    f"{source}: {'; '.join(filter(None, problems))}; expected the {len(expected)} tensors "
+                    "that training so far has changed; is it of another size or stage?"
+                )
             for name in () if compare_only else sorted(found):
                 _assign(parameters[name], where[name].get_tensor(name))
     except SafetensorError as error:
@@ -154,6 +173,7 @@ def _digest(directory: Path) -> str:
 def _assign(parameter: nn.Parameter, value: torch.Tensor) -> None:
     if hasattr(parameter, "ds_tensor"):
         import deepspeed
+
         with deepspeed.zero.GatheredParameters(parameter, modifier_rank=0):
             if parameter.numel():
                 parameter.copy_(value)

@@ -6,8 +6,8 @@ from collections.abc import Iterable
 
 import torch.distributed as dist
 
-from data.stream import BadSample
-from trainer.distributed import World
+from stagecoach.data.streaming.stream import BadSample
+from stagecoach.trainer.distributed import World
 
 
 class BadSampleError(ValueError):
@@ -38,4 +38,5 @@ class BadSamples:
             raise BadSampleError(
                 f"{len(self.indices)} of {self.total:,} samples are damaged, expected at most a part of {self.part:g} "
                 f"(stream.bad_samples), the last {last.key!r} of {last.shard}: {last.reason}; run build_shards.py "
-                "check and repair")
+                "check and repair"
+            )

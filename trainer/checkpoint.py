@@ -21,7 +21,7 @@ import torch.distributed as dist
 from safetensors.torch import save_file
 from torch import nn
 
-from data.files import (
+from stagecoach.data.files import (
     TEMPORARY,
     DamagedError,
     check_directory,
@@ -32,10 +32,10 @@ from data.files import (
     temporary_name,
     write_json,
 )
-from trainer.adapter import load_tensors
-from trainer.distributed import World, on_first, together
-from trainer.ema import Ema
-from trainer.engine import full_parameters
+from stagecoach.trainer.adapter import load_tensors
+from stagecoach.trainer.distributed import World, on_first, together
+from stagecoach.trainer.ema import Ema
+from stagecoach.trainer.engine import full_parameters
 
 TAG = "engine"
 WEIGHTS = "model.safetensors"
@@ -94,19 +94,29 @@ class CheckpointStore:
             else:
                 return self.path(step)
         if damaged:
-            raise DamagedError(f"{self.directory}: none of {len(damaged)} checkpoints is intact; restore one, or "
-                               "remove them or pass --resume never to start the stage again")
+            raise DamagedError(
+                f"{self.directory}: none of {len(damaged)} checkpoints is intact; restore one, or "
+                "remove them or pass --resume never to start the stage again"
+            )
         return None
 
-    def save(self, engine: deepspeed.DeepSpeedEngine, parameters: dict[str, nn.Parameter], state: TrainingState,
-             config: str, ema: Ema | None, world: World) -> Path:
+    def save(
+        self,
+        engine: deepspeed.DeepSpeedEngine,
+        parameters: dict[str, nn.Parameter],
+        state: TrainingState,
+        config: str,
+        ema: Ema | None,
+        world: World,
+    ) -> Path:
         """Write a checkpoint and drop the oldest beyond ``keep``. Every rank calls it."""
         final = self.path(state.step)
         temporary = Path(on_first(world, self._prepare, final))
         # ZeRO-1 and 2 can be converted to another world size only if this entry is there.
         client_state = {} if state.zero == 3 else {"universal_checkpoint_info": {"universal_checkpoint_version": 0.2}}
-        engine.save_checkpoint(str(temporary), tag=TAG, client_state=client_state, save_latest=False,
-                               exclude_frozen_parameters=True)
+        engine.save_checkpoint(
+            str(temporary), tag=TAG, client_state=client_state, save_latest=False, exclude_frozen_parameters=True
+        )
         for file, weights in ((WEIGHTS, nullcontext()), (AVERAGE, ema.swapped_in() if ema else None)):
             if weights is None:
                 continue
@@ -133,7 +143,7 @@ class CheckpointStore:
 
     def _commit(self, temporary: Path, final: Path) -> None:
         commit_directory(temporary, final)
-        for step in self.steps()[:-self.keep]:
+        for step in self.steps()[: -self.keep]:
             shutil.rmtree(self.path(step))
 
 
@@ -141,7 +151,7 @@ def seal_together(directory: Path, world: World) -> None:
     """Seal a directory that all ranks see; each hashes its part of the files, since optimizer shards are large."""
     names = on_first(world, list_files, directory)
     parts: list[dict] = [{} for _ in range(world.size)]
-    dist.all_gather_object(parts, describe_files(directory, names[world.rank::world.size]))
+    dist.all_gather_object(parts, describe_files(directory, names[world.rank :: world.size]))
     on_first(world, seal_directory, directory, {k: v for part in parts for k, v in part.items()})
 
 
@@ -159,8 +169,10 @@ def check_resumable(directory: Path, found: TrainingState, expected: TrainingSta
     and micro-batch may differ; the order of samples, the weights' origin and the family may not."""
     for name in ("family", "size", "stage", "global_batch", "seed", "shards", "started_from", "precision", "frozen"):
         if getattr(found, name) != getattr(expected, name):
-            raise ValueError(f"{directory}: was trained with {name} {getattr(found, name)}, this run has "
-                             f"{getattr(expected, name)}; restore it, or start the stage again with --resume never")
+            raise ValueError(
+                f"{directory}: was trained with {name} {getattr(found, name)}, this run has "
+                f"{getattr(expected, name)}; restore it, or start the stage again with --resume never"
+            )
 
 
 def needs_universal(found: TrainingState, expected: TrainingState) -> bool:
@@ -182,9 +194,17 @@ def to_universal(directory: Path, world: World) -> Path:
         from deepspeed.checkpoint import ds_to_universal
 
         temporary = temporary_name(target)
-        ds_to_universal.main(Namespace(
-            input_folder=str(directory / TAG), output_folder=str(temporary / TAG), num_extract_workers=1,
-            num_merge_workers=1, keep_temp_folder=False, strict=True, inject_missing_state=False))
+        ds_to_universal.main(
+            Namespace(
+                input_folder=str(directory / TAG),
+                output_folder=str(temporary / TAG),
+                num_extract_workers=1,
+                num_merge_workers=1,
+                keep_temp_folder=False,
+                strict=True,
+                inject_missing_state=False,
+            )
+        )
         (temporary / "latest_universal").write_text(TAG)
         os.replace(temporary, target)
 
@@ -192,8 +212,14 @@ def to_universal(directory: Path, world: World) -> Path:
     return target
 
 
-def restore(engine: deepspeed.DeepSpeedEngine, network: nn.Module, directory: Path, universal: bool, ema: Ema | None,
-            world: World) -> None:
+def restore(
+    engine: deepspeed.DeepSpeedEngine,
+    network: nn.Module,
+    directory: Path,
+    universal: bool,
+    ema: Ema | None,
+    world: World,
+) -> None:
     """Load weights, optimizer and average of a checkpoint that ``read_state`` has proved. Every rank calls it.
 
     DeepSpeed loads without its own strictness (frozen tensors are not in the file), so names and shapes are compared
@@ -202,8 +228,10 @@ def restore(engine: deepspeed.DeepSpeedEngine, network: nn.Module, directory: Pa
     expected = {name for name, p in network.named_parameters() if p.requires_grad}
     together(world, _attempt(load_tensors, directory / WEIGHTS, network, expected, compare_only=True))
     source = to_universal(directory, world) if universal else directory
-    declared = [{key: value for key, value in group.items() if key not in ("params", "step")}
-                for group in engine.optimizer.param_groups]
+    declared = [
+        {key: value for key, value in group.items() if key not in ("params", "step")}
+        for group in engine.optimizer.param_groups
+    ]
     path, _ = engine.load_checkpoint(str(source), tag=TAG, load_module_strict=False)
     if path is None:
         raise DamagedError(f"{source}: DeepSpeed found no checkpoint under the tag {TAG!r}")
@@ -214,8 +242,10 @@ def restore(engine: deepspeed.DeepSpeedEngine, network: nn.Module, directory: Pa
         on_first(world, shutil.rmtree, source)
     if ema is not None:
         if not (directory / AVERAGE).is_file():
-            raise ValueError(f"{directory}: holds no {AVERAGE} but the recipe keeps an average; remove `ema` or start "
-                             "the stage again with --resume never")
+            raise ValueError(
+                f"{directory}: holds no {AVERAGE} but the recipe keeps an average; remove `ema` or start "
+                "the stage again with --resume never"
+            )
         _restore_average(network, directory / AVERAGE, ema)
 
 

@@ -16,8 +16,8 @@ from typing import Any, NoReturn
 import torch.distributed as dist
 from pydantic import ValidationError
 
-from trainer.recipe import ROOT, Recipe, load_recipe
-from trainer.settings import FirstRankError, RecipeError
+from stagecoach.trainer.recipe import ROOT, Recipe, load_recipe
+from stagecoach.trainer.settings import FirstRankError, RecipeError
 
 PACKAGES = ("data", "models", "trainer", "launch")
 
@@ -27,19 +27,36 @@ def build_parser(description: str) -> argparse.ArgumentParser:
     parser.add_argument("--family", help="model family (default: fantasy_world)")
     parser.add_argument("--size", help="size of the family, instead of the recipe's")
     source = parser.add_mutually_exclusive_group()
-    source.add_argument("--profile", help="launch/recipes/<family>/<profile>.yaml (default: sound)")
+    source.add_argument("--profile", help="launch/recipes/<family>/<profile>.yaml (default: default)")
     source.add_argument("--recipe", type=Path, metavar="FILE", help="a recipe file, such as a run's recipe.yaml")
-    parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="A.B=C",
-                        help="override one value of the recipe; repeatable")
+    parser.add_argument(
+        "--set",
+        dest="overrides",
+        action="append",
+        default=[],
+        metavar="A.B=C",
+        help="override one value of the recipe; repeatable",
+    )
     parser.add_argument("--data", metavar="SHARDS", help="folder of the shards")
     parser.add_argument("--run", metavar="DIR", help="folder of the run (default: runs/<family>/<profile>)")
-    parser.add_argument("--resume", default="auto", metavar="auto|never|PATH",
-                        help="go on from the newest valid checkpoint, from none, or from this one (default: auto)")
-    parser.add_argument("--init", type=Path, metavar="ADAPTER", help="adapter that the stage starts from, instead of "
-                                                                    "the one that the stage before left in the run")
-    parser.add_argument("--allow-random-init", action="store_true",
-                        help="draw pretrained weights that the recipe names no file for at random, for tests and "
-                             "benchmarks, instead of refusing to start")
+    parser.add_argument(
+        "--resume",
+        default="auto",
+        metavar="auto|never|PATH",
+        help="go on from the newest valid checkpoint, from none, or from this one (default: auto)",
+    )
+    parser.add_argument(
+        "--init",
+        type=Path,
+        metavar="ADAPTER",
+        help="adapter that the stage starts from, instead of the one that the stage before left in the run",
+    )
+    parser.add_argument(
+        "--allow-random-init",
+        action="store_true",
+        help="draw pretrained weights that the recipe names no file for at random, for tests and "
+        "benchmarks, instead of refusing to start",
+    )
     parser.add_argument("--dry-run", action="store_true", help="build everything and run one step on one sample")
     parser.add_argument("--json", action="store_true", help="write JSON and nothing else to the standard output")
     # The deepspeed launcher passes it; the environment says the same.
@@ -47,15 +64,26 @@ def build_parser(description: str) -> argparse.ArgumentParser:
     return parser
 
 
-def parse(argv: Sequence[str] | None = None, description: str = "", reads_data: bool = True,
-          parser: argparse.ArgumentParser | None = None) -> tuple[Recipe, argparse.Namespace]:
+def parse(
+    argv: Sequence[str] | None = None,
+    description: str = "",
+    reads_data: bool = True,
+    parser: argparse.ArgumentParser | None = None,
+) -> tuple[Recipe, argparse.Namespace]:
     """The recipe that a command line asks for, and its other arguments (``parser``: that of ``build_parser`` with
     arguments of a script's own). Raises ``RecipeError``, also where the shards of a command that ``reads_data`` are
     not named."""
     arguments = (parser or build_parser(description)).parse_args(argv)
     overrides = [*arguments.overrides, *["model.allow_random_init=true"] * arguments.allow_random_init]
-    recipe = load_recipe(recipe=arguments.recipe, family=arguments.family, size=arguments.size,
-                         profile=arguments.profile, overrides=overrides, data=arguments.data, run=arguments.run)
+    recipe = load_recipe(
+        recipe=arguments.recipe,
+        family=arguments.family,
+        size=arguments.size,
+        profile=arguments.profile,
+        overrides=overrides,
+        data=arguments.data,
+        run=arguments.run,
+    )
     if reads_data and not recipe.data:
         raise RecipeError("data: no shards named, expected --data SHARDS, a folder that launch/build_shards.py wrote")
     return recipe, arguments

@@ -20,7 +20,7 @@ import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
 from torch import Tensor
 
-from trainer.settings import FirstRankError
+from stagecoach.trainer.settings import FirstRankError
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,8 @@ def resolve_environment() -> None:
         if int(env["WORLD_SIZE"]) > 1 and "MASTER_ADDR" not in env:
             raise ValueError(
                 f"srun started {env['WORLD_SIZE']} tasks but MASTER_ADDR is not set, expected the first node's name; "
-                "export MASTER_ADDR=$(scontrol show hostnames $SLURM_JOB_NODELIST | head -n1) in the batch script")
+                "export MASTER_ADDR=$(scontrol show hostnames $SLURM_JOB_NODELIST | head -n1) in the batch script"
+            )
     env.setdefault("RANK", "0")
     env.setdefault("WORLD_SIZE", "1")
     env.setdefault("LOCAL_RANK", "0")
@@ -71,8 +72,11 @@ def start(timeout_minutes: float = 30.0) -> World:
     if accelerator.device_name() != "cpu":
         accelerator.set_device(local_rank)
     if not dist.is_initialized():
-        deepspeed.init_distributed(dist_backend=accelerator.communication_backend_name(), verbose=False,
-                                   timeout=timedelta(minutes=timeout_minutes))
+        deepspeed.init_distributed(
+            dist_backend=accelerator.communication_backend_name(),
+            verbose=False,
+            timeout=timedelta(minutes=timeout_minutes),
+        )
         if accelerator.device_name() == "cpu":
             _unname_shared_memory()
     return World(dist.get_rank(), dist.get_world_size(), local_rank, torch.device(accelerator.current_device_name()))
@@ -82,8 +86,15 @@ def _unname_shared_memory() -> None:
     """Take the name from the 66 MiB of shared memory through which DeepSpeed reduces on a CPU, once all ranks have
     mapped it. DeepSpeed never does: each run would leave its own behind, in memory, until the machine is full."""
     dist.barrier()
-    name = "_".join(("deepspeed_allreduce_buffer", str(os.getuid()), os.environ["MASTER_ADDR"],
-                     os.environ["MASTER_PORT"], str(dist.get_rank())))
+    name = "_".join(
+        (
+            "deepspeed_allreduce_buffer",
+            str(os.getuid()),
+            os.environ["MASTER_ADDR"],
+            os.environ["MASTER_PORT"],
+            str(dist.get_rank()),
+        )
+    )
     Path("/dev/shm", name).unlink(missing_ok=True)
 
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import deepspeed
 import torch
 
-from trainer.engine import master_partitions, push_masters
+from stagecoach.trainer.engine import master_partitions, push_masters
 
 
 class Ema:

@@ -10,16 +10,17 @@ import deepspeed
 import torch
 from torch import nn
 
-from data.stream import Batching
-from models.family import Trainable, has_begun
-from trainer.freeze import parameter_count
-from trainer.recipe import Recipe, StageRecipe, read_ds_config
+from stagecoach.data.streaming.stream import Batching
+from stagecoach.models.family import Trainable, has_started
+from stagecoach.trainer.freeze import parameter_count
+from stagecoach.trainer.recipe import Recipe, StageRecipe, read_ds_config
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
-def deepspeed_config(recipe: Recipe, stage: StageRecipe, batching: Batching, load_universal: bool = False,
-                     ) -> dict[str, Any]:
+def deepspeed_config(
+    recipe: Recipe, stage: StageRecipe, batching: Batching, load_universal: bool = False
+) -> dict[str, Any]:
     """The recipe's DeepSpeed JSON with what the recipe owns written into it: batch sizes, precision, optimizer and
     clipping."""
     config = read_ds_config(recipe)
@@ -29,9 +30,16 @@ def deepspeed_config(recipe: Recipe, stage: StageRecipe, batching: Batching, loa
         gradient_accumulation_steps=batching.accumulation,
         # Left out, DeepSpeed clips at 1.0; 0 is off.
         gradient_clipping=stage.gradient_clipping,
-        optimizer={"type": "AdamW", "params": {
-            "lr": stage.learning_rate, "betas": list(recipe.optimizer.betas), "eps": recipe.optimizer.eps,
-            "weight_decay": recipe.optimizer.weight_decay, "torch_adam": recipe.optimizer.torch_adam}},
+        optimizer={
+            "type": "AdamW",
+            "params": {
+                "lr": stage.learning_rate,
+                "betas": list(recipe.optimizer.betas),
+                "eps": recipe.optimizer.eps,
+                "weight_decay": recipe.optimizer.weight_decay,
+                "torch_adam": recipe.optimizer.torch_adam,
+            },
+        },
         zero_force_ds_cpu_optimizer=False,
         # The trainer logs by itself.
         steps_per_print=2**31,
@@ -51,11 +59,17 @@ def parameter_groups(network: nn.Module, trained: dict[str, Trainable], recipe: 
     for name, parameter in network.named_parameters():
         if name in trained:
             decays = len(getattr(parameter, "ds_shape", parameter.shape)) >= 2
-            groups.setdefault((trained[name].lr_scale, trained[name].opens, decays), []).append(parameter)
-    return [{"params": params, "lr_scale": scale, "opens": opens,
-             "weight_decay": recipe.optimizer.weight_decay if decays else 0.0,
-             "name": f"lr_x{scale:g}{f'_from_{opens:g}' if opens else ''}_{'decay' if decays else 'no_decay'}"}
-            for (scale, opens, decays), params in groups.items()]
+            groups.setdefault((trained[name].lr_scale, trained[name].start_fraction, decays), []).append(parameter)
+    return [
+        {
+            "params": params,
+            "lr_scale": scale,
+            "start_fraction": start_fraction,
+            "weight_decay": recipe.optimizer.weight_decay if decays else 0.0,
+            "name": f"lr_x{scale:g}{f'_from_{start_fraction:g}' if start_fraction else ''}_{'decay' if decays else 'no_decay'}",
+        }
+        for (scale, start_fraction, decays), params in groups.items()
+    ]
 
 
 def start_engine(module: nn.Module, groups: list[dict[str, Any]], config: dict[str, Any]) -> deepspeed.DeepSpeedEngine:
@@ -85,11 +99,11 @@ def group_rate(group: Mapping[str, Any], stage: StageRecipe, step: int) -> float
     While it is closed its gradients are multiplied by zero, so Adam's moments stay zero but their bias correction runs
     on: its first updates would be three times too large, but for the warm-up it gets of its own.
     """
-    opens = group["opens"]
-    if not has_begun(opens, step, stage.steps):
+    start_fraction = group["start_fraction"]
+    if not has_started(start_fraction, step, stage.steps):
         return 0.0
-    since = step - math.ceil(opens * stage.steps)
-    warm = min(1.0, (since + 1) / max(1, stage.warmup_steps)) if opens else 1.0
+    since = step - math.ceil(start_fraction * stage.steps)
+    warm = min(1.0, (since + 1) / max(1, stage.warmup_steps)) if start_fraction else 1.0
     return learning_rate(stage, step) * group["lr_scale"] * warm
 
 
@@ -122,8 +136,9 @@ def push_masters(engine: deepspeed.DeepSpeedEngine) -> None:
         optimizer.update_lp_params()
 
 
-def full_parameters(engine: deepspeed.DeepSpeedEngine, parameters: dict[str, nn.Parameter], keep: bool,
-                    ) -> dict[str, torch.Tensor]:
+def full_parameters(
+    engine: deepspeed.DeepSpeedEngine, parameters: dict[str, nn.Parameter], keep: bool
+) -> dict[str, torch.Tensor]:
     """fp32 masters of trainable ``parameters``, gathered one at a time to the CPU where ``keep`` is set (rank 0).
 
     A collective: every rank calls it. Raises ``ValueError`` for an empty or non-finite tensor, naming it.
@@ -134,8 +149,10 @@ def full_parameters(engine: deepspeed.DeepSpeedEngine, parameters: dict[str, nn.
     for name, parameter in parameters.items():
         full = safe_get_full_fp32_param(parameter)
         if full is None or full.numel() != parameter_count(parameter):
-            raise ValueError(f"{name}: gathered {0 if full is None else full.numel()} elements, expected "
-                             f"{parameter_count(parameter)}; the engine does not own this parameter")
+            raise ValueError(
+                f"{name}: gathered {0 if full is None else full.numel()} elements, expected "
+                f"{parameter_count(parameter)}; the engine does not own this parameter"
+            )
         if not torch.isfinite(full).all():
             raise ValueError(f"{name}: holds non-finite values, so nothing is written; resume an older checkpoint")
         if keep:

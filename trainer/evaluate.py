@@ -9,13 +9,13 @@ import deepspeed
 import numpy as np
 import torch
 
-from data.collection import Collection
-from data.stream import fixed_batches
-from data.windows import Window
-from models.family import Family, Progress
-from trainer.distributed import World
-from trainer.feed import to_device, with_keys
-from trainer.meter import Meter
+from stagecoach.data.streaming.mixture import DatasetMixture
+from stagecoach.data.streaming.stream import fixed_batches
+from stagecoach.data.streaming.windows import Window
+from stagecoach.models.family import Family, Progress
+from stagecoach.trainer.distributed import World
+from stagecoach.trainer.feed import to_device, with_keys
+from stagecoach.trainer.meter import Meter
 
 
 def rank_share(samples: int, rank: int, size: int) -> tuple[list[int], list[bool]]:
@@ -29,9 +29,16 @@ def rank_share(samples: int, rank: int, size: int) -> tuple[list[int], list[bool
 class Evaluator:
     """Runs a family's ``validate`` and ``preview`` through the engine's root module."""
 
-    def __init__(self, family: Family, network: torch.nn.Module, engine: deepspeed.DeepSpeedEngine,
-                 held_out: Collection, statistics: Mapping[str, Any], world: World,
-                 window: Window | None = None) -> None:
+    def __init__(
+        self,
+        family: Family,
+        network: torch.nn.Module,
+        engine: deepspeed.DeepSpeedEngine,
+        held_out: DatasetMixture,
+        statistics: Mapping[str, Any],
+        world: World,
+        window: Window | None = None,
+    ) -> None:
         self.family, self.network, self.engine = family, network, engine
         self.held_out, self.statistics, self.world, self.window = held_out, statistics, world, window
         # As in training, clips that are too short for the window are left out.
@@ -50,8 +57,9 @@ class Evaluator:
         meter = Meter(self.world)
         self.engine.module.eval()
         for batch, counted in zip(self._batches(indices, size), counts, strict=True):
-            result = self.engine.module(self.network, self._ready(batch, progress), progress, self.statistics,
-                                        run=self.family.validate)
+            result = self.engine.module(
+                self.network, self._ready(batch, progress), progress, self.statistics, run=self.family.validate
+            )
             for name, (total, count) in result.items():
                 meter.add(name, total * counted, count * counted)
         self._leave()
@@ -64,8 +72,9 @@ class Evaluator:
         self.engine.module.eval()
         pictures: dict[str, np.ndarray] = {}
         for batch in self._batches(indices, 1):
-            pictures.update(self.engine.module(self.network, self._ready(batch, progress), progress,
-                                               run=self.family.preview))
+            pictures.update(
+                self.engine.module(self.network, self._ready(batch, progress), progress, run=self.family.preview)
+            )
         self._leave()
         return pictures
 

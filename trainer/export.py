@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from data.files import atomic_file, sha256_file
-from models import get_family
-from trainer.adapter import read_card, read_tensors
+from stagecoach.data.files import atomic_file, sha256_file
+from stagecoach.models import get_family
+from stagecoach.trainer.adapter import read_card, read_tensors
 
 EXPORT_DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
@@ -27,11 +27,20 @@ def export_adapter(adapter: Path, output: Path, dtype: str = "bf16", layout: str
         raise ValueError(f"{output}: expected a name that ends in .safetensors")
     card = read_card(adapter)
     metadata = {
-        "format": "pt", "family": card.family, "size": card.size, "stage": str(card.stage),
-        "stage_name": card.stage_name, "steps": str(card.steps), "dtype": dtype, "layout": layout,
+        "format": "pt",
+        "family": card.family,
+        "size": card.size,
+        "stage": str(card.stage),
+        "stage_name": card.stage_name,
+        "steps": str(card.steps),
+        "dtype": dtype,
+        "layout": layout,
         "config": json.dumps(card.config),
-        "adapter_sha256": card.sha256, "predecessor_sha256": card.predecessor or "", "base_sha256": card.base,
-        "recipe_sha256": card.recipe}
+        "adapter_sha256": card.sha256,
+        "predecessor_sha256": card.predecessor or "",
+        "base_sha256": card.base,
+        "recipe_sha256": card.recipe,
+    }
     found = read_tensors(adapter)
     if layout == "diffusers":
         family = get_family(card.family)
@@ -49,9 +58,13 @@ def main(description: str) -> int:
     parser.add_argument("--adapter", type=Path, required=True, metavar="DIR", help="a run's stage<N>/adapter")
     parser.add_argument("--output", type=Path, required=True, metavar="FILE.safetensors")
     parser.add_argument("--dtype", choices=sorted(EXPORT_DTYPES), default="bf16", help="default: bf16")
-    parser.add_argument("--layout", choices=("adapter", "diffusers"), default="adapter",
-                        help="adapter: all tensors under the network's names (default); diffusers: the LoRA alone, for "
-                             "load_lora_weights of a pipeline")
+    parser.add_argument(
+        "--layout",
+        choices=("adapter", "diffusers"),
+        default="adapter",
+        help="adapter: all tensors under the network's names (default); diffusers: the LoRA alone, for "
+        "load_lora_weights of a pipeline",
+    )
     parser.add_argument("--json", action="store_true", help="write the file's metadata as JSON and nothing else")
     arguments = parser.parse_args()
     metadata = export_adapter(arguments.adapter, arguments.output, arguments.dtype, arguments.layout)
@@ -59,6 +72,8 @@ def main(description: str) -> int:
     if arguments.json:
         print(json.dumps({"output": str(arguments.output), "sha256": digest, "metadata": metadata}, sort_keys=True))
     else:
-        print(f"{arguments.output}: {metadata['family']} {metadata['size']} stage {metadata['stage']} in "
-              f"{arguments.dtype}, {arguments.output.stat().st_size / 1e6:,.1f} MB, sha256 {digest}")
+        print(
+            f"{arguments.output}: {metadata['family']} {metadata['size']} stage {metadata['stage']} in "
+            f"{arguments.dtype}, {arguments.output.stat().st_size / 1e6:,.1f} MB, sha256 {digest}"
+        )
     return 0

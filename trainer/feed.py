@@ -7,11 +7,12 @@ from typing import Any
 
 import torch
 
-from models.layers.keyed import rng_keys
+from stagecoach.models.common.keyed import rng_keys
 
 
-def device_batches(source: Iterable[tuple[int, int, dict[str, Any]]], device: torch.device, seed: int, stage: int,
-                   ) -> Iterator[tuple[int, int, dict[str, Any]]]:
+def device_batches(
+    source: Iterable[tuple[int, int, dict[str, Any]]], device: torch.device, seed: int, stage: int
+) -> Iterator[tuple[int, int, dict[str, Any]]]:
     """``(step, micro, batch)`` with tensors on ``device`` and ``rng_key`` added.
 
     On an accelerator, copies run on a stream of their own from pinned memory while the step before computes.
@@ -39,10 +40,12 @@ def with_keys(batch: dict[str, Any], seed: int, stage: int) -> dict[str, Any]:
 
 def to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
     """Tensors of ``batch`` on ``device``, but for ``rng_key``, whose reader wants it on the CPU."""
+
     def move(name: str, value: Any) -> Any:
         if name == "rng_key" or not torch.is_tensor(value) or device.type == "cpu":
             return value
         return value.pin_memory().to(device, non_blocking=True)
+
     return {name: move(name, value) for name, value in batch.items()}
 
 

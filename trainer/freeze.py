@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from models.family import StageSpec, Trainable
+from stagecoach.models.family import StageSpec, Trainable
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class FreezeRow:
     parameters: int
     lr_scale: float | None
     """None for what is frozen."""
-    opens: float = 0.0
+    start_fraction: float = 0.0
     """Fraction of the stage before which its learning rate is 0."""
 
 
@@ -46,13 +46,17 @@ def trainable_names(network: nn.Module, spec: StageSpec) -> dict[str, Trainable]
         modules = matching_modules(network, entry.pattern)
         if not modules:
             top = sorted({name.split(".")[0] for name, _ in network.named_modules() if name})
-            raise ValueError(f"stage {spec.index} ({spec.name}): trainable pattern {entry.pattern!r} matches no module "
-                             f"of the network, whose top-level modules are {top}")
+            raise ValueError(
+                f"stage {spec.index} ({spec.name}): trainable pattern {entry.pattern!r} matches no module "
+                f"of the network, whose top-level modules are {top}"
+            )
         for module in modules:
             for name, _ in network.get_submodule(module).named_parameters(prefix=module):
                 if name in owners:
-                    raise ValueError(f"stage {spec.index} ({spec.name}): parameter {name} is claimed by the patterns "
-                                     f"{owners[name].pattern!r} and {entry.pattern!r}, expected one")
+                    raise ValueError(
+                        f"stage {spec.index} ({spec.name}): parameter {name} is claimed by the patterns "
+                        f"{owners[name].pattern!r} and {entry.pattern!r}, expected one"
+                    )
                 owners[name] = entry
     return owners
 
@@ -72,7 +76,7 @@ def freeze_table(network: nn.Module, spec: StageSpec) -> list[FreezeRow]:
     for entry in spec.trainable:
         modules = matching_modules(network, entry.pattern)
         count = sum(parameter_count(p) for m in modules for p in network.get_submodule(m).parameters())
-        rows.append(FreezeRow(entry.pattern, len(modules), count, entry.lr_scale, entry.opens))
+        rows.append(FreezeRow(entry.pattern, len(modules), count, entry.lr_scale, entry.start_fraction))
     frozen: dict[str, list[int]] = {}
     for name, parameters in _maximal_frozen(network, trained):
         # Layers of one kind are one row.
@@ -84,8 +88,10 @@ def freeze_table(network: nn.Module, spec: StageSpec) -> list[FreezeRow]:
 
 def is_idle(spec: StageSpec, name: str, step: int) -> bool:
     """Whether ``spec`` declares that parameter ``name`` may have had no gradient up to ``step``."""
-    return any(fnmatch.fnmatchcase(name, entry.pattern) and (entry.until_step is None or step <= entry.until_step)
-               for entry in spec.idle)
+    return any(
+        fnmatch.fnmatchcase(name, entry.pattern) and (entry.until_step is None or step <= entry.until_step)
+        for entry in spec.allow_no_gradient
+    )
 
 
 def _maximal_frozen(module: nn.Module, trained: dict[str, Trainable], prefix: str = ""):

@@ -6,9 +6,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from models.family import StageSpec
-from trainer.distributed import World
-from trainer.freeze import is_idle
+from stagecoach.models.family import StageSpec
+from stagecoach.trainer.distributed import World
+from stagecoach.trainer.freeze import is_idle
 
 
 class GradientCheck:
@@ -27,6 +27,7 @@ class GradientCheck:
     def _watch(self, name: str):
         def hook(gradient: Tensor) -> None:
             self.seen[name] |= gradient.ne(0).any()
+
         return hook
 
     def finish(self, step: int) -> None:
@@ -36,13 +37,18 @@ class GradientCheck:
             hook.remove()
         seen = torch.stack([self.seen[name] for name in self.names]).to(torch.int32)
         dist.all_reduce(seen, op=dist.ReduceOp.MAX)
-        silent = [name for name, flag in zip(self.names, seen.tolist(), strict=True)
-                  if not flag and not is_idle(self.spec, name, step)]
+        silent = [
+            name
+            for name, flag in zip(self.names, seen.tolist(), strict=True)
+            if not flag and not is_idle(self.spec, name, step)
+        ]
         if silent:
             more = f" and {len(silent) - 10} more" if len(silent) > 10 else ""
-            raise ValueError(f"stage {self.spec.index} ({self.spec.name}): no gradient reached "
-                             f"{', '.join(silent[:10])}{more} in {step} steps; train it for a loss, or declare it "
-                             "idle with a reason")
+            raise ValueError(
+                f"stage {self.spec.index} ({self.spec.name}): no gradient reached "
+                f"{', '.join(silent[:10])}{more} in {step} steps; train it for a loss, or declare it "
+                "idle with a reason"
+            )
 
 
 @torch.no_grad()
@@ -65,5 +71,7 @@ def check_frozen(network: nn.Module, before: Tensor) -> None:
     after = frozen_checksums(network)
     changed = [name for name, a, b in zip(names, before.tolist(), after.tolist(), strict=True) if a != b]
     if changed:
-        raise ValueError(f"{len(changed)} frozen tensors changed during the stage, first {', '.join(changed[:5])}; "
-                         "nothing may write into frozen weights")
+        raise ValueError(
+            f"{len(changed)} frozen tensors changed during the stage, first {', '.join(changed[:5])}; "
+            "nothing may write into frozen weights"
+        )

@@ -6,8 +6,17 @@ import resource
 
 import torch
 
-PEAK_BF16 = {"H20": 148e12, "H200": 989e12, "H100": 989e12, "H800": 989e12, "A100": 312e12, "A800": 312e12,
-             "B200": 2250e12, "L40S": 362e12, "4090": 165e12}
+PEAK_BF16 = {
+    "H20": 148e12,
+    "H200": 989e12,
+    "H100": 989e12,
+    "H800": 989e12,
+    "A100": 312e12,
+    "A800": 312e12,
+    "B200": 2250e12,
+    "L40S": 362e12,
+    "4090": 165e12,
+}
 """Dense bf16 FLOP/s by a part of the device's name (vendor data sheets)."""
 
 

@@ -7,7 +7,7 @@ import time
 import torch
 from torch import Tensor
 
-from trainer.distributed import World, sum_over_ranks
+from stagecoach.trainer.distributed import World, sum_over_ranks
 
 
 class Meter:
@@ -57,7 +57,10 @@ class Meter:
     def rates(self) -> dict[str, float]:
         """Seconds per step, samples/s over all ranks and the share of time that waited for data since then."""
         elapsed = time.monotonic() - self.started
-        rates = {"step_seconds": elapsed / max(1, self.steps), "samples_per_second": self.samples / elapsed,
-                 "data_wait": self.waited / elapsed}
+        rates = {
+            "step_seconds": elapsed / max(1, self.steps),
+            "samples_per_second": self.samples / elapsed,
+            "data_wait": self.waited / elapsed,
+        }
         self.started, self.waited, self.steps, self.samples = time.monotonic(), 0.0, 0, 0
         return rates

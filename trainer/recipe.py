@@ -14,12 +14,12 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from data.collection import Source
-from data.files import sha256_json
-from data.stores.storage import CacheOptions
-from models import get_family
-from models.family import Family, StageSpec
-from trainer.settings import (
+from stagecoach.data.files import sha256_json
+from stagecoach.data.stores.storage import CacheOptions
+from stagecoach.data.streaming.mixture import Source
+from stagecoach.models import get_family
+from stagecoach.models.family import Family, StageSpec
+from stagecoach.trainer.settings import (
     RecipeError,
     check_keys,
     did_you_mean,
@@ -35,8 +35,16 @@ ROOT = Path(__file__).resolve().parents[1]
 RECIPES = ROOT / "launch" / "recipes"
 DS_CONFIGS = ROOT / "ds_configs"
 
-OWNED = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "bf16", "fp16",
-         "optimizer", "scheduler", "gradient_clipping")
+OWNED = (
+    "train_batch_size",
+    "train_micro_batch_size_per_gpu",
+    "gradient_accumulation_steps",
+    "bf16",
+    "fp16",
+    "optimizer",
+    "scheduler",
+    "gradient_clipping",
+)
 """Keys of a DeepSpeed config that the recipe decides; in the JSON file they would be a second truth."""
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
@@ -75,7 +83,7 @@ class DataSetRecipe(Strict):
     """Shards by folder or URL. ``weight``: their share of the samples; without one, each sample of all sets comes once
     per epoch."""
 
-    place: str = Field(min_length=1)
+    path: str = Field(min_length=1)
     weight: float | None = Field(None, gt=0)
 
 
@@ -95,13 +103,13 @@ class CacheRecipe(Strict):
 
 
 class StreamRecipe(Strict):
-    """How the shards are read. ``tail`` and ``window`` are part of the order, the rest is not."""
+    """How the shards are read. ``drop_last`` and ``active_shards`` are part of the order, the rest is not."""
 
-    tail: Literal["wrap", "drop"] = Field("wrap", description="samples that no whole batch is left for at the end of "
-                                                              "an epoch: go on with the next, or leave them out")
-    window: int = Field(0, ge=0, description="shards that are read from at a time; 0 is all of them")
-    bad_samples: float = Field(0.001, ge=0, lt=1, description="part of the data set that may be damaged, and is "
-                                                          "replaced")
+    drop_last: bool = Field(False, description="leave out samples that do not fill a batch at the end of an epoch")
+    active_shards: int = Field(0, ge=0, description="shards that are read from at a time; 0 is all of them")
+    bad_samples: float = Field(
+        0.001, ge=0, lt=1, description="part of the data set that may be damaged, and is replaced"
+    )
     cache: CacheRecipe | None = None
     workers: int = Field(2, ge=1, description="reading threads of a rank")
     prefetch: int = Field(2, ge=1, description="micro-batches that each of them reads ahead")
@@ -120,9 +128,13 @@ class StageRecipe(Strict):
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     final_lr_fraction: float = Field(0.0, ge=0, le=1)
     gradient_clipping: float = Field(1.0, ge=0, description="largest global gradient norm; 0 is off")
-    gradient_check_steps: int | None = Field(None, ge=1, description="steps within which each trainable tensor must "
-                                                                     "have had a gradient; None: 5 % of the stage, "
-                                                                     "from 3 to 50")
+    gradient_check_steps: int | None = Field(
+        None,
+        ge=1,
+        description="steps within which each trainable tensor must "
+        "have had a gradient; None: 5 % of the stage, "
+        "from 3 to 50",
+    )
     loss_weights: dict[str, Annotated[float, Field(ge=0)]] = Field({}, description="instead of the family's, by name")
     model: dict[str, Any] = Field({}, description="overlay on the family's config in this stage")
     checkpoint_every: int = Field(1000, ge=1)
@@ -157,12 +169,12 @@ class Recipe(Strict):
     seed: int = Field(0, ge=0)
     precision: Literal["bf16", "fp16", "fp32"] = "bf16"
     attention: Literal["auto", "flash", "flash_3", "xformers", "sdpa"] = "auto"
-    recompute: Literal["none", "selective", "block"] = "selective"
+    activation_checkpointing: Literal["none", "selective", "full"] = "selective"
     zero: Literal[1, 2, 3] = 3
     ds_config: str | None = Field(None, description="a DeepSpeed JSON file instead of ds_configs/zero<N>.json")
     frozen: Literal["replicate", "shard"] = "replicate"
     leaf_modules: bool = False
-    handoff: Literal["raw", "ema"] = "raw"
+    export_weights: Literal["raw", "ema"] = "raw"
     optimizer: OptimizerRecipe = OptimizerRecipe()
     ema: EmaRecipe | None = None
     logging: LoggingRecipe = LoggingRecipe()
@@ -178,17 +190,23 @@ class Recipe(Strict):
             raise ValueError(f"frozen is 'shard' and zero is {self.zero}, expected zero: 3, which alone has shards")
         if self.leaf_modules and self.zero != 3:
             raise ValueError(f"leaf_modules is true and zero is {self.zero}, expected zero: 3, which alone has them")
-        if self.handoff == "ema" and self.ema is None:
-            raise ValueError("handoff is 'ema' but no average is kept, expected ema: {decay: ...} or handoff: raw")
+        if self.export_weights == "ema" and self.ema is None:
+            raise ValueError(
+                "export_weights is 'ema' but no average is kept, expected ema: {decay: ...} or export_weights: raw"
+            )
         weighted = [part.weight is not None for part in self.data] if isinstance(self.data, list) else []
         if any(weighted) and not all(weighted):
             raise ValueError("data gives a weight to some sets only, expected one for each or for none")
-        if any(weighted) and len(weighted) > 1 and self.stream.tail == "drop":
-            raise ValueError("stream.tail is 'drop' for data sets that are mixed by weight, which have no common "
-                             "epoch; expected wrap, or no weights")
+        if any(weighted) and len(weighted) > 1 and self.stream.drop_last:
+            raise ValueError(
+                "stream.drop_last is true for data sets that are mixed by weight, which have no common "
+                "epoch; expected false, or no weights"
+            )
         if self.attention in ("flash", "flash_3") and self.precision == "fp32":
-            raise ValueError(f"attention is {self.attention!r} and precision is 'fp32', expected bf16 or fp16, "
-                             "which alone flash-attn computes; or attention: sdpa")
+            raise ValueError(
+                f"attention is {self.attention!r} and precision is 'fp32', expected bf16 or fp16, "
+                "which alone flash-attn computes; or attention: sdpa"
+            )
         return self
 
     @property
@@ -196,7 +214,7 @@ class Recipe(Strict):
         """The data sets."""
         if isinstance(self.data, str):
             return [Source(self.data)]
-        return [Source(part.place, part.weight) for part in self.data]
+        return [Source(part.path, part.weight) for part in self.data]
 
     @property
     def cache(self) -> CacheOptions | None:
@@ -207,8 +225,9 @@ class Recipe(Strict):
         """The family's typed config in ``stage``: the size's, overlaid by ``model`` and the stage's ``model``."""
         family = get_family(self.family)
         if self.size not in family.sizes:
-            raise RecipeError(f"size: {self.size!r} is unknown to family {self.family!r}"
-                              f"{did_you_mean(self.size, family.sizes)}")
+            raise RecipeError(
+                f"size: {self.size!r} is unknown to family {self.family!r}{did_you_mean(self.size, family.sizes)}"
+            )
         values = overlay(family.sizes[self.size].model_dump(), overlay(self.model, self._stage(stage).model))
         return family.config_type.model_validate(values)
 
@@ -243,16 +262,23 @@ class Recipe(Strict):
         return self.stages[stage]
 
 
-def load_recipe(*, recipe: str | Path | None = None, family: str | None = None, size: str | None = None,
-                profile: str | None = None, overrides: list[str] | tuple[str, ...] = (), data: str | Path | None = None,
-                run: str | Path | None = None) -> Recipe:
+def load_recipe(
+    *,
+    recipe: str | Path | None = None,
+    family: str | None = None,
+    size: str | None = None,
+    profile: str | None = None,
+    overrides: list[str] | tuple[str, ...] = (),
+    data: str | Path | None = None,
+    run: str | Path | None = None,
+) -> Recipe:
     """The recipe in file ``recipe``, or that of a family's ``profile`` (``launch/recipes/<family>/<profile>.yaml``),
     overlaid by the arguments given and then by ``overrides`` (``a.b=c`` with YAML values).
 
     Raises ``RecipeError``: one sentence that names the file or ``--set``, the dotted key and the nearest name.
     """
     if recipe is None:
-        family, profile = family or "fantasy_world", profile or "sound"
+        family, profile = family or "fantasy_world", profile or "default"
         path = _profile_file(family, profile)
     else:
         path = Path(recipe)
@@ -260,8 +286,12 @@ def load_recipe(*, recipe: str | Path | None = None, family: str | None = None, 
     stated = values.setdefault("family", family or "fantasy_world")
     if family is not None and stated != family:
         raise RecipeError(f"{path}: family is {stated!r}, but {family!r} was asked for; leave out one of them")
-    given = {"size": size, "profile": profile if recipe is None else values.get("profile"),
-             "data": data and str(data), "run": run and str(run)}
+    given = {
+        "size": size,
+        "profile": profile if recipe is None else values.get("profile"),
+        "data": data and str(data),
+        "run": run and str(run),
+    }
     values |= {key: value for key, value in given.items() if value is not None}
     values.setdefault("run", f"runs/{stated}/{values.get('profile') or path.stem}")
 
@@ -277,7 +307,7 @@ def load_recipe(*, recipe: str | Path | None = None, family: str | None = None, 
         if not location:
             return " with ".join([str(path), *(name for _, name in sources)])
         for where, name in reversed(sources):
-            if where[:len(location)] == location or location[:len(where)] == where:
+            if where[: len(location)] == location or location[: len(where)] == where:
                 return name
         return str(path)
 
@@ -302,14 +332,17 @@ def read_ds_config(recipe: Recipe) -> dict[str, Any]:
         config = json.loads(path.read_text())
         found = config.get("zero_optimization", {}).get("stage")
     except (OSError, ValueError, AttributeError) as error:
-        raise RecipeError(f"{path}: not a DeepSpeed config ({error}), expected a JSON object like those in "
-                          "ds_configs/") from error
+        raise RecipeError(
+            f"{path}: not a DeepSpeed config ({error}), expected a JSON object like those in ds_configs/"
+        ) from error
     owned = [key for key in OWNED if key in config]
     if owned:
         raise RecipeError(f"{path}: holds {', '.join(owned)}, which the recipe decides; expected none of them there")
     if found != recipe.zero:
-        raise RecipeError(f"{path}: zero_optimization.stage is {found}, expected {recipe.zero} as the recipe's `zero` "
-                          "says; make them agree")
+        raise RecipeError(
+            f"{path}: zero_optimization.stage is {found}, expected {recipe.zero} as the recipe's `zero` "
+            "says; make them agree"
+        )
     return config
 
 
@@ -328,8 +361,10 @@ def _check(recipe: Recipe, source: Callable[[tuple[str | int, ...]], str]) -> No
             raise RecipeError(f"{source(('size',))}: {error}") from error
         specs = _specs(family, config)
         if number not in specs:
-            raise RecipeError(f"{source(('stages', number))}: stages.{number} is unknown to family {recipe.family!r}"
-                              f"{did_you_mean(number, specs)}")
+            raise RecipeError(
+                f"{source(('stages', number))}: stages.{number} is unknown to family {recipe.family!r}"
+                f"{did_you_mean(number, specs)}"
+            )
         known = [term.name for term in specs[number].losses]
         for name in stage.loss_weights:
             if name not in known:

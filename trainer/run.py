@@ -6,21 +6,22 @@ import os
 import sys
 from pathlib import Path
 
-from data.files import DamagedError, atomic_file
-from models import get_family
-from trainer.adapter import read_card
-from trainer.cli import json_output, parse
-from trainer.distributed import World, on_first, start, stop
-from trainer.interrupt import EXIT_CODE, Interrupted, StopRequest
-from trainer.recipe import Recipe
-from trainer.reporting.monitor import Monitor
-from trainer.reporting.report import write_report
-from trainer.setup import StageSetup, adapter_directory, prepare_stage
-from trainer.stage import StageLoop, describe
+from stagecoach.data.files import DamagedError, atomic_file
+from stagecoach.models import get_family
+from stagecoach.trainer.adapter import read_card
+from stagecoach.trainer.cli import json_output, parse
+from stagecoach.trainer.distributed import World, on_first, start, stop
+from stagecoach.trainer.interrupt import EXIT_CODE, Interrupted, StopRequest
+from stagecoach.trainer.recipe import Recipe
+from stagecoach.trainer.reporting.monitor import Monitor
+from stagecoach.trainer.reporting.report import write_report
+from stagecoach.trainer.setup import StageSetup, adapter_directory, prepare_stage
+from stagecoach.trainer.stage import StageLoop, describe
 
 
-def run_stages(recipe: Recipe, stages: list[int], *, init: Path | None = None, resume: str = "auto",
-               dry_run: bool = False) -> list[Path]:
+def run_stages(
+    recipe: Recipe, stages: list[int], *, init: Path | None = None, resume: str = "auto", dry_run: bool = False
+) -> list[Path]:
     """Train ``stages`` in order in this process group and return their adapters.
 
     In a run of several stages one whose adapter is already there and intact is not trained again. ``init`` is for the
@@ -29,14 +30,19 @@ def run_stages(recipe: Recipe, stages: list[int], *, init: Path | None = None, r
     known = [spec.index for spec in get_family(recipe.family).stages(recipe.family_config(min(recipe.stages)))]
     for index in stages:
         if index not in known or index not in recipe.stages:
-            raise ValueError(f"family {recipe.family} at size {recipe.size} has no stage {index} in this recipe, "
-                             f"expected one of {sorted(set(known) & set(recipe.stages))}")
+            raise ValueError(
+                f"family {recipe.family} at size {recipe.size} has no stage {index} in this recipe, "
+                f"expected one of {sorted(set(known) & set(recipe.stages))}"
+            )
     world = start()
     adapters = []
     with StopRequest() as request:
         for position, index in enumerate(stages):
-            done = None if dry_run or len(stages) == 1 or resume == "never" else on_first(
-                world, _finished, adapter_directory(Path(recipe.run), index))
+            done = (
+                None
+                if dry_run or len(stages) == 1 or resume == "never"
+                else on_first(world, _finished, adapter_directory(Path(recipe.run), index))
+            )
             start_from = init if position == 0 else None
             if done is not None:
                 if world.is_first:
@@ -56,8 +62,13 @@ def main(description: str, stages: list[int] | None) -> int:
     recipe, arguments = parse(description=description)
     with json_output(arguments.json) as emit:
         try:
-            adapters = run_stages(recipe, stages or sorted(recipe.stages), init=arguments.init,
-                                  resume=arguments.resume, dry_run=arguments.dry_run)
+            adapters = run_stages(
+                recipe,
+                stages or sorted(recipe.stages),
+                init=arguments.init,
+                resume=arguments.resume,
+                dry_run=arguments.dry_run,
+            )
         except Interrupted as interruption:
             if int(os.environ["RANK"]) == 0:
                 print(interruption, file=sys.stderr)
@@ -94,8 +105,15 @@ def _dry_run(recipe: Recipe, index: int, world: World, init: Path | None) -> Non
     """Build everything and run one step on one sample per rank; nothing is written but a line on standard output."""
     stage = recipe.stages[index].model_copy(update={"global_batch": world.size, "micro_batch": 1})
     recipe = recipe.model_copy(update={"stages": {**recipe.stages, index: stage}})
-    setup = prepare_stage(recipe, index, world, init=init, resume="never", rehearsal=True,
-                          tell=print if world.is_first else lambda _: None)
+    setup = prepare_stage(
+        recipe,
+        index,
+        world,
+        init=init,
+        resume="never",
+        rehearsal=True,
+        tell=print if world.is_first else lambda _: None,
+    )
     try:
         values = one_step(setup)
         if world.is_first:
@@ -107,7 +125,7 @@ def _dry_run(recipe: Recipe, index: int, world: World, init: Path | None) -> Non
 
 def one_step(setup: StageSetup) -> dict[str, float]:
     """One optimizer step from the start of a prepared stage; the means that the loop would log."""
-    from trainer.feed import device_batches
+    from stagecoach.trainer.feed import device_batches
 
     loop = StageLoop(setup, Monitor.silent(), StopRequest())
     setup.engine.module.train()

@@ -39,8 +39,11 @@ for _tag, _pattern, _first in (
     ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
     ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
     ("int", r"[-+]?(0|[1-9][0-9_]*)|0x[0-9a-fA-F]+", list("-+0123456789")),
-    ("float", r"[-+]?([0-9]+\.[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?|[-+]?[0-9]+[eE][-+]?[0-9]+|[-+]?\.inf|\.nan",
-     list("-+.0123456789")),
+    (
+        "float",
+        r"[-+]?([0-9]+\.[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?|[-+]?[0-9]+[eE][-+]?[0-9]+|[-+]?\.inf|\.nan",
+        list("-+.0123456789"),
+    ),
 ):
     Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), _first)
 
@@ -50,8 +53,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         value = yaml.load(path.read_text(), Loader)
     except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error}), "
-                          "expected a YAML file") from error
+        raise RecipeError(
+            f"{path}: cannot be read ({getattr(error, 'strerror', None) or error}), expected a YAML file"
+        ) from error
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"line {mark.line + 1}" if mark else "somewhere"
@@ -70,8 +74,9 @@ def parse_override(text: str) -> tuple[tuple[str | int, ...], Any]:
     try:
         parsed = yaml.load(value, Loader)
     except yaml.YAMLError as error:
-        raise RecipeError(f"--set {text}: {value!r} is not a YAML value "
-                          f"({getattr(error, 'problem', None) or error}); quote it") from error
+        raise RecipeError(
+            f"--set {text}: {value!r} is not a YAML value ({getattr(error, 'problem', None) or error}); quote it"
+        ) from error
     return tuple(int(part) if part.isdigit() else part for part in parts), parsed
 
 
@@ -86,8 +91,9 @@ def overlay(base: Mapping[Any, Any], over: Mapping[Any, Any]) -> dict[Any, Any]:
     result = copy.deepcopy(dict(base))
     for key, value in over.items():
         below = result.get(key)
-        result[key] = (overlay(below, value) if isinstance(below, Mapping) and isinstance(value, Mapping)
-                       else copy.deepcopy(value))
+        result[key] = (
+            overlay(below, value) if isinstance(below, Mapping) and isinstance(value, Mapping) else copy.deepcopy(value)
+        )
     return result
 
 
@@ -102,8 +108,13 @@ def did_you_mean(name: Any, known: Iterable[Any]) -> str:
     return f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(sorted(names))}"
 
 
-def check_keys(values: Mapping[Any, Any], model: type[BaseModel], where: str, path: tuple[str | int, ...] = (),
-               below: Callable[[tuple[str | int, ...]], type[BaseModel] | None] = lambda path: None) -> None:
+def check_keys(
+    values: Mapping[Any, Any],
+    model: type[BaseModel],
+    where: str,
+    path: tuple[str | int, ...] = (),
+    below: Callable[[tuple[str | int, ...]], type[BaseModel] | None] = lambda path: None,
+) -> None:
     """Raise ``RecipeError`` for the first key of ``values`` that ``model`` does not have, with the nearest one it has.
 
     ``below`` gives the model of a field that is declared as a plain mapping, by its path.
@@ -116,13 +127,14 @@ def check_keys(values: Mapping[Any, Any], model: type[BaseModel], where: str, pa
         inner = inner or below(here)
         if inner is None or not isinstance(value, Mapping):
             continue
-        for name, entry in (value.items() if keyed else [(None, value)]):
+        for name, entry in value.items() if keyed else [(None, value)]:
             if isinstance(entry, Mapping):
                 check_keys(entry, inner, where, here if name is None else (*here, name), below)
 
 
-def explain(error: ValidationError, where: Callable[[tuple[str | int, ...]], str],
-            path: tuple[str | int, ...] = ()) -> RecipeError:
+def explain(
+    error: ValidationError, where: Callable[[tuple[str | int, ...]], str], path: tuple[str | int, ...] = ()
+) -> RecipeError:
     """A pydantic error as one sentence about its first problem. ``path`` leads to the model that was validated and
     ``where`` names the file or the flag that a path came from."""
     first = error.errors()[0]

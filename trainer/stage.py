@@ -10,23 +10,23 @@ from typing import Any
 
 import torch
 
-from data.files import DamagedError
-from data.stream import BadSample
-from models.family import Progress
-from trainer.adapter import AdapterCard, read_card, read_tensors, trained_before, write_adapter
-from trainer.bad_samples import BadSamples
-from trainer.distributed import on_first, totals
-from trainer.engine import full_parameters, learning_rate, set_learning_rate
-from trainer.evaluate import Evaluator
-from trainer.feed import device_batches
-from trainer.freeze import freeze_table
-from trainer.guards import GradientCheck, check_frozen, frozen_checksums
-from trainer.hardware import device_name, peak_flops, peak_memory_bytes
-from trainer.interrupt import Interrupted, StopRequest
-from trainer.meter import Meter
-from trainer.objective import weighted_total
-from trainer.reporting.monitor import Monitor
-from trainer.setup import StageSetup, adapter_directory
+from stagecoach.data.files import DamagedError
+from stagecoach.data.streaming.stream import BadSample
+from stagecoach.models.family import Progress
+from stagecoach.trainer.adapter import AdapterCard, read_card, read_tensors, trained_before, write_adapter
+from stagecoach.trainer.bad_samples import BadSamples
+from stagecoach.trainer.distributed import on_first, totals
+from stagecoach.trainer.engine import full_parameters, learning_rate, set_learning_rate
+from stagecoach.trainer.evaluate import Evaluator
+from stagecoach.trainer.feed import device_batches
+from stagecoach.trainer.freeze import freeze_table
+from stagecoach.trainer.guards import GradientCheck, check_frozen, frozen_checksums
+from stagecoach.trainer.hardware import device_name, peak_flops, peak_memory_bytes
+from stagecoach.trainer.interrupt import Interrupted, StopRequest
+from stagecoach.trainer.meter import Meter
+from stagecoach.trainer.objective import weighted_total
+from stagecoach.trainer.reporting.monitor import Monitor
+from stagecoach.trainer.setup import StageSetup, adapter_directory
 
 
 class NonFiniteError(ValueError):
@@ -48,8 +48,15 @@ class StageLoop:
         self.bad = BadSamples(setup.state.bad, setup.recipe.stream.bad_samples, len(setup.train_set))
         self.evaluator = None
         if setup.held_out is not None and len(setup.held_out):
-            self.evaluator = Evaluator(setup.family, setup.network, setup.engine, setup.held_out,
-                                       setup.train_set.statistics, setup.world, setup.window(setup.stage.steps - 1))
+            self.evaluator = Evaluator(
+                setup.family,
+                setup.network,
+                setup.engine,
+                setup.held_out,
+                setup.train_set.statistics,
+                setup.world,
+                setup.window(setup.stage.steps - 1),
+            )
         costs = setup.family.flops(setup.config, setup.spec.index)
         self.flops_per_sample = sum(cost.forward + cost.backward for cost in costs)
         self.peak = peak_flops(device_name(setup.world.device))
@@ -114,15 +121,18 @@ class StageLoop:
             return
         self.skipped += 1
         self.skipped_in_a_row += 1
-        self.monitor.message(f"step {self.step}: non-finite loss or gradient, update skipped on all ranks "
-                             f"({self.skipped_in_a_row} in a row, {self.skipped} in all)")
+        self.monitor.message(
+            f"step {self.step}: non-finite loss or gradient, update skipped on all ranks "
+            f"({self.skipped_in_a_row} in a row, {self.skipped} in all)"
+        )
         if self.skipped_in_a_row >= s.recipe.max_skipped:
             # Skipped steps change no weights, so an older checkpoint is where training last was sound.
             steps = s.store.steps()
             last = s.store.path(steps[-1]) if steps else None
             raise NonFiniteError(
                 f"{self.skipped_in_a_row} steps in a row up to step {self.step} had a non-finite loss or gradient; "
-                f"the last checkpoint is {last or 'none yet'}; lower the learning rate or look at the data")
+                f"the last checkpoint is {last or 'none yet'}; lower the learning rate or look at the data"
+            )
 
     def _boundary(self, bad: list[BadSample]) -> None:
         """What happens between two steps: damaged samples, logging, evaluation, checkpoint, and stopping on request."""
@@ -131,8 +141,14 @@ class StageLoop:
         if damaged:
             self._report(self.bad.gather(bad, s.world))
         last = self.step == stage.steps
-        due = {name: last or self.step % every == 0 for name, every in (
-            ("log", s.recipe.logging.every), ("validate", stage.validate_every), ("preview", stage.preview_every))}
+        due = {
+            name: last or self.step % every == 0
+            for name, every in (
+                ("log", s.recipe.logging.every),
+                ("validate", stage.validate_every),
+                ("preview", stage.preview_every),
+            )
+        }
         if due["log"]:
             self.monitor.log(self.step, self._values())
         self._evaluate(due["validate"], due["preview"])
@@ -140,13 +156,17 @@ class StageLoop:
         if self.step % stage.checkpoint_every == 0 or last or asked:
             self.save()
         if asked and not last:
-            raise Interrupted(f"stopped by {self.stop.received or 'a signal on another rank'} at step {self.step}; "
-                              "the same command with --resume auto goes on from there")
+            raise Interrupted(
+                f"stopped by {self.stop.received or 'a signal on another rank'} at step {self.step}; "
+                "the same command with --resume auto goes on from there"
+            )
 
     def _report(self, new: list[BadSample]) -> None:
         for sample in new:
-            self.monitor.message(f"step {self.step}: sample {sample.key!r} of {sample.shard} is damaged and replaced "
-                                 f"by another ({len(self.bad.indices)} in all): {sample.reason}")
+            self.monitor.message(
+                f"step {self.step}: sample {sample.key!r} of {sample.shard} is damaged and replaced "
+                f"by another ({len(self.bad.indices)} in all): {sample.reason}"
+            )
         if new:
             self.bad.check(new[-1])
 
@@ -179,8 +199,9 @@ class StageLoop:
 
     def _show(self, recipe: Any, progress: Progress, validate: bool, preview: bool) -> None:
         if validate and recipe.validation_samples:
-            self.monitor.log(self.step, self.evaluator.validate(
-                progress, recipe.validation_samples, self.s.batching.micro))
+            self.monitor.log(
+                self.step, self.evaluator.validate(progress, recipe.validation_samples, self.s.batching.micro)
+            )
         if preview and recipe.preview_samples:
             self.monitor.images(self.step, self.evaluator.preview(progress, recipe.preview_samples))
 
@@ -196,7 +217,7 @@ class StageLoop:
     def _finish(self) -> Path:
         """Write the adapter: what this stage trained, and what earlier stages did, as it is in the network."""
         s = self.s
-        if s.recipe.handoff == "ema":
+        if s.recipe.export_weights == "ema":
             with s.ema.swapped_in():
                 tensors = full_parameters(s.engine, s.trainable, keep=s.world.is_first)
         else:
@@ -205,13 +226,20 @@ class StageLoop:
         tensors |= self._carried(earlier)
         directory = adapter_directory(Path(s.recipe.run), s.spec.index)
         card = AdapterCard(
-            family=s.family.name, size=s.recipe.size, stage=s.spec.index, stage_name=s.spec.name, steps=self.step,
-            recipe=s.recipe.digest(), base=s.base, predecessor=s.predecessor.sha256 if s.predecessor else None,
-            handoff=s.recipe.handoff, config=s.config.model_dump(mode="json"))
-        card = on_first(s.world, write_adapter, directory, tensors, card, s.family.part)
+            family=s.family.name,
+            size=s.recipe.size,
+            stage=s.spec.index,
+            stage_name=s.spec.name,
+            steps=self.step,
+            recipe=s.recipe.digest(),
+            base=s.base,
+            predecessor=s.predecessor.sha256 if s.predecessor else None,
+            export_weights=s.recipe.export_weights,
+            config=s.config.model_dump(mode="json"),
+        )
+        card = on_first(s.world, write_adapter, directory, tensors, card, s.family.adapter_file)
         self.monitor.message(f"adapter {directory} ({card.parameters:,} parameters, sha256 {card.sha256[:12]})")
         return directory
-
 
     def _carried(self, names: set[str]) -> dict[str, torch.Tensor]:
         """What earlier stages trained and this one did not, on rank 0: from the adapter that the stage started from,
@@ -254,19 +282,31 @@ def describe(setup: StageSetup, monitor: Monitor) -> None:
     lines = [f"stage {setup.spec.index} ({setup.spec.name}): {trainable:,} parameters train, {frozen:,} are frozen"]
     for row in rows:
         state = "frozen" if row.lr_scale is None else f"trains at {row.lr_scale * setup.stage.learning_rate:g}"
-        if row.opens:
-            state += f" from step {math.ceil(row.opens * setup.stage.steps)} on"
+        if row.start_fraction:
+            state += f" from step {math.ceil(row.start_fraction * setup.stage.steps)} on"
         lines.append(f"  {row.pattern:<28} {row.modules:>4} modules {row.parameters:>15,}  {state}")
-    lines.append(f"  global batch {batching.global_batch} = {setup.world.size} ranks x {batching.micro} samples x "
-                 f"{batching.accumulation} accumulation; {setup.stage.steps} steps; ZeRO-{setup.recipe.zero}, "
-                 f"{setup.recipe.precision}, frozen weights {setup.recipe.frozen}d, recompute {setup.recipe.recompute}")
+    lines.append(
+        f"  global batch {batching.global_batch} = {setup.world.size} ranks x {batching.micro} samples x "
+        f"{batching.accumulation} accumulation; {setup.stage.steps} steps; ZeRO-{setup.recipe.zero}, "
+        f"{setup.recipe.precision}, frozen weights {setup.recipe.frozen}d, recompute "
+        f"{setup.recipe.activation_checkpointing}"
+    )
     dtypes: dict[str, int] = {}
     for _, parameter in setup.network.named_parameters():
         kind = f"{'trained' if parameter.requires_grad else 'frozen'} {str(parameter.dtype).removeprefix('torch.')}"
         dtypes[kind] = dtypes.get(kind, 0) + 1
     lines.append("  tensors: " + ", ".join(f"{count} {kind}" for kind, count in sorted(dtypes.items())))
     monitor.message("\n".join(lines))
-    monitor.facts({f"stage{setup.spec.index}": {
-        "name": setup.spec.name, "steps": setup.stage.steps, "global_batch": batching.global_batch,
-        "modules": [vars(row) for row in rows], "trainable": trainable, "frozen": frozen,
-        "exits": [vars(criterion) for criterion in setup.spec.exits]}})
+    monitor.facts(
+        {
+            f"stage{setup.spec.index}": {
+                "name": setup.spec.name,
+                "steps": setup.stage.steps,
+                "global_batch": batching.global_batch,
+                "modules": [vars(row) for row in rows],
+                "trainable": trainable,
+                "frozen": frozen,
+                "exits": [vars(criterion) for criterion in setup.spec.exits],
+            }
+        }
+    )

@@ -52,8 +52,10 @@ class TrainableSubset(EngineModule):
         for name, parameter in network.named_parameters():
             if parameter.requires_grad and id(parameter) not in mine:
                 holder = name.rpartition(".")[0] or "the network itself"
-                raise ValueError(f"parameter {name} trains but {holder} holds frozen parameters too, so that no module "
-                                 "of the engine owns it; wrap the parameter in a module of its own")
+                raise ValueError(
+                    f"parameter {name} trains but {holder} holds frozen parameters too, so that no module "
+                    "of the engine owns it; wrap the parameter in a module of its own"
+                )
 
     def train(self, mode: bool = True) -> TrainableSubset:
         super().train(mode)

@@ -17,16 +17,16 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from data.building.crew import run_crew
-from data.building.finish import finish
-from data.building.jobs import BuildJob, RawError
-from data.building.options import BuildOptions
-from data.building.partition import Division, divide
-from data.building.places import Place
-from data.building.worker import Worker
-from data.building.workspace import SKIPPED, Workspace, finished_splits
-from data.progress import Track, untracked
-from data.shards import read_manifest
+from stagecoach.data.building.finish import finish
+from stagecoach.data.building.jobs import BuildJob, RawError
+from stagecoach.data.building.options import BuildOptions
+from stagecoach.data.building.partition import Division, divide
+from stagecoach.data.building.worker import Worker
+from stagecoach.data.building.worker_pool import run_worker_pool
+from stagecoach.data.building.worker_rank import WorkerRank
+from stagecoach.data.building.workspace import SKIPPED, Workspace, finished_splits
+from stagecoach.data.format.shards import read_manifest
+from stagecoach.data.progress import Track, untracked
 
 READERS = max(min(os.cpu_count() or 1, 8), 1)
 
@@ -57,8 +57,9 @@ class BuildReport:
         return {**result, **more, "samples_per_second": round(speed, 3)}
 
 
-def build(job: BuildJob, output: Path, options: BuildOptions, track: Track = untracked,
-          place: Place | None = None) -> BuildReport:
+def build(
+    job: BuildJob, output: Path, options: BuildOptions, track: Track = untracked, worker_rank: WorkerRank | None = None
+) -> BuildReport:
     """Build the splits of ``job`` below ``output``, or this process's share of them. ``place``: as its launcher says.
 
     Raises ``RawError`` for the first bad item, unless ``options.skip_bad``: then it is listed in ``skipped.jsonl``;
@@ -66,18 +67,18 @@ def build(job: BuildJob, output: Path, options: BuildOptions, track: Track = unt
     fails. Nothing is left in ``output`` where it fails before the first part is made, and no other worker may be at it.
     """
     started = time.monotonic()
-    place = place or Place.detect()
+    worker_rank = worker_rank or WorkerRank.detect()
     division = divide(job, options)
     if division.unusable and not options.skip_bad:
         raise division.unusable[0][1]
     _check_any(output, division)
-    workspace, alone = Workspace(output, division), place.size == 1
+    workspace, alone = Workspace(output, division), worker_rank.size == 1
     encoded = 0
     if workspace.begin(options.replace, alone):
         try:
             if workspace.goes_on():
-                encoded = _work(job, workspace, options, place, track)
-            report = _conclude(job, workspace, options, place)
+                encoded = _work(job, workspace, options, worker_rank, track)
+            report = _conclude(job, workspace, options, worker_rank)
         except BaseException:
             if alone:
                 workspace.abandon()
@@ -88,33 +89,44 @@ def build(job: BuildJob, output: Path, options: BuildOptions, track: Track = unt
     return report
 
 
-def _work(job: BuildJob, workspace: Workspace, options: BuildOptions, place: Place, track: Track) -> int:
+def _work(job: BuildJob, workspace: Workspace, options: BuildOptions, worker_rank: WorkerRank, track: Track) -> int:
     if options.workers == 1:
-        return Worker(job, workspace, place, options.skip_bad, READERS).run(track)
-    places = [place.inner(worker, options.workers) for worker in range(options.workers)]
-    return run_crew(_work_in_crew, (job, workspace.output, options, workspace.division.record), places, track)
+        return Worker(job, workspace, worker_rank, options.skip_bad, READERS).run(track)
+    worker_ranks = [worker_rank.inner(worker, options.workers) for worker in range(options.workers)]
+    return run_worker_pool(
+        _work_in_pool, (job, workspace.output, options, workspace.division.record), worker_ranks, track
+    )
 
 
-def _work_in_crew(job: BuildJob, output: Path, options: BuildOptions, record: dict[str, Any], place: Place,
-                  track: Track) -> int:
+def _work_in_pool(
+    job: BuildJob, output: Path, options: BuildOptions, record: dict[str, Any], worker_rank: WorkerRank, track: Track
+) -> int:
     workspace = Workspace(output, divide(job, options, record))
-    return Worker(job, workspace, place, options.skip_bad, max(READERS // options.workers, 2)).run(track)
+    return Worker(job, workspace, worker_rank, options.skip_bad, max(READERS // options.workers, 2)).run(track)
 
 
-def _conclude(job: BuildJob, workspace: Workspace, options: BuildOptions, place: Place) -> BuildReport:
+def _conclude(job: BuildJob, workspace: Workspace, options: BuildOptions, worker_rank: WorkerRank) -> BuildReport:
     """Make the data set if all parts are there, else say how many are not."""
     try:
         missing = workspace.missing() if workspace.goes_on() else []
     except FileNotFoundError:
         missing = []  # finished by another worker in between
     if missing:
-        return BuildReport(str(workspace.output), finished=False, missing_parts=len(missing), message=(
-            f"{place} has made its parts; {len(missing)} of {len(workspace.division.parts)} are not there yet, and the "
-            f"worker that makes the last one finishes the data set (start again what was stopped)"))
+        return BuildReport(
+            str(workspace.output),
+            finished=False,
+            missing_parts=len(missing),
+            message=(
+                f"{worker_rank} has made its parts; {len(missing)} of {len(workspace.division.parts)} are not "
+                f"there yet, and the "
+                f"worker that makes the last one finishes the data set (start again what was stopped)"
+            ),
+        )
     finish(workspace, job, options.skip_bad)
     if not workspace.is_finished():
-        raise ValueError(f"{workspace.output}: the build was removed while it ran, expected {workspace.root} to stay; "
-                         f"start it again")
+        raise ValueError(
+            f"{workspace.output}: the build was removed while it ran, expected {workspace.root} to stay; start it again"
+        )
     return _describe(job, workspace.output)
 
 

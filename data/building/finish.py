@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from data.building.jobs import BuildJob, RawError
-from data.building.parts import part_files, read_part
-from data.building.workspace import RECORD, SKIPPED, Workspace, finished_splits, read_json
-from data.files import TEMPORARY, DamagedError, atomic_file, sync_directory, write_json
-from data.shards import write_manifest
+from stagecoach.data.building.jobs import BuildJob, RawError
+from stagecoach.data.building.parts import part_files, read_part
+from stagecoach.data.building.workspace import RECORD, SKIPPED, Workspace, finished_splits, read_json
+from stagecoach.data.files import TEMPORARY, DamagedError, atomic_file, sync_directory, write_json
+from stagecoach.data.format.shards import write_manifest
 
 
 def finish(workspace: Workspace, job: BuildJob, skip_bad: bool) -> None:
@@ -28,8 +28,10 @@ def finish(workspace: Workspace, job: BuildJob, skip_bad: bool) -> None:
             workspace.remove()
             return
         if not workspace.is_ours():
-            raise ValueError(f"{workspace.job}: another build was begun here while this one ran; its shards will be "
-                             f"those, expected one build of an output at a time")
+            raise ValueError(
+                f"{workspace.job}: another build was begun here while this one ran; its shards will be "
+                f"those, expected one build of an output at a time"
+            )
         if workspace.goes_on():
             parts = _read_parts(workspace)
             _check_skipped(workspace, parts, skip_bad)
@@ -39,7 +41,7 @@ def finish(workspace: Workspace, job: BuildJob, skip_bad: bool) -> None:
             write_json(workspace.finish, {"retire": sorted(leaving.union(finished_splits(workspace.output)))})
         if not workspace.staged.exists():
             _stage(workspace, job)
-        workspace.place()
+        workspace.publish()
 
 
 def _read_parts(workspace: Workspace) -> list[dict[str, Any]]:
@@ -71,9 +73,11 @@ def _check_encoders(parts: list[dict[str, Any]]) -> None:
     made = [part for part in parts if part["samples"]]
     for part in made:
         if part["encoders"] != made[0]["encoders"]:
-            raise ValueError(f"{part['part']} was made by encoders {json.dumps(part['encoders'])}, {made[0]['part']} "
-                             f"by {json.dumps(made[0]['encoders'])}, expected the same for all; begin anew with "
-                             f"--replace")
+            raise ValueError(
+                f"{part['part']} was made by encoders {json.dumps(part['encoders'])}, {made[0]['part']} "
+                f"by {json.dumps(made[0]['encoders'])}, expected the same for all; begin anew with "
+                f"--replace"
+            )
 
 
 def _stage(workspace: Workspace, job: BuildJob) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from data.schema import SampleSchema
+from stagecoach.data.format.schema import SampleSchema
 
 
 class RawError(ValueError):
@@ -63,8 +63,10 @@ class Statistics(ABC):
         merged: dict[str, Any] = dict(parts[0]) if parts else {}
         for part in parts[1:]:
             if set(part) != set(merged):
-                raise ValueError(f"statistics of two parts have names {sorted(merged)} and {sorted(part)}, expected "
-                                 f"the same; they are of different builds")
+                raise ValueError(
+                    f"statistics of two parts have names {sorted(merged)} and {sorted(part)}, expected "
+                    f"the same; they are of different builds"
+                )
             merged = {name: _sum(value, part[name], name) for name, value in merged.items()}
         return merged
 
@@ -73,8 +75,9 @@ def _sum(one: Any, other: Any, name: str) -> Any:
     if not isinstance(one, list):
         return one + other
     if not isinstance(other, list) or len(one) != len(other):
-        raise ValueError(f"statistics {name!r} of two parts have different lengths, expected the same; they are of "
-                         f"different builds")
+        raise ValueError(
+            f"statistics {name!r} of two parts have different lengths, expected the same; they are of different builds"
+        )
     return [_sum(a, b, name) for a, b in zip(one, other, strict=True)]
 
 

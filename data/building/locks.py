@@ -21,7 +21,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from data.files import temporary_name
+from stagecoach.data.files import temporary_name
 
 OWNER = "owner.json"
 BEAT = 10.0
@@ -107,8 +107,12 @@ class DirectoryLock:
 
 def identity() -> dict[str, Any]:
     """What tells this process from any other, also from a later one with the same number."""
-    return {"host": socket.gethostname(), "processes": _namespace(), "process": os.getpid(),
-            "started": _started(os.getpid())}
+    return {
+        "host": socket.gethostname(),
+        "processes": _namespace(),
+        "process": os.getpid(),
+        "started": _started(os.getpid()),
+    }
 
 
 def is_dead(owner: dict[str, Any]) -> bool:

@@ -9,10 +9,10 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
-from data.building.jobs import BuildJob, RawError, RawItem
-from data.building.options import BuildOptions
-from data.files import sha256_json
-from data.shards import KEY
+from stagecoach.data.building.jobs import BuildJob, RawError, RawItem
+from stagecoach.data.building.options import BuildOptions
+from stagecoach.data.files import sha256_json
+from stagecoach.data.format.shards import KEY
 
 VERSION = 1
 SPLIT = re.compile(r"[A-Za-z0-9_-]+")
@@ -53,20 +53,35 @@ def divide(job: BuildJob, options: BuildOptions, record: dict[str, Any] | None =
     splits = assign_splits(items, options.holdout)
     listed = sha256_json([[item.key, splits[item.key]] for item in items])
     if record is None:
-        record = json.loads(json.dumps({
-            "version": VERSION, "schema": {"name": job.schema.name, "version": job.schema.version},
-            "settings": job.settings(), "items": len(items), "items_sha256": listed, "unusable": len(unusable),
-            "holdout": options.holdout, "part_items": options.part_items or job.part_items,
-            "max_shard_bytes": options.max_shard_bytes, "encoded_together": job.together}))
+        record = json.loads(
+            json.dumps(
+                {
+                    "version": VERSION,
+                    "schema": {"name": job.schema.name, "version": job.schema.version},
+                    "settings": job.settings(),
+                    "items": len(items),
+                    "items_sha256": listed,
+                    "unusable": len(unusable),
+                    "holdout": options.holdout,
+                    "part_items": options.part_items or job.part_items,
+                    "max_shard_bytes": options.max_shard_bytes,
+                    "encoded_together": job.together,
+                }
+            )
+        )
     elif record["items_sha256"] != listed:
-        raise ValueError(f"the raw data changed while it was read: {len(items)} items found, expected the "
-                         f"{record['items']} of the worker before; start again when it is complete")
+        raise ValueError(
+            f"the raw data changed while it was read: {len(items)} items found, expected the "
+            f"{record['items']} of the worker before; start again when it is complete"
+        )
     size = record["part_items"]
     parts: list[Part] = []
     for split in sorted(set(splits.values())):
         members = [item for item in items if splits[item.key] == split]
-        parts += [Part(len(parts) + n, split, members[first:first + size])
-                  for n, first in enumerate(range(0, len(members), size))]
+        parts += [
+            Part(len(parts) + n, split, members[first : first + size])
+            for n, first in enumerate(range(0, len(members), size))
+        ]
     return Division(parts, unusable, record, sha256_json(record))
 
 
@@ -91,8 +106,11 @@ def _fraction(key: str) -> float:
 def differences(there: Any, asked: Any, name: str = "") -> list[str]:
     """Where two records differ, in words."""
     if isinstance(there, dict) and isinstance(asked, dict):
-        return [line for key in sorted({*there, *asked})
-                for line in differences(there.get(key), asked.get(key), f"{name}.{key}" if name else key)]
+        return [
+            line
+            for key in sorted({*there, *asked})
+            for line in differences(there.get(key), asked.get(key), f"{name}.{key}" if name else key)
+        ]
     return [] if there == asked else [f"{name.removeprefix('settings.')} {there!r} (now {asked!r})"]
 
 
@@ -100,8 +118,9 @@ def _check_names(items: list[RawItem]) -> None:
     counts = Counter(item.key for item in items)
     for item in items:
         if not KEY.fullmatch(item.key):
-            raise ValueError(f"sample key {item.key!r} is empty or has a dot, slash or blank in it; use letters, "
-                             f"digits, '-' and '_'")
+            raise ValueError(
+                f"sample key {item.key!r} is empty or has a dot, slash or blank in it; use letters, digits, '-' and '_'"
+            )
         if counts[item.key] > 1:
             raise ValueError(f"sample key {item.key!r} is that of {counts[item.key]} items, expected each key once")
         if item.split is not None and not SPLIT.fullmatch(item.split):

@@ -1,8 +1,8 @@
 """One part of a build: items are read ahead in threads, encoded in batches, and written to a sealed folder.
 
-    part-000012/  shard-000012-000000.tar, .tar.idx, ...   named as in the data set
-                  part.json       what is in them, what was left out and why, statistics, encoders
-                  manifest.json   size and sha256 of the files
+part-000012/  shard-000012-000000.tar, .tar.idx, ...   named as in the data set
+              part.json       what is in them, what was left out and why, statistics, encoders
+              manifest.json   size and sha256 of the files
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from data.building.jobs import BuildJob, RawError, RawItem
-from data.building.locks import TAKEN
-from data.building.partition import Part
-from data.files import (
+from stagecoach.data.building.jobs import BuildJob, RawError, RawItem
+from stagecoach.data.building.locks import TAKEN
+from stagecoach.data.building.partition import Part
+from stagecoach.data.files import (
     DamagedError,
     check_directory,
     describe_files,
@@ -30,7 +30,7 @@ from data.files import (
     temporary_name,
     write_json,
 )
-from data.shards import ShardWriter, index_path
+from stagecoach.data.format.shards import ShardWriter, index_path
 
 PART = "part.json"
 
@@ -48,8 +48,9 @@ def read_part(folder: Path, job_hash: str, hashes: bool = True) -> dict[str, Any
     except DamagedError:
         raise
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DamagedError(f"{folder}: not a part of a build ({type(error).__name__}: {error}); remove it and start "
-                           f"the build again") from error
+        raise DamagedError(
+            f"{folder}: not a part of a build ({type(error).__name__}: {error}); remove it and start the build again"
+        ) from error
     if not whole or job != job_hash or named != folder.name:
         raise DamagedError(f"{folder}: a part of another build or of another number; remove it and start again")
     return part
@@ -88,9 +89,12 @@ class PartWriter:
 
     def _write(self, folder: Path, part: Part, bad: dict[str, str], skip_bad: bool) -> Generator[None, None, int]:
         statistics, written = self.job.statistics(), 0
-        with ShardWriter(folder, self.job.schema, prefix=part.name.replace("part", "shard"),
-                         max_bytes=self.max_shard_bytes) as writer, \
-                closing(self._prepared([item for item in part.items if item.key not in bad])) as prepared:
+        with (
+            ShardWriter(
+                folder, self.job.schema, prefix=part.name.replace("part", "shard"), max_bytes=self.max_shard_bytes
+            ) as writer,
+            closing(self._prepared([item for item in part.items if item.key not in bad])) as prepared,
+        ):
             yield from (None for item in part.items if item.key in bad)
             group: list[tuple[RawItem, Any]] = []
             for item, ready in prepared:
@@ -108,11 +112,20 @@ class PartWriter:
             if group:
                 written += self._encode(group, writer, statistics)
                 yield from (None for _ in group)
-        self._seal(folder, part, {
-            "part": part.name, "split": part.split, "job": self.job_hash, "samples": written,
-            "shards": writer.shards, "statistics": statistics.as_dict(),
-            "skipped": [{"key": item.key, "reason": bad[item.key]} for item in part.items if item.key in bad],
-            "encoders": self.encoders if written else None})
+        self._seal(
+            folder,
+            part,
+            {
+                "part": part.name,
+                "split": part.split,
+                "job": self.job_hash,
+                "samples": written,
+                "shards": writer.shards,
+                "statistics": statistics.as_dict(),
+                "skipped": [{"key": item.key, "reason": bad[item.key]} for item in part.items if item.key in bad],
+                "encoders": self.encoders if written else None,
+            },
+        )
         return written
 
     def _encode(self, group: list[tuple[RawItem, Any]], writer: ShardWriter, statistics: Any) -> int:
@@ -141,8 +154,9 @@ class PartWriter:
         return ahead(items, self.job.prepare, 2 * self.job.together, self.readers)
 
 
-def ahead(items: Iterable[RawItem], function: Callable[[RawItem], Any], limit: int,
-          threads: int) -> Iterator[tuple[RawItem, Any]]:
+def ahead(
+    items: Iterable[RawItem], function: Callable[[RawItem], Any], limit: int, threads: int
+) -> Iterator[tuple[RawItem, Any]]:
     """Each item with the result of ``function`` on it, or the ``RawError`` that it raised, in order. At most ``limit``
     calls are ahead of the one whose result is waited for, in ``threads`` threads."""
     waiting = iter(items)

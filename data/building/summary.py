@@ -12,12 +12,21 @@ MEGABYTE = 1e6
 def build_summary(result: dict[str, Any]) -> dict[str, Any]:
     """The result of a build with megabytes, a line for each reason why items were left out, and no row that tells
     nothing."""
-    rows = {"message": result["message"], "output": result["output"], "samples": result["samples"],
-            "shards": result["shards"], "MB": result["bytes"] / MEGABYTE, "skipped": result["skipped"]}
+    rows = {
+        "message": result["message"],
+        "output": result["output"],
+        "samples": result["samples"],
+        "shards": result["shards"],
+        "MB": result["bytes"] / MEGABYTE,
+        "skipped": result["skipped"],
+    }
     rows["reasons"] = "\n".join(f"{number} x {reason}" for reason, number in result["reasons"].items())
     known = {*rows, "bytes", "finished"}
-    return {name: value for name, value in (rows | {n: v for n, v in result.items() if n not in known}).items()
-            if value not in ("", {}, 0, 0.0)}
+    return {
+        name: value
+        for name, value in (rows | {n: v for n, v in result.items() if n not in known}).items()
+        if value not in ("", {}, 0, 0.0)
+    }
 
 
 def summary_table(result: dict[str, Any]) -> Table:

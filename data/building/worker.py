@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from data.building.jobs import BuildJob, RawError
-from data.building.partition import Part
-from data.building.parts import PartWriter, ahead, read_part
-from data.building.places import Place, choose_device
-from data.building.workspace import Workspace
-from data.files import DamagedError
-from data.progress import Track
+from stagecoach.data.building.jobs import BuildJob, RawError
+from stagecoach.data.building.partition import Part
+from stagecoach.data.building.parts import PartWriter, ahead, read_part
+from stagecoach.data.building.worker_rank import WorkerRank, choose_device
+from stagecoach.data.building.workspace import Workspace
+from stagecoach.data.files import DamagedError
+from stagecoach.data.progress import Track
 
 PHASES = ("verifying", "checking", "encoding")
 """Titles of the bars: parts that an earlier run made, items of the others, and these again."""
@@ -19,13 +19,16 @@ PHASES = ("verifying", "checking", "encoding")
 class Worker:
     """``readers``: threads that check and read items."""
 
-    def __init__(self, job: BuildJob, workspace: Workspace, place: Place, skip_bad: bool, readers: int) -> None:
-        self._job, self._workspace, self._place, self._skip_bad = job, workspace, place, skip_bad
+    def __init__(
+        self, job: BuildJob, workspace: Workspace, worker_rank: WorkerRank, skip_bad: bool, readers: int
+    ) -> None:
+        self._job, self._workspace, self._worker_rank, self._skip_bad = job, workspace, worker_rank, skip_bad
         self._readers, self._bad = readers, dict[str, str]()
         division = workspace.division
-        self._own = place.share(division.parts)
-        self._writer = PartWriter(job, workspace.parts, division.record_hash, division.record["max_shard_bytes"],
-                                  readers)
+        self._own = worker_rank.share(division.parts)
+        self._writer = PartWriter(
+            job, workspace.parts, division.record_hash, division.record["max_shard_bytes"], readers
+        )
 
     def run(self, track: Track) -> int:
         """Make the parts, and return how many samples that were. It ends early, without an error, where the others have
@@ -74,7 +77,7 @@ class Worker:
                 return
             if self._writer.encoders is None and any(item.key not in self._bad for item in part.items):
                 if self._job.on_device:
-                    choose_device(self._place)
+                    choose_device(self._worker_rank)
                 self._job.start()
                 self._writer.encoders = dict(self._job.encoders())
             yield from self._writer.write(part, self._bad, self._skip_bad)

@@ -23,9 +23,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from data.building.locks import DirectoryLock, process_exists
-from data.building.partition import Division, Part, differences
-from data.files import MANIFEST, TEMPORARY, sync_directory, temporary_name, write_json
+from stagecoach.data.building.locks import DirectoryLock, process_exists
+from stagecoach.data.building.partition import Division, Part, differences
+from stagecoach.data.files import MANIFEST, TEMPORARY, sync_directory, temporary_name, write_json
 
 BUILD = ".build"
 RECORD = "build.json"
@@ -63,7 +63,7 @@ class Workspace:
                             self.remove()
                 # Its last step was interrupted, and is made up for whatever was asked for.
                 same = self.is_ours()
-                self.place()
+                self.publish()
                 if same:
                     return False
 
@@ -92,7 +92,7 @@ class Workspace:
             elif not self.job.exists():
                 self.remove()
 
-    def place(self) -> None:
+    def publish(self) -> None:
         """Put the staged data set in the place of the one before, and end the build. Under the lock; repeatable.
 
         All that was there goes before anything comes, so that new and old never stand side by side. ``train`` comes
@@ -153,12 +153,15 @@ class Workspace:
             return False
         if finished and not replace:
             also = "; with --replace the build that was begun beside them goes on" if ours else ""
-            raise ValueError(f"{self.output}: holds finished shards; give another folder, or --replace to build them "
-                             f"anew{also}")
+            raise ValueError(
+                f"{self.output}: holds finished shards; give another folder, or --replace to build them anew{also}"
+            )
         if there is not None and not ours and not replace:
-            raise ValueError(f"{self.job}: a build with other settings was begun here: "
-                             f"{'; '.join(differences(there, self.division.record))}; give the same to go on, another "
-                             f"folder, or --replace, which begins anew")
+            raise ValueError(
+                f"{self.job}: a build with other settings was begun here: "
+                f"{'; '.join(differences(there, self.division.record))}; give the same to go on, another "
+                f"folder, or --replace, which begins anew"
+            )
         if ours:
             return True
         for path in (self.finish, self.staging, self.parts):

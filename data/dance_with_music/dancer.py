@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw
 
-from data.dance_with_music.skeleton import FACE, FEET, KEYPOINTS, LEFT_HAND, RIGHT_HAND
-from data.dance_with_music.song import MOVES, Song
+from stagecoach.data.dance_with_music.skeleton import FACE, FEET, KEYPOINTS, LEFT_HAND, RIGHT_HAND
+from stagecoach.data.dance_with_music.song import MOVES, Song
 
 ENLARGED = 2
 """Drawn larger and made smaller, for smooth edges."""
@@ -50,10 +50,20 @@ class Looks:
     def of(cls, seed: int, number: int) -> Looks:
         random = np.random.default_rng([seed, number, 2])
         skin = _hsv(random.uniform(0.05, 0.09), random.uniform(0.25, 0.6), random.uniform(0.45, 0.95))
-        hair, shirt, trousers, eyes = (_hsv(random.random(), random.uniform(0.4, 0.9), value)
-                                       for value in (0.45, 0.9, 0.55, 0.5))
-        return cls(f"dancer_{number:03d}", float(random.uniform(0.9, 1.05)), skin, hair, shirt, trousers, eyes,
-                   *(bool(b) for b in random.random(3) < 0.5), float(random.uniform(0.75, 1.25)))
+        hair, shirt, trousers, eyes = (
+            _hsv(random.random(), random.uniform(0.4, 0.9), value) for value in (0.45, 0.9, 0.55, 0.5)
+        )
+        return cls(
+            f"dancer_{number:03d}",
+            float(random.uniform(0.9, 1.05)),
+            skin,
+            hair,
+            shirt,
+            trousers,
+            eyes,
+            *(bool(b) for b in random.random(3) < 0.5),
+            float(random.uniform(0.75, 1.25)),
+        )
 
 
 def pose_angles(song: Song, time: float) -> np.ndarray:
@@ -82,8 +92,8 @@ def dancer_points(angles: np.ndarray, looks: Looks, aspect: float) -> np.ndarray
         wrist = elbow + s * FOREARM * _ray(side * arm[1])
         knee = hip + s * THIGH * _ray(side * leg[0])
         ankle = knee + s * SHIN * _ray(side * leg[1])
-        points[first:first + 3] = shoulder, elbow, wrist
-        points[first + 6:first + 9] = hip, knee, ankle
+        points[first : first + 3] = shoulder, elbow, wrist
+        points[first + 6 : first + 9] = hip, knee, ankle
         toes = s * FOOT * np.array([[side, 0.35], [side * 0.8, 0.5], [-side * 0.25, 0.35]])
         points[FEET][slice(3) if side > 0 else slice(3, 6)] = ankle + toes
         points[LEFT_HAND if side > 0 else RIGHT_HAND] = _hand(wrist, side * arm[1], s * HAND)
@@ -140,12 +150,14 @@ def _draw_head(draw: ImageDraw.ImageDraw, face: np.ndarray, looks: Looks, unit: 
             for step in (0.0, 0.45, 0.9):
                 spot(centre + side * across + step * down, 0.35, looks.hair)
     spot(centre - 0.25 * down, 1.12, looks.hair)
-    draw.polygon([tuple(p) for p in (*face[:17], *(centre + side * across - 0.55 * down for side in (0.75, -0.75)))],
-                 fill=looks.skin)
+    draw.polygon(
+        [tuple(p) for p in (*face[:17], *(centre + side * across - 0.55 * down for side in (0.75, -0.75)))],
+        fill=looks.skin,
+    )
     if looks.beard:
         draw.polygon([tuple(p) for p in (*face[3:14], face[54], face[57], face[48])], fill=looks.hair)
     for first in (17, 22):
-        draw.line([tuple(p) for p in face[first:first + 5]], fill=looks.hair, width=max(round(0.12 * radius), 1))
+        draw.line([tuple(p) for p in face[first : first + 5]], fill=looks.hair, width=max(round(0.12 * radius), 1))
     for group in (face[36:42], face[42:48]):
         spot(group.mean(0), 0.2, (250, 250, 250))
         spot(group.mean(0), 0.13, looks.eyes)
@@ -160,22 +172,39 @@ def _draw_head(draw: ImageDraw.ImageDraw, face: np.ndarray, looks: Looks, unit: 
 def _face_template(mouth: float) -> np.ndarray:
     """iBUG's 68 points of a face seen from the front, about its middle; 1 is the radius of the head."""
     jaw = [(0.85 * np.sin(a), 0.95 * np.cos(a)) for a in np.linspace(-np.pi / 2, np.pi / 2, 17)]
-    brows = [(side * x, -0.42 - 0.1 * np.sin(k * np.pi / 4)) for side, xs in ((-1, (0.6, 0.5, 0.38, 0.26, 0.15)),
-                                                                           (1, (0.15, 0.26, 0.38, 0.5, 0.6)))
-             for k, x in enumerate(xs)]
+    brows = [
+        (side * x, -0.42 - 0.1 * np.sin(k * np.pi / 4))
+        for side, xs in ((-1, (0.6, 0.5, 0.38, 0.26, 0.15)), (1, (0.15, 0.26, 0.38, 0.5, 0.6)))
+        for k, x in enumerate(xs)
+    ]
     nose = [*((0, y) for y in (-0.2, -0.07, 0.06, 0.2)), *((x, 0.28) for x in (-0.14, -0.07, 0, 0.07, 0.14))]
     eye = [(-0.15, 0), (-0.07, -0.08), (0.07, -0.08), (0.15, 0), (0.07, 0.08), (-0.07, 0.08)]
     eyes = [(side * 0.37 + x, -0.2 + y) for side in (-1, 1) for x, y in eye]
-    outer = [(-0.3, 0), (-0.2, -0.07), (-0.08, -0.1), (0, -0.08), (0.08, -0.1), (0.2, -0.07), (0.3, 0), (0.2, 0.09),
-             (0.08, 0.13), (0, 0.14), (-0.08, 0.13), (-0.2, 0.09)]
+    outer = [
+        (-0.3, 0),
+        (-0.2, -0.07),
+        (-0.08, -0.1),
+        (0, -0.08),
+        (0.08, -0.1),
+        (0.2, -0.07),
+        (0.3, 0),
+        (0.2, 0.09),
+        (0.08, 0.13),
+        (0, 0.14),
+        (-0.08, 0.13),
+        (-0.2, 0.09),
+    ]
     inner = [(-0.22, 0), (-0.08, -0.03), (0, -0.02), (0.08, -0.03), (0.22, 0), (0.08, 0.05), (0, 0.06), (-0.08, 0.05)]
     lips = [(x * mouth, 0.55 + y) for x, y in (*outer, *inner)]
     return np.array([*jaw, *brows, *nose, *eyes, *lips])
 
 
 def _hand(wrist: np.ndarray, angle: float, size: float) -> np.ndarray:
-    fingers = [wrist + size * reach * _ray(angle + spread) for spread in np.linspace(-0.5, 0.5, 5)
-               for reach in (0.35, 0.6, 0.8, 1.0)]
+    fingers = [
+        wrist + size * reach * _ray(angle + spread)
+        for spread in np.linspace(-0.5, 0.5, 5)
+        for reach in (0.35, 0.6, 0.8, 1.0)
+    ]
     return np.array([wrist, *fingers])
 
 

@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 from transformers import CLIPVisionModelWithProjection
 
-from data.building.jobs import EncodedSample
-from data.dance_with_music.schema import FACE_DIM, LATENT_STRIDE
-from data.dance_with_music.segment import PreparedReference, Segment
-from data.encoding.encoders import EncoderEntry, default_device, encoder_entry
-from data.encoding.face_encoder import FaceEncoder, face_entry
-from data.encoding.latent_encoders import ClipResize, PictureEmbedder, PictureVae, vae_kind
+from stagecoach.data.building.jobs import EncodedSample
+from stagecoach.data.dance_with_music.schema import FACE_DIM, LATENT_STRIDE
+from stagecoach.data.dance_with_music.segment import PreparedReference, Segment
+from stagecoach.data.encoding.encoders import EncoderEntry, default_device, encoder_entry
+from stagecoach.data.encoding.face_encoder import FaceEncoder, face_entry
+from stagecoach.data.encoding.latent_encoders import ClipResize, PictureEmbedder, PictureVae, vae_kind
 
 
 @dataclass(frozen=True)
@@ -29,9 +29,11 @@ class EncoderPaths:
     def entries(self) -> dict[str, EncoderEntry]:
         """What the manifest says of them, without loading them. Raises ``EncoderError``."""
         device = default_device()
-        return {"vae": encoder_entry(vae_kind(self.vae), self.vae, device),
-                "image_encoder": encoder_entry(CLIPVisionModelWithProjection, self.image_encoder, device),
-                "arcface": face_entry(self.arcface)}
+        return {
+            "vae": encoder_entry(vae_kind(self.vae), self.vae, device),
+            "image_encoder": encoder_entry(CLIPVisionModelWithProjection, self.image_encoder, device),
+            "arcface": face_entry(self.arcface),
+        }
 
 
 class Encoders:
@@ -49,15 +51,22 @@ class Encoders:
         latents = self._vae.encode(segment.frames).half().numpy()
         height, width = segment.frames.shape[1:3]
         if latents.shape[2:] != (height // LATENT_STRIDE, width // LATENT_STRIDE):
-            raise ValueError(f"the VAE makes latents of {latents.shape[2:]} of pictures of {height} x {width}, "
-                             f"expected an {LATENT_STRIDE}th of each side; give Stable Diffusion's")
+            raise ValueError(
+                f"the VAE makes latents of {latents.shape[2:]} of pictures of {height} x {width}, "
+                f"expected an {LATENT_STRIDE}th of each side; give Stable Diffusion's"
+            )
         ref_latents = self._vae.encode(np.stack([r.picture for r in references]))
         vectors, lengths = unit_vectors(self._face_vectors(references))
-        arrays = {**segment.arrays, "latents": latents, "ref_latents": ref_latents.half().numpy(),
-                  "ref_clip": self._clip.encode([r.whole for r in references]).half().numpy(),
-                  "ref_arcface": vectors, "ref_arcface_norm": lengths,
-                  "ref_face_valid": (lengths > 0).astype(np.uint8),
-                  "frame": segment.frames[len(segment.frames) // 2]}
+        arrays = {
+            **segment.arrays,
+            "latents": latents,
+            "ref_latents": ref_latents.half().numpy(),
+            "ref_clip": self._clip.encode([r.whole for r in references]).half().numpy(),
+            "ref_arcface": vectors,
+            "ref_arcface_norm": lengths,
+            "ref_face_valid": (lengths > 0).astype(np.uint8),
+            "frame": segment.frames[len(segment.frames) // 2],
+        }
         return EncodedSample(arrays, {**segment.meta, "vae_scaling": self._vae.scaling_factor})
 
     def _face_vectors(self, references: list[PreparedReference]) -> np.ndarray:

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from data.building.jobs import RawError
-from data.dance_with_music.crop import Crop
-from data.dance_with_music.footage import PICTURES, numbered_files, read_picture
+from stagecoach.data.building.jobs import RawError
+from stagecoach.data.dance_with_music.crop import Crop
+from stagecoach.data.dance_with_music.footage import PICTURES, numbered_files, read_picture
 
 MASK = 127
 """Masks are 255 inside."""
@@ -24,8 +24,9 @@ def mask_boxes(folder: Path, chosen: np.ndarray, crop: Crop) -> tuple[np.ndarray
     files = numbered_files(folder, PICTURES)
     names = [files[number] for number in sorted(files)]
     if len(names) <= chosen.max():
-        raise RawError(f"{folder}: {len(names)} face masks found, expected one for each frame, "
-                       f"{chosen.max() + 1} or more")
+        raise RawError(
+            f"{folder}: {len(names)} face masks found, expected one for each frame, {chosen.max() + 1} or more"
+        )
     boxes = {int(k): _mask_box(read_picture(names[int(k)])[..., 0] > MASK) for k in np.unique(chosen)}
     found = np.stack([boxes[int(k)] for k in chosen])
     valid = (found[:, 2:] > found[:, :2]).all(1)

@@ -16,8 +16,8 @@ import av
 import numpy as np
 from PIL import Image
 
-from data.building.jobs import RawError
-from data.dance_with_music.schema import FRAME_RATE
+from stagecoach.data.building.jobs import RawError
+from stagecoach.data.dance_with_music.schema import FRAME_RATE
 
 PICTURES = (".png", ".jpg", ".jpeg")
 ROUNDING = 1e-3
@@ -59,8 +59,10 @@ class Footage:
                 for frame in container.decode(stream):
                     place = -1 if frame.time is None else int(np.abs(self.times - frame.time).argmin())
                     if current is not None and place > current:
-                        raise RawError(f"{self.path}: no picture at {self.times[current]:.3f} s, where its packets "
-                                       f"promise one; the file is damaged")
+                        raise RawError(
+                            f"{self.path}: no picture at {self.times[current]:.3f} s, where its packets "
+                            f"promise one; the file is damaged"
+                        )
                     while place == current:
                         yield frame.to_ndarray(format="rgb24")
                         current = next(wanted, None)
@@ -68,8 +70,10 @@ class Footage:
                         return
         except (av.FFmpegError, OSError) as error:
             raise RawError(f"{self.path}: not decodable at frame {current} ({error}); it may be cut short") from error
-        raise RawError(f"{self.path}: the pictures end before frame {current}, where its packets promise "
-                       f"{len(self.times)}; it may be cut short")
+        raise RawError(
+            f"{self.path}: the pictures end before frame {current}, where its packets promise "
+            f"{len(self.times)}; it may be cut short"
+        )
 
 
 @lru_cache(maxsize=64)
@@ -104,16 +108,18 @@ def numbered_files(folder: Path, suffixes: Sequence[str]) -> dict[int, Path]:
         if match and file.suffix.lower() in suffixes:
             number = int(match[1])
             if number in found:
-                raise RawError(f"{folder}: {found[number].name} and {file.name} have the same number, expected one "
-                               f"file per frame")
+                raise RawError(
+                    f"{folder}: {found[number].name} and {file.name} have the same number, expected one file per frame"
+                )
             found[number] = file
     if not found:
         raise RawError(f"{folder}: no files frame_<number>{' or '.join(suffixes)} found, expected one per frame")
     first = min(found)
     missing = next((n for n in range(first, first + len(found)) if n not in found), None)
     if missing is not None:
-        raise RawError(f"{folder}: {len(found)} numbered files found but none of number {missing}, expected one for "
-                       f"each frame")
+        raise RawError(
+            f"{folder}: {len(found)} numbered files found but none of number {missing}, expected one for each frame"
+        )
     return found
 
 
@@ -142,6 +148,7 @@ def _frame_times(path: Path) -> tuple[np.ndarray, float]:
         raise RawError(f"{path}: no frame with a time stamp found, expected the dance")
     steps = np.diff(times)
     if (steps <= 0).any():
-        raise RawError(f"{path}: two frames at {times[1:][steps <= 0][0]:.3f} s, expected rising time stamps; write "
-                       f"the file again")
+        raise RawError(
+            f"{path}: two frames at {times[1:][steps <= 0][0]:.3f} s, expected rising time stamps; write the file again"
+        )
     return times, float(np.median(steps)) if len(steps) else 1 / float(rate or FRAME_RATE)

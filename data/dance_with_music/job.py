@@ -8,26 +8,26 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data.building.jobs import BuildJob, EncodedSample, RawError, RawItem, Statistics
-from data.building.partition import assign_splits as draw_splits
-from data.dance_with_music.layouts import read_layout
-from data.dance_with_music.music import MUSIC_DIMS
-from data.dance_with_music.poses import PoseUnit
-from data.dance_with_music.raw import RawDance
-from data.dance_with_music.schema import dance_schema
-from data.dance_with_music.segment import (
+from stagecoach.data.building.jobs import BuildJob, EncodedSample, RawError, RawItem, Statistics
+from stagecoach.data.building.partition import assign_splits as draw_splits
+from stagecoach.data.dance_with_music.layouts import read_layout
+from stagecoach.data.dance_with_music.music import MUSIC_DIMS
+from stagecoach.data.dance_with_music.poses import PoseUnit
+from stagecoach.data.dance_with_music.raw import RawDance
+from stagecoach.data.dance_with_music.schema import dance_schema
+from stagecoach.data.dance_with_music.segment import (
     Segment,
     SegmentOptions,
     check_segment,
     prepare_segment,
     segment_places,
 )
-from data.dance_with_music.splits import SplitBy, assign_splits
-from data.dance_with_music.statistics import DanceStatistics
-from data.files import sha256_json
+from stagecoach.data.dance_with_music.splits import SplitBy, assign_splits
+from stagecoach.data.dance_with_music.statistics import DanceStatistics
+from stagecoach.data.files import sha256_json
 
 if TYPE_CHECKING:
-    from data.dance_with_music.encode import EncoderPaths, Encoders
+    from stagecoach.data.dance_with_music.encode import EncoderPaths, Encoders
 
 PART_BYTES = 10**9
 
@@ -49,7 +49,7 @@ class DanceJob(BuildJob):
     together = 1  # a segment is as many pictures as a device takes at once
 
     def __init__(self, raw: Path, reading: RawOptions, options: SegmentOptions, paths: EncoderPaths) -> None:
-        from data.encoding.latent_encoders import clip_dim  # takes seconds
+        from stagecoach.data.encoding.latent_encoders import clip_dim  # takes seconds
 
         self._raw, self._reading, self._options, self._paths = raw, reading, options, paths
         self.schema = dance_schema(MUSIC_DIMS[options.music], clip_dim(paths.image_encoder))
@@ -65,8 +65,9 @@ class DanceJob(BuildJob):
         items, failed = [], []
         for dance in dances:
             try:
-                items += [RawItem(place.key, splits[dance.key], place) for place in
-                          segment_places(dance, self._options)]
+                items += [
+                    RawItem(place.key, splits[dance.key], place) for place in segment_places(dance, self._options)
+                ]
             except RawError as error:
                 failed.append((dance.name, error))
         return items, bad + failed
@@ -75,14 +76,19 @@ class DanceJob(BuildJob):
         dances, _ = self._dances
         base = f"{self._raw}/"  # where the data set lies does not matter
         described = [{name: str(value).replace(base, "") for name, value in asdict(d).items()} for d in dances]
-        return {"reading": asdict(self._reading), "segments": asdict(self._options), "dances": sha256_json(described),
-                "clip_resize": self._paths.clip_resize, "encoders": self._entries}
+        return {
+            "reading": asdict(self._reading),
+            "segments": asdict(self._options),
+            "dances": sha256_json(described),
+            "clip_resize": self._paths.clip_resize,
+            "encoders": self._entries,
+        }
 
     def check(self, item: RawItem) -> None:
         check_segment(item.record)
 
     def start(self) -> None:
-        from data.dance_with_music.encode import Encoders
+        from stagecoach.data.dance_with_music.encode import Encoders
 
         self._encoders = Encoders(self._paths)
 
@@ -101,8 +107,10 @@ class DanceJob(BuildJob):
     def summary(self, statistics: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         """Frames, and references in which no face was found."""
         splits = statistics.values()
-        return {"frames": sum(s["frame_count"] for s in splits),
-                "references_without_face": sum(s["reference_count"] - s["reference_face_count"] for s in splits)}
+        return {
+            "frames": sum(s["frame_count"] for s in splits),
+            "references_without_face": sum(s["reference_count"] - s["reference_face_count"] for s in splits),
+        }
 
     @cached_property
     def _dances(self) -> tuple[list[RawDance], list[tuple[str, RawError]]]:

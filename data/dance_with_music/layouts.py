@@ -11,11 +11,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from data.building.jobs import RawError
-from data.dance_with_music.footage import PICTURES
-from data.dance_with_music.poses import PoseUnit
-from data.dance_with_music.raw import METADATA, RawDance, Reference, described, read_metadata, sound_beside
-from data.encoding.audio import has_audio
+from stagecoach.data.building.jobs import RawError
+from stagecoach.data.dance_with_music.footage import PICTURES
+from stagecoach.data.dance_with_music.poses import PoseUnit
+from stagecoach.data.dance_with_music.raw import METADATA, RawDance, Reference, described, read_metadata, sound_beside
+from stagecoach.data.encoding.audio import has_audio
 
 VIDEOS = (".mp4", ".mov", ".mkv", ".webm", ".avi")
 AIST_RATE = 60.0
@@ -38,17 +38,23 @@ def read_layout(base: Path, layout: str, unit: PoseUnit | None = None, rate: flo
         try:
             dance = make(described(base, name, metadata.pop(name, {})))
             if any(dance.key == other.key for other in dances):
-                raise RawError(f"{dance.footage}: another dance is called {dance.key} too, expected names that differ "
-                               f"in letters, digits, '-' and '_'")
+                raise RawError(
+                    f"{dance.footage}: another dance is called {dance.key} too, expected names that differ "
+                    f"in letters, digits, '-' and '_'"
+                )
         except RawError as error:
             bad.append((name, error))
             continue
         dances.append(replace(dance, unit=unit or dance.unit, rate=rate or dance.rate))
-    bad += [(name, RawError(f"{base / METADATA}: entry {name!r} names no dance of layout {layout!r} below {base}"))
-            for name in metadata]
+    bad += [
+        (name, RawError(f"{base / METADATA}: entry {name!r} names no dance of layout {layout!r} below {base}"))
+        for name in metadata
+    ]
     if not dances and not bad:
-        raise RawError(f"{base}: no dance of layout {layout!r} found, expected {EXPECTED[layout]}; the layouts are "
-                       f"{sorted(LAYOUTS)}")
+        raise RawError(
+            f"{base}: no dance of layout {layout!r} found, expected {EXPECTED[layout]}; the layouts are "
+            f"{sorted(LAYOUTS)}"
+        )
     return dances, bad
 
 
@@ -61,22 +67,40 @@ def _videos(base: Path) -> Iterator[Place]:
             picture = next((p for s in PICTURES if (p := base / "reference_images" / f"{name}{s}").is_file()), None)
             pose = base / "reference_images" / f"{name}.json"
             faces = base / "faces" / name
-            return _dance(base, name, video, base / "poses" / name, "normalised", known, rows=_first(
-                rows, rows.with_suffix(".npy"), rows.with_suffix(".h5")), faces=_first(faces), reference=picture and
-                Reference(picture, _first(pose)))
+            return _dance(
+                base,
+                name,
+                video,
+                base / "poses" / name,
+                "normalised",
+                known,
+                rows=_first(rows, rows.with_suffix(".npy"), rows.with_suffix(".h5")),
+                faces=_first(faces),
+                reference=picture and Reference(picture, _first(pose)),
+            )
+
         yield name, make
 
 
 def _clips(base: Path) -> Iterator[Place]:
     for split, called in (("train", "train"), ("validation", "val")):
         for folder in _folders(base / split):
+
             def make(known: dict[str, Any], folder: Path = folder, split: str = called) -> RawDance:
                 picture = next((p for s in PICTURES if (p := folder / f"reference_image{s}").is_file()), None)
                 if not (folder / "video.mp4").is_file():
                     raise RawError(f"{folder / 'video.mp4'}: missing, expected the dance")
-                return _dance(base, folder.name, folder / "video.mp4", folder / "pose_annotations.json", "pixel",
-                              {"split": split, **known}, rows=_first(folder / "music_features.npy"),
-                              reference=picture and Reference(picture, embedding=_first(folder / "face_embedding.npy")))
+                return _dance(
+                    base,
+                    folder.name,
+                    folder / "video.mp4",
+                    folder / "pose_annotations.json",
+                    "pixel",
+                    {"split": split, **known},
+                    rows=_first(folder / "music_features.npy"),
+                    reference=picture and Reference(picture, embedding=_first(folder / "face_embedding.npy")),
+                )
+
             yield folder.name, make
 
 
@@ -104,28 +128,50 @@ def _folder_dances(base: Path, folders: list[Path], poses: tuple[str, ...], rate
         def make(known: dict[str, Any], folder: Path = folder) -> RawDance:
             found = next((folder / part for part in poses if any((folder / part).glob("*.json"))), None)
             if found is None:
-                raise RawError(f"{folder / poses[0]}: no .json found (drawings of skeletons are not enough), "
-                               f"{POSES_WANTED}")
+                raise RawError(
+                    f"{folder / poses[0]}: no .json found (drawings of skeletons are not enough), {POSES_WANTED}"
+                )
             part = folder.parent.name if folder != base else ""
-            rows = next((p for p in (base / "aist_hdf5" / part / f"{folder.name}.h5",
-                                     base.parent / "aist_hdf5" / part / f"{folder.name}.h5") if p.is_file()), None)
+            rows = next(
+                (
+                    p
+                    for p in (
+                        base / "aist_hdf5" / part / f"{folder.name}.h5",
+                        base.parent / "aist_hdf5" / part / f"{folder.name}.h5",
+                    )
+                    if p.is_file()
+                ),
+                None,
+            )
             sound = next(iter(_files(folder, (".wav", ".mp3", ".m4a", ".flac", ".ogg"))), None)
-            return _dance(base, folder.name, folder / "images", found, "normalised",
-                          {**known, **({"audio": sound} if sound and "audio" not in known else {})}, rows=rows,
-                          faces=_first(folder / "faces"), rate=rate)
+            return _dance(
+                base,
+                folder.name,
+                folder / "images",
+                found,
+                "normalised",
+                {**known, **({"audio": sound} if sound and "audio" not in known else {})},
+                rows=rows,
+                faces=_first(folder / "faces"),
+                rate=rate,
+            )
+
         yield folder.name, make
 
 
-def _dance(base: Path, name: str, footage: Path, poses: Path, unit: PoseUnit, known: dict[str, Any],
-           **more: Any) -> RawDance:
+def _dance(
+    base: Path, name: str, footage: Path, poses: Path, unit: PoseUnit, known: dict[str, Any], **more: Any
+) -> RawDance:
     if not poses.exists():
         raise RawError(f"{poses}: missing, {POSES_WANTED}")
     audio = known.pop("audio", None) or sound_beside(base, name)
     if audio is None and footage.is_file() and has_audio(footage):
         audio = footage
     if audio is None and more.get("rows") is None:
-        raise RawError(f"{footage}: neither sound nor rows of music found for dance {name!r}, expected a video with "
-                       f"sound, {base / 'audio' / name}.wav or precomputed rows; music is never made up")
+        raise RawError(
+            f"{footage}: neither sound nor rows of music found for dance {name!r}, expected a video with "
+            f"sound, {base / 'audio' / name}.wav or precomputed rows; music is never made up"
+        )
     return RawDance(name, footage, poses, unit, audio=audio, **known, **more)
 
 
@@ -142,7 +188,12 @@ def _folders(folder: Path) -> list[Path]:
 
 
 LAYOUTS: dict[str, Callable[[Path], Iterator[Place]]] = {
-    "videos": _videos, "clips": _clips, "p00002": _p00002, "stableanimator": _stableanimator, "champ": _champ}
+    "videos": _videos,
+    "clips": _clips,
+    "p00002": _p00002,
+    "stableanimator": _stableanimator,
+    "champ": _champ,
+}
 """``videos``: of the seed's guide, the default. ``clips``: a folder per clip in ``train`` and ``validation``.
 ``p00002``, ``stableanimator``, ``champ``: folders of pictures, which need poses as JSON and music to be added."""
 
@@ -151,4 +202,5 @@ EXPECTED = {
     "clips": "train/<name>/video.mp4 and train/<name>/pose_annotations.json",
     "p00002": "images/frame_0.png and poses/frame_0.json",
     "stableanimator": "rec/<name>/images/frame_0.png and rec/<name>/poses/frame_0.json",
-    "champ": "<part>/<name>/images/0000.png and <part>/<name>/dwpose/0000.json"}
+    "champ": "<part>/<name>/images/0000.png and <part>/<name>/dwpose/0000.json",
+}

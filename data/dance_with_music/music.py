@@ -16,10 +16,10 @@ from typing import Literal
 
 import numpy as np
 
-from data.building.jobs import RawError
-from data.dance_with_music.footage import numbered_files
-from data.decode import npy_header
-from data.encoding.audio import BEAT, EDGE_DIM, ONSET, edge_rows, read_audio
+from stagecoach.data.building.jobs import RawError
+from stagecoach.data.dance_with_music.footage import numbered_files
+from stagecoach.data.encoding.audio import BEAT, EDGE_DIM, ONSET, edge_rows, read_audio
+from stagecoach.data.format.decode import npy_header
 
 JUKEBOX_DIM = 4800
 """Width of a layer of Jukebox's 5B prior (P. Dhariwal et al., 2020)."""
@@ -54,25 +54,32 @@ def aist_bpm(song: str) -> float | None:
     return 110 + 5 * int(song[2]) if song.startswith("HO") else 80 + 10 * int(song[2])
 
 
-def read_music(kind: MusicKind, audio: Path | None, start: float | None, rows: Path | None, bpm: float | None,
-               where: str) -> Music:
+def read_music(
+    kind: MusicKind, audio: Path | None, start: float | None, rows: Path | None, bpm: float | None, where: str
+) -> Music:
     """``audio``: sound or video file, whose sample at ``start`` (None: the first) is frame 0; ``rows``: file or folder
     of rows. Raises ``RawError``; nothing is made up in place of missing music."""
     sound = _sound_rows(audio, start, bpm) if audio else None
     if kind == "jukebox":
         if rows is None:
-            raise RawError(f"{where}: no rows of {JUKEBOX_DIM} numbers found, expected Jukebox's as .npy or .h5; "
-                           f"compute them first, or build with --music edge from its sound")
+            raise RawError(
+                f"{where}: no rows of {JUKEBOX_DIM} numbers found, expected Jukebox's as .npy or .h5; "
+                f"compute them first, or build with --music edge from its sound"
+            )
         table = read_rows(rows, JUKEBOX_DIM)
         if sound is None:
-            raise RawError(f"{where}: rows of Jukebox but no sound found, expected sound too, which beats are found "
-                           f"in; give the song as a sound file beside them")
+            raise RawError(
+                f"{where}: rows of Jukebox but no sound found, expected sound too, which beats are found "
+                f"in; give the song as a sound file beside them"
+            )
         return Music(table, sound[:, BEAT], sound[:, ONSET], "audio")
     if sound is not None:
         return Music(sound, sound[:, BEAT], sound[:, ONSET], "audio")
     if rows is None:
-        raise RawError(f"{where}: neither sound nor rows of music found, expected a video with sound, a sound file or "
-                       f"rows; a dance without its music cannot be used")
+        raise RawError(
+            f"{where}: neither sound nor rows of music found, expected a video with sound, a sound file or "
+            f"rows; a dance without its music cannot be used"
+        )
     table = read_rows(rows, EDGE_DIM)
     return Music(table, (table[:, BEAT] > 0.5).astype(np.float32), table[:, ONSET], "rows")
 
@@ -87,8 +94,9 @@ def read_rows(path: Path, width: int) -> np.ndarray:
         return _checked(_npy(path), path, width)
     if path.suffix in (".h5", ".hdf5"):
         return _checked(_h5(path), path, width)[::AIST_ROWS_PER_FRAME]
-    raise RawError(f"{path}: found a {path.suffix or 'nameless'} file, expected rows of music as .npy, .h5 or a folder "
-                   f"of .npy")
+    raise RawError(
+        f"{path}: found a {path.suffix or 'nameless'} file, expected rows of music as .npy, .h5 or a folder of .npy"
+    )
 
 
 def read_vector(path: Path, width: int) -> np.ndarray:
@@ -98,13 +106,17 @@ def read_vector(path: Path, width: int) -> np.ndarray:
 
 def _checked(table: np.ndarray, path: Path, width: int) -> np.ndarray:
     if table.ndim != 2 or table.shape[1] != width or table.dtype.kind not in "fiu" or not len(table):
-        raise RawError(f"{path}: an array of shape {table.shape} and dtype {table.dtype} found, expected {width} "
-                       f"numbers per row (--music is one of {MUSIC_DIMS})")
+        raise RawError(
+            f"{path}: an array of shape {table.shape} and dtype {table.dtype} found, expected {width} "
+            f"numbers per row (--music is one of {MUSIC_DIMS})"
+        )
     if not np.isfinite(table).all():
         raise RawError(f"{path}: numbers that are not finite found in the rows of music, expected finite ones")
     if width == JUKEBOX_DIM and not table[:, SEED_DIM:].any():
-        raise RawError(f"{path}: only the first {SEED_DIM} of {JUKEBOX_DIM} columns hold anything, expected a layer of "
-                       f"Jukebox; build with --music edge from the sound")
+        raise RawError(
+            f"{path}: only the first {SEED_DIM} of {JUKEBOX_DIM} columns hold anything, expected a layer of "
+            f"Jukebox; build with --music edge from the sound"
+        )
     return table.astype(np.float32)
 
 

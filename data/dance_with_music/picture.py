@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image, ImageDraw
 
-from data.dance_with_music.schema import LATENT_STRIDE
-from data.dance_with_music.segment import CONFIDENCE_STEPS, POSE_STEPS
-from data.dance_with_music.skeleton import draw_skeleton
-from data.dataset import Sample
-from data.pictures import sheet
+from stagecoach.data.dance_with_music.schema import LATENT_STRIDE
+from stagecoach.data.dance_with_music.segment import CONFIDENCE_STEPS, POSE_STEPS
+from stagecoach.data.dance_with_music.skeleton import draw_skeleton
+from stagecoach.data.pictures import sheet
+from stagecoach.data.streaming.dataset import Sample
 
 PANELS = 4
 STRIP = 16
@@ -35,8 +35,11 @@ def sample_picture(sample: Sample) -> np.ndarray:
 
 
 def _panel(arrays: dict[str, np.ndarray], number: int, background: np.ndarray) -> np.ndarray:
-    image = draw_skeleton(background, arrays["pose_xy"][number].astype(np.float64) / POSE_STEPS,
-                          arrays["pose_conf"][number].astype(np.float64) / CONFIDENCE_STEPS)
+    image = draw_skeleton(
+        background,
+        arrays["pose_xy"][number].astype(np.float64) / POSE_STEPS,
+        arrays["pose_conf"][number].astype(np.float64) / CONFIDENCE_STEPS,
+    )
     if not arrays["face_valid"][number]:
         return image
     picture = Image.fromarray(image)
@@ -51,7 +54,7 @@ def beat_strip(beat: np.ndarray, onset: np.ndarray, shown: list[int], width: int
     strip = np.full((STRIP, width, 3), BACKGROUND, np.uint8)
     columns = (np.arange(len(beat)) + 0.5) / len(beat) * width
     for column, strength in zip(columns.astype(int), onset / max(float(onset.max()), 1e-6), strict=True):
-        strip[STRIP - round(strength * (STRIP - 4)):, column] = ONSET
+        strip[STRIP - round(strength * (STRIP - 4)) :, column] = ONSET
     strip[4:, columns[beat > 0].astype(int)] = BEAT
     strip[:3, columns[shown].astype(int)] = SHOWN
     return strip

@@ -13,10 +13,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from data.building.jobs import RawError
-from data.dance_with_music.footage import numbered_files
-from data.dance_with_music.schema import KEYPOINTS
-from data.dance_with_music.skeleton import CONFIDENT
+from stagecoach.data.building.jobs import RawError
+from stagecoach.data.dance_with_music.footage import numbered_files
+from stagecoach.data.dance_with_music.schema import KEYPOINTS
+from stagecoach.data.dance_with_music.skeleton import CONFIDENT
 
 PoseUnit = Literal["normalised", "pixel"]
 CANVAS = 512
@@ -51,11 +51,15 @@ def _check_unit(points: np.ndarray, path: Path, unit: PoseUnit) -> None:
         return
     largest = float(np.abs(points).max())
     if unit == "normalised" and largest > NORMALISED_LIMIT:
-        raise RawError(f"{path}: a coordinate of {largest:g} found, expected points divided by width and height; give "
-                       f"--pose-unit pixel if they are pixels of {CANVAS}")
+        raise RawError(
+            f"{path}: a coordinate of {largest:g} found, expected points divided by width and height; give "
+            f"--pose-unit pixel if they are pixels of {CANVAS}"
+        )
     if unit == "pixel" and largest <= NORMALISED_LIMIT:
-        raise RawError(f"{path}: no coordinate above {largest:g} found, expected pixels of {CANVAS}; give --pose-unit "
-                       f"normalised if they are divided by width and height")
+        raise RawError(
+            f"{path}: no coordinate above {largest:g} found, expected pixels of {CANVAS}; give --pose-unit "
+            f"normalised if they are divided by width and height"
+        )
 
 
 @lru_cache(maxsize=4)
@@ -66,12 +70,15 @@ def _clip(path: Path) -> list[Any]:
         return [content]
     frames = content.get("poses") if isinstance(content, dict) else None
     if not isinstance(frames, list) or not frames:
-        raise RawError(f"{path}: no list 'poses' found, expected one entry with 134 keypoints per frame of the "
-                       f"video, or 'keypoints' of one frame")
+        raise RawError(
+            f"{path}: no list 'poses' found, expected one entry with 134 keypoints per frame of the "
+            f"video, or 'keypoints' of one frame"
+        )
     ids = [frame.get("frame_id", k) if isinstance(frame, dict) else k for k, frame in enumerate(frames)]
     if ids not in (list(range(len(ids))), list(range(1, len(ids) + 1))):
-        raise RawError(f"{path}: frame_id {ids[:4]}... found, expected 0, 1, 2, ... (or from 1), one for each "
-                       f"frame of the video")
+        raise RawError(
+            f"{path}: frame_id {ids[:4]}... found, expected 0, 1, 2, ... (or from 1), one for each frame of the video"
+        )
     return frames
 
 
@@ -79,8 +86,10 @@ def _load(path: Path) -> Any:
     try:
         return json.loads(path.read_bytes())
     except OSError as error:
-        raise RawError(f"{path}: not readable ({error.strerror}), expected poses as JSON with 134 DWPose points per "
-                       f"frame; detect them first, this builder does not") from error
+        raise RawError(
+            f"{path}: not readable ({error.strerror}), expected poses as JSON with 134 DWPose points per "
+            f"frame; detect them first, this builder does not"
+        ) from error
     except ValueError as error:
         raise RawError(f"{path}: no valid JSON ({error}), expected poses") from error
 
@@ -96,9 +105,12 @@ def _points(frame: Any, where: str) -> np.ndarray:
     try:
         table = np.array([[p["x"], p["y"], p["confidence"]] if isinstance(p, dict) else p for p in points], np.float64)
     except (KeyError, TypeError, ValueError) as error:
-        raise RawError(f"{where}: keypoints are not all [x, y, confidence] ({type(error).__name__}: {error}), expected "
-                       f"numbers") from error
+        raise RawError(
+            f"{where}: keypoints are not all [x, y, confidence] ({type(error).__name__}: {error}), expected numbers"
+        ) from error
     if table.shape != (KEYPOINTS, 3) or not np.isfinite(table).all():
-        raise RawError(f"{where}: keypoints of shape {table.shape} found, some perhaps not finite, expected "
-                       f"({KEYPOINTS}, 3) finite numbers")
+        raise RawError(
+            f"{where}: keypoints of shape {table.shape} found, some perhaps not finite, expected "
+            f"({KEYPOINTS}, 3) finite numbers"
+        )
     return table

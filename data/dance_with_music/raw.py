@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data.building.jobs import RawError
-from data.dance_with_music.music import AIST, aist_bpm
-from data.dance_with_music.poses import PoseUnit
+from stagecoach.data.building.jobs import RawError
+from stagecoach.data.dance_with_music.music import AIST, aist_bpm
+from stagecoach.data.dance_with_music.poses import PoseUnit
 
 METADATA = "dances.json"
 TEXTS = ("song", "subject", "genre", "split", "audio")
@@ -69,12 +69,15 @@ def read_metadata(base: Path) -> dict[str, dict[str, Any]]:
             raise RawError(f"{path}: an entry without 'id' found, expected the name of a dance in each")
         names = [entry["id"] for entry in content]
         if len(set(names)) < len(names):
-            raise RawError(f"{path}: {next(n for n in names if names.count(n) > 1)!r} is listed twice, expected each "
-                           f"dance once")
+            raise RawError(
+                f"{path}: {next(n for n in names if names.count(n) > 1)!r} is listed twice, expected each dance once"
+            )
         content = {entry["id"]: entry for entry in content}
     if not isinstance(content, dict) or not all(isinstance(entry, dict) for entry in content.values()):
-        raise RawError(f"{path}: holds neither a list of {{id, song, subject, ...}} nor an object of such entries by "
-                       f"name, expected one of them")
+        raise RawError(
+            f"{path}: holds neither a list of {{id, song, subject, ...}} nor an object of such entries by "
+            f"name, expected one of them"
+        )
     return content
 
 

@@ -5,7 +5,7 @@ Heatmaps, skeletons and face masks are not stored: they follow from poses and bo
 
 from __future__ import annotations
 
-from data.schema import Field, SampleSchema
+from stagecoach.data.format.schema import Field, SampleSchema
 
 NAME = "dance_with_music"
 VERSION = 1
@@ -31,20 +31,25 @@ def dance_schema(music_dim: int = 35, clip_dim: int = 768) -> SampleSchema:
     - ``beat``: 1 at the frames of beats; ``onset``: strength of the onset in each frame.
     - ``frame``: the middle frame, for previews.
     """
-    return SampleSchema(NAME, VERSION, (
-        Field("latents", "f16", ("F", LATENT_CHANNELS, "h", "w")),
-        Field("ref_latents", "f16", ("R", LATENT_CHANNELS, "h", "w")),
-        Field("ref_frame", "i64", ("R",)),
-        Field("ref_clip", "f16", ("R", clip_dim)),
-        Field("ref_arcface", "f32", ("R", FACE_DIM)),
-        Field("ref_arcface_norm", "f32", ("R",)),
-        Field("ref_face_valid", "u8", ("R",)),
-        Field("pose_xy", "u16", ("F", KEYPOINTS, 2)),
-        Field("pose_conf", "u8", ("F", KEYPOINTS)),
-        Field("face_box", "f16", ("F", 4)),
-        Field("face_valid", "u8", ("F",)),
-        Field("music", "f16", ("F", music_dim)),
-        Field("beat", "u8", ("F",)),
-        Field("onset", "f16", ("F",)),
-        Field("frame", "image", ("H", "W", 3), optional=True),
-    ), window="F")
+    return SampleSchema(
+        NAME,
+        VERSION,
+        (
+            Field("latents", "f16", ("F", LATENT_CHANNELS, "h", "w")),
+            Field("ref_latents", "f16", ("R", LATENT_CHANNELS, "h", "w")),
+            Field("ref_frame", "i64", ("R",)),
+            Field("ref_clip", "f16", ("R", clip_dim)),
+            Field("ref_arcface", "f32", ("R", FACE_DIM)),
+            Field("ref_arcface_norm", "f32", ("R",)),
+            Field("ref_face_valid", "u8", ("R",)),
+            Field("pose_xy", "u16", ("F", KEYPOINTS, 2)),
+            Field("pose_conf", "u8", ("F", KEYPOINTS)),
+            Field("face_box", "f16", ("F", 4)),
+            Field("face_valid", "u8", ("F",)),
+            Field("music", "f16", ("F", music_dim)),
+            Field("beat", "u8", ("F",)),
+            Field("onset", "f16", ("F",)),
+            Field("frame", "image", ("H", "W", 3), optional=True),
+        ),
+        window="F",
+    )

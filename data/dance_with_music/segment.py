@@ -10,15 +10,15 @@ from typing import Any
 import av
 import numpy as np
 
-from data.building.jobs import RawError
-from data.dance_with_music.crop import Crop
-from data.dance_with_music.face_masks import mask_boxes
-from data.dance_with_music.footage import PICTURES, Footage, numbered_files, open_footage, read_picture
-from data.dance_with_music.music import TAIL, Music, MusicKind, read_music, read_vector
-from data.dance_with_music.poses import pose_count, read_poses
-from data.dance_with_music.raw import RawDance, Reference
-from data.dance_with_music.schema import FACE_DIM, FRAME_RATE, LATENT_STRIDE
-from data.dance_with_music.skeleton import face_boxes, five_points
+from stagecoach.data.building.jobs import RawError
+from stagecoach.data.dance_with_music.crop import Crop
+from stagecoach.data.dance_with_music.face_masks import mask_boxes
+from stagecoach.data.dance_with_music.footage import PICTURES, Footage, numbered_files, open_footage, read_picture
+from stagecoach.data.dance_with_music.music import TAIL, Music, MusicKind, read_music, read_vector
+from stagecoach.data.dance_with_music.poses import pose_count, read_poses
+from stagecoach.data.dance_with_music.raw import RawDance, Reference
+from stagecoach.data.dance_with_music.schema import FACE_DIM, FRAME_RATE, LATENT_STRIDE
+from stagecoach.data.dance_with_music.skeleton import face_boxes, five_points
 
 POSE_STEPS, CONFIDENCE_STEPS = 65535, 255
 
@@ -38,11 +38,15 @@ class SegmentOptions:
         for name in ("height", "width"):
             size = getattr(self, name)
             if size < LATENT_STRIDE or size % LATENT_STRIDE:
-                raise ValueError(f"{name} {size} found, expected a multiple of {LATENT_STRIDE} (stride of the VAE); "
-                                 f"take {max(size // LATENT_STRIDE, 1) * LATENT_STRIDE}")
+                raise ValueError(
+                    f"{name} {size} found, expected a multiple of {LATENT_STRIDE} (stride of the VAE); "
+                    f"take {max(size // LATENT_STRIDE, 1) * LATENT_STRIDE}"
+                )
         if not 1 <= self.references <= self.min_frames <= self.frames:
-            raise ValueError(f"{self.references} references, at least {self.min_frames} frames and segments of "
-                             f"{self.frames} found, expected rising numbers from 1")
+            raise ValueError(
+                f"{self.references} references, at least {self.min_frames} frames and segments of "
+                f"{self.frames} found, expected rising numbers from 1"
+            )
 
 
 @dataclass(frozen=True)
@@ -124,8 +128,10 @@ def prepare_segment(place: SegmentPlace, options: SegmentOptions) -> Segment:
     first = place.index * options.frames
     last = total if place.index == place.count - 1 else min(first + options.frames, total)
     if last - first < options.min_frames:
-        raise RawError(f"{dance.footage}: {max(last - first, 0)} frames from frame {first} on found, expected at least "
-                       f"{options.min_frames} at {FRAME_RATE} per second with music and poses")
+        raise RawError(
+            f"{dance.footage}: {max(last - first, 0)} frames from frame {first} on found, expected at least "
+            f"{options.min_frames} at {FRAME_RATE} per second with music and poses"
+        )
     part = slice(first, last)
     chosen = footage.chosen[part]
     xy, conf = read_poses(dance.poses, chosen, dance.unit)
@@ -136,17 +142,35 @@ def prepare_segment(place: SegmentPlace, options: SegmentOptions) -> Segment:
     for number, image in enumerate(footage.read(chosen)):
         crop = crop or Crop.of(*image.shape[:2], options.height, options.width)
         frames.append(crop.image(image))
-        references += [PreparedReference(frames[-1], image, number, _aligned(image, xy[number], conf[number]))
-                       for _ in range(wanted.count(number))]
+        references += [
+            PreparedReference(frames[-1], image, number, _aligned(image, xy[number], conf[number]))
+            for _ in range(wanted.count(number))
+        ]
     arrays = _pose_arrays(crop.points(xy), conf)
     boxes, valid = face_boxes(crop.points(xy), conf) if dance.faces is None else mask_boxes(dance.faces, chosen, crop)
-    arrays |= {"face_box": boxes.astype(np.float16), "face_valid": valid.astype(np.uint8),
-               "music": music.rows[part].astype(np.float16), "beat": music.beat[part].astype(np.uint8),
-               "onset": music.onset[part].astype(np.float16), "ref_frame": np.array([r.frame for r in references])}
-    meta = {"clip_id": place.key, "video_id": dance.name, "song": dance.song, "subject": dance.subject,
-            "genre": dance.genre, "fps": FRAME_RATE, "source_fps": round(footage.rate, 3), "start_frame": first,
-            "n_frames": last - first, "height": options.height, "width": options.width,
-            "music": options.music, "beats_from": music.beats_from}
+    arrays |= {
+        "face_box": boxes.astype(np.float16),
+        "face_valid": valid.astype(np.uint8),
+        "music": music.rows[part].astype(np.float16),
+        "beat": music.beat[part].astype(np.uint8),
+        "onset": music.onset[part].astype(np.float16),
+        "ref_frame": np.array([r.frame for r in references]),
+    }
+    meta = {
+        "clip_id": place.key,
+        "video_id": dance.name,
+        "song": dance.song,
+        "subject": dance.subject,
+        "genre": dance.genre,
+        "fps": FRAME_RATE,
+        "source_fps": round(footage.rate, 3),
+        "start_frame": first,
+        "n_frames": last - first,
+        "height": options.height,
+        "width": options.width,
+        "music": options.music,
+        "beats_from": music.beats_from,
+    }
     return Segment(np.stack(frames), arrays, references, meta)
 
 
@@ -155,15 +179,21 @@ def _common_length(dance: RawDance, footage: Footage, music: Music) -> int:
     precomputed rows much longer, than the pictures: they belong to something else."""
     frames, rows, poses = len(footage.chosen), len(music.rows), pose_count(dance.poses)
     if rows < frames - TAIL:
-        raise RawError(f"{dance.rows or dance.audio}: {rows} rows of music found for the {frames} frames of "
-                       f"{dance.footage}, expected as many at {FRAME_RATE} per second (up to {TAIL} fewer are cut off)")
+        raise RawError(
+            f"{dance.rows or dance.audio}: {rows} rows of music found for the {frames} frames of "
+            f"{dance.footage}, expected as many at {FRAME_RATE} per second (up to {TAIL} fewer are cut off)"
+        )
     if dance.rows and rows > frames + TAIL:
-        raise RawError(f"{dance.rows}: {rows} rows of music found for the {frames} frames of {dance.footage}, expected "
-                       f"as many at {FRAME_RATE} per second; rows are never stretched, compute them at that rate")
+        raise RawError(
+            f"{dance.rows}: {rows} rows of music found for the {frames} frames of {dance.footage}, expected "
+            f"as many at {FRAME_RATE} per second; rows are never stretched, compute them at that rate"
+        )
     spare = TAIL * max(footage.rate / FRAME_RATE, 1)
     if abs(poses - len(footage.times)) > spare:
-        raise RawError(f"{dance.poses}: {poses} poses found for a video of {len(footage.times)} frames at "
-                       f"{footage.rate:.2f} per second, expected one for each frame of {dance.footage}")
+        raise RawError(
+            f"{dance.poses}: {poses} poses found for a video of {len(footage.times)} frames at "
+            f"{footage.rate:.2f} per second, expected one for each frame of {dance.footage}"
+        )
     return min(int(np.searchsorted(footage.chosen, poses)), rows, frames)
 
 
@@ -188,7 +218,7 @@ def _external(dance: RawDance, reference: Reference, options: SegmentOptions) ->
 
 
 def _aligned(image: np.ndarray, xy: np.ndarray, conf: np.ndarray) -> np.ndarray | None:
-    from data.encoding.face_encoder import align_face  # with the encoders, which take seconds to import
+    from stagecoach.data.encoding.face_encoder import align_face  # with the encoders, which take seconds to import
 
     points = five_points(xy, conf)
     return None if points is None else align_face(image, points * image.shape[1::-1])
@@ -197,12 +227,15 @@ def _aligned(image: np.ndarray, xy: np.ndarray, conf: np.ndarray) -> np.ndarray 
 def _embedding(path: Path) -> np.ndarray:
     vector = read_vector(path, FACE_DIM)
     if not np.linalg.norm(vector) > 0:
-        raise RawError(f"{path}: an embedding of length 0 found, expected ArcFace's; leave the file out where no face "
-                       f"was found")
+        raise RawError(
+            f"{path}: an embedding of length 0 found, expected ArcFace's; leave the file out where no face was found"
+        )
     return vector
 
 
 def _pose_arrays(xy: np.ndarray, conf: np.ndarray) -> dict[str, np.ndarray]:
     inside = ((xy >= 0) & (xy <= 1)).all(-1)
-    return {"pose_xy": (xy.clip(0, 1) * POSE_STEPS).round().astype(np.uint16),
-            "pose_conf": (np.where(inside, conf, 0) * CONFIDENCE_STEPS).round().astype(np.uint8)}
+    return {
+        "pose_xy": (xy.clip(0, 1) * POSE_STEPS).round().astype(np.uint16),
+        "pose_conf": (np.where(inside, conf, 0) * CONFIDENCE_STEPS).round().astype(np.uint8),
+    }

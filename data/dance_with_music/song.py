@@ -36,8 +36,13 @@ class Song:
             if not bars or bars[-1] != move:
                 bars.append(move)
         overtones = random.uniform(0.2, 1.0, 5) / np.arange(1, 6)
-        return cls(f"song_{number:03d}", int(random.integers(18, 31)) * 5, float(random.uniform(0.1, 0.4)),
-                   tuple(bars), tuple(overtones.tolist()))
+        return cls(
+            f"song_{number:03d}",
+            int(random.integers(18, 31)) * 5,
+            float(random.uniform(0.1, 0.4)),
+            tuple(bars),
+            tuple(overtones.tolist()),
+        )
 
     @property
     def beat(self) -> float:
@@ -59,8 +64,8 @@ class Song:
         for number, time in enumerate(self.beat_times(seconds)):
             sound = _drum(random) if number % 2 == 0 else _snare(random)
             start = round(time * SOUND_RATE)
-            part = out[start:start + len(sound)]
-            part += 0.6 * sound[:len(part)]
+            part = out[start : start + len(sound)]
+            part += 0.6 * sound[: len(part)]
         times = np.arange(len(out)) / SOUND_RATE
         numbers = np.floor((times - self.first) / self.beat).astype(int)
         moves = np.array([self.move(n) for n in range(min(numbers.min(), 0), numbers.max() + 1)])

@@ -7,12 +7,16 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Literal
 
-from data.building.jobs import RawError
-from data.dance_with_music.raw import RawDance
+from stagecoach.data.building.jobs import RawError
+from stagecoach.data.dance_with_music.raw import RawDance
 
 SplitBy = Literal["song-and-subject", "song", "subject", "clip"]
-SPLIT_BY: dict[str, tuple[str, ...]] = {"song-and-subject": ("song", "subject"), "song": ("song",),
-                                        "subject": ("subject",), "clip": ()}
+SPLIT_BY: dict[str, tuple[str, ...]] = {
+    "song-and-subject": ("song", "subject"),
+    "song": ("song",),
+    "subject": ("subject",),
+    "clip": (),
+}
 
 
 def assign_splits(dances: Sequence[RawDance], by: SplitBy, holdout: float) -> dict[str, str | None]:
@@ -32,16 +36,20 @@ def assign_splits(dances: Sequence[RawDance], by: SplitBy, holdout: float) -> di
         given = {dance.split: dance for dance in group if dance.split}
         if len(given) > 1:
             one, other = given.values()
-            raise RawError(f"{one.footage} is in {one.split} and {other.footage} in {other.split}, but they share a "
-                           f"{by.replace('-', ' ')} (maybe over other dances); mend dances.json or give --split-by")
+            raise RawError(
+                f"{one.footage} is in {one.split} and {other.footage} in {other.split}, but they share a "
+                f"{by.replace('-', ' ')} (maybe over other dances); mend dances.json or give --split-by"
+            )
         if given:
             splits.update(dict.fromkeys((dance.key for dance in group), next(iter(given))))
         else:
             free.append(group)
     if len(groups) == 1 and free and holdout:
-        raise RawError(f"all {len(dances)} dances are connected by shared {by.replace('-and-', 's and ')}s "
-                       f"({dances[0].footage} and the others), so that none can be held out unseen; give --split-by "
-                       f"song, subject or clip, or --holdout 0")
+        raise RawError(
+            f"all {len(dances)} dances are connected by shared {by.replace('-and-', 's and ')}s "
+            f"({dances[0].footage} and the others), so that none can be held out unseen; give --split-by "
+            f"song, subject or clip, or --holdout 0"
+        )
     free.sort(key=_place)
     # What the metadata holds out counts: holdout is a part of all the dances.
     room = holdout * len(dances) - sum(split == "val" for split in splits.values())

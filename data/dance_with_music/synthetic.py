@@ -17,11 +17,11 @@ import av
 import numpy as np
 from PIL import Image
 
-from data.dance_with_music.dancer import Looks, dancer_points, draw_dancer, pose_angles
-from data.dance_with_music.raw import METADATA
-from data.dance_with_music.schema import FRAME_RATE
-from data.dance_with_music.song import SOUND_RATE, Song
-from data.files import commit_directory, refuse_foreign, temporary_name, write_json
+from stagecoach.data.dance_with_music.dancer import Looks, dancer_points, draw_dancer, pose_angles
+from stagecoach.data.dance_with_music.raw import METADATA
+from stagecoach.data.dance_with_music.schema import FRAME_RATE
+from stagecoach.data.dance_with_music.song import SOUND_RATE, Song
+from stagecoach.data.files import commit_directory, refuse_foreign, temporary_name, write_json
 
 MARKER = "synthetic.json"
 GROUP, SHARED = 4, 2
@@ -42,8 +42,15 @@ class SyntheticDance:
     looks: Looks
 
 
-def write_synthetic(directory: str | Path, dances: int, frames: int, height: int, width: int, seed: int,
-                    track: Callable[[Iterable[int]], Iterable[int]] = iter) -> None:
+def write_synthetic(
+    directory: str | Path,
+    dances: int,
+    frames: int,
+    height: int,
+    width: int,
+    seed: int,
+    track: Callable[[Iterable[int]], Iterable[int]] = iter,
+) -> None:
     """Write a raw data set of ``dances`` dances; ``directory`` appears when all of it is written, and replaces an older
     synthetic one. ``track`` may show how far it is.
 
@@ -51,8 +58,10 @@ def write_synthetic(directory: str | Path, dances: int, frames: int, height: int
     """
     directory = Path(directory)
     if height < 32 or width < 32 or height % 2 or width % 2:
-        raise ValueError(f"dances of {height} x {width} asked for, expected even numbers from 32 on for 4:2:0 video in "
-                         f"which a face is seen")
+        raise ValueError(
+            f"dances of {height} x {width} asked for, expected even numbers from 32 on for 4:2:0 video in "
+            f"which a face is seen"
+        )
     if dances < 1 or frames < 2:
         raise ValueError(f"{dances} dances of {frames} frames asked for, expected at least one, of two")
     refuse_foreign(directory, MARKER)
@@ -60,11 +69,14 @@ def write_synthetic(directory: str | Path, dances: int, frames: int, height: int
     try:
         for folder in ("videos", "poses", "reference_images"):
             (temporary / folder).mkdir(parents=True)
-        entries = [_write_dance(temporary, f"dance_{i:05d}", render_dance(seed, i, frames, height, width))
-                   for i in track(range(dances))]
+        entries = [
+            _write_dance(temporary, f"dance_{i:05d}", render_dance(seed, i, frames, height, width))
+            for i in track(range(dances))
+        ]
         (temporary / METADATA).write_text(json.dumps(entries, indent=1) + "\n", encoding="utf-8")
-        write_json(temporary / MARKER, {"dances": dances, "frames": frames, "height": height, "width": width,
-                                         "seed": seed})
+        write_json(
+            temporary / MARKER, {"dances": dances, "frames": frames, "height": height, "width": width, "seed": seed}
+        )
         commit_directory(temporary, directory)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -98,14 +110,21 @@ def _write_dance(base: Path, name: str, dance: SyntheticDance) -> dict[str, Any]
         _write_pose(base / "poses" / name / f"frame_{number:03d}.json", xy, number)
     Image.fromarray(dance.portrait).save(base / "reference_images" / f"{name}.png")
     _write_pose(base / "reference_images" / f"{name}.json", dance.portrait_points, 0)
-    return {"id": name, "song": dance.song.name, "subject": dance.looks.name, "genre": "synthetic",
-            "bpm": dance.song.bpm}
+    return {
+        "id": name,
+        "song": dance.song.name,
+        "subject": dance.looks.name,
+        "genre": "synthetic",
+        "bpm": dance.song.bpm,
+    }
 
 
 def _write_pose(path: Path, xy: np.ndarray, number: int) -> None:
     inside = ((xy >= 0) & (xy <= 1)).all(-1)
-    points = [[round(x, 6), round(y, 6), CONFIDENCE if there else 0.0] for (x, y), there in
-              zip(xy.tolist(), inside.tolist(), strict=True)]
+    points = [
+        [round(x, 6), round(y, 6), CONFIDENCE if there else 0.0]
+        for (x, y), there in zip(xy.tolist(), inside.tolist(), strict=True)
+    ]
     path.write_text(json.dumps({"keypoints": points, "pose_type": "dance", "frame_id": number}))
 
 

@@ -14,9 +14,9 @@ from onnx import TensorProto, helper, numpy_helper
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from data.dance_with_music.tiny_vae import tiny_picture_vae
-from data.encoding.face_encoder import FACE_DIM, SIZE
-from data.files import commit_directory, refuse_foreign, temporary_name, write_json
+from stagecoach.data.dance_with_music.tiny_vae import tiny_picture_vae
+from stagecoach.data.encoding.face_encoder import FACE_DIM, SIZE
+from stagecoach.data.files import commit_directory, refuse_foreign, temporary_name, write_json
 
 CLIP_DIM = 64
 FACE_GRID = 14
@@ -52,8 +52,15 @@ def write_tiny_encoders(directory: str | Path, frames: np.ndarray, faces: np.nda
 
 
 def _image_encoder(seed: int) -> CLIPVisionModelWithProjection:
-    config = CLIPVisionConfig(hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
-                              image_size=224, patch_size=32, projection_dim=CLIP_DIM)
+    config = CLIPVisionConfig(
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        image_size=224,
+        patch_size=32,
+        projection_dim=CLIP_DIM,
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return CLIPVisionModelWithProjection(config).eval()
@@ -68,15 +75,19 @@ def _face_model(faces: np.ndarray, seed: int) -> onnx.ModelProto:
     mean = cells.reshape(len(faces), -1).mean(0)
     random = np.random.default_rng([seed, 4])
     projection = (random.normal(size=(len(mean), FACE_DIM)) / np.sqrt(FACE_DIM)).astype(np.float32)
-    nodes = [helper.make_node("AveragePool", ["face"], ["cells"], kernel_shape=[window] * 2, strides=[window] * 2),
-             helper.make_node("Flatten", ["cells"], ["flat"]),
-             helper.make_node("Sub", ["flat", "mean"], ["centred"]),
-             helper.make_node("MatMul", ["centred", "projection"], ["embedding"])]
+    nodes = [
+        helper.make_node("AveragePool", ["face"], ["cells"], kernel_shape=[window] * 2, strides=[window] * 2),
+        helper.make_node("Flatten", ["cells"], ["flat"]),
+        helper.make_node("Sub", ["flat", "mean"], ["centred"]),
+        helper.make_node("MatMul", ["centred", "projection"], ["embedding"]),
+    ]
     graph = helper.make_graph(
-        nodes, "tiny_face",
+        nodes,
+        "tiny_face",
         [helper.make_tensor_value_info("face", TensorProto.FLOAT, ["N", 3, SIZE, SIZE])],
         [helper.make_tensor_value_info("embedding", TensorProto.FLOAT, ["N", FACE_DIM])],
-        [numpy_helper.from_array(mean[None], "mean"), numpy_helper.from_array(projection, "projection")])
+        [numpy_helper.from_array(mean[None], "mean"), numpy_helper.from_array(projection, "projection")],
+    )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
     onnx.checker.check_model(model)
     return model

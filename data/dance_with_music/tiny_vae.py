@@ -14,7 +14,7 @@ from diffusers import AutoencoderKL
 from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
 
-from data.encoding.tiny_vae import clear, least_squares_filters, principal_components
+from stagecoach.data.encoding.tiny_vae import clear, least_squares_filters, principal_components
 
 LATENT_CHANNELS = 4
 WIDTHS = (8, 12, 20, 20)
@@ -32,9 +32,15 @@ def tiny_picture_vae(pictures: Tensor, seed: int) -> AutoencoderKL:
     """``pictures``: fp32 [N, 3, H, W] in -1..1, what the components and the scaling factor are fitted to."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        vae = AutoencoderKL(block_out_channels=WIDTHS, down_block_types=("DownEncoderBlock2D",) * len(WIDTHS),
-                            up_block_types=("UpDecoderBlock2D",) * len(WIDTHS), latent_channels=LATENT_CHANNELS,
-                            layers_per_block=1, norm_num_groups=1, mid_block_add_attention=False)
+        vae = AutoencoderKL(
+            block_out_channels=WIDTHS,
+            down_block_types=("DownEncoderBlock2D",) * len(WIDTHS),
+            up_block_types=("UpDecoderBlock2D",) * len(WIDTHS),
+            latent_channels=LATENT_CHANNELS,
+            layers_per_block=1,
+            norm_num_groups=1,
+            mid_block_add_attention=False,
+        )
     vae.eval()
     for module in vae.modules():
         if isinstance(module, ResnetBlock2D):
@@ -58,7 +64,7 @@ def _fit_encoder(vae: AutoencoderKL, pictures: Tensor) -> list[Tensor]:
         patches = F.pixel_unshuffle(features, 2)
         components = principal_components(patches, kept)
         # diffusers pads below and to the right, so that the first tap is the upper left pixel.
-        clear(convolution).weight[:kept, :features.shape[1], :2, :2] = components.view(kept, features.shape[1], 2, 2)
+        clear(convolution).weight[:kept, : features.shape[1], :2, :2] = components.view(kept, features.shape[1], 2, 2)
         levels.append(torch.einsum("kc,nchw->nkhw", components, patches))
     scale = _through_norm(encoder.conv_norm_out, halvings[-1], LATENT_CHANNELS, levels[-1])
     _pass_on(encoder.conv_out, scale, LATENT_CHANNELS)
@@ -77,7 +83,7 @@ def _fit_decoder(vae: AutoencoderKL, pictures: Tensor, levels: list[Tensor]) -> 
     for convolution, fine in zip(doublings, reversed(levels[:-1]), strict=True):
         doubled = F.interpolate(coarse, scale_factor=2, mode="nearest")
         filters = least_squares_filters(doubled, fine)
-        clear(convolution).weight[:fine.shape[1], :coarse.shape[1]] = filters
+        clear(convolution).weight[: fine.shape[1], : coarse.shape[1]] = filters
         coarse = F.conv2d(doubled, filters, padding=1)
     scale = _through_norm(decoder.conv_norm_out, doublings[-1], pictures.shape[1], coarse)
     _pass_on(decoder.conv_out, scale, pictures.shape[1])
@@ -86,7 +92,7 @@ def _fit_decoder(vae: AutoencoderKL, pictures: Tensor, levels: list[Tensor]) -> 
 def _through_norm(norm: nn.GroupNorm, before: nn.Conv2d, channels: int, features: Tensor) -> float:
     """Make group norm and SiLU a linear factor of the first ``channels`` of what ``before`` makes, and return what
     undoes it."""
-    before.weight[channels:2 * channels] = -before.weight[:channels]
+    before.weight[channels : 2 * channels] = -before.weight[:channels]
     constant = LARGE * float(features.abs().max())
     before.bias[2 * channels], before.bias[2 * channels + 1] = constant, -constant
     norm.weight.fill_(SMALL)

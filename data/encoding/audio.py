@@ -14,7 +14,7 @@ import av
 import librosa
 import numpy as np
 
-from data.building.jobs import RawError
+from stagecoach.data.building.jobs import RawError
 
 FRAME_RATE = 30
 HOP = 512
@@ -55,8 +55,10 @@ def read_audio(path: Path, start: float | None = None) -> np.ndarray:
                 if frame.time is not None:
                     first = frame.time if first is None else first
                     if end is not None and abs(frame.time - end) > MAX_GAP:
-                        raise RawError(f"{path}: its audio jumps from {end:.3f} s to {frame.time:.3f} s, expected "
-                                       f"music without gaps; write the file again")
+                        raise RawError(
+                            f"{path}: its audio jumps from {end:.3f} s to {frame.time:.3f} s, expected "
+                            f"music without gaps; write the file again"
+                        )
                     end = frame.time + frame.samples / frame.sample_rate
                 blocks += [block.to_ndarray()[0] for block in resampler.resample(frame)]
             blocks += [block.to_ndarray()[0] for block in resampler.resample(None)] if blocks else []
@@ -80,11 +82,14 @@ def edge_rows(samples: np.ndarray, bpm: float | None = None) -> np.ndarray:
     chroma = librosa.feature.chroma_cens(y=samples, sr=SAMPLE_RATE, hop_length=HOP, n_chroma=CHROMAS)
     peaks, beats = np.zeros_like(envelope), np.zeros_like(envelope)
     if envelope.any():
-        start = bpm or librosa.feature.tempo(onset_envelope=envelope, sr=SAMPLE_RATE, hop_length=HOP,
-                                             start_bpm=DEFAULT_BPM)[0]
+        start = (
+            bpm
+            or librosa.feature.tempo(onset_envelope=envelope, sr=SAMPLE_RATE, hop_length=HOP, start_bpm=DEFAULT_BPM)[0]
+        )
         peaks[librosa.onset.onset_detect(onset_envelope=envelope, sr=SAMPLE_RATE, hop_length=HOP)] = 1
-        _, found = librosa.beat.beat_track(onset_envelope=envelope, sr=SAMPLE_RATE, hop_length=HOP, start_bpm=start,
-                                           tightness=100)
+        _, found = librosa.beat.beat_track(
+            onset_envelope=envelope, sr=SAMPLE_RATE, hop_length=HOP, start_bpm=start, tightness=100
+        )
         beats[found] = 1
     rows = np.concatenate([envelope[:, None], mfcc.T, chroma.T, peaks[:, None], beats[:, None]], 1)
     return rows.astype(np.float32)

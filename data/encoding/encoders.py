@@ -22,7 +22,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, CLIPVisionModel, PreTrainedTokenizerBase, UMT5EncoderModel
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from data.files import sha256_file, sha256_json
+from stagecoach.data.files import sha256_file, sha256_json
 
 SPATIAL_STRIDE = 8
 TEMPORAL_STRIDE = 4
@@ -70,8 +70,10 @@ class VideoEncoder:
         self._std = torch.tensor(config.latents_std).view(1, -1, 1, 1, 1)
         strides = config.scale_factor_spatial, config.scale_factor_temporal
         if strides != (SPATIAL_STRIDE, TEMPORAL_STRIDE):
-            raise EncoderError(f"{path}: a VAE with strides {strides} (space, time) found, expected "
-                               f"{(SPATIAL_STRIDE, TEMPORAL_STRIDE)} as Wan2.1's")
+            raise EncoderError(
+                f"{path}: a VAE with strides {strides} (space, time) found, expected "
+                f"{(SPATIAL_STRIDE, TEMPORAL_STRIDE)} as Wan2.1's"
+            )
 
     def encode(self, clips: Sequence[np.ndarray]) -> list[Tensor]:
         """uint8 [F, H, W, 3] each, all of one size -> fp32 [16, f, h, w] each."""
@@ -96,7 +98,7 @@ class VideoEncoder:
         together = max(VIDEO_PIXELS_AT_ONCE // (height * width), 1)
         out: list[Tensor] = []
         for start in range(0, len(videos), together):
-            batch = torch.stack(videos[start:start + together]).to(self._vae.device, self._vae.dtype)
+            batch = torch.stack(videos[start : start + together]).to(self._vae.device, self._vae.dtype)
             latents = self._vae.encode(batch).latent_dist.mode().float().cpu()
             out += ((latents - self._mean) / self._std).unbind(0)
         return out
@@ -114,8 +116,14 @@ class TextEncoder:
     @torch.inference_mode()
     def encode(self, prompts: Sequence[str]) -> list[Tensor]:
         """-> fp32 [L, dim] each; padding is masked in the attention and cut off after it."""
-        tokens = self._tokenizer([clean_prompt(p) for p in prompts], padding="longest", truncation=True,
-                                 max_length=TEXT_LENGTH, return_attention_mask=True, return_tensors="pt")
+        tokens = self._tokenizer(
+            [clean_prompt(p) for p in prompts],
+            padding="longest",
+            truncation=True,
+            max_length=TEXT_LENGTH,
+            return_attention_mask=True,
+            return_tensors="pt",
+        )
         mask = tokens.attention_mask
         states = self._model(tokens.input_ids.to(self._model.device), mask.to(self._model.device)).last_hidden_state
         return [s[:n] for s, n in zip(states.float().cpu(), mask.sum(1).tolist(), strict=True)]
@@ -131,8 +139,10 @@ class ImageEncoder:
         folders = [path, path.parent / "image_processor"]
         found = next((f for f in folders if (f / "preprocessor_config.json").is_file()), None)
         if found is None:
-            raise EncoderError(f"{path}: no preprocessor_config.json found in it or in {folders[1]}, expected the one "
-                               f"of the image encoder")
+            raise EncoderError(
+                f"{path}: no preprocessor_config.json found in it or in {folders[1]}, expected the one "
+                f"of the image encoder"
+            )
         self._processor = CLIPImageProcessorPil.from_pretrained(found, local_files_only=True)
 
     @torch.inference_mode()
@@ -174,13 +184,16 @@ def load_model(kind: type, path: Path, device: torch.device):
     """
     encoder_folder(path)
     try:
-        model, found = kind.from_pretrained(path, local_files_only=True, output_loading_info=True,
-                                            torch_dtype=compute_dtype(device))
+        model, found = kind.from_pretrained(
+            path, local_files_only=True, output_loading_info=True, torch_dtype=compute_dtype(device)
+        )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise EncoderError(f"{path}: {kind.__name__} cannot be loaded from it ({short_error(error)})") from error
     if found["missing_keys"]:
-        raise EncoderError(f"{path}: no weights found for {sorted(found['missing_keys'])[:3]}, expected all those of a "
-                           f"{kind.__name__}; give the folder of one")
+        raise EncoderError(
+            f"{path}: no weights found for {sorted(found['missing_keys'])[:3]}, expected all those of a "
+            f"{kind.__name__}; give the folder of one"
+        )
     return model.eval().requires_grad_(False).to(device)
 
 
@@ -193,8 +206,9 @@ def load_config(kind: type, path: Path) -> Mapping[str, Any]:
             return kind.load_config(path, local_files_only=True)
         return kind.config_class.from_pretrained(path, local_files_only=True).to_dict()
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise EncoderError(f"{path}: no configuration of a {kind.__name__} can be read from it "
-                           f"({short_error(error)})") from error
+        raise EncoderError(
+            f"{path}: no configuration of a {kind.__name__} can be read from it ({short_error(error)})"
+        ) from error
 
 
 def load_tokenizer(path: Path, vocabulary: int) -> tuple[PreTrainedTokenizerBase, EncoderEntry]:
@@ -205,20 +219,32 @@ def load_tokenizer(path: Path, vocabulary: int) -> tuple[PreTrainedTokenizerBase
     except (OSError, ValueError, KeyError) as error:
         raise EncoderError(f"{path}: no tokenizer can be loaded from it ({short_error(error)})") from error
     if len(tokenizer) > vocabulary:
-        raise EncoderError(f"{path}: {len(tokenizer)} tokens found, expected at most the {vocabulary} of its text "
-                           f"encoder; give the tokenizer that belongs to it")
-    return tokenizer, EncoderEntry(name=type(tokenizer).__name__, path_name=path.resolve().name,
-                                   sha256=hash_files(sorted(path.glob("*"))), dtype="int64")
+        raise EncoderError(
+            f"{path}: {len(tokenizer)} tokens found, expected at most the {vocabulary} of its text "
+            f"encoder; give the tokenizer that belongs to it"
+        )
+    return tokenizer, EncoderEntry(
+        name=type(tokenizer).__name__,
+        path_name=path.resolve().name,
+        sha256=hash_files(sorted(path.glob("*"))),
+        dtype="int64",
+    )
 
 
 def encoder_entry(kind: type, path: Path, device: torch.device) -> EncoderEntry:
     """What the manifest says of the model in ``path``. Raises ``EncoderError`` where it holds no weights."""
     weights = sorted(encoder_folder(path).glob("*.safetensors"))
     if not weights:
-        raise EncoderError(f"{path}: no .safetensors found, expected the weights of a {kind.__name__}; found "
-                           f"{sorted(p.name for p in path.iterdir())[:8]}")
-    return EncoderEntry(name=kind.__name__, path_name=path.resolve().name, sha256=hash_files(weights),
-                        dtype=str(compute_dtype(device)).removeprefix("torch."))
+        raise EncoderError(
+            f"{path}: no .safetensors found, expected the weights of a {kind.__name__}; found "
+            f"{sorted(p.name for p in path.iterdir())[:8]}"
+        )
+    return EncoderEntry(
+        name=kind.__name__,
+        path_name=path.resolve().name,
+        sha256=hash_files(weights),
+        dtype=str(compute_dtype(device)).removeprefix("torch."),
+    )
 
 
 def hash_files(files: Sequence[Path]) -> str:

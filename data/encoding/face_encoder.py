@@ -14,13 +14,14 @@ import numpy as np
 import torch
 from PIL import Image
 
-from data.encoding.encoders import EncoderEntry, EncoderError, short_error
-from data.files import sha256_file
+from stagecoach.data.encoding.encoders import EncoderEntry, EncoderError, short_error
+from stagecoach.data.files import sha256_file
 
 SIZE = 112
 FACE_DIM = 512
-TEMPLATE = np.array([[38.2946, 51.6963], [73.5318, 51.5014], [56.0252, 71.7366], [41.5493, 92.3655],
-                     [70.7299, 92.2041]])
+TEMPLATE = np.array(
+    [[38.2946, 51.6963], [73.5318, 51.5014], [56.0252, 71.7366], [41.5493, 92.3655], [70.7299, 92.2041]]
+)
 """Where eyes, nose and corners of the mouth come to lie (insightface's ``arcface_dst``), in pixel indices."""
 TOGETHER = 64
 
@@ -58,8 +59,9 @@ class FaceEncoder:
         try:
             import onnxruntime
         except ImportError as error:
-            raise EncoderError(f"{path}: onnxruntime is not installed, expected it for ArcFace; install the extra "
-                               f"'face'") from error
+            raise EncoderError(
+                f"{path}: onnxruntime is not installed, expected it for ArcFace; install the extra 'face'"
+            ) from error
         self.entry = face_entry(path)
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
@@ -73,15 +75,17 @@ class FaceEncoder:
         given, made = self._session.get_inputs(), self._session.get_outputs()
         shapes = [list(given[0].shape[1:]), list(made[0].shape[1:])]
         if shapes != [[3, SIZE, SIZE], [FACE_DIM]]:
-            raise EncoderError(f"{path}: a model from {shapes[0]} to {shapes[1]} found, expected ArcFace's from "
-                               f"[3, {SIZE}, {SIZE}] to [{FACE_DIM}]")
+            raise EncoderError(
+                f"{path}: a model from {shapes[0]} to {shapes[1]} found, expected ArcFace's from "
+                f"[3, {SIZE}, {SIZE}] to [{FACE_DIM}]"
+            )
         self._input = given[0].name
 
     def encode(self, faces: Sequence[np.ndarray]) -> np.ndarray:
         """Aligned faces uint8 [112, 112, 3] -> float32 [N, 512], not normalised."""
         out = [np.zeros((0, FACE_DIM), np.float32)]
         for start in range(0, len(faces), TOGETHER):
-            batch = np.stack(faces[start:start + TOGETHER]).astype(np.float32).transpose(0, 3, 1, 2)
+            batch = np.stack(faces[start : start + TOGETHER]).astype(np.float32).transpose(0, 3, 1, 2)
             out.append(self._session.run(None, {self._input: (batch - 127.5) / 127.5})[0])
         return np.concatenate(out).astype(np.float32)
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import CLIPVisionModelWithProjection, Dinov2Model
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
-from data.encoding.encoders import EncoderError, load_config, load_model
+from stagecoach.data.encoding.encoders import EncoderError, load_config, load_model
 
 SPATIAL_STRIDE = 8
 PIXELS_AT_ONCE = 4 * 1024 * 1024
@@ -37,8 +37,10 @@ class LatentEncoder:
         self._vae = load_model(AutoencoderKL, path, device)
         config = self._vae.config
         if config.shift_factor is None or config.scaling_factor is None:
-            raise EncoderError(f"{path}: shift_factor {config.shift_factor} and scaling_factor {config.scaling_factor} "
-                               f"found, expected both as in FLUX's VAE")
+            raise EncoderError(
+                f"{path}: shift_factor {config.shift_factor} and scaling_factor {config.scaling_factor} "
+                f"found, expected both as in FLUX's VAE"
+            )
         stride = 2 ** (len(config.block_out_channels) - 1)
         if stride != SPATIAL_STRIDE:
             raise EncoderError(f"{path}: a VAE of stride {stride} found, expected {SPATIAL_STRIDE} as FLUX's")
@@ -85,7 +87,7 @@ class CropEncoder(ABC):
         """uint8 [size, size, 3] each -> unit vectors fp32 [dim] each."""
         out: list[Tensor] = []
         for start in range(0, len(crops), CROPS_AT_ONCE):
-            batch = torch.from_numpy(np.stack(crops[start:start + CROPS_AT_ONCE])).to(self._model.device)
+            batch = torch.from_numpy(np.stack(crops[start : start + CROPS_AT_ONCE])).to(self._model.device)
             pixels = standardise(batch.permute(0, 3, 1, 2).float() / 255, self.MEAN, self.STD)
             out += F.normalize(self._vectors(pixels.to(self._model.dtype)).float().cpu(), dim=-1).unbind(0)
         return out
@@ -125,8 +127,9 @@ class DinoEncoder(CropEncoder):
 
 def standardise(pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """[B, 3, H, W] in 0..1 -> less the mean, by the deviation of each channel."""
-    mean, std = (torch.tensor(values, device=pixels.device, dtype=pixels.dtype).view(1, -1, 1, 1)
-                 for values in (mean, std))
+    mean, std = (
+        torch.tensor(values, device=pixels.device, dtype=pixels.dtype).view(1, -1, 1, 1) for values in (mean, std)
+    )
     return (pixels - mean) / std
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import CLIPVisionModelWithProjection
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from data.encoding.encoders import EncoderError, encoder_entry, encoder_folder, load_model
+from stagecoach.data.encoding.encoders import EncoderError, encoder_entry, encoder_folder, load_model
 
 LATENT_CHANNELS = 4
 LATENT_STRIDE = 8
@@ -33,8 +33,10 @@ def vae_kind(path: Path) -> type:
     """The class of the VAE in a folder, by its ``config.json``. Raises ``EncoderError`` for another."""
     name = _config(path).get("_class_name")
     if name not in VAES:
-        raise EncoderError(f"{path}: a {name} found, expected one of {sorted(VAES)} (the VAE of Stable Diffusion or of "
-                           f"Stable Video Diffusion)")
+        raise EncoderError(
+            f"{path}: a {name} found, expected one of {sorted(VAES)} (the VAE of Stable Diffusion or of "
+            f"Stable Video Diffusion)"
+        )
     return VAES[name]
 
 
@@ -58,8 +60,10 @@ class PictureVae:
         stride = 2 ** (len(config.block_out_channels) - 1)
         shift = getattr(config, "shift_factor", None)
         if (config.latent_channels, stride, shift) != (LATENT_CHANNELS, LATENT_STRIDE, None):
-            raise EncoderError(f"{path}: a VAE of {config.latent_channels} channels, stride {stride} and shift {shift} "
-                               f"found, expected {LATENT_CHANNELS}, {LATENT_STRIDE} and none as Stable Diffusion's")
+            raise EncoderError(
+                f"{path}: a VAE of {config.latent_channels} channels, stride {stride} and shift {shift} "
+                f"found, expected {LATENT_CHANNELS}, {LATENT_STRIDE} and none as Stable Diffusion's"
+            )
 
     @torch.inference_mode()
     def encode(self, pictures: np.ndarray) -> Tensor:
@@ -68,7 +72,7 @@ class PictureVae:
         together = max(PIXELS_AT_ONCE // (height * width), 1)
         out = []
         for start in range(0, len(pictures), together):
-            pixels = torch.from_numpy(pictures[start:start + together]).to(self._vae.device)
+            pixels = torch.from_numpy(pictures[start : start + together]).to(self._vae.device)
             pixels = pixels.permute(0, 3, 1, 2).float() / 127.5 - 1
             out.append(self._vae.encode(pixels.to(self._vae.dtype)).latent_dist.mode().float().cpu())
         return torch.cat(out) * self.scaling_factor
@@ -86,8 +90,10 @@ class PictureEmbedder:
         folders = [path, path.parent / "image_processor", path.parent / "feature_extractor"]
         found = next((f for f in folders if (f / "preprocessor_config.json").is_file()), None)
         if found is None:
-            raise EncoderError(f"{path}: no preprocessor_config.json found in it or in {folders[1]} or {folders[2]}, "
-                               f"expected the one of the image encoder")
+            raise EncoderError(
+                f"{path}: no preprocessor_config.json found in it or in {folders[1]} or {folders[2]}, "
+                f"expected the one of the image encoder"
+            )
         self._processor = CLIPImageProcessorPil.from_pretrained(found, local_files_only=True)
 
     @torch.inference_mode()
@@ -95,7 +101,7 @@ class PictureEmbedder:
         """uint8 [H, W, 3] each, of any size -> fp32 [N, dim]."""
         out = []
         for start in range(0, len(pictures), IMAGES_AT_ONCE):
-            pixels = self._pixels(pictures[start:start + IMAGES_AT_ONCE])
+            pixels = self._pixels(pictures[start : start + IMAGES_AT_ONCE])
             out.append(self._model(pixels.to(self._model.device, self._model.dtype)).image_embeds.float().cpu())
         return torch.cat(out)
 
@@ -107,14 +113,22 @@ class PictureEmbedder:
         size = self._model.config.image_size
         scaled = [torch.from_numpy(p).permute(2, 0, 1)[None].float() / 127.5 - 1 for p in pictures]
         squares = [((_resize_with_antialiasing(p, (size, size)) + 1) / 2)[0].numpy() for p in scaled]
-        return self._processor(images=squares, do_normalize=True, do_center_crop=False, do_resize=False,
-                               do_rescale=False, input_data_format="channels_first", return_tensors="pt").pixel_values
+        return self._processor(
+            images=squares,
+            do_normalize=True,
+            do_center_crop=False,
+            do_resize=False,
+            do_rescale=False,
+            input_data_format="channels_first",
+            return_tensors="pt",
+        ).pixel_values
 
 
 def _config(path: Path) -> dict:
     try:
         config = json.loads((encoder_folder(path) / "config.json").read_text())
     except (OSError, ValueError) as error:
-        raise EncoderError(f"{path / 'config.json'}: not readable ({error}), expected an encoder in the Hugging Face "
-                           f"layout") from error
+        raise EncoderError(
+            f"{path / 'config.json'}: not readable ({error}), expected an encoder in the Hugging Face layout"
+        ) from error
     return config if isinstance(config, dict) else {}

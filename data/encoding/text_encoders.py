@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import CLIPTextModel, T5EncoderModel
 
-from data.encoding.encoders import EncoderError, load_model, load_tokenizer
+from stagecoach.data.encoding.encoders import EncoderError, load_model, load_tokenizer
 
 T5_LENGTH = 512
 """Tokens that FLUX.1-dev was trained with (schnell: 256)."""
@@ -37,8 +37,13 @@ class T5TextEncoder:
         """-> fp32 [length, dim] each."""
         out: list[Tensor] = []
         for start in range(0, len(texts), T5_AT_ONCE):
-            tokens = self._tokenizer(list(texts[start:start + T5_AT_ONCE]), padding="max_length", truncation=True,
-                                     max_length=self.length, return_tensors="pt").input_ids
+            tokens = self._tokenizer(
+                list(texts[start : start + T5_AT_ONCE]),
+                padding="max_length",
+                truncation=True,
+                max_length=self.length,
+                return_tensors="pt",
+            ).input_ids
             out += self._model(tokens.to(self._model.device)).last_hidden_state.float().cpu().unbind(0)
         return out
 
@@ -52,15 +57,22 @@ class PooledTextEncoder:
         self._tokenizer, _ = load_tokenizer(tokenizer, config.vocab_size)
         self.dim: int = config.hidden_size
         if config.max_position_embeddings < CLIP_LENGTH:
-            raise EncoderError(f"{path}: a text encoder of {config.max_position_embeddings} tokens found, expected "
-                               f"{CLIP_LENGTH} as CLIP's")
+            raise EncoderError(
+                f"{path}: a text encoder of {config.max_position_embeddings} tokens found, expected "
+                f"{CLIP_LENGTH} as CLIP's"
+            )
 
     @torch.inference_mode()
     def encode(self, texts: Sequence[str]) -> list[Tensor]:
         """-> fp32 [dim] each."""
         out: list[Tensor] = []
         for start in range(0, len(texts), CLIP_AT_ONCE):
-            tokens = self._tokenizer(list(texts[start:start + CLIP_AT_ONCE]), padding="max_length", truncation=True,
-                                     max_length=CLIP_LENGTH, return_tensors="pt").input_ids
+            tokens = self._tokenizer(
+                list(texts[start : start + CLIP_AT_ONCE]),
+                padding="max_length",
+                truncation=True,
+                max_length=CLIP_LENGTH,
+                return_tensors="pt",
+            ).input_ids
             out += self._model(tokens.to(self._model.device)).pooler_output.float().cpu().unbind(0)
         return out

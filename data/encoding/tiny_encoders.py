@@ -17,8 +17,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import CLIPVisionConfig, CLIPVisionModel, PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from data.encoding.tiny_vae import tiny_vae
-from data.files import commit_directory, refuse_foreign, temporary_name, write_json
+from stagecoach.data.encoding.tiny_vae import tiny_vae
+from stagecoach.data.files import commit_directory, refuse_foreign, temporary_name, write_json
 
 TEXT_DIM = 64
 IMAGE_DIM = 64
@@ -59,11 +59,16 @@ def _tokenizer(prompts: Sequence[str]) -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel()
     tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(vocab_size=VOCABULARY, special_tokens=[PAD, END, UNKNOWN], show_progress=False,
-                                  initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        special_tokens=[PAD, END, UNKNOWN],
+        show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )
     tokenizer.train_from_iterator(prompts, trainer)
-    tokenizer.post_processor = processors.TemplateProcessing(single=f"$A {END}",
-                                                             special_tokens=[(END, tokenizer.token_to_id(END))])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"$A {END}", special_tokens=[(END, tokenizer.token_to_id(END))]
+    )
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=PAD, eos_token=END, unk_token=UNKNOWN)
 
 
@@ -76,8 +81,14 @@ def _text_encoder(vocabulary: int, seed: int) -> UMT5EncoderModel:
 
 def _image_encoder(seed: int) -> CLIPVisionModel:
     """224 pixels in patches of 14, so that there are 257 tokens as in the real one."""
-    config = CLIPVisionConfig(hidden_size=IMAGE_DIM, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
-                              image_size=224, patch_size=14)
+    config = CLIPVisionConfig(
+        hidden_size=IMAGE_DIM,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        image_size=224,
+        patch_size=14,
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return CLIPVisionModel(config).eval()

@@ -30,8 +30,13 @@ def tiny_vae(frames: Tensor, seed: int) -> AutoencoderKLWan:
     """``frames``: fp32 [N, 3, H, W] in -1..1, what the components and the latents' mean and deviation are fitted to."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        vae = AutoencoderKLWan(base_dim=BASE_DIM, z_dim=LATENT_CHANNELS, dim_mult=list(DIM_MULT), num_res_blocks=1,
-                               temperal_downsample=[False, True, True])
+        vae = AutoencoderKLWan(
+            base_dim=BASE_DIM,
+            z_dim=LATENT_CHANNELS,
+            dim_mult=list(DIM_MULT),
+            num_res_blocks=1,
+            temperal_downsample=[False, True, True],
+        )
     vae.eval()
     for module in vae.modules():
         _make_identity(module)
@@ -63,7 +68,7 @@ def _fit_encoder(vae: AutoencoderKLWan, frames: Tensor) -> list[Tensor]:
         patches = F.pixel_unshuffle(features, 2)
         components = principal_components(patches, kept)
         convolution = clear(block.resample[1])
-        convolution.weight[:kept, :features.shape[1], :2, :2] = components.view(kept, features.shape[1], 2, 2)
+        convolution.weight[:kept, : features.shape[1], :2, :2] = components.view(kept, features.shape[1], 2, 2)
         levels.append(torch.einsum("kc,nchw->nkhw", components, patches))
         if hasattr(block, "time_conv"):
             middle = clear(block.time_conv).weight
@@ -88,7 +93,7 @@ def _fit_decoder(vae: AutoencoderKLWan, frames: Tensor, levels: list[Tensor]) ->
         convolution = clear(block.resample[1])
         doubled = F.interpolate(coarse, scale_factor=2, mode="nearest-exact")
         filters = least_squares_filters(doubled, fine)
-        convolution.weight[:fine.shape[1], :coarse.shape[1]] = filters
+        convolution.weight[: fine.shape[1], : coarse.shape[1]] = filters
         coarse = F.conv2d(doubled, filters, padding=1)
     scale = _through_norm(decoder.norm_out, doublings[-1].resample[1], float(coarse.abs().max()))
     _pass_on(decoder.conv_out, scale)

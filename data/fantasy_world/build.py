@@ -8,17 +8,23 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data.building.jobs import BuildJob, EncodedSample, RawError, RawItem
-from data.fantasy_world.clip import Clip, ClipOptions, precheck, prepare_clip
-from data.fantasy_world.raw import METADATA, RawClip, read_metadata
-from data.fantasy_world.schema import CLIP_TOKENS, LATENT_STRIDE, MASK_CHANNELS, fantasy_world_schema, latent_frames
-from data.fantasy_world.statistics import ClipStatistics
-from data.files import sha256_file
-from data.schema import SampleSchema
+from stagecoach.data.building.jobs import BuildJob, EncodedSample, RawError, RawItem
+from stagecoach.data.fantasy_world.clip import Clip, ClipOptions, precheck, prepare_clip
+from stagecoach.data.fantasy_world.raw import METADATA, RawClip, read_metadata
+from stagecoach.data.fantasy_world.schema import (
+    CLIP_TOKENS,
+    LATENT_STRIDE,
+    MASK_CHANNELS,
+    fantasy_world_schema,
+    latent_frames,
+)
+from stagecoach.data.fantasy_world.statistics import ClipStatistics
+from stagecoach.data.files import sha256_file
+from stagecoach.data.format.schema import SampleSchema
 
 if TYPE_CHECKING:
-    from data.encoding.encoders import EncoderEntry
-    from data.fantasy_world.encode import Encoders
+    from stagecoach.data.encoding.encoders import EncoderEntry
+    from stagecoach.data.fantasy_world.encode import Encoders
 
 PART_BYTES = 0.95e9
 """Below the 1 GB of a shard, so that a part does not leave a small one beside a full one."""
@@ -69,14 +75,17 @@ class FantasyWorldJob(BuildJob):
         return [RawItem(clip.key, clip.split, clip) for clip in clips], unusable
 
     def settings(self) -> dict[str, Any]:
-        return {"metadata_sha256": sha256_file(self._raw / METADATA), "clip": asdict(self._clip),
-                "encoders": self._entries()}
+        return {
+            "metadata_sha256": sha256_file(self._raw / METADATA),
+            "clip": asdict(self._clip),
+            "encoders": self._entries(),
+        }
 
     def check(self, item: RawItem) -> None:
         precheck(item.record, self._clip)
 
     def start(self) -> None:
-        from data.fantasy_world.encode import Encoders  # takes seconds
+        from stagecoach.data.fantasy_world.encode import Encoders  # takes seconds
 
         paths = self._paths
         self._encoders = Encoders(paths.vae, paths.text_encoder, paths.tokenizer, paths.image_encoder)
@@ -90,8 +99,10 @@ class FantasyWorldJob(BuildJob):
     def encode(self, items: list[RawItem], prepared: list[Clip]) -> list[EncodedSample]:
         clips: list[RawClip] = [item.record for item in items]
         samples = self._encoders.encode(prepared, [clip.prompt for clip in clips])
-        return [EncodedSample(arrays, {"prompt": raw.prompt, "scale": clip.scale}, clip.distorted)
-                for raw, clip, arrays in zip(clips, prepared, samples, strict=True)]
+        return [
+            EncodedSample(arrays, {"prompt": raw.prompt, "scale": clip.scale}, clip.distorted)
+            for raw, clip, arrays in zip(clips, prepared, samples, strict=True)
+        ]
 
     def statistics(self) -> ClipStatistics:
         return ClipStatistics(self._clip.frames)
@@ -102,16 +113,18 @@ class FantasyWorldJob(BuildJob):
 
     @cached_property
     def _sizes(self) -> _Sizes:
-        from data.encoding.encoders import AutoencoderKLWan, CLIPVisionModel, UMT5EncoderModel, load_config
+        from stagecoach.data.encoding.encoders import AutoencoderKLWan, CLIPVisionModel, UMT5EncoderModel, load_config
 
         image = self._paths.image_encoder
-        return _Sizes(load_config(AutoencoderKLWan, self._paths.vae)["z_dim"],
-                      load_config(UMT5EncoderModel, self._paths.text_encoder)["d_model"],
-                      load_config(CLIPVisionModel, image)["hidden_size"] if image else None)
+        return _Sizes(
+            load_config(AutoencoderKLWan, self._paths.vae)["z_dim"],
+            load_config(UMT5EncoderModel, self._paths.text_encoder)["d_model"],
+            load_config(CLIPVisionModel, image)["hidden_size"] if image else None,
+        )
 
     def _entries(self) -> dict[str, EncoderEntry]:
         """What the encoders will say of themselves once they are loaded, but for the tokenizer."""
-        from data.encoding.encoders import (
+        from stagecoach.data.encoding.encoders import (
             AutoencoderKLWan,
             CLIPVisionModel,
             UMT5EncoderModel,
@@ -122,9 +135,11 @@ class FantasyWorldJob(BuildJob):
         )
 
         device, paths = default_device(), self._paths
-        entries: dict[str, Any] = {"vae": encoder_entry(AutoencoderKLWan, paths.vae, device),
-                                   "text_encoder": encoder_entry(UMT5EncoderModel, paths.text_encoder, device),
-                                   "tokenizer": hash_files(sorted(encoder_folder(paths.tokenizer).glob("*")))}
+        entries: dict[str, Any] = {
+            "vae": encoder_entry(AutoencoderKLWan, paths.vae, device),
+            "text_encoder": encoder_entry(UMT5EncoderModel, paths.text_encoder, device),
+            "tokenizer": hash_files(sorted(encoder_folder(paths.tokenizer).glob("*"))),
+        }
         if paths.image_encoder:
             entries["image_encoder"] = encoder_entry(CLIPVisionModel, paths.image_encoder, device)
         return entries
@@ -132,7 +147,7 @@ class FantasyWorldJob(BuildJob):
     def _sample_bytes(self) -> int:
         """Of a sample whose prompt has as many tokens as the backbone takes; the first frame as JPEG is about an eighth
         of its pixels."""
-        from data.encoding.encoders import TEXT_LENGTH
+        from stagecoach.data.encoding.encoders import TEXT_LENGTH
 
         sizes, clip = self._sizes, self._clip
         area = clip.height * clip.width

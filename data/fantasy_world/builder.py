@@ -9,16 +9,16 @@ from typing import Any
 
 import numpy as np
 
-from data.builders import Builder, Track
-from data.building.jobs import EncodedSample, Statistics
-from data.dataset import Sample
-from data.fantasy_world.build import EncoderPaths, FantasyWorldJob
-from data.fantasy_world.clip import ClipOptions
-from data.fantasy_world.raw import read_metadata
-from data.fantasy_world.readers import read_frames
-from data.fantasy_world.statistics import ClipStatistics
-from data.fantasy_world.synthetic import write_synthetic
-from data.pictures import depth_colours, sheet
+from stagecoach.data.builders import Builder, Track
+from stagecoach.data.building.jobs import EncodedSample, Statistics
+from stagecoach.data.fantasy_world.build import EncoderPaths, FantasyWorldJob
+from stagecoach.data.fantasy_world.clip import ClipOptions
+from stagecoach.data.fantasy_world.raw import read_metadata
+from stagecoach.data.fantasy_world.readers import read_frames
+from stagecoach.data.fantasy_world.statistics import ClipStatistics
+from stagecoach.data.fantasy_world.synthetic import write_synthetic
+from stagecoach.data.pictures import depth_colours, sheet
+from stagecoach.data.streaming.dataset import Sample
 
 
 class FamilyBuilder(Builder):
@@ -26,35 +26,66 @@ class FamilyBuilder(Builder):
         _add_size(parser, frames=81, height=336, width=592)
         for part, what in (("vae", "AutoencoderKLWan"), ("text-encoder", "umT5"), ("tokenizer", "tokenizer")):
             parser.add_argument(f"--{part}", type=Path, required=True, metavar="DIR", help=f"folder of the {what}")
-        parser.add_argument("--image-encoder", type=Path, metavar="DIR",
-                            help="folder of the CLIP vision model; adds what image-to-video backbones need")
-        parser.add_argument("--intrinsics", choices=("normalised", "pixel"), default="normalised",
-                            help="unit in the camera files: divided by width and height (default), or pixels")
-        parser.add_argument("--depth-scale", type=float, default=1.0, metavar="X",
-                            help="what depth files are multiplied by to be in the unit of the camera translations")
+        parser.add_argument(
+            "--image-encoder",
+            type=Path,
+            metavar="DIR",
+            help="folder of the CLIP vision model; adds what image-to-video backbones need",
+        )
+        parser.add_argument(
+            "--intrinsics",
+            choices=("normalised", "pixel"),
+            default="normalised",
+            help="unit in the camera files: divided by width and height (default), or pixels",
+        )
+        parser.add_argument(
+            "--depth-scale",
+            type=float,
+            default=1.0,
+            metavar="X",
+            help="what depth files are multiplied by to be in the unit of the camera translations",
+        )
 
     def job(self, arguments: Namespace) -> FantasyWorldJob:
-        clip = ClipOptions(arguments.frames, arguments.height, arguments.width, arguments.intrinsics,
-                           arguments.depth_scale)
-        return FantasyWorldJob(arguments.input, clip, EncoderPaths(arguments.vae, arguments.text_encoder,
-                                                                   arguments.tokenizer, arguments.image_encoder))
+        clip = ClipOptions(
+            arguments.frames, arguments.height, arguments.width, arguments.intrinsics, arguments.depth_scale
+        )
+        return FantasyWorldJob(
+            arguments.input,
+            clip,
+            EncoderPaths(arguments.vae, arguments.text_encoder, arguments.tokenizer, arguments.image_encoder),
+        )
 
     def add_synthesize_arguments(self, parser: ArgumentParser) -> None:
         _add_size(parser, frames=9, height=96, width=128)
-        parser.add_argument("--encoders", type=Path, metavar="DIR",
-                            help="also write tiny encoders, fitted to the clips, into vae, text_encoder, ... below DIR")
+        parser.add_argument(
+            "--encoders",
+            type=Path,
+            metavar="DIR",
+            help="also write tiny encoders, fitted to the clips, into vae, text_encoder, ... below DIR",
+        )
 
     def synthesize(self, arguments: Namespace, track: Track) -> dict[str, Any]:
-        write_synthetic(arguments.output, arguments.clips, arguments.frames, arguments.height, arguments.width,
-                        arguments.seed, lambda clips: track(clips, "rendering", arguments.clips))
+        write_synthetic(
+            arguments.output,
+            arguments.clips,
+            arguments.frames,
+            arguments.height,
+            arguments.width,
+            arguments.seed,
+            lambda clips: track(clips, "rendering", arguments.clips),
+        )
         if arguments.encoders:
-            from data.encoding.tiny_encoders import write_tiny_encoders  # takes seconds to import
+            from stagecoach.data.encoding.tiny_encoders import write_tiny_encoders  # takes seconds to import
 
             clips, _ = read_metadata(arguments.output)
             frames = [frame for clip in clips for frame in list(read_frames(clip.video, arguments.frames))[::4]]
             write_tiny_encoders(arguments.encoders, np.stack(frames), [clip.prompt for clip in clips], arguments.seed)
-        return {"output": str(arguments.output), "clips": arguments.clips,
-                "encoders": str(arguments.encoders) if arguments.encoders else None}
+        return {
+            "output": str(arguments.output),
+            "clips": arguments.clips,
+            "encoders": str(arguments.encoders) if arguments.encoders else None,
+        }
 
     def picture(self, sample: Sample) -> np.ndarray:
         """First frame, then the depth of the first, middle and last frame."""

@@ -71,10 +71,20 @@ def decode_pose(pose: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
 def rotation_from_quaternion(quaternion: Tensor) -> Tensor:
     """[..., 4] (x y z w, of any length but 0) -> [..., 3, 3]."""
     x, y, z, w = torch.nn.functional.normalize(quaternion, dim=-1).unbind(-1)
-    return torch.stack([
-        1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w),
-        2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w),
-        2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)], -1).unflatten(-1, (3, 3))
+    return torch.stack(
+        [
+            1 - 2 * (y * y + z * z),
+            2 * (x * y - z * w),
+            2 * (x * z + y * w),
+            2 * (x * y + z * w),
+            1 - 2 * (x * x + z * z),
+            2 * (y * z - x * w),
+            2 * (x * z - y * w),
+            2 * (y * z + x * w),
+            1 - 2 * (x * x + y * y),
+        ],
+        -1,
+    ).unflatten(-1, (3, 3))
 
 
 def quaternion_from_rotation(rotation: Tensor) -> Tensor:
@@ -84,11 +94,15 @@ def quaternion_from_rotation(rotation: Tensor) -> Tensor:
     that no small number is divided by.
     """
     (a, b, c), (d, e, f), (g, h, i) = (row.unbind(-1) for row in rotation.unbind(-2))
-    candidates = torch.stack([
-        torch.stack([1 + a - e - i, b + d, c + g, h - f], -1),
-        torch.stack([b + d, 1 - a + e - i, f + h, c - g], -1),
-        torch.stack([c + g, f + h, 1 - a - e + i, d - b], -1),
-        torch.stack([h - f, c - g, d - b, 1 + a + e + i], -1)], -2)
+    candidates = torch.stack(
+        [
+            torch.stack([1 + a - e - i, b + d, c + g, h - f], -1),
+            torch.stack([b + d, 1 - a + e - i, f + h, c - g], -1),
+            torch.stack([c + g, f + h, 1 - a - e + i, d - b], -1),
+            torch.stack([h - f, c - g, d - b, 1 + a + e + i], -1),
+        ],
+        -2,
+    )
     best = torch.diagonal(candidates, dim1=-2, dim2=-1).argmax(-1)
     chosen = torch.take_along_dim(candidates, best[..., None, None], -2)[..., 0, :]
     quaternion = torch.nn.functional.normalize(chosen, dim=-1)

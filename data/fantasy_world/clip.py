@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from data.fantasy_world.cameras import canonicalise, unproject
-from data.fantasy_world.raw import RawClip, RawError
-from data.fantasy_world.readers import (
+from stagecoach.data.fantasy_world.cameras import canonicalise, unproject
+from stagecoach.data.fantasy_world.raw import RawClip, RawError
+from stagecoach.data.fantasy_world.readers import (
     IntrinsicsUnit,
     count_maps,
     declared_frames,
@@ -19,7 +19,7 @@ from data.fantasy_world.readers import (
     read_frames,
     read_maps,
 )
-from data.fantasy_world.schema import LATENT_STRIDE, latent_frames
+from stagecoach.data.fantasy_world.schema import LATENT_STRIDE, latent_frames
 
 ASPECT_TOLERANCE = 0.02
 FLOAT16_MAX = float(np.finfo(np.float16).max)
@@ -43,8 +43,10 @@ class ClipOptions:
         for name in ("height", "width"):
             size = getattr(self, name)
             if size < PATCH_STRIDE or size % PATCH_STRIDE:
-                raise ValueError(f"{name} {size} found, expected a multiple of {PATCH_STRIDE} (VAE stride 8, patch 2); "
-                                 f"take {max(size // PATCH_STRIDE, 1) * PATCH_STRIDE}")
+                raise ValueError(
+                    f"{name} {size} found, expected a multiple of {PATCH_STRIDE} (VAE stride 8, patch 2); "
+                    f"take {max(size // PATCH_STRIDE, 1) * PATCH_STRIDE}"
+                )
         if not self.depth_scale > 0:
             raise ValueError(f"depth scale {self.depth_scale} found, expected a number above 0")
 
@@ -84,8 +86,12 @@ class CoverCrop:
 
     def image(self, image: np.ndarray) -> np.ndarray:
         """uint8 [h, w, 3] -> [H, W, 3], bicubic, smoothed where it shrinks."""
-        box = (self.left, self.top, min(self.left + self.width / self.scale, self.source_width),
-               min(self.top + self.height / self.scale, self.source_height))
+        box = (
+            self.left,
+            self.top,
+            min(self.left + self.width / self.scale, self.source_width),
+            min(self.top + self.height / self.scale, self.source_height),
+        )
         resized = Image.fromarray(image).resize((self.width, self.height), Image.Resampling.BICUBIC, box=box)
         return np.asarray(resized)
 
@@ -114,8 +120,10 @@ def precheck(raw: RawClip, options: ClipOptions) -> None:
         count_maps(raw.mask, options.frames, "mask")
     found = declared_frames(raw.video)
     if found is not None and found < options.frames:
-        raise RawError(f"{raw.video}: {found} frames found, expected at least {options.frames}; take a longer video or "
-                       f"fewer frames per clip")
+        raise RawError(
+            f"{raw.video}: {found} frames found, expected at least {options.frames}; take a longer video or "
+            f"fewer frames per clip"
+        )
 
 
 def prepare_clip(raw: RawClip, options: ClipOptions) -> Clip:
@@ -140,8 +148,9 @@ def prepare_clip(raw: RawClip, options: ClipOptions) -> Clip:
     extrinsics[..., 3] /= scale
     depth = depth / scale
     stored = torch.where(depth > FLOAT16_MAX, 0, depth).half().numpy()
-    return Clip(np.stack(images), stored, extrinsics.float().numpy(), intrinsics.float().numpy(), scale,
-                track.distorted)
+    return Clip(
+        np.stack(images), stored, extrinsics.float().numpy(), intrinsics.float().numpy(), scale, track.distorted
+    )
 
 
 def _scene_scale(depth: torch.Tensor, intrinsics: torch.Tensor, extrinsics: torch.Tensor, raw: RawClip) -> float:
@@ -151,8 +160,9 @@ def _scene_scale(depth: torch.Tensor, intrinsics: torch.Tensor, extrinsics: torc
         distances = unproject(map_.double(), inner, outer).norm(dim=-1)[map_ > 0]
         total, count = total + float(distances.sum()), count + distances.numel()
     if not count:
-        raise RawError(f"{raw.depth or raw.points}: no valid depth found (finite and above 0) inside the crop, "
-                       f"expected some")
+        raise RawError(
+            f"{raw.depth or raw.points}: no valid depth found (finite and above 0) inside the crop, expected some"
+        )
     return total / count
 
 
@@ -173,6 +183,8 @@ def _read_depth(raw: RawClip, options: ClipOptions, crop: CoverCrop, extrinsics:
 def _same_view(maps: np.ndarray, path: Path, crop: CoverCrop) -> np.ndarray:
     found, expected = maps.shape[2] / maps.shape[1], crop.source_width / crop.source_height
     if abs(found / expected - 1) > ASPECT_TOLERANCE:
-        raise RawError(f"{path}: maps of {maps.shape[1]} x {maps.shape[2]} found, expected the aspect ratio of the "
-                       f"video ({crop.source_height} x {crop.source_width})")
+        raise RawError(
+            f"{path}: maps of {maps.shape[1]} x {maps.shape[2]} found, expected the aspect ratio of the "
+            f"video ({crop.source_height} x {crop.source_width})"
+        )
     return maps

@@ -7,9 +7,16 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from data.encoding.encoders import EncoderEntry, ImageEncoder, TextEncoder, VideoEncoder, bits, default_device
-from data.fantasy_world.clip import Clip
-from data.fantasy_world.schema import latent_frames
+from stagecoach.data.encoding.encoders import (
+    EncoderEntry,
+    ImageEncoder,
+    TextEncoder,
+    VideoEncoder,
+    bits,
+    default_device,
+)
+from stagecoach.data.fantasy_world.clip import Clip
+from stagecoach.data.fantasy_world.schema import latent_frames
 
 
 class Encoders:
@@ -20,8 +27,11 @@ class Encoders:
         self._video = VideoEncoder(vae, device)
         self._text = TextEncoder(text_encoder, tokenizer, device)
         self._image = ImageEncoder(image_encoder, device) if image_encoder else None
-        self.entries: dict[str, EncoderEntry] = {"vae": self._video.entry, "text_encoder": self._text.entry,
-                                                 "tokenizer": self._text.tokenizer_entry}
+        self.entries: dict[str, EncoderEntry] = {
+            "vae": self._video.entry,
+            "text_encoder": self._text.entry,
+            "tokenizer": self._text.tokenizer_entry,
+        }
         if self._image is not None:
             self.entries["image_encoder"] = self._image.entry
 
@@ -35,8 +45,17 @@ class Encoders:
         frames, height, width, _ = videos[0].shape
         found, expected = parts["latent"][0].shape[1:], (latent_frames(frames), height // 8, width // 8)
         if tuple(found) != expected:
-            raise ValueError(f"the VAE {self.entries['vae']['path_name']} makes latents of {tuple(found)}, expected "
-                             f"{expected} of a clip of {frames} x {height} x {width}; give Wan2.1's")
-        return [{**{name: bits(values[i]) for name, values in parts.items()}, "depth": clip.depth,
-                 "extrinsics": clip.extrinsics, "intrinsics": clip.intrinsics, "frame": clip.frames[0]}
-                for i, clip in enumerate(clips)]
+            raise ValueError(
+                f"the VAE {self.entries['vae']['path_name']} makes latents of {tuple(found)}, expected "
+                f"{expected} of a clip of {frames} x {height} x {width}; give Wan2.1's"
+            )
+        return [
+            {
+                **{name: bits(values[i]) for name, values in parts.items()},
+                "depth": clip.depth,
+                "extrinsics": clip.extrinsics,
+                "intrinsics": clip.intrinsics,
+                "frame": clip.frames[0],
+            }
+            for i, clip in enumerate(clips)
+        ]

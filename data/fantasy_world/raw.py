@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from data.building.jobs import RawError
+from stagecoach.data.building.jobs import RawError
 
 METADATA = "metadata.json"
 
@@ -62,14 +62,16 @@ def read_metadata(base: Path) -> tuple[list[RawClip], list[tuple[str, RawError]]
 
 def _read_entry(base: Path, entry: object, where: str, stems: Counter[str]) -> RawClip:
     if not isinstance(entry, dict):
-        raise RawError(f"{where}: holds {type(entry).__name__}, expected an object with video, prompt, depth and "
-                       f"camera_params")
+        raise RawError(
+            f"{where}: holds {type(entry).__name__}, expected an object with video, prompt, depth and camera_params"
+        )
     for name in ("video", "prompt", "camera_params"):
         if not isinstance(entry.get(name), str):
             raise RawError(f"{where}: {name!r} is {entry.get(name)!r}, expected a text; found keys {sorted(entry)}")
     if not entry.get("depth") and not entry.get("points"):
-        raise RawError(f"{where}: neither 'depth' nor 'points' is given, expected one of them; "
-                       f"found keys {sorted(entry)}")
+        raise RawError(
+            f"{where}: neither 'depth' nor 'points' is given, expected one of them; found keys {sorted(entry)}"
+        )
     if entry.get("split") not in (None, "train", "val"):
         raise RawError(f"{where}: 'split' is {entry['split']!r}, expected 'train', 'val' or none")
     paths = {}
@@ -79,10 +81,20 @@ def _read_entry(base: Path, entry: object, where: str, stems: Counter[str]) -> R
         if entry.get(name) is not None:
             paths[name] = base / entry[name]
             if not paths[name].exists():
-                raise RawError(f"{paths[name]}: missing, expected the {name} of entry {where.rpartition(' ')[2]} "
-                               f"of {base / METADATA}")
-    return RawClip(_key(entry, stems), paths["video"], entry["prompt"], paths["camera_params"], paths.get("depth"),
-                   paths.get("points"), paths.get("mask"), entry.get("split"))
+                raise RawError(
+                    f"{paths[name]}: missing, expected the {name} of entry {where.rpartition(' ')[2]} "
+                    f"of {base / METADATA}"
+                )
+    return RawClip(
+        _key(entry, stems),
+        paths["video"],
+        entry["prompt"],
+        paths["camera_params"],
+        paths.get("depth"),
+        paths.get("points"),
+        paths.get("mask"),
+        entry.get("split"),
+    )
 
 
 def _stem(entry: dict) -> str:

@@ -15,7 +15,7 @@ import av
 import numpy as np
 from PIL import Image
 
-from data.fantasy_world.raw import RawError
+from stagecoach.data.fantasy_world.raw import RawError
 
 COLUMNS = ("idx", "fx", "fy", "cx", "cy", "k1", "k2", *(f"w2c[{r},{c}]" for r in range(3) for c in range(4)))
 MAX_NORMALISED_FOCAL = 10.0
@@ -50,8 +50,9 @@ def read_frames(path: Path, frames: int) -> Iterator[np.ndarray]:
                     return
     except (av.FFmpegError, OSError) as error:
         raise RawError(f"{path}: not decodable after {found} frames ({error}), expected {frames} frames") from error
-    raise RawError(f"{path}: {found} frames found, expected at least {frames}; take a longer video or fewer frames "
-                   f"per clip")
+    raise RawError(
+        f"{path}: {found} frames found, expected at least {frames}; take a longer video or fewer frames per clip"
+    )
 
 
 def declared_frames(path: Path) -> int | None:
@@ -87,8 +88,10 @@ def read_cameras(path: Path, frames: int, unit: IntrinsicsUnit) -> CameraTrack:
 
 def _camera_row(words: list[str], where: str, unit: IntrinsicsUnit) -> list[float]:
     if len(words) != len(COLUMNS):
-        raise RawError(f"{where}: {len(words)} columns found, expected {len(COLUMNS)} "
-                       f"(idx fx fy cx cy k1 k2 and the 12 numbers of w2c, row by row)")
+        raise RawError(
+            f"{where}: {len(words)} columns found, expected {len(COLUMNS)} "
+            f"(idx fx fy cx cy k1 k2 and the 12 numbers of w2c, row by row)"
+        )
     try:
         values = [float(word) for word in words]
     except ValueError as error:
@@ -99,16 +102,22 @@ def _camera_row(words: list[str], where: str, unit: IntrinsicsUnit) -> list[floa
     if min(values[1], values[2]) <= 0:
         raise RawError(f"{where}: focal lengths {values[1]:g} {values[2]:g} found, expected numbers above 0")
     if unit == "normalised" and focal > MAX_NORMALISED_FOCAL:
-        raise RawError(f"{where}: focal length {focal:g} found, expected one divided by the image size (below "
-                       f"{MAX_NORMALISED_FOCAL:g}); if the file has pixels, give --intrinsics pixel")
+        raise RawError(
+            f"{where}: focal length {focal:g} found, expected one divided by the image size (below "
+            f"{MAX_NORMALISED_FOCAL:g}); if the file has pixels, give --intrinsics pixel"
+        )
     if unit == "pixel" and focal <= MAX_NORMALISED_FOCAL:
-        raise RawError(f"{where}: focal length {focal:g} found, expected pixels (above {MAX_NORMALISED_FOCAL:g}); if "
-                       f"the file divides by the image size, give --intrinsics normalised")
+        raise RawError(
+            f"{where}: focal length {focal:g} found, expected pixels (above {MAX_NORMALISED_FOCAL:g}); if "
+            f"the file divides by the image size, give --intrinsics normalised"
+        )
     rotation = np.array(values[7:]).reshape(3, 4)[:, :3]
     error = max(np.abs(rotation @ rotation.T - np.eye(3)).max(), abs(np.linalg.det(rotation) - 1))
     if error > ROTATION_TOLERANCE:
-        raise RawError(f"{where}: the left 3 x 3 of w2c is off a rotation by {error:.3g}, expected a world-to-camera "
-                       f"matrix, row by row")
+        raise RawError(
+            f"{where}: the left 3 x 3 of w2c is off a rotation by {error:.3g}, expected a world-to-camera "
+            f"matrix, row by row"
+        )
     return values
 
 
@@ -147,8 +156,10 @@ def _numbered(folder: Path, frames: int, what: str) -> list[Path]:
     first = min(files, default=0)
     for number in range(first, first + frames):
         if number not in files:
-            raise RawError(f"{folder}: {what} of {number - first} frames in a row found, expected at least {frames} "
-                           f"files frame_%04d.npy or .png")
+            raise RawError(
+                f"{folder}: {what} of {number - first} frames in a row found, expected at least {frames} "
+                f"files frame_%04d.npy or .png"
+            )
     return [files[n] for n in range(first, first + frames)]
 
 
@@ -169,8 +180,9 @@ def _read_one(path: Path, what: str, channels: int) -> np.ndarray:
 
 def _load(path: Path, what: str) -> np.ndarray:
     if path.suffix not in (".npy", ".npz"):
-        raise RawError(f"{path}: found a {path.suffix or 'nameless'} file, expected {what} as a folder of frames, a "
-                       f".npy or a .npz")
+        raise RawError(
+            f"{path}: found a {path.suffix or 'nameless'} file, expected {what} as a folder of frames, a .npy or a .npz"
+        )
     try:
         if path.suffix == ".npy":
             return np.load(path, mmap_mode="r", allow_pickle=False)
@@ -190,5 +202,7 @@ def _load(path: Path, what: str) -> np.ndarray:
 def _check_rank(array: np.ndarray, path: Path, what: str, channels: int, leading: tuple[str, ...]) -> None:
     wanted = [*leading, "H", "W", *([str(channels)] if channels else [])]
     if array.ndim != len(wanted) or (channels and array.shape[-1] != channels) or array.dtype.kind not in "fiub":
-        raise RawError(f"{path}: {what} of shape {array.shape} and dtype {array.dtype} found, expected numbers "
-                       f"[{', '.join(wanted)}]")
+        raise RawError(
+            f"{path}: {what} of shape {array.shape} and dtype {array.dtype} found, expected numbers "
+            f"[{', '.join(wanted)}]"
+        )

@@ -11,13 +11,22 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from data.fantasy_world.cameras import pixel_rays
+from stagecoach.data.fantasy_world.cameras import pixel_rays
 
-COLOURS = {"red": (.82, .18, .15), "orange": (.92, .52, .12), "yellow": (.90, .80, .22), "green": (.20, .60, .25),
-           "teal": (.12, .58, .58), "blue": (.18, .32, .78), "purple": (.52, .25, .68), "white": (.90, .90, .86),
-           "brown": (.45, .30, .18), "grey": (.45, .47, .50)}
+COLOURS = {
+    "red": (0.82, 0.18, 0.15),
+    "orange": (0.92, 0.52, 0.12),
+    "yellow": (0.90, 0.80, 0.22),
+    "green": (0.20, 0.60, 0.25),
+    "teal": (0.12, 0.58, 0.58),
+    "blue": (0.18, 0.32, 0.78),
+    "purple": (0.52, 0.25, 0.68),
+    "white": (0.90, 0.90, 0.86),
+    "brown": (0.45, 0.30, 0.18),
+    "grey": (0.45, 0.47, 0.50),
+}
 PATTERNS = ("checkered", "striped", "dotted")
-HAZE = np.array([.74, .80, .88], np.float32)
+HAZE = np.array([0.74, 0.80, 0.88], np.float32)
 AMBIENT = 0.45
 NEAR = 0.05
 
@@ -124,8 +133,9 @@ class Scene:
     light: tuple[float, float, float]
     haze_length: float
 
-    def render(self, extrinsics: np.ndarray, intrinsics: np.ndarray, height: int,
-               width: int) -> tuple[np.ndarray, np.ndarray]:
+    def render(
+        self, extrinsics: np.ndarray, intrinsics: np.ndarray, height: int, width: int
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Picture uint8 [H, W, 3] and z-depth float32 [H, W] (0 is sky) of one camera: [3, 4], pixels [4]."""
         rays = pixel_rays(torch.from_numpy(intrinsics), height, width).float().numpy().reshape(-1, 3)
         origin = (-extrinsics[:, :3].T @ extrinsics[:, 3]).astype(np.float32)
@@ -142,8 +152,14 @@ class Scene:
         picture = (np.clip(colour, 0, 1) * 255 + 0.5).astype(np.uint8).reshape(height, width, 3)
         return picture, np.where(np.isfinite(depth), depth, 0).astype(np.float32).reshape(height, width)
 
-    def _shade(self, surface: Plane | Sphere | Box, origin: np.ndarray, rays: np.ndarray, depth: np.ndarray,
-               lengths: np.ndarray) -> np.ndarray:
+    def _shade(
+        self,
+        surface: Plane | Sphere | Box,
+        origin: np.ndarray,
+        rays: np.ndarray,
+        depth: np.ndarray,
+        lengths: np.ndarray,
+    ) -> np.ndarray:
         """Lambert's law with an ambient part, then haze by the distance: c e^(-d/L) + haze (1 - e^(-d/L))."""
         points = origin + depth[:, None] * rays
         facing = np.maximum(surface.normals(points) @ np.array(self.light, np.float32), 0)
@@ -154,4 +170,4 @@ class Scene:
     @staticmethod
     def _sky(directions: np.ndarray) -> np.ndarray:
         up = np.clip(-directions[:, 1:2], 0, 1)
-        return (HAZE * (1 - up) + np.array([.35, .55, .90], np.float32) * up).astype(np.float32)
+        return (HAZE * (1 - up) + np.array([0.35, 0.55, 0.90], np.float32) * up).astype(np.float32)

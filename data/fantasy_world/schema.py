@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from data.schema import Field, SampleSchema
+from stagecoach.data.format.schema import Field, SampleSchema
 
 NAME = "fantasy_world"
 VERSION = 1
@@ -17,13 +17,16 @@ def latent_frames(frames: int) -> int:
     """Latent frames f of a clip of F = 4 (f - 1) + 1 frames. Raises ``ValueError`` for an F of another form."""
     if frames < 1 or (frames - 1) % FRAMES_PER_LATENT:
         lower = max(frames - 1, 0) // FRAMES_PER_LATENT * FRAMES_PER_LATENT + 1
-        raise ValueError(f"a clip of {frames} frames does not fill the VAE's latent frames; take {lower} or "
-                         f"{lower + FRAMES_PER_LATENT} (4k + 1)")
+        raise ValueError(
+            f"a clip of {frames} frames does not fill the VAE's latent frames; take {lower} or "
+            f"{lower + FRAMES_PER_LATENT} (4k + 1)"
+        )
     return (frames - 1) // FRAMES_PER_LATENT + 1
 
 
-def fantasy_world_schema(latent_channels: int = 16, text_dim: int = 4096, image_to_video: bool = False,
-                         clip_dim: int = 1280) -> SampleSchema:
+def fantasy_world_schema(
+    latent_channels: int = 16, text_dim: int = 4096, image_to_video: bool = False, clip_dim: int = 1280
+) -> SampleSchema:
     """Fields of a clip of F frames of H x W pixels; f = (F - 1) / 4 + 1, h = H / 8, w = W / 8.
 
     - ``latent``: normalised Wan VAE latent (posterior mode, mean and deviation of the VAE's config applied).
@@ -44,6 +47,8 @@ def fantasy_world_schema(latent_channels: int = 16, text_dim: int = 4096, image_
         Field("frame", "image", ("H", "W", 3), optional=True),
     ]
     if image_to_video:
-        fields += [Field("image_latent", "bf16", (MASK_CHANNELS + latent_channels, "f", "h", "w")),
-                   Field("clip", "bf16", (CLIP_TOKENS, clip_dim))]
+        fields += [
+            Field("image_latent", "bf16", (MASK_CHANNELS + latent_channels, "f", "h", "w")),
+            Field("clip", "bf16", (CLIP_TOKENS, clip_dim)),
+        ]
     return SampleSchema(NAME, VERSION, tuple(fields))

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from data.building.jobs import EncodedSample, Statistics
-from data.fantasy_world.cameras import POSE_SIZE, encode_pose
+from stagecoach.data.building.jobs import EncodedSample, Statistics
+from stagecoach.data.fantasy_world.cameras import POSE_SIZE, encode_pose
 
 
 class ClipStatistics(Statistics):
@@ -34,6 +34,10 @@ class ClipStatistics(Statistics):
     def as_dict(self) -> dict[str, Any]:
         """``depth_sum``, ``depth_count`` over valid pixels; ``camera_sum`` [F][9] of the pose encodings (translation,
         quaternion, field of view), ``camera_count`` samples; ``distorted_count`` clips with a lens distortion."""
-        return {"depth_sum": self._depth_sum, "depth_count": self._depth_count,
-                "camera_sum": self._camera_sum.tolist(), "camera_count": self._camera_count,
-                "distorted_count": self._distorted}
+        return {
+            "depth_sum": self._depth_sum,
+            "depth_count": self._depth_count,
+            "camera_sum": self._camera_sum.tolist(),
+            "camera_count": self._camera_count,
+            "distorted_count": self._distorted,
+        }

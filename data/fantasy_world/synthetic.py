@@ -15,9 +15,9 @@ from pathlib import Path
 import av
 import numpy as np
 
-from data.fantasy_world.raw import METADATA
-from data.fantasy_world.scene import COLOURS, PATTERNS, Box, Plane, Scene, Sphere, Texture
-from data.files import commit_directory, refuse_foreign, temporary_name, write_json
+from stagecoach.data.fantasy_world.raw import METADATA
+from stagecoach.data.fantasy_world.scene import COLOURS, PATTERNS, Box, Plane, Scene, Sphere, Texture
+from stagecoach.data.files import commit_directory, refuse_foreign, temporary_name, write_json
 
 FRAME_RATE = 8
 MARKER = "synthetic.json"
@@ -48,8 +48,15 @@ class SyntheticClip:
     path: str
 
 
-def write_synthetic(directory: str | Path, clips: int, frames: int, height: int, width: int, seed: int,
-                    track: Callable[[Iterable[int]], Iterable[int]] = iter) -> None:
+def write_synthetic(
+    directory: str | Path,
+    clips: int,
+    frames: int,
+    height: int,
+    width: int,
+    seed: int,
+    track: Callable[[Iterable[int]], Iterable[int]] = iter,
+) -> None:
     """Write a raw data set of ``clips`` clips; ``directory`` appears when all of it is written, and replaces an older
     synthetic one. ``track`` may show how far it is.
 
@@ -65,11 +72,14 @@ def write_synthetic(directory: str | Path, clips: int, frames: int, height: int,
     try:
         for folder in ("videos", "depth", "camera_params"):
             (temporary / folder).mkdir(parents=True)
-        entries = [_write_clip(temporary, f"scene_{i:05d}", render_clip(seed, i, frames, height, width))
-                   for i in track(range(clips))]
+        entries = [
+            _write_clip(temporary, f"scene_{i:05d}", render_clip(seed, i, frames, height, width))
+            for i in track(range(clips))
+        ]
         (temporary / METADATA).write_text(json.dumps(entries, indent=1) + "\n", encoding="utf-8")
-        write_json(temporary / MARKER, {"clips": clips, "frames": frames, "height": height, "width": width,
-                                         "seed": seed})
+        write_json(
+            temporary / MARKER, {"clips": clips, "frames": frames, "height": height, "width": width, "seed": seed}
+        )
         commit_directory(temporary, directory)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -89,8 +99,14 @@ def render_clip(seed: int, index: int, frames: int, height: int, width: int) -> 
     world, unit = _similarity(random)
     moved = extrinsics @ world
     moved[..., 3] *= unit
-    return SyntheticClip(np.stack(pictures), np.stack(depths) * np.float32(unit), moved,
-                         pixels / np.array([width, height, width, height]), f"{description}; {PATHS[path]}", path)
+    return SyntheticClip(
+        np.stack(pictures),
+        np.stack(depths) * np.float32(unit),
+        moved,
+        pixels / np.array([width, height, width, height]),
+        f"{description}; {PATHS[path]}",
+        path,
+    )
 
 
 def camera_path(path: str, frames: int, distance: float, random: np.random.Generator) -> np.ndarray:
@@ -143,12 +159,15 @@ def _room(random: np.random.Generator, extrinsics: np.ndarray, wall: float) -> t
             texture = Texture(back.colours[::-1], back.pattern, back.frequency, back.phase)
             surfaces.append(Plane((-side, 0, 0), -(reach + random.uniform(1.5, 4)), texture, top))
     solids = _solids(random, eyes, wall)
-    light = np.array([random.uniform(-.7, .7), -1.0, random.uniform(-.9, -.2)])
-    things = [f"a {s.texture.pattern} {s.texture.colours[0]} {'ball' if isinstance(s, Sphere) else 'block'}"
-              for s in solids]
+    light = np.array([random.uniform(-0.7, 0.7), -1.0, random.uniform(-0.9, -0.2)])
+    things = [
+        f"a {s.texture.pattern} {s.texture.colours[0]} {'ball' if isinstance(s, Sphere) else 'block'}" for s in solids
+    ]
     where = "in a bright room" if np.isinf(top) else "in a yard under the sky"
-    description = (f"{', '.join(things)} {where} with a {floor.pattern} {floor.colours[0]} floor and a {back.pattern} "
-                   f"{back.colours[0]} wall")
+    description = (
+        f"{', '.join(things)} {where} with a {floor.pattern} {floor.colours[0]} floor and a {back.pattern} "
+        f"{back.colours[0]} wall"
+    )
     scene = Scene((*surfaces, *solids), tuple(light / np.linalg.norm(light)), wall * random.uniform(1.4, 1.7))
     return scene, description
 
@@ -165,7 +184,7 @@ def _solids(random: np.random.Generator, eyes: np.ndarray, wall: float) -> list[
         if random.random() < 0.5:
             solid: Sphere | Box = Sphere((x, -size, z), size, texture)
         else:
-            half = (size * random.uniform(.6, 1), size * random.uniform(.7, 1.6), size * random.uniform(.6, 1))
+            half = (size * random.uniform(0.6, 1), size * random.uniform(0.7, 1.6), size * random.uniform(0.6, 1))
             solid = Box((x, -half[1], z), half, random.uniform(0, np.pi), texture)
         gap = np.linalg.norm(eyes[:, [0, 2]] - [x, z], axis=-1).min() - solid.radius
         others = [np.hypot(s.centre[0] - x, s.centre[2] - z) - s.radius - solid.radius for s in solids]
@@ -177,8 +196,12 @@ def _solids(random: np.random.Generator, eyes: np.ndarray, wall: float) -> list[
 def _texture(random: np.random.Generator, frequency: float) -> Texture:
     names = list(COLOURS)
     first, second = random.choice(len(names), 2, replace=False)
-    return Texture((names[first], names[second]), PATTERNS[random.integers(len(PATTERNS))],
-                   frequency * random.uniform(0.7, 1.4), random.uniform(0, 6.28))
+    return Texture(
+        (names[first], names[second]),
+        PATTERNS[random.integers(len(PATTERNS))],
+        frequency * random.uniform(0.7, 1.4),
+        random.uniform(0, 6.28),
+    )
 
 
 def _similarity(random: np.random.Generator) -> tuple[np.ndarray, float]:
@@ -186,22 +209,30 @@ def _similarity(random: np.random.Generator) -> tuple[np.ndarray, float]:
     quaternion = random.normal(size=4)
     x, y, z, w = quaternion / np.linalg.norm(quaternion)
     motion = np.eye(4)
-    motion[:3, :3] = [[1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)],
-                      [2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)],
-                      [2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)]]
+    motion[:3, :3] = [
+        [1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)],
+        [2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)],
+        [2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)],
+    ]
     motion[:3, 3] = random.uniform(-5, 5, size=3)
     return motion, float(np.exp(random.uniform(-1, 1)))
 
 
 def _write_clip(base: Path, name: str, clip: SyntheticClip) -> dict[str, str]:
-    entry = {"video": f"videos/{name}.mp4", "prompt": clip.prompt, "depth": f"depth/{name}",
-             "camera_params": f"camera_params/{name}.txt"}
+    entry = {
+        "video": f"videos/{name}.mp4",
+        "prompt": clip.prompt,
+        "depth": f"depth/{name}",
+        "camera_params": f"camera_params/{name}.txt",
+    }
     _write_video(base / entry["video"], clip.video)
     (base / entry["depth"]).mkdir()
     for i, depth in enumerate(clip.depth):
         np.save(base / entry["depth"] / f"frame_{i:04d}.npy", depth)
-    rows = [" ".join([str(i), *(f"{v:.9f}" for v in clip.intrinsics), "0", "0", *(f"{v:.9f}" for v in e.flat)])
-            for i, e in enumerate(clip.extrinsics)]
+    rows = [
+        " ".join([str(i), *(f"{v:.9f}" for v in clip.intrinsics), "0", "0", *(f"{v:.9f}" for v in e.flat)])
+        for i, e in enumerate(clip.extrinsics)
+    ]
     (base / entry["camera_params"]).write_text("\n".join(rows) + "\n")
     return entry
 

@@ -16,8 +16,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from data.building.jobs import RawError
-from data.movie_post_production.schema import DEPTH_LABELS
+from stagecoach.data.building.jobs import RawError
+from stagecoach.data.movie_post_production.schema import DEPTH_LABELS
 
 CAPTIONS, IMAGES = "captions", "images"
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
@@ -81,8 +81,9 @@ def read_captions(base: Path) -> tuple[list[RawPicture], list[tuple[str, RawErro
     folder = base / CAPTIONS
     names = sorted(p.name for p in folder.glob("*.json")) if folder.is_dir() else []
     if not names:
-        raise RawError(f"{folder}: no caption file found, expected {folder.name}/<image id>.json beside "
-                       f"{IMAGES}/<image id>.png")
+        raise RawError(
+            f"{folder}: no caption file found, expected {folder.name}/<image id>.json beside {IMAGES}/<image id>.png"
+        )
     images = _images(base / IMAGES)
     read: dict[str, tuple[RawPicture, dict[int, tuple[str, int]]]] = {}
     bad: list[tuple[str, RawError]] = []
@@ -126,8 +127,9 @@ def _read_picture(path: Path, images: dict[str, Path]) -> tuple[RawPicture, dict
     except ValueError as error:
         raise RawError(f"{path}: no valid JSON ({error}), expected a caption file") from error
     if not isinstance(entry, dict):
-        raise RawError(f"{path}: holds {type(entry).__name__}, expected an object with image_id, global_caption and "
-                       f"objects")
+        raise RawError(
+            f"{path}: holds {type(entry).__name__}, expected an object with image_id, global_caption and objects"
+        )
     image_id = path.name.removesuffix(".json")
     if str(entry.get("image_id", image_id)) != image_id:
         raise RawError(f"{path}: image_id is {entry['image_id']!r}, expected the file's name {image_id!r}")
@@ -143,20 +145,31 @@ def _read_picture(path: Path, images: dict[str, Path]) -> tuple[RawPicture, dict
     for index, value in enumerate(listed):
         found, reference = _read_object(value, f"{path}: object {index}", image_id, images[image_id])
         if any(found.object_id == other.object_id for other in objects):
-            raise RawError(f"{path}: object {index} has the object_id {found.object_id} of another one, expected each "
-                           f"once")
+            raise RawError(
+                f"{path}: object {index} has the object_id {found.object_id} of another one, expected each once"
+            )
         objects.append(found)
         if reference != (image_id, found.object_id):
             wanted[found.object_id] = reference
-    picture = RawPicture(_key(image_id), image_id, images[image_id], path, caption, tuple(objects),
-                         _size(entry, path), entry.get("split"), hashlib.sha256(content).hexdigest())
+    picture = RawPicture(
+        _key(image_id),
+        image_id,
+        images[image_id],
+        path,
+        caption,
+        tuple(objects),
+        _size(entry, path),
+        entry.get("split"),
+        hashlib.sha256(content).hexdigest(),
+    )
     return picture, wanted
 
 
 def _read_object(entry: Any, where: str, image_id: str, image: Path) -> tuple[RawObject, tuple[str, int]]:
     if not isinstance(entry, dict):
-        raise RawError(f"{where}: holds {type(entry).__name__}, expected an object with object_id, category_name, bbox "
-                       f"and caption")
+        raise RawError(
+            f"{where}: holds {type(entry).__name__}, expected an object with object_id, category_name, bbox and caption"
+        )
     number = _number(entry, "object_id", where)
     box = read_box(entry.get("bbox"), where)
     label = entry.get("depth_label")
@@ -168,29 +181,35 @@ def _read_object(entry: Any, where: str, image_id: str, image: Path) -> tuple[Ra
         reference = str(entry["ref_image_id"]), _number({"ref_object_id": number, **entry}, "ref_object_id", where)
     words = [entry.get(name) or "" for name in ("category_name", "caption")]
     if not all(isinstance(word, str) for word in words) or not any(word.strip() for word in words):
-        raise RawError(f"{where}: category_name and caption are {words!r:.80}, expected texts, of which one may be "
-                       f"empty")
+        raise RawError(
+            f"{where}: category_name and caption are {words!r:.80}, expected texts, of which one may be empty"
+        )
     own = RawReference(image_id, number, image, box)
     return RawObject(number, *words, box, depth, label is not None, own), reference
 
 
 def read_box(value: Any, where: str) -> Box:
     """A box in [0, 1]: what sticks out a little is clipped. Raises ``RawError`` for anything that is no box."""
-    numbers = isinstance(value, list) and len(value) == 4 and all(
-        isinstance(v, (int, float)) and not isinstance(v, bool) and math.isfinite(v) for v in value)
+    numbers = (
+        isinstance(value, list)
+        and len(value) == 4
+        and all(isinstance(v, (int, float)) and not isinstance(v, bool) and math.isfinite(v) for v in value)
+    )
     if not numbers:
         raise RawError(f"{where}: 'bbox' is {value!r:.80}, expected four finite numbers x1 y1 x2 y2")
     if min(value) < -OUTSIDE or max(value) > 1 + OUTSIDE:
         raise RawError(f"{where}: 'bbox' is {value}, expected numbers in 0..1; divide pixels by width and height")
     x1, y1, x2, y2 = (min(max(float(v), 0.0), 1.0) for v in value)
     if x1 >= x2 or y1 >= y2:
-        raise RawError(f"{where}: 'bbox' is {value}, an empty box, expected x1 < x2 and y1 < y2 (corners, not width "
-                       f"and height)")
+        raise RawError(
+            f"{where}: 'bbox' is {value}, an empty box, expected x1 < x2 and y1 < y2 (corners, not width and height)"
+        )
     return x1, y1, x2, y2
 
 
-def _with_references(picture: RawPicture, wanted: dict[int, tuple[str, int]],
-                     pictures: dict[str, RawPicture]) -> RawPicture:
+def _with_references(
+    picture: RawPicture, wanted: dict[int, tuple[str, int]], pictures: dict[str, RawPicture]
+) -> RawPicture:
     objects = []
     for item in picture.objects:
         if item.object_id in wanted:
@@ -198,8 +217,10 @@ def _with_references(picture: RawPicture, wanted: dict[int, tuple[str, int]],
             other = pictures.get(image_id)
             found = next((o for o in other.objects if o.object_id == object_id), None) if other else None
             if found is None:
-                raise RawError(f"{picture.captions}: object {item.object_id} refers to object {object_id} of image "
-                               f"{image_id!r}, expected one that a usable caption file describes")
+                raise RawError(
+                    f"{picture.captions}: object {item.object_id} refers to object {object_id} of image "
+                    f"{image_id!r}, expected one that a usable caption file describes"
+                )
             item = replace(item, reference=RawReference(image_id, object_id, other.image, found.box))
         objects.append(item)
     return replace(picture, objects=tuple(objects))

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from data.building.jobs import RawError
-from data.movie_post_production.captions import Box
-from data.movie_post_production.schema import PATCH_STRIDE
+from stagecoach.data.building.jobs import RawError
+from stagecoach.data.movie_post_production.captions import Box
+from stagecoach.data.movie_post_production.schema import PATCH_STRIDE
 
 ASPECTS = (1.0, 4 / 3, 3 / 2, 16 / 9, 21 / 9)
 """Width to height of the sizes for an area; each also upright."""
@@ -33,14 +33,15 @@ def parse_sizes(words: Sequence[str]) -> list[Size]:
     for word in words:
         match = re.fullmatch(r"(\d+)(?:x(\d+))?", word)
         if match is None:
-            raise ValueError(f"size {word!r} found, expected HEIGHTxWIDTH or one number R for shapes of R x R "
-                             f"pixels")
+            raise ValueError(f"size {word!r} found, expected HEIGHTxWIDTH or one number R for shapes of R x R pixels")
         sizes += [(int(match[1]), int(match[2]))] if match[2] else shapes_of_area(int(match[1]))
     for size in sizes:
         if any(side < PATCH_STRIDE or side % PATCH_STRIDE for side in size):
             nearest = "x".join(str(max(round(side / PATCH_STRIDE), 1) * PATCH_STRIDE) for side in size)
-            raise ValueError(f"size {size[0]}x{size[1]} found, expected multiples of {PATCH_STRIDE} (VAE stride 8, "
-                             f"patch 2); take {nearest}")
+            raise ValueError(
+                f"size {size[0]}x{size[1]} found, expected multiples of {PATCH_STRIDE} (VAE stride 8, "
+                f"patch 2); take {nearest}"
+            )
     return list(dict.fromkeys(sizes))
 
 
@@ -48,8 +49,9 @@ def shapes_of_area(side: int) -> list[Size]:
     """Height and width of about ``side * side`` pixels for each of ``ASPECTS``, in multiples of a token."""
     shapes = []
     for aspect in ASPECTS:
-        long, short = (max(round(side * factor / PATCH_STRIDE), 1) * PATCH_STRIDE
-                       for factor in (aspect ** 0.5, aspect ** -0.5))
+        long, short = (
+            max(round(side * factor / PATCH_STRIDE), 1) * PATCH_STRIDE for factor in (aspect**0.5, aspect**-0.5)
+        )
         shapes += [(short, long), (long, short)]
     return list(dict.fromkeys(shapes))
 
@@ -65,8 +67,10 @@ def choose_size(height: int, width: int, sizes: Sequence[Size], where: str) -> S
     fitting = [size for size in best if _enlarged(height, width, size) <= 1]
     size = fitting[-1] if fitting else best[0]
     if _enlarged(height, width, size) > MAX_ENLARGED:
-        raise RawError(f"{where}: {height} x {width} pixels found, expected at least 1/{MAX_ENLARGED:g} of {size[0]} x "
-                       f"{size[1]}, the size for its shape; give smaller --sizes or larger pictures")
+        raise RawError(
+            f"{where}: {height} x {width} pixels found, expected at least 1/{MAX_ENLARGED:g} of {size[0]} x "
+            f"{size[1]}, the size for its shape; give smaller --sizes or larger pictures"
+        )
     return size
 
 
@@ -118,8 +122,12 @@ class CoverCrop:
     def uncropped(self, box: Box) -> Box:
         """A box of the window in parts of the whole picture."""
         left, top, right, bottom = self.window
-        return (left + box[0] * (right - left), top + box[1] * (bottom - top),
-                left + box[2] * (right - left), top + box[3] * (bottom - top))
+        return (
+            left + box[0] * (right - left),
+            top + box[1] * (bottom - top),
+            left + box[2] * (right - left),
+            top + box[3] * (bottom - top),
+        )
 
 
 def cut(picture: Image.Image, box: Box, size: Size) -> np.ndarray:

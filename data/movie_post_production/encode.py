@@ -9,14 +9,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from data.building.jobs import EncodedSample, RawError
-from data.encoding.encoders import EncoderEntry, bits, default_device, encoder_entry
-from data.encoding.image_encoders import ClipEncoder, CropEncoder, DinoEncoder, LatentEncoder
-from data.encoding.text_encoders import PooledTextEncoder, T5TextEncoder
-from data.files import sha256_json
-from data.movie_post_production import readers
-from data.movie_post_production.options import BuildOptions, LatentConvention
-from data.movie_post_production.prepare import Prepared
+from stagecoach.data.building.jobs import EncodedSample, RawError
+from stagecoach.data.encoding.encoders import EncoderEntry, bits, default_device, encoder_entry
+from stagecoach.data.encoding.image_encoders import ClipEncoder, CropEncoder, DinoEncoder, LatentEncoder
+from stagecoach.data.encoding.text_encoders import PooledTextEncoder, T5TextEncoder
+from stagecoach.data.files import sha256_json
+from stagecoach.data.movie_post_production import readers
+from stagecoach.data.movie_post_production.options import BuildOptions, LatentConvention
+from stagecoach.data.movie_post_production.prepare import Prepared
 
 MAX_LATENT_ERROR = 0.4
 """How far precomputed latents may be off those of the picture, relative to their size (root mean square). Pixels in
@@ -51,8 +51,15 @@ class Encoders:
         dino = _vectors(self._dino, [p.dino for p in prepared], [p.dino_crops for p in prepared])
         out = []
         for i, item in enumerate(prepared):
-            arrays = {"latent": bits(latents[i]), "t5": bits(t5[i]), "pooled": bits(pooled[i]), "boxes": item.boxes,
-                      "depth": item.depth, "clip": clip[i].astype(np.float16), "dino": dino[i].astype(np.float16)}
+            arrays = {
+                "latent": bits(latents[i]),
+                "t5": bits(t5[i]),
+                "pooled": bits(pooled[i]),
+                "boxes": item.boxes,
+                "depth": item.depth,
+                "clip": clip[i].astype(np.float16),
+                "dino": dino[i].astype(np.float16),
+            }
             if object_text:
                 arrays["object_text"] = bits(object_text[i])
             if self._preview:
@@ -69,9 +76,11 @@ class Encoders:
         expected = self._vae.encode([prepared[0].image])[0]
         error = float((latents[0] - expected).square().mean().sqrt() / expected.square().mean().sqrt())
         if not error < MAX_LATENT_ERROR:
-            raise RawError(f"{names[0]}: its precomputed latent is off the one of the picture by {error:.2f} of its "
-                           f"size, expected below {MAX_LATENT_ERROR}; it was made from pixels in 0..1, by another VAE "
-                           f"or not as --latent-convention {self._convention} says: compute the latents")
+            raise RawError(
+                f"{names[0]}: its precomputed latent is off the one of the picture by {error:.2f} of its "
+                f"size, expected below {MAX_LATENT_ERROR}; it was made from pixels in 0..1, by another VAE "
+                f"or not as --latent-convention {self._convention} says: compute the latents"
+            )
         return latents
 
     def _texts(self, prepared: list[Prepared]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
@@ -89,17 +98,24 @@ def encoder_entries(base: Path, options: BuildOptions) -> dict[str, EncoderEntry
     from diffusers import AutoencoderKL
     from transformers import CLIPTextModel, T5EncoderModel
 
-    from data.encoding.encoders import load_config, load_tokenizer
+    from stagecoach.data.encoding.encoders import load_config, load_tokenizer
 
     device, entries = default_device(), {}
-    folders = {"latents": {"vae": readers.LATENTS}, "clip": {"image_encoder": readers.CLIP_VECTORS},
-               "text": {"text_encoder": readers.TEXTS, "text_encoder_2": readers.TEXTS},
-               "dino": {"dino": readers.DINO_VECTORS}}
+    folders = {
+        "latents": {"vae": readers.LATENTS},
+        "clip": {"image_encoder": readers.CLIP_VECTORS},
+        "text": {"text_encoder": readers.TEXTS, "text_encoder_2": readers.TEXTS},
+        "dino": {"dino": readers.DINO_VECTORS},
+    }
     for kind in options.precomputed:
         entries |= {role: _precomputed(base, folder) for role, folder in folders[kind].items()}
-    wanted = {"vae": (AutoencoderKL, options.flux / "vae"), "image_encoder": (ClipEncoder.KIND, options.clip),
-              "dino": (DinoEncoder.KIND, options.dino), "text_encoder": (CLIPTextModel, options.flux / "text_encoder"),
-              "text_encoder_2": (T5EncoderModel, options.flux / "text_encoder_2")}
+    wanted = {
+        "vae": (AutoencoderKL, options.flux / "vae"),
+        "image_encoder": (ClipEncoder.KIND, options.clip),
+        "dino": (DinoEncoder.KIND, options.dino),
+        "text_encoder": (CLIPTextModel, options.flux / "text_encoder"),
+        "text_encoder_2": (T5EncoderModel, options.flux / "text_encoder_2"),
+    }
     entries |= {role: encoder_entry(kind, path, device) for role, (kind, path) in wanted.items() if role not in entries}
     if "text" not in options.precomputed:
         for role, model in (("tokenizer", "text_encoder"), ("tokenizer_2", "text_encoder_2")):
@@ -123,8 +139,9 @@ def convert_latent(latent: Tensor, convention: LatentConvention, shift: float, s
     return latent
 
 
-def _vectors(encoder: CropEncoder | None, given: list[np.ndarray | None],
-             crops: list[list[np.ndarray]]) -> list[np.ndarray]:
+def _vectors(
+    encoder: CropEncoder | None, given: list[np.ndarray | None], crops: list[list[np.ndarray]]
+) -> list[np.ndarray]:
     """fp32 [N, D] of each picture, read or encoded."""
     if encoder is None:
         return given

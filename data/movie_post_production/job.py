@@ -9,15 +9,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data.building.jobs import BuildJob, EncodedSample, RawError, RawItem, Statistics
-from data.movie_post_production.captions import RawPicture, read_captions
-from data.movie_post_production.options import BuildOptions, Dims
-from data.movie_post_production.prepare import Prepared, check_picture, prepare_picture
-from data.movie_post_production.statistics import MovieStatistics
+from stagecoach.data.building.jobs import BuildJob, EncodedSample, RawError, RawItem, Statistics
+from stagecoach.data.movie_post_production.captions import RawPicture, read_captions
+from stagecoach.data.movie_post_production.options import BuildOptions, Dims
+from stagecoach.data.movie_post_production.prepare import Prepared, check_picture, prepare_picture
+from stagecoach.data.movie_post_production.statistics import MovieStatistics
 
 if TYPE_CHECKING:
-    from data.encoding.encoders import EncoderEntry
-    from data.movie_post_production.encode import Encoders
+    from stagecoach.data.encoding.encoders import EncoderEntry
+    from stagecoach.data.movie_post_production.encode import Encoders
 
 PART_BYTES = 10**9
 TRAINED_PART = 0.9
@@ -38,7 +38,7 @@ class MovieJob(BuildJob):
 
     def items(self) -> tuple[list[RawItem], list[tuple[str, RawError]]]:
         pictures, bad, names = self._captions
-        trained = set(names[:int(TRAINED_PART * len(names))])
+        trained = set(names[: int(TRAINED_PART * len(names))])
         return [RawItem(p.key, self._split(p, trained), p) for p in pictures], bad
 
     def settings(self) -> dict[str, Any]:
@@ -55,7 +55,7 @@ class MovieJob(BuildJob):
         check_picture(self._raw, item.record, self._options)
 
     def start(self) -> None:
-        from data.movie_post_production.encode import Encoders
+        from stagecoach.data.movie_post_production.encode import Encoders
 
         self._encoders = Encoders(self._options)
 
@@ -85,6 +85,6 @@ class MovieJob(BuildJob):
 
     @cached_property
     def _entries(self) -> dict[str, EncoderEntry]:
-        from data.movie_post_production.encode import encoder_entries
+        from stagecoach.data.movie_post_production.encode import encoder_entries
 
         return encoder_entries(self._raw, self._options)

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from data.movie_post_production.crops import Size
-from data.movie_post_production.schema import movie_post_production_schema
-from data.schema import SampleSchema
+from stagecoach.data.format.schema import SampleSchema
+from stagecoach.data.movie_post_production.crops import Size
+from stagecoach.data.movie_post_production.schema import movie_post_production_schema
 
 PRECOMPUTED = ("latents", "text", "clip", "dino")
 LATENT_CONVENTIONS = ("flux", "raw", "scaled")
@@ -47,8 +47,9 @@ class BuildOptions:
             raise ValueError(f"precomputed {unknown} found, expected some of {list(PRECOMPUTED)}")
         for name in ("clip", "dino"):
             if getattr(self, name) is None and name not in self.precomputed:
-                raise ValueError(f"no folder of the {name} encoder is given, expected --{name} DIR or '{name}' among "
-                                 f"--precomputed")
+                raise ValueError(
+                    f"no folder of the {name} encoder is given, expected --{name} DIR or '{name}' among --precomputed"
+                )
         if not self.sizes:
             raise ValueError("no size is given, expected at least one height and width")
         for name, least in (("text_length", 1), ("max_objects", 1), ("preview", 0)):
@@ -75,8 +76,8 @@ class Dims:
         from diffusers import AutoencoderKL  # takes seconds
         from transformers import CLIPTextModel, T5EncoderModel
 
-        from data.encoding.encoders import load_config
-        from data.encoding.image_encoders import ClipEncoder, DinoEncoder
+        from stagecoach.data.encoding.encoders import load_config
+        from stagecoach.data.encoding.image_encoders import ClipEncoder, DinoEncoder
 
         vae = load_config(AutoencoderKL, options.flux / "vae")
         text = load_config(T5EncoderModel, options.flux / "text_encoder_2")
@@ -86,12 +87,23 @@ class Dims:
         return cls(vae["latent_channels"], text["d_model"], pooled["hidden_size"], clip, dino, clip_size, dino_size)
 
     def schema(self, options: BuildOptions) -> SampleSchema:
-        return movie_post_production_schema(self.latent, self.text, self.pooled, self.clip, self.dino,
-                                            object_text="text" not in options.precomputed, image=options.preview > 0)
+        return movie_post_production_schema(
+            self.latent,
+            self.text,
+            self.pooled,
+            self.clip,
+            self.dino,
+            object_text="text" not in options.precomputed,
+            image=options.preview > 0,
+        )
 
     def sample_bytes(self, options: BuildOptions) -> int:
         """About what a sample takes, with 18 objects as the guide's pictures have, and without the preview."""
         pixels = sum(height * width for height, width in options.sizes) / len(options.sizes)
-        numbers = (self.latent * pixels / 64 + options.text_length * self.text + self.pooled
-                   + 18 * (self.clip + self.dino + self.pooled))
+        numbers = (
+            self.latent * pixels / 64
+            + options.text_length * self.text
+            + self.pooled
+            + 18 * (self.clip + self.dino + self.pooled)
+        )
         return round(2 * numbers)

@@ -7,8 +7,8 @@ import textwrap
 import numpy as np
 from PIL import Image, ImageDraw
 
-from data.dataset import Sample
-from data.movie_post_production.schema import DEPTH_LABELS, LATENT_STRIDE
+from stagecoach.data.movie_post_production.schema import DEPTH_LABELS, LATENT_STRIDE
+from stagecoach.data.streaming.dataset import Sample
 
 HEIGHT = 320
 TEXT_WIDTH, COLUMNS, LINE = 340, 54, 13

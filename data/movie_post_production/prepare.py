@@ -10,12 +10,12 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from data.building.jobs import RawError
-from data.movie_post_production import readers
-from data.movie_post_production.captions import RawObject, RawPicture
-from data.movie_post_production.crops import CoverCrop, Size, choose_size, cut
-from data.movie_post_production.options import BuildOptions, Dims
-from data.movie_post_production.schema import DEPTH_LABELS, LATENT_STRIDE
+from stagecoach.data.building.jobs import RawError
+from stagecoach.data.movie_post_production import readers
+from stagecoach.data.movie_post_production.captions import RawObject, RawPicture
+from stagecoach.data.movie_post_production.crops import CoverCrop, Size, choose_size, cut
+from stagecoach.data.movie_post_production.options import BuildOptions, Dims
+from stagecoach.data.movie_post_production.schema import DEPTH_LABELS, LATENT_STRIDE
 
 
 @dataclass(frozen=True)
@@ -72,19 +72,40 @@ def prepare_picture(base: Path, raw: RawPicture, options: BuildOptions, dims: Di
     boxes = np.array([crop.box(item.box) for item in objects], np.float32)
     text = None
     if "text" in options.precomputed:
-        text = readers.read_text(readers.text_path(base, raw.image_id), raw.caption, options.text_length, dims.text,
-                                 dims.pooled)
+        text = readers.read_text(
+            readers.text_path(base, raw.image_id), raw.caption, options.text_length, dims.text, dims.pooled
+        )
     vectors = {}
     for name, folder, dim in (("clip", readers.CLIP_VECTORS, dims.clip), ("dino", readers.DINO_VECTORS, dims.dino)):
         if name in options.precomputed:
-            vectors[name] = np.stack([readers.read_vector(readers.vector_path(
-                base, folder, item.reference.image_id, item.reference.object_id), dim) for item in objects])
+            vectors[name] = np.stack(
+                [
+                    readers.read_vector(
+                        readers.vector_path(base, folder, item.reference.image_id, item.reference.object_id), dim
+                    )
+                    for item in objects
+                ]
+            )
     sources = _References(raw, picture, crop)
-    crops = {name: [] if size is None else [sources.cut(item, (size, size)) for item in objects]
-             for name, size in (("clip", dims.clip_size), ("dino", dims.dino_size))}
-    return Prepared(crop.image(picture), boxes, np.array([item.depth for item in objects], np.uint8), raw.caption,
-                    [item.text for item in objects], _meta(raw, crop, objects, dropped), len(dropped), latent, text,
-                    vectors.get("clip"), vectors.get("dino"), crops["clip"], crops["dino"])
+    crops = {
+        name: [] if size is None else [sources.cut(item, (size, size)) for item in objects]
+        for name, size in (("clip", dims.clip_size), ("dino", dims.dino_size))
+    }
+    return Prepared(
+        crop.image(picture),
+        boxes,
+        np.array([item.depth for item in objects], np.uint8),
+        raw.caption,
+        [item.text for item in objects],
+        _meta(raw, crop, objects, dropped),
+        len(dropped),
+        latent,
+        text,
+        vectors.get("clip"),
+        vectors.get("dino"),
+        crops["clip"],
+        crops["dino"],
+    )
 
 
 def _choose_objects(raw: RawPicture, crop: CoverCrop, most: int) -> tuple[list[RawObject], list[dict[str, Any]]]:
@@ -99,11 +120,15 @@ def _choose_objects(raw: RawPicture, crop: CoverCrop, most: int) -> tuple[list[R
         else:
             areas[item.object_id] = (box[2] - box[0]) * (box[3] - box[1])
     if not areas:
-        raise RawError(f"{raw.captions}: none of its {len(raw.objects)} objects is in the crop to {crop.size[0]} x "
-                       f"{crop.size[1]}, expected one; give --sizes with one of the picture's shape")
+        raise RawError(
+            f"{raw.captions}: none of its {len(raw.objects)} objects is in the crop to {crop.size[0]} x "
+            f"{crop.size[1]}, expected one; give --sizes with one of the picture's shape"
+        )
     dropped |= dict.fromkeys(sorted(areas, key=areas.get, reverse=True)[most:], "beyond the largest")
-    return ([item for item in raw.objects if item.object_id not in dropped],
-            [{"object_id": number, "reason": reason} for number, reason in sorted(dropped.items())])
+    return (
+        [item for item in raw.objects if item.object_id not in dropped],
+        [{"object_id": number, "reason": reason} for number, reason in sorted(dropped.items())],
+    )
 
 
 class _References:
@@ -129,12 +154,22 @@ def _meta(raw: RawPicture, crop: CoverCrop, objects: list[RawObject], dropped: l
     """Captions as they were, and what was done to the picture. ``window``: x1 y1 x2 y2 of what was kept of it."""
     described = []
     for item in objects:
-        entry = {"object_id": item.object_id, "category": item.category, "caption": item.caption,
-                 "depth": DEPTH_LABELS[item.depth], "depth_given": item.depth_given}
+        entry = {
+            "object_id": item.object_id,
+            "category": item.category,
+            "caption": item.caption,
+            "depth": DEPTH_LABELS[item.depth],
+            "depth_given": item.depth_given,
+        }
         if item.reference.image_id != raw.image_id:
             entry |= {"ref_image_id": item.reference.image_id, "ref_object_id": item.reference.object_id}
         elif item.reference.object_id != item.object_id:
             entry |= {"ref_object_id": item.reference.object_id}
         described.append(entry)
-    return {"image_id": raw.image_id, "caption": raw.caption, "window": list(crop.window), "objects": described,
-            "dropped": dropped}
+    return {
+        "image_id": raw.image_id,
+        "caption": raw.caption,
+        "window": list(crop.window),
+        "objects": described,
+        "dropped": dropped,
+    }

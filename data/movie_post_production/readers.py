@@ -14,9 +14,9 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from data.building.jobs import RawError
-from data.decode import npy_header
-from data.movie_post_production.captions import RawPicture
+from stagecoach.data.building.jobs import RawError
+from stagecoach.data.format.decode import npy_header
+from stagecoach.data.movie_post_production.captions import RawPicture
 
 CLIP_VECTORS, DINO_VECTORS = "embedding/clip_cropped_boxes", "embedding/dino_cropped_boxes"
 LATENTS, TEXTS = "latents/vae_full_images", "latents/text_embeddings"
@@ -34,8 +34,10 @@ def read_size(raw: RawPicture) -> tuple[int, int]:
         raise RawError(f"{raw.image}: not readable as a picture ({error})") from error
     height, width = (width, height) if turned else (height, width)
     if raw.size and abs(raw.size[0] / raw.size[1] / (width / height) - 1) > ASPECT_TOLERANCE:
-        raise RawError(f"{raw.image}: {width} x {height} pixels found, expected the shape of the {raw.size[0]} x "
-                       f"{raw.size[1]} in {raw.captions}; its boxes are for another picture")
+        raise RawError(
+            f"{raw.image}: {width} x {height} pixels found, expected the shape of the {raw.size[0]} x "
+            f"{raw.size[1]} in {raw.captions}; its boxes are for another picture"
+        )
     return height, width
 
 
@@ -61,8 +63,10 @@ def read_vector(path: Path, dim: int) -> np.ndarray:
     """A unit vector, fp32 [dim]."""
     vector = read_npy(path, "a vector").astype(np.float32)
     if vector.shape != (dim,):
-        raise RawError(f"{path}: shape {vector.shape} found, expected ({dim},); give its width by --clip-dim or "
-                       f"--dino-dim, or compute the vectors")
+        raise RawError(
+            f"{path}: shape {vector.shape} found, expected ({dim},); give its width by --clip-dim or "
+            f"--dino-dim, or compute the vectors"
+        )
     norm = float(np.linalg.norm(vector))
     if not abs(norm - 1) < UNIT_TOLERANCE:
         raise RawError(f"{path}: a vector of length {norm:.4g} found, expected a finite one of length 1")
@@ -96,16 +100,19 @@ def read_text(path: Path, caption: str, length: int, text_dim: int, pooled_dim: 
     if not isinstance(entry, dict):
         raise RawError(f"{path}: holds {type(entry).__name__}, expected t5_text_embeddings and clip_pooled_embeddings")
     if isinstance(entry.get("global_caption"), str) and entry["global_caption"] != caption:
-        raise RawError(f"{path}: made for the caption {entry['global_caption'][:60]!r}, expected {caption[:60]!r}; "
-                       f"encode it again")
+        raise RawError(
+            f"{path}: made for the caption {entry['global_caption'][:60]!r}, expected {caption[:60]!r}; encode it again"
+        )
     out = []
     for name, shape in (("t5_text_embeddings", (length, text_dim)), ("clip_pooled_embeddings", (pooled_dim,))):
         value = entry.get(name)
         if not isinstance(value, Tensor):
             raise RawError(f"{path}: {name!r} is {type(value).__name__}, expected a tensor; found keys {sorted(entry)}")
         if tuple(value.shape) not in (shape, (1, *shape)):
-            raise RawError(f"{path}: {name!r} has shape {list(value.shape)}, expected {[1, *shape]}; FLUX takes all "
-                           f"tokens, so they can neither be cut nor filled up (--text-length says how many)")
+            raise RawError(
+                f"{path}: {name!r} has shape {list(value.shape)}, expected {[1, *shape]}; FLUX takes all "
+                f"tokens, so they can neither be cut nor filled up (--text-length says how many)"
+            )
         out.append(_finite(value.float().reshape(shape), path, name))
     return out[0], out[1]
 
@@ -133,8 +140,10 @@ def read_pt(path: Path, what: str) -> object:
         raise RawError(f"{path}: not readable ({error.strerror}), expected {what}") from error
     except Exception as error:  # the unpickler raises whatever a damaged file makes it run into
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise RawError(f"{path}: not readable by torch.load with weights_only ({reason:.120}), expected {what}; write "
-                       f"plain tensors") from error
+        raise RawError(
+            f"{path}: not readable by torch.load with weights_only ({reason:.120}), expected {what}; write "
+            f"plain tensors"
+        ) from error
 
 
 def expect(path: Path, what: str) -> None:

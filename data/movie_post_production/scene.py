@@ -11,14 +11,33 @@ from dataclasses import dataclass
 
 import numpy as np
 
-COLOURS = {"red": (.82, .16, .14), "orange": (.95, .55, .10), "yellow": (.93, .84, .20), "green": (.18, .62, .24),
-           "teal": (.10, .60, .60), "blue": (.16, .30, .82), "purple": (.55, .24, .72), "pink": (.93, .55, .70),
-           "white": (.94, .94, .92), "black": (.10, .10, .12)}
+COLOURS = {
+    "red": (0.82, 0.16, 0.14),
+    "orange": (0.95, 0.55, 0.10),
+    "yellow": (0.93, 0.84, 0.20),
+    "green": (0.18, 0.62, 0.24),
+    "teal": (0.10, 0.60, 0.60),
+    "blue": (0.16, 0.30, 0.82),
+    "purple": (0.55, 0.24, 0.72),
+    "pink": (0.93, 0.55, 0.70),
+    "white": (0.94, 0.94, 0.92),
+    "black": (0.10, 0.10, 0.12),
+}
 PATTERNS = ("plain", "striped", "checkered", "dotted")
 SHAPES = ("ball", "block", "cone", "pillar", "ring")
-GROUNDS = {"sand": (.80, .72, .52), "grass": (.45, .62, .35), "stone": (.55, .55, .58), "wood": (.55, .40, .26)}
-WALLS = {"grey": (.66, .68, .72), "cream": (.88, .84, .74), "pale blue": (.66, .76, .86), "dim brown": (.48, .42, .38)}
-HAZE = np.array([.80, .84, .88])
+GROUNDS = {
+    "sand": (0.80, 0.72, 0.52),
+    "grass": (0.45, 0.62, 0.35),
+    "stone": (0.55, 0.55, 0.58),
+    "wood": (0.55, 0.40, 0.26),
+}
+WALLS = {
+    "grey": (0.66, 0.68, 0.72),
+    "cream": (0.88, 0.84, 0.74),
+    "pale blue": (0.66, 0.76, 0.86),
+    "dim brown": (0.48, 0.42, 0.38),
+}
+HAZE = np.array([0.80, 0.84, 0.88])
 SUPERSAMPLING = 2
 HORIZON = 0.38
 """Height of the horizon in the picture; the wall stands on it."""
@@ -118,8 +137,9 @@ def render(seed: int, index: int, height: int, width: int) -> Picture:
     Raises ``ValueError`` for pictures that are too small or too narrow to show two objects.
     """
     if min(height, width) < 32 or not 0.4 <= height / width <= 2.5:
-        raise ValueError(f"pictures of {height} x {width} asked for, expected sides of at least 32 and not more than "
-                         f"2.5 to 1")
+        raise ValueError(
+            f"pictures of {height} x {width} asked for, expected sides of at least 32 and not more than 2.5 to 1"
+        )
     random = np.random.default_rng([seed, index])
     shared = Identity.draw(np.random.default_rng([seed, index // 2, 1]))
     size = SUPERSAMPLING * height, SUPERSAMPLING * width
@@ -136,9 +156,13 @@ def render(seed: int, index: int, height: int, width: int) -> Picture:
     where = {"foreground": "in front", "midground": "farther back", "background": "in the distance"}
     things = ", ".join(f"{placed.identity} {where[placed.depth_label]}" for placed in objects)
     image = image.reshape(height, SUPERSAMPLING, width, SUPERSAMPLING, 3).mean((1, 3))
-    return Picture((np.clip(image, 0, 1) * 255).round().astype(np.uint8), owner, tuple(objects),
-                   tuple(_box(owner == number) for number in range(len(objects))),
-                   f"{things}, on {ground} before a {wall} wall")
+    return Picture(
+        (np.clip(image, 0, 1) * 255).round().astype(np.uint8),
+        owner,
+        tuple(objects),
+        tuple(_box(owner == number) for number in range(len(objects))),
+        f"{things}, on {ground} before a {wall} wall",
+    )
 
 
 def _place(random: np.random.Generator, first: Identity, size: tuple[int, int]) -> list[Placed]:
@@ -177,12 +201,17 @@ def _fits(objects: list[Placed], size: tuple[int, int]) -> bool:
 def _box(mask: np.ndarray) -> tuple[float, float, float, float]:
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     height, width = mask.shape
-    return (float(columns[0] / width), float(rows[0] / height),
-            float((columns[-1] + 1) / width), float((rows[-1] + 1) / height))
+    return (
+        float(columns[0] / width),
+        float(rows[0] / height),
+        float((columns[-1] + 1) / width),
+        float((rows[-1] + 1) / height),
+    )
 
 
-def _backdrop(random: np.random.Generator, ground: tuple[float, ...], wall: tuple[float, ...],
-              size: tuple[int, int]) -> np.ndarray:
+def _backdrop(
+    random: np.random.Generator, ground: tuple[float, ...], wall: tuple[float, ...], size: tuple[int, int]
+) -> np.ndarray:
     height, width = size
     y, x = np.mgrid[:height, :width] + 0.5
     below = y - HORIZON * height

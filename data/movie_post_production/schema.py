@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from data.schema import Field, SampleSchema
+from stagecoach.data.format.schema import Field, SampleSchema
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -18,9 +18,15 @@ DEPTH_LABELS = ("foreground", "midground", "background")
 """In the order of their codes 0, 1, 2."""
 
 
-def movie_post_production_schema(latent_channels: int = 16, text_dim: int = 4096, pooled_dim: int = 768,
-                                 clip_dim: int = 768, dino_dim: int = 1024, object_text: bool = True,
-                                 image: bool = True) -> SampleSchema:
+def movie_post_production_schema(
+    latent_channels: int = 16,
+    text_dim: int = 4096,
+    pooled_dim: int = 768,
+    clip_dim: int = 768,
+    dino_dim: int = 1024,
+    object_text: bool = True,
+    image: bool = True,
+) -> SampleSchema:
     """Fields of a picture of 8h x 8w pixels with N objects.
 
     - ``latent``: mode of the VAE's posterior, less its shift, times its scale, as FLUX's transformer takes it.

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from data.building.jobs import EncodedSample, Statistics
-from data.movie_post_production.schema import DEPTH_LABELS
+from stagecoach.data.building.jobs import EncodedSample, Statistics
+from stagecoach.data.movie_post_production.schema import DEPTH_LABELS
 
 
 class MovieStatistics(Statistics):
@@ -37,7 +37,13 @@ class MovieStatistics(Statistics):
         """``latent_sum``, ``latent_square_sum`` by channel over ``latent_count`` places each; ``objects_by_depth`` as
         ``DEPTH_LABELS``; ``box_area_sum`` in parts of the pictures; ``dino_sum`` of the unit vectors, whose squared
         length over the squared number of objects is the mean cosine between two of them."""
-        return {"samples": self._samples, "objects_by_depth": self._depth.tolist(), "dropped_objects": self._dropped,
-                "box_area_sum": self._area, "latent_sum": self._latent_sum.tolist(),
-                "latent_square_sum": self._latent_squares.tolist(), "latent_count": self._latent_count,
-                "dino_sum": self._dino.tolist()}
+        return {
+            "samples": self._samples,
+            "objects_by_depth": self._depth.tolist(),
+            "dropped_objects": self._dropped,
+            "box_area_sum": self._area,
+            "latent_sum": self._latent_sum.tolist(),
+            "latent_square_sum": self._latent_squares.tolist(),
+            "latent_count": self._latent_count,
+            "dino_sum": self._dino.tolist(),
+        }

@@ -13,16 +13,21 @@ from typing import Any
 
 from PIL import Image
 
-from data.files import commit_directory, refuse_foreign, temporary_name, write_json
-from data.movie_post_production.captions import CAPTIONS, IMAGES
-from data.movie_post_production.crops import Size
-from data.movie_post_production.scene import Picture, render
+from stagecoach.data.files import commit_directory, refuse_foreign, temporary_name, write_json
+from stagecoach.data.movie_post_production.captions import CAPTIONS, IMAGES
+from stagecoach.data.movie_post_production.crops import Size
+from stagecoach.data.movie_post_production.scene import Picture, render
 
 MARKER = "synthetic.json"
 
 
-def write_synthetic(directory: str | Path, pictures: int, sizes: Sequence[Size], seed: int,
-                    track: Callable[[Iterable[int]], Iterable[int]] = iter) -> None:
+def write_synthetic(
+    directory: str | Path,
+    pictures: int,
+    sizes: Sequence[Size],
+    seed: int,
+    track: Callable[[Iterable[int]], Iterable[int]] = iter,
+) -> None:
     """Write ``pictures`` pictures of ``sizes`` (height, width) in turn, two neighbours of a size; ``directory`` appears
     when all of it is written, and replaces an older synthetic one. ``track`` may show how far it is.
 
@@ -53,11 +58,24 @@ def _name(index: int) -> str:
 
 def _entry(picture: Picture, index: int, pictures: int) -> dict[str, Any]:
     partner = index ^ 1
-    objects = [{"object_id": number, "category_name": placed.identity.shape, "bbox": list(box),
-                "depth_label": placed.depth_label, "caption": str(placed.identity)}
-               for number, (placed, box) in enumerate(zip(picture.objects, picture.boxes, strict=True))]
+    objects = [
+        {
+            "object_id": number,
+            "category_name": placed.identity.shape,
+            "bbox": list(box),
+            "depth_label": placed.depth_label,
+            "caption": str(placed.identity),
+        }
+        for number, (placed, box) in enumerate(zip(picture.objects, picture.boxes, strict=True))
+    ]
     if partner < pictures:
         objects[0] |= {"ref_image_id": _name(partner), "ref_object_id": 0}
     height, width, _ = picture.image.shape
-    return {"image_id": _name(index), "image_path": f"{IMAGES}/{_name(index)}.png", "global_caption": picture.caption,
-            "width": width, "height": height, "objects": objects}
+    return {
+        "image_id": _name(index),
+        "image_path": f"{IMAGES}/{_name(index)}.png",
+        "global_caption": picture.caption,
+        "width": width,
+        "height": height,
+        "objects": objects,
+    }

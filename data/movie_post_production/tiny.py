@@ -29,10 +29,10 @@ from transformers import (
     T5EncoderModel,
 )
 
-from data.encoding.image_encoders import ClipEncoder, CropEncoder, DinoEncoder, standardise
-from data.encoding.text_encoders import CLIP_LENGTH
-from data.files import commit_directory, refuse_foreign, temporary_name, write_json
-from data.movie_post_production.tiny_vae import tiny_flux_vae
+from stagecoach.data.encoding.image_encoders import ClipEncoder, CropEncoder, DinoEncoder, standardise
+from stagecoach.data.encoding.text_encoders import CLIP_LENGTH
+from stagecoach.data.files import commit_directory, refuse_foreign, temporary_name, write_json
+from stagecoach.data.movie_post_production.tiny_vae import tiny_flux_vae
 
 TEXT_DIM, POOLED_DIM, CLIP_DIM, DINO_DIM = 24, 20, 12, 16
 CROP_SIZE = 28
@@ -41,8 +41,9 @@ MAX_FIT_PICTURES = 96
 MARKER = "tiny_encoders.json"
 
 
-def write_tiny_encoders(directory: str | Path, pictures: Sequence[np.ndarray], crops: np.ndarray, texts: Sequence[str],
-                        seed: int) -> None:
+def write_tiny_encoders(
+    directory: str | Path, pictures: Sequence[np.ndarray], crops: np.ndarray, texts: Sequence[str], seed: int
+) -> None:
     """``pictures`` uint8 [H, W, 3] of any sizes are what the VAE is fitted to, ``crops`` uint8 [M, 28, 28, 3] what the
     vectors are centred on, ``texts`` what the tokenizers' words come from.
 
@@ -56,10 +57,15 @@ def write_tiny_encoders(directory: str | Path, pictures: Sequence[np.ndarray], c
     chosen = [pictures[i] for i in np.linspace(0, len(pictures) - 1, min(len(pictures), MAX_FIT_PICTURES)).astype(int)]
     clip_tokenizer, t5_tokenizer = tiny_tokenizer(texts, starts=True), tiny_tokenizer(texts, starts=False)
     try:
-        parts = {"vae": tiny_flux_vae(_tiles(chosen), seed), "tokenizer": clip_tokenizer,
-                 "text_encoder": _pooled_encoder(clip_tokenizer, seed), "tokenizer_2": t5_tokenizer,
-                 "text_encoder_2": _t5_encoder(t5_tokenizer, seed), "image_encoder": _image_encoder(crops, seed),
-                 "dino": _dino(crops, seed)}
+        parts = {
+            "vae": tiny_flux_vae(_tiles(chosen), seed),
+            "tokenizer": clip_tokenizer,
+            "text_encoder": _pooled_encoder(clip_tokenizer, seed),
+            "tokenizer_2": t5_tokenizer,
+            "text_encoder_2": _t5_encoder(t5_tokenizer, seed),
+            "image_encoder": _image_encoder(crops, seed),
+            "dino": _dino(crops, seed),
+        }
         for name, part in parts.items():
             part.save_pretrained(temporary / name)
         write_json(temporary / MARKER, {"seed": seed, "pictures": len(chosen), "crops": len(crops)})
@@ -77,42 +83,98 @@ def tiny_tokenizer(texts: Sequence[str], starts: bool) -> PreTrainedTokenizerFas
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel()
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.train_from_iterator(texts, trainers.BpeTrainer(
-        vocab_size=VOCABULARY, special_tokens=special, show_progress=False,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
+    tokenizer.train_from_iterator(
+        texts,
+        trainers.BpeTrainer(
+            vocab_size=VOCABULARY,
+            special_tokens=special,
+            show_progress=False,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        ),
+    )
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{start} $A {end}" if starts else f"$A {end}",
-        special_tokens=[(token, tokenizer.token_to_id(token)) for token in special if token != pad])
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=end, pad_token=end if starts else pad,
-                                   **({"bos_token": start, "model_max_length": CLIP_LENGTH} if starts else {}))
+        special_tokens=[(token, tokenizer.token_to_id(token)) for token in special if token != pad],
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token=end,
+        pad_token=end if starts else pad,
+        **({"bos_token": start, "model_max_length": CLIP_LENGTH} if starts else {}),
+    )
 
 
 def _t5_encoder(tokenizer: PreTrainedTokenizerFast, seed: int) -> T5EncoderModel:
-    return _seeded(T5EncoderModel, T5Config(vocab_size=len(tokenizer), d_model=TEXT_DIM, d_kv=6, d_ff=48, num_layers=2,
-                                            num_heads=4, feed_forward_proj="gated-gelu"), seed)
+    return _seeded(
+        T5EncoderModel,
+        T5Config(
+            vocab_size=len(tokenizer),
+            d_model=TEXT_DIM,
+            d_kv=6,
+            d_ff=48,
+            num_layers=2,
+            num_heads=4,
+            feed_forward_proj="gated-gelu",
+        ),
+        seed,
+    )
 
 
 def _pooled_encoder(tokenizer: PreTrainedTokenizerFast, seed: int) -> CLIPTextModel:
-    return _seeded(CLIPTextModel, CLIPTextConfig(
-        vocab_size=len(tokenizer), hidden_size=POOLED_DIM, intermediate_size=40, num_hidden_layers=2,
-        num_attention_heads=4, max_position_embeddings=CLIP_LENGTH, projection_dim=POOLED_DIM,
-        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id), seed)
+    return _seeded(
+        CLIPTextModel,
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=POOLED_DIM,
+            intermediate_size=40,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            max_position_embeddings=CLIP_LENGTH,
+            projection_dim=POOLED_DIM,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+        ),
+        seed,
+    )
 
 
 def _image_encoder(crops: np.ndarray, seed: int) -> CLIPVisionModelWithProjection:
-    model = _seeded(CLIPVisionModelWithProjection, CLIPVisionConfig(
-        hidden_size=24, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2, image_size=CROP_SIZE,
-        patch_size=14, projection_dim=CLIP_DIM), seed)
+    model = _seeded(
+        CLIPVisionModelWithProjection,
+        CLIPVisionConfig(
+            hidden_size=24,
+            intermediate_size=48,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            image_size=CROP_SIZE,
+            patch_size=14,
+            projection_dim=CLIP_DIM,
+        ),
+        seed,
+    )
     embeddings = model.vision_model.embeddings
     _see(embeddings.patch_embedding, seed)
-    _centre(model.vision_model.post_layernorm, lambda pixels: model.vision_model(pixels).pooler_output,
-            _pixels(crops, ClipEncoder))
+    _centre(
+        model.vision_model.post_layernorm,
+        lambda pixels: model.vision_model(pixels).pooler_output,
+        _pixels(crops, ClipEncoder),
+    )
     return model
 
 
 def _dino(crops: np.ndarray, seed: int) -> Dinov2Model:
-    model = _seeded(Dinov2Model, Dinov2Config(hidden_size=DINO_DIM, num_hidden_layers=2, num_attention_heads=2,
-                                              mlp_ratio=2, image_size=CROP_SIZE, patch_size=14), seed)
+    model = _seeded(
+        Dinov2Model,
+        Dinov2Config(
+            hidden_size=DINO_DIM,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            mlp_ratio=2,
+            image_size=CROP_SIZE,
+            patch_size=14,
+        ),
+        seed,
+    )
     _see(model.embeddings.patch_embeddings.projection, seed)
     _centre(model.layernorm, lambda pixels: model(pixels).last_hidden_state[:, 0], _pixels(crops, DinoEncoder))
     return model
@@ -147,5 +209,5 @@ def _tiles(pictures: Sequence[np.ndarray]) -> Tensor:
     tiles = []
     for picture in pictures:
         top, left = (picture.shape[0] - height) // 2, (picture.shape[1] - width) // 2
-        tiles.append(picture[top:top + height, left:left + width])
+        tiles.append(picture[top : top + height, left : left + width])
     return torch.from_numpy(np.stack(tiles)).permute(0, 3, 1, 2).float() / 127.5 - 1

@@ -16,7 +16,7 @@ from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
 
-from data.encoding.tiny_vae import clear, least_squares_filters, principal_components
+from stagecoach.data.encoding.tiny_vae import clear, least_squares_filters, principal_components
 
 LATENT_CHANNELS = 16
 KEPT = (8, LATENT_CHANNELS, LATENT_CHANNELS)
@@ -35,10 +35,19 @@ def tiny_flux_vae(pixels: Tensor, seed: int) -> AutoencoderKL:
     channels = (*KEPT, 2 * LATENT_CHANNELS + 2)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        vae = AutoencoderKL(block_out_channels=channels, down_block_types=("DownEncoderBlock2D",) * 4,
-                            up_block_types=("UpDecoderBlock2D",) * 4, layers_per_block=1, norm_num_groups=1,
-                            latent_channels=LATENT_CHANNELS, use_quant_conv=False, use_post_quant_conv=False,
-                            mid_block_add_attention=False, shift_factor=SHIFT, scaling_factor=SCALE)
+        vae = AutoencoderKL(
+            block_out_channels=channels,
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            layers_per_block=1,
+            norm_num_groups=1,
+            latent_channels=LATENT_CHANNELS,
+            use_quant_conv=False,
+            use_post_quant_conv=False,
+            mid_block_add_attention=False,
+            shift_factor=SHIFT,
+            scaling_factor=SCALE,
+        )
     vae.eval()
     for module in vae.modules():
         if isinstance(module, ResnetBlock2D):
@@ -62,7 +71,7 @@ def _fit_encoder(vae: AutoencoderKL, pixels: Tensor) -> list[Tensor]:
         patches = F.pixel_unshuffle(features, 2)
         components = principal_components(patches, kept)
         weight = clear(module.conv).weight
-        weight[:kept, :features.shape[1], :2, :2] = components.view(kept, features.shape[1], 2, 2)
+        weight[:kept, : features.shape[1], :2, :2] = components.view(kept, features.shape[1], 2, 2)
         levels.append(torch.einsum("kc,nchw->nkhw", components, patches))
     latents = levels[-1]
     unscaled = _mirror(encoder.down_blocks[-1].resnets[0].conv_shortcut, encoder.conv_norm_out, latents)
@@ -86,7 +95,7 @@ def _fit_decoder(vae: AutoencoderKL, levels: list[Tensor]) -> None:
     for module, fine in zip(doublings, reversed(levels[:-1]), strict=True):
         doubled = F.interpolate(coarse, scale_factor=2, mode="nearest")
         filters = least_squares_filters(doubled, fine)
-        clear(module.conv).weight[:fine.shape[1], :coarse.shape[1]] = filters
+        clear(module.conv).weight[: fine.shape[1], : coarse.shape[1]] = filters
         coarse = F.conv2d(doubled, filters, padding=1)
     unscaled = _mirror(decoder.up_blocks[-1].resnets[0].conv_shortcut, decoder.conv_norm_out, coarse)
     _read_mirrored(clear(decoder.conv_out), torch.full((3,), unscaled))

@@ -12,10 +12,10 @@ import os
 import time
 from threading import Thread
 
-from data.files import DamagedError
-from data.stores.node_cache import NodeCache
-from data.stores.remote import SLOWEST, NoRangesError, RemoteStorage
-from data.stores.storage import CacheOptions, Storage, UnreachableError, read_at
+from stagecoach.data.files import DamagedError
+from stagecoach.data.stores.node_cache import NodeCache
+from stagecoach.data.stores.remote import SLOWEST, NoRangesError, RemoteStorage
+from stagecoach.data.stores.storage import CacheOptions, Storage, UnreachableError, read_at
 
 _log = logging.getLogger(__name__)
 
@@ -54,8 +54,9 @@ class CachedStorage(Storage):
     def child(self, name: str) -> CachedStorage:
         return CachedStorage(self.remote.child(name), self.options)
 
-    def read_range(self, name: str, offset: int, size: int, expected_bytes: int | None = None,
-                   sha256: str | None = None) -> bytes:
+    def read_range(
+        self, name: str, offset: int, size: int, expected_bytes: int | None = None, sha256: str | None = None
+    ) -> bytes:
         """As ``Storage.read_range``. Without ``expected_bytes`` nothing is cached: a copy could be of another file."""
         if expected_bytes is None:
             return self.remote.read_range(name, offset, size)
@@ -72,12 +73,16 @@ class CachedStorage(Storage):
             finally:
                 os.close(handle)
         except OSError as error:
-            raise UnreachableError(f"{self.describe(name)}: its copy in {self.options.directory} cannot be read or "
-                                   f"made ({error.strerror}); check that disk, or leave the cache out") from error
+            raise UnreachableError(
+                f"{self.describe(name)}: its copy in {self.options.directory} cannot be read or "
+                f"made ({error.strerror}); check that disk, or leave the cache out"
+            ) from error
         if len(data) != size:
-            raise DamagedError(f"{self.describe(name)}: {len(data)} of {size} bytes at offset {offset} of its copy in "
-                               f"{self.options.directory}, expected all within {expected_bytes} bytes; build the index "
-                               f"again")
+            raise DamagedError(
+                f"{self.describe(name)}: {len(data)} of {size} bytes at offset {offset} of its copy in "
+                f"{self.options.directory}, expected all within {expected_bytes} bytes; build the index "
+                f"again"
+            )
         return data
 
     def fetch(self, name: str, expected_bytes: int, sha256: str | None) -> int:
@@ -85,11 +90,14 @@ class CachedStorage(Storage):
         ``RemoteStorage.download`` and ``NodeCache.fetch``, and ``UnreachableError`` if another process is too slow."""
         url = self.describe(name)
         limit = self.remote.timeout + expected_bytes / SLOWEST
-        handle = self._cache.fetch(url, expected_bytes, sha256,
-                                   lambda file: self.remote.download(name, file, expected_bytes), limit)
+        handle = self._cache.fetch(
+            url, expected_bytes, sha256, lambda file: self.remote.download(name, file, expected_bytes), limit
+        )
         if handle is None:
-            raise UnreachableError(f"{url}: another process of this node did not finish its download into "
-                                   f"{self.options.directory} within {limit:.0f} s; end it, or check the network")
+            raise UnreachableError(
+                f"{url}: another process of this node did not finish its download into "
+                f"{self.options.directory} within {limit:.0f} s; end it, or check the network"
+            )
         return handle
 
     def forget(self, name: str, expected_bytes: int | None = None, sha256: str | None = None) -> bool:
@@ -107,8 +115,13 @@ class CachedStorage(Storage):
 
     def _download(self, name: str, expected_bytes: int, sha256: str | None) -> None:
         try:
-            handle = self._cache.fetch(self.describe(name), expected_bytes, sha256,
-                                       lambda file: self.remote.download(name, file, expected_bytes), wait=0)
+            handle = self._cache.fetch(
+                self.describe(name),
+                expected_bytes,
+                sha256,
+                lambda file: self.remote.download(name, file, expected_bytes),
+                wait=0,
+            )
         except (ValueError, OSError) as error:
             self._resting[name] = time.monotonic() + REST
             _log.warning("%s is not cached for now: %s", self.describe(name), error)

@@ -17,8 +17,8 @@ from urllib.parse import unquote, urlsplit
 import fsspec
 from fsspec.asyn import sync
 
-from data.files import DamagedError
-from data.stores.storage import UnreachableError
+from stagecoach.data.files import DamagedError
+from stagecoach.data.stores.storage import UnreachableError
 
 _PACKAGES = {"http": "aiohttp", "https": "aiohttp", "s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs"}
 _CONTENT_RANGE = re.compile(r"bytes (?:(\d+)-(\d+)|\*)/(\d+|\*)")
@@ -58,11 +58,14 @@ def driver(url: str) -> Driver:
         except ImportError as error:
             package = _PACKAGES.get(scheme)
             advice = f"pip install {package}" if package else f"{error}"
-            raise ValueError(f"{scheme}: URLs need a package that cannot be imported "
-                             f"({error.__cause__ or error}); {advice}") from error
+            raise ValueError(
+                f"{scheme}: URLs need a package that cannot be imported ({error.__cause__ or error}); {advice}"
+            ) from error
         except ValueError as error:
-            raise ValueError(f"{scheme}: URLs are unknown to fsspec, expected a local path, file:, http:, https:, s3: "
-                             f"or another that it has a driver for; check the spelling") from error
+            raise ValueError(
+                f"{scheme}: URLs are unknown to fsspec, expected a local path, file:, http:, https:, s3: "
+                f"or another that it has a driver for; check the spelling"
+            ) from error
         _made.setdefault(key, (HttpDriver if scheme in ("http", "https") else Driver)(url))
     return _made[key]
 
@@ -113,6 +116,7 @@ class HttpDriver(Driver):
 
     def _make(self, url: str, options: dict[str, Any]) -> Any:
         import aiohttp
+
         client = {"trust_env": True, "timeout": aiohttp.ClientTimeout(total=None)}  # proxies; own deadlines
         cls = fsspec.get_filesystem_class("http")
         configured = fsspec.config.conf.get("http", {}).get("client_kwargs", {})
@@ -136,8 +140,9 @@ class HttpDriver(Driver):
                 return 0
             total = answer.content_length if answer.status == 200 else _content_range(answer)[2]
             if total is None:
-                raise UnreachableError("the server does not tell how large it is, expected Content-Length or "
-                                       "Content-Range")
+                raise UnreachableError(
+                    "the server does not tell how large it is, expected Content-Length or Content-Range"
+                )
             return total
 
         return sync(self.loop, self._get, url, use, "0-0", timeout=timeout)  # a signed URL need not allow HEAD
@@ -160,8 +165,10 @@ class HttpDriver(Driver):
             if total is not None and expected_bytes is not None and total != expected_bytes:
                 raise DamagedError(f"{total} bytes, expected {expected_bytes} as the manifest lists")
             if whole and (offset, total) != (0, size):
-                raise NoRangesError("the server ignores the Range header and sends the whole file; use a node cache, "
-                                    "which downloads whole files, or a server that knows ranges")
+                raise NoRangesError(
+                    "the server ignores the Range header and sends the whole file; use a node cache, "
+                    "which downloads whole files, or a server that knows ranges"
+                )
             if first != offset or (last is not None and last >= offset + size):
                 raise ShortError(f"the server sent bytes {first}-{last} when asked for {offset}-{offset + size - 1}")
             data = await answer.read()
@@ -176,7 +183,7 @@ class HttpDriver(Driver):
     def names(self, url: str, timeout: float) -> list[str]:
         folder = urlsplit(url)._replace(query="", fragment="").geturl().rstrip("/") + "/"
         links = self._call(timeout, "ls", folder, detail=False)
-        below = (unquote(link[len(folder):]) for link in links if link.startswith(folder))
+        below = (unquote(link[len(folder) :]) for link in links if link.startswith(folder))
         return sorted({name for name in below if name and not re.search(r"[/?#]", name)})
 
     def download(self, url: str, handle: BinaryIO, limit: int, timeout: float) -> None:

@@ -18,8 +18,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import BinaryIO
 
-from data.files import TEMPORARY, DamagedError, sha256_file, sync_directory, temporary_name
-from data.stores.storage import UnreachableError
+from stagecoach.data.files import TEMPORARY, DamagedError, sha256_file, sync_directory, temporary_name
+from stagecoach.data.stores.storage import UnreachableError
 
 Download = Callable[[BinaryIO], None]
 
@@ -58,8 +58,10 @@ class NodeCache:
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UnreachableError(f"{self.directory}: cannot be made a cache folder ({error.strerror}), expected a "
-                                   f"writable place on a local disk; give another") from error
+            raise UnreachableError(
+                f"{self.directory}: cannot be made a cache folder ({error.strerror}), expected a "
+                f"writable place on a local disk; give another"
+            ) from error
 
     def open(self, url: str, expected_bytes: int, digest: str | None) -> int | None:
         """A descriptor of a cached file, which the caller closes; ``None`` where there is none yet."""
@@ -75,8 +77,7 @@ class NodeCache:
         os.utime(handle)
         return handle
 
-    def fetch(self, url: str, expected_bytes: int, digest: str | None, download: Download,
-              wait: float) -> int | None:
+    def fetch(self, url: str, expected_bytes: int, digest: str | None, download: Download, wait: float) -> int | None:
         """A descriptor of the file, which the caller closes. If no process has it yet, ``download`` writes it to the
         file it is given, all ``expected_bytes``, or raises. If another is downloading it, or all space is taken by
         downloads, wait ``wait`` seconds; ``None`` where that was in vain.
@@ -85,8 +86,10 @@ class NodeCache:
         is larger than the cache, ``OSError`` for a disk that fails, and what ``download`` raises.
         """
         if expected_bytes > self.max_bytes:
-            raise UnreachableError(f"{url}: {expected_bytes} bytes, expected at most the {self.max_bytes} that the "
-                                   f"cache {self.directory} may hold; raise max_bytes or leave the cache out")
+            raise UnreachableError(
+                f"{url}: {expected_bytes} bytes, expected at most the {self.max_bytes} that the "
+                f"cache {self.directory} may hold; raise max_bytes or leave the cache out"
+            )
         handle = self.open(url, expected_bytes, digest)
         if handle is not None:
             return handle
@@ -159,19 +162,24 @@ class NodeCache:
         with _locked(file.with_suffix(".lock"), 0) as free:
             return free
 
-    def _fill(self, temporary: Path, path: Path, url: str, expected_bytes: int, digest: str | None,
-              download: Download) -> int:
+    def _fill(
+        self, temporary: Path, path: Path, url: str, expected_bytes: int, digest: str | None, download: Download
+    ) -> int:
         try:
             with open(temporary, "r+b", buffering=0) as handle:
                 download(handle)
                 os.fsync(handle.fileno())
             size = temporary.stat().st_size
             if size != expected_bytes:
-                raise DamagedError(f"{url}: {size} bytes came, expected {expected_bytes} as the manifest lists; it was "
-                                   f"replaced, copy or build it again")
+                raise DamagedError(
+                    f"{url}: {size} bytes came, expected {expected_bytes} as the manifest lists; it was "
+                    f"replaced, copy or build it again"
+                )
             if digest is not None and sha256_file(temporary) != digest:
-                raise DamagedError(f"{url}: the content that came differs from the sha256 in the manifest; it was "
-                                   f"damaged or replaced, copy or build it again")
+                raise DamagedError(
+                    f"{url}: the content that came differs from the sha256 in the manifest; it was "
+                    f"damaged or replaced, copy or build it again"
+                )
             handle = os.open(temporary, os.O_RDONLY)  # others may remove the file as soon as it has its name
             try:
                 with self._counting():  # who counts sees it under one of its names
@@ -189,8 +197,10 @@ class NodeCache:
         path = self.directory / "lock"
         with _locked(path, time.monotonic() + PATIENCE) as mine:
             if not mine:
-                raise UnreachableError(f"{path}: held by another process for {PATIENCE:g} s, expected moments; end the "
-                                       f"process that is stopped there")
+                raise UnreachableError(
+                    f"{path}: held by another process for {PATIENCE:g} s, expected moments; end the "
+                    f"process that is stopped there"
+                )
             yield
 
 

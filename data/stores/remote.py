@@ -15,9 +15,9 @@ from threading import Thread
 from typing import BinaryIO, TypeVar
 from urllib.parse import quote, urlsplit
 
-from data.files import DamagedError
-from data.stores.drivers import Driver, NoRangesError, driver
-from data.stores.storage import Storage, UnreachableError
+from stagecoach.data.files import DamagedError
+from stagecoach.data.stores.drivers import Driver, NoRangesError, driver
+from stagecoach.data.stores.storage import Storage, UnreachableError
 
 T = TypeVar("T")
 
@@ -32,8 +32,18 @@ SLOWEST = 1 << 20
 """Bytes per second that a download in one piece must reach on average, or its attempt ends."""
 
 _random = SystemRandom()  # the global generator belongs to the run, and a forked one would repeat its parent's
-_LASTING = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, ValueError, TypeError,
-            LookupError, AttributeError, NotImplementedError, ImportError)
+_LASTING = (
+    FileNotFoundError,
+    PermissionError,
+    IsADirectoryError,
+    NotADirectoryError,
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    NotImplementedError,
+    ImportError,
+)
 
 
 class RemoteStorage(Storage):
@@ -58,10 +68,12 @@ class RemoteStorage(Storage):
     def read(self, name: str) -> bytes:
         return self._asked(self.describe(name), lambda d: d.read(self._place(name), self.timeout))
 
-    def read_range(self, name: str, offset: int, size: int, expected_bytes: int | None = None,
-                   sha256: str | None = None) -> bytes:
-        return self._asked(self.describe(name), lambda d: d.read_range(self._place(name), offset, size, self.timeout,
-                                                                       expected_bytes))
+    def read_range(
+        self, name: str, offset: int, size: int, expected_bytes: int | None = None, sha256: str | None = None
+    ) -> bytes:
+        return self._asked(
+            self.describe(name), lambda d: d.read_range(self._place(name), offset, size, self.timeout, expected_bytes)
+        )
 
     def names(self) -> list[str]:
         return self._asked(self.url, lambda d: d.names(self._full, self.timeout))
@@ -81,8 +93,10 @@ class RemoteStorage(Storage):
             where = self.describe(name)
             self._asked(where, lambda d: d.download(self._place(name), handle, expected_bytes, limit), within=limit)
             if handle.tell() != expected_bytes:
-                raise DamagedError(f"{where}: {handle.tell()} bytes, expected {expected_bytes} as the manifest lists; "
-                                   f"it was cut or replaced, copy or build it again") from None
+                raise DamagedError(
+                    f"{where}: {handle.tell()} bytes, expected {expected_bytes} as the manifest lists; "
+                    f"it was cut or replaced, copy or build it again"
+                ) from None
 
     def _download_parts(self, name: str, handle: BinaryIO, expected_bytes: int) -> None:
         offsets, failures = iter(range(0, expected_bytes, PART)), []
@@ -117,8 +131,9 @@ class RemoteStorage(Storage):
         parts = urlsplit(self._full)
         return parts._replace(path=f"{parts.path.rstrip('/')}/{quote(name)}").geturl()
 
-    def _asked(self, where: str, ask: Callable[[Driver], T], absent: Callable[[], T] | None = None,
-               within: float | None = None) -> T:
+    def _asked(
+        self, where: str, ask: Callable[[Driver], T], absent: Callable[[], T] | None = None, within: float | None = None
+    ) -> T:
         """``ask`` of the driver, as often as it takes. ``absent`` gives the answer for a file that is not there, which
         is an error without it; ``within``: seconds of an attempt, for the message."""
         started = time.monotonic()
@@ -139,11 +154,15 @@ class RemoteStorage(Storage):
             except Exception as error:
                 cause, last = _describe(error, within or self.timeout), error
                 if not _may_pass(error):
-                    raise UnreachableError(f"{where}: refused at attempt {attempt + 1} ({cause}); check the address, "
-                                           f"the keys and the permissions") from error
+                    raise UnreachableError(
+                        f"{where}: refused at attempt {attempt + 1} ({cause}); check the address, "
+                        f"the keys and the permissions"
+                    ) from error
         spent = time.monotonic() - started
-        raise UnreachableError(f"{where}: not read in {self.retries + 1} attempts over {spent:.1f} s, the last ended "
-                               f"with {cause}; check the network and the server") from last
+        raise UnreachableError(
+            f"{where}: not read in {self.retries + 1} attempts over {spent:.1f} s, the last ended "
+            f"with {cause}; check the network and the server"
+        ) from last
 
 
 def _status(error: Exception) -> int | None:

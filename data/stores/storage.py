@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
 
-from data.files import DamagedError
+from stagecoach.data.files import DamagedError
 
 
 class UnreachableError(ValueError):
@@ -29,8 +29,10 @@ class CacheOptions:
 
     def __post_init__(self) -> None:
         if self.max_bytes < 1:
-            raise ValueError(f"the cache in {self.directory} may hold {self.max_bytes} bytes, expected at least the "
-                             f"size of a shard; raise max_bytes or leave the cache out")
+            raise ValueError(
+                f"the cache in {self.directory} may hold {self.max_bytes} bytes, expected at least the "
+                f"size of a shard; raise max_bytes or leave the cache out"
+            )
 
 
 class Storage(ABC):
@@ -55,8 +57,9 @@ class Storage(ABC):
         """A whole, small file: a manifest or an index."""
 
     @abstractmethod
-    def read_range(self, name: str, offset: int, size: int, expected_bytes: int | None = None,
-                   sha256: str | None = None) -> bytes:
+    def read_range(
+        self, name: str, offset: int, size: int, expected_bytes: int | None = None, sha256: str | None = None
+    ) -> bytes:
         """Exactly ``size`` bytes from ``offset``. ``expected_bytes`` and ``sha256`` (hex) are those of the whole file;
         a cache knows its copies by them."""
 
@@ -90,18 +93,22 @@ class LocalStorage(Storage):
         try:
             return path.stat().st_size if path.is_file() else None
         except OSError as error:
-            raise UnreachableError(f"{path}: cannot be looked at ({error}); check the file system and the permissions "
-                                   f"of the folder") from error
+            raise UnreachableError(
+                f"{path}: cannot be looked at ({error}); check the file system and the permissions of the folder"
+            ) from error
 
     def read(self, name: str) -> bytes:
         try:
             return (self.directory / name).read_bytes()
         except OSError as error:
-            raise DamagedError(f"{self.describe(name)}: cannot be read ({error.strerror}), expected a file there; copy "
-                               f"or build it again") from error
+            raise DamagedError(
+                f"{self.describe(name)}: cannot be read ({error.strerror}), expected a file there; copy "
+                f"or build it again"
+            ) from error
 
-    def read_range(self, name: str, offset: int, size: int, expected_bytes: int | None = None,
-                   sha256: str | None = None) -> bytes:
+    def read_range(
+        self, name: str, offset: int, size: int, expected_bytes: int | None = None, sha256: str | None = None
+    ) -> bytes:
         where = self.describe(name)
         try:
             handle = os.open(where, os.O_RDONLY)
@@ -110,11 +117,14 @@ class LocalStorage(Storage):
             finally:
                 os.close(handle)
         except OSError as error:
-            raise DamagedError(f"{where}: cannot be read ({error.strerror}), expected {size} bytes at offset {offset}; "
-                               f"copy or build it again") from error
+            raise DamagedError(
+                f"{where}: cannot be read ({error.strerror}), expected {size} bytes at offset {offset}; "
+                f"copy or build it again"
+            ) from error
         if len(data) != size:
-            raise DamagedError(f"{where}: {len(data)} of {size} bytes at offset {offset}; it was cut short, copy or "
-                               f"build it again")
+            raise DamagedError(
+                f"{where}: {len(data)} of {size} bytes at offset {offset}; it was cut short, copy or build it again"
+            )
         return data
 
     def names(self) -> list[str]:
@@ -122,8 +132,10 @@ class LocalStorage(Storage):
             with os.scandir(self.directory) as entries:
                 return sorted(entry.name for entry in entries if entry.is_file())
         except OSError as error:
-            raise UnreachableError(f"{self.directory}: cannot be listed ({error.strerror}), expected a folder; check "
-                                   f"the path and its permissions") from error
+            raise UnreachableError(
+                f"{self.directory}: cannot be listed ({error.strerror}), expected a folder; check "
+                f"the path and its permissions"
+            ) from error
 
     def child(self, name: str) -> LocalStorage:
         return LocalStorage(self.directory / name)

@@ -10,27 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from data.files import sha256_json
-from models.dance_with_music.config import DanceConfig
-from models.dance_with_music.face_tokens import FaceTokens
-from models.dance_with_music.guidance import GuidanceBank
-from models.dance_with_music.m2p import MusicToPose
-from models.dance_with_music.network import DanceNetwork
-from models.dance_with_music.published import (
-    IDENTITY,
-    MOTION,
-    denoiser_name,
-    guidance_name,
-    identity_name,
-    motion_name,
-    own_name,
-    reference_name,
-)
-from models.dance_with_music.reference import ReferenceNet
-from models.dance_with_music.svd import svd_base
-from models.dance_with_music.unet import image_base, motion_base
-from models.family import Place
-from models.layers.materialise import (
+from stagecoach.data.files import sha256_json
+from stagecoach.models.common.materialise import (
     RandomWeights,
     Rename,
     SafetensorsFolder,
@@ -41,6 +22,25 @@ from models.layers.materialise import (
     materialise,
     needs,
 )
+from stagecoach.models.dance_with_music.champ.guidance import GuidanceBank
+from stagecoach.models.dance_with_music.champ.reference import ReferenceNet
+from stagecoach.models.dance_with_music.champ.unet import image_base, motion_base
+from stagecoach.models.dance_with_music.config import DanceConfig
+from stagecoach.models.dance_with_music.identity.face_tokens import FaceTokens
+from stagecoach.models.dance_with_music.music_to_pose.model import MusicToPose
+from stagecoach.models.dance_with_music.network import DanceNetwork
+from stagecoach.models.dance_with_music.published import (
+    IDENTITY,
+    MOTION,
+    denoiser_name,
+    guidance_name,
+    identity_name,
+    motion_name,
+    own_name,
+    reference_name,
+)
+from stagecoach.models.dance_with_music.svd.unet import svd_base
+from stagecoach.models.family import OnLoaded
 
 Sources = dict[str, WeightSource]
 """By part: ``denoising_unet``, ``reference_unet``, ``motion`` (champ); where files are given ``identity_adapter``,
@@ -54,8 +54,13 @@ class RandomMotion(RandomWeights):
         return torch.zeros(self.expected[name]) if ".proj_out." in name else super().read(name)
 
 
-def load_base(network: DanceNetwork, config: DanceConfig, device: torch.device | str, dtype: torch.dtype,
-              place: Place | None = None) -> str:
+def load_base(
+    network: DanceNetwork,
+    config: DanceConfig,
+    device: torch.device | str,
+    dtype: torch.dtype,
+    on_loaded: OnLoaded | None = None,
+) -> str:
     """Fill what has first values of its own, unit by unit, in the dtype that the network has it in; ``place`` is called
     with each frozen unit. Returns the sha256 that stands for all files that ``config.weights`` names but the helpers',
     the same in every stage. Raises ``ValueError`` naming file and names where one is missing or does not hold exactly
@@ -63,10 +68,14 @@ def load_base(network: DanceNetwork, config: DanceConfig, device: torch.device |
     sources = open_base(config)
     for prefix, unit in uniform_units(network):
         for part, source in sources.items():
-            materialise(unit, source, lambda name, prefix=prefix, part=part: stored_name(f"{prefix}.{name}", part,
-                                                                                         sources), device)
-        if place is not None and prefix.split(".")[0] in ("denoising_unet", "reference_unet") and is_frozen(unit):
-            place(unit)
+            materialise(
+                unit,
+                source,
+                lambda name, prefix=prefix, part=part: stored_name(f"{prefix}.{name}", part, sources),
+                device,
+            )
+        if on_loaded is not None and prefix.split(".")[0] in ("denoising_unet", "reference_unet") and is_frozen(unit):
+            on_loaded(unit)
     return digest(sources)
 
 
@@ -77,10 +86,14 @@ def open_base(config: DanceConfig) -> Sources:
     settings = config.unet.spatio_temporal() if svd else config.unet.unet2d()
     sources = {"denoising_unet": _open("denoising_unet", paths.denoising_unet, shapes, denoiser_name, config, settings)}
     if not svd:
-        sources["reference_unet"] = sources["denoising_unet"] if paths.reference_unet is None else _open(
-            "reference_unet", paths.reference_unet, shapes, reference_name, config, settings)
-        sources["motion"] = _open("motion", paths.motion, shapes, motion_name, config, _motion_settings(config),
-                                  RandomMotion)
+        sources["reference_unet"] = (
+            sources["denoising_unet"]
+            if paths.reference_unet is None
+            else _open("reference_unet", paths.reference_unet, shapes, reference_name, config, settings)
+        )
+        sources["motion"] = _open(
+            "motion", paths.motion, shapes, motion_name, config, _motion_settings(config), RandomMotion
+        )
     if (identity := _identity_file(config)) is not None:
         sources["identity_adapter"] = WeightFile(identity, shapes["identity_adapter"], identity_name)
     for module, path in (("m2p", paths.m2p), ("face_tokens", paths.face_tokens)):
@@ -89,8 +102,9 @@ def open_base(config: DanceConfig) -> Sources:
     for kind, path in paths.guidance.items():
         ours = shapes.get(f"guidance.{kind}")
         if ours is None:
-            raise ValueError(f"weights.guidance names {kind!r}, expected among guidance.types, "
-                             f"{', '.join(config.guidance.types)}")
+            raise ValueError(
+                f"weights.guidance names {kind!r}, expected among guidance.types, {', '.join(config.guidance.types)}"
+            )
         sources[f"guidance.{kind}"] = WeightFile(path, ours, partial(guidance_name, kind=kind, ours=set(ours)))
     return sources
 
@@ -112,8 +126,10 @@ def expected_shapes(config: DanceConfig) -> dict[str, Shapes]:
     if "motion" in found:
         found["motion"] = {name: shape for name, shape in found["motion"].items() if MOTION in name}
     found["identity_adapter"] = {
-        name.replace("attn2.to_", "attn2.processor.id_to_"): shape for name, shape in found["denoising_unet"].items()
-        if name.endswith(("attn2.to_k.weight", "attn2.to_v.weight")) and "temporal_" not in name}
+        name.replace("attn2.to_", "attn2.processor.id_to_"): shape
+        for name, shape in found["denoising_unet"].items()
+        if name.endswith(("attn2.to_k.weight", "attn2.to_v.weight")) and "temporal_" not in name
+    }
     return found
 
 
@@ -121,8 +137,11 @@ def check_base(config: DanceConfig) -> str:
     """One sentence on the parts, from names and shapes alone. Raises ``ValueError`` as ``open_base`` does."""
     said = []
     for part, source in open_base(config).items():
-        where = "drawn at random" if isinstance(source, RandomWeights) else (
-            f"from {source.folder if isinstance(source, SafetensorsFolder) else source.path}")
+        where = (
+            "drawn at random"
+            if isinstance(source, RandomWeights)
+            else (f"from {source.folder if isinstance(source, SafetensorsFolder) else source.path}")
+        )
         said.append(f"{part} {where}")
     return ", ".join(said)
 
@@ -170,8 +189,15 @@ def is_frozen(unit: nn.Module) -> bool:
     return not any(p.requires_grad for p in unit.parameters())
 
 
-def _open(part: str, path: str | None, shapes: Mapping[str, Shapes], rename: Rename, config: DanceConfig,
-          settings: Mapping[str, Any], random: Callable[[Shapes], WeightSource] = RandomWeights) -> WeightSource:
+def _open(
+    part: str,
+    path: str | None,
+    shapes: Mapping[str, Shapes],
+    rename: Rename,
+    config: DanceConfig,
+    settings: Mapping[str, Any],
+    random: Callable[[Shapes], WeightSource] = RandomWeights,
+) -> WeightSource:
     if path is None:
         needs(f"weights.{part}", "a local folder in diffusers layout or a published file", config.allow_random_init)
         return random(shapes[part])
@@ -183,8 +209,11 @@ def _open(part: str, path: str | None, shapes: Mapping[str, Shapes], rename: Ren
 
 def _motion_settings(config: DanceConfig) -> dict[str, Any]:
     """Of a ``MotionAdapter``'s ``config.json``."""
-    return {"block_out_channels": config.unet.widths, "motion_num_attention_heads": config.motion.heads,
-            "use_motion_mid_block": config.motion.mid}
+    return {
+        "block_out_channels": config.unet.widths,
+        "motion_num_attention_heads": config.motion.heads,
+        "use_motion_mid_block": config.motion.mid,
+    }
 
 
 def _identity_file(config: DanceConfig) -> str | None:

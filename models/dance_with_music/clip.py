@@ -7,11 +7,11 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
-from data.dance_with_music.schema import LATENT_STRIDE
-from models.dance_with_music.config import DanceConfig
-from models.dance_with_music.rendering import face_masks
-from models.family import Batch
-from models.layers.keyed import keyed_rand
+from stagecoach.data.dance_with_music.schema import LATENT_STRIDE
+from stagecoach.models.common.keyed import keyed_rand
+from stagecoach.models.dance_with_music.config import DanceConfig
+from stagecoach.models.dance_with_music.rendering import face_masks
+from stagecoach.models.family import Batch
 
 POSE_STEPS, CONFIDENCE_STEPS = 65535, 255
 
@@ -64,19 +64,31 @@ class References:
 
 
 def read_clip(batch: Batch) -> Clip:
-    return Clip(batch["latents"].float(), batch["music"], batch["pose_xy"].to(torch.float32) / POSE_STEPS,
-                batch["pose_conf"].to(torch.float32) / CONFIDENCE_STEPS, batch["beat"], batch["face_box"].float(),
-                batch["face_valid"])
+    return Clip(
+        batch["latents"].float(),
+        batch["music"],
+        batch["pose_xy"].to(torch.float32) / POSE_STEPS,
+        batch["pose_conf"].to(torch.float32) / CONFIDENCE_STEPS,
+        batch["beat"],
+        batch["face_box"].float(),
+        batch["face_valid"],
+    )
 
 
 def read_references(batch: Batch, config: DanceConfig) -> References:
     """``config.reference.count`` of those that the samples have, or all where that is fewer."""
     chosen = choose_references(batch, config)
     first = chosen[:, :1]
-    face, length, valid = (take(batch[f"ref_{name}"], first)[:, 0] for name in
-                           ("arcface", "arcface_norm", "face_valid"))
-    return References(take(batch["ref_latents"], chosen).float(), take(batch["ref_clip"], chosen), face.float(),
-                      length.float(), valid.bool())
+    face, length, valid = (
+        take(batch[f"ref_{name}"], first)[:, 0] for name in ("arcface", "arcface_norm", "face_valid")
+    )
+    return References(
+        take(batch["ref_latents"], chosen).float(),
+        take(batch["ref_clip"], chosen),
+        face.float(),
+        length.float(),
+        valid.bool(),
+    )
 
 
 def choose_references(batch: Batch, config: DanceConfig) -> Tensor:
@@ -85,7 +97,7 @@ def choose_references(batch: Batch, config: DanceConfig) -> Tensor:
     last = start + (batch["pose_xy"].shape[1] - 1) * config.frames.stride
     inside = (frame >= start) & (frame <= last)
     order = keyed_rand(batch, "reference", frame.shape[1:]) + inside
-    return order.argsort(dim=1)[:, :config.reference.count]
+    return order.argsort(dim=1)[:, : config.reference.count]
 
 
 def target_frames(batch: Batch, config: DanceConfig) -> Tensor:

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models.dance_with_music.clip import Clip, References, read_clip, read_references, take, target_frames
-from models.dance_with_music.config import DanceConfig
-from models.dance_with_music.guidance import GuidanceInput, guidance_type
-from models.dance_with_music.heatmaps import coordinates
-from models.dance_with_music.schedules import condition_scale, identity_scale, m2p_open, sampling_ratio
-from models.family import Batch, Progress
-from models.layers.keyed import keyed_rand, keyed_randn
+from stagecoach.models.common.keyed import keyed_rand, keyed_randn
+from stagecoach.models.dance_with_music.champ.guidance import GuidanceInput, guidance_type
+from stagecoach.models.dance_with_music.clip import Clip, References, read_clip, read_references, take, target_frames
+from stagecoach.models.dance_with_music.config import DanceConfig
+from stagecoach.models.dance_with_music.heatmaps import coordinates
+from stagecoach.models.dance_with_music.schedules import condition_scale, identity_scale, m2p_open, sampling_ratio
+from stagecoach.models.family import Batch, Progress
 
 Conditions = dict[str, Any]
 """- ``references`` fp32 ``[B, R, 4, h, w]``, scaled latents; ``reference_given`` bool ``[B]``
@@ -35,8 +35,9 @@ def read_batch(network: nn.Module, batch: Batch) -> tuple[Clip, Clip, References
     return clip, clip.at(frames), references, frames
 
 
-def predict_poses(network: nn.Module, batch: Batch, clip: Clip, references: References,
-                  progress: Progress) -> dict[str, Tensor]:
+def predict_poses(
+    network: nn.Module, batch: Batch, clip: Clip, references: References, progress: Progress
+) -> dict[str, Tensor]:
     """MusicToPose's output over the whole windows, with a graph where the stage ever trains it."""
     draws = {"uid": batch["uid"], "rng_key": batch["rng_key"]} if progress.training else None
     trains = network.phase != "motion" or network.config.m2p_in_motion > 0
@@ -44,8 +45,14 @@ def predict_poses(network: nn.Module, batch: Batch, clip: Clip, references: Refe
         return network.m2p(clip.music, references.clip[:, 0].to(network.dtype), clip.start_pose, draws)
 
 
-def make_conditions(network: nn.Module, batch: Batch, clip: Clip, references: References,
-                    output: Mapping[str, Tensor] | None, progress: Progress) -> Conditions:
+def make_conditions(
+    network: nn.Module,
+    batch: Batch,
+    clip: Clip,
+    references: References,
+    output: Mapping[str, Tensor] | None,
+    progress: Progress,
+) -> Conditions:
     """Of the frames in ``clip``, with MusicToPose's ``output`` at those frames. In training each kind of condition is
     withheld from a sample with its probability, keyed by the sample; never in validation."""
     config: DanceConfig = network.config
@@ -57,14 +64,17 @@ def make_conditions(network: nn.Module, batch: Batch, clip: Clip, references: Re
     if config.backbone == "svd" and progress.training:
         reference = reference + own.reference_noise * keyed_randn(batch, "reference_noise", reference.shape[1:])
     return {
-        "references": reference, "reference_given": _given(batch, own.drop_reference, progress),
-        "clip": references.clip.to(network.dtype), "clip_given": _given(batch, own.drop_clip, progress),
+        "references": reference,
+        "reference_given": _given(batch, own.drop_reference, progress),
+        "clip": references.clip.to(network.dtype),
+        "clip_given": _given(batch, own.drop_clip, progress),
         "face": _face(config, references, output, ratio),
         "face_given": references.has_face & _given(batch, own.drop_face, progress),
         "guidance": guidance(config, clip, output, ratio),
         "guidance_given": _given(batch, own.drop_guidance, progress),
         "guidance_scale": condition_scale(config.schedules, phase, progress),
-        "identity_scale": identity_scale(config, phase, progress)}
+        "identity_scale": identity_scale(config, phase, progress),
+    }
 
 
 def guidance(config: DanceConfig, clip: Clip, output: Mapping[str, Tensor] | None, ratio: float) -> dict[str, Tensor]:
@@ -77,8 +87,9 @@ def guidance(config: DanceConfig, clip: Clip, output: Mapping[str, Tensor] | Non
         if mixed == 0:
             found[name] = kind.render(true, config)
             continue
-        predicted = replace(true, xy=coordinates(output, config.m2p.temperature), conf=output["conf"].sigmoid(),
-                            logits=output)
+        predicted = replace(
+            true, xy=coordinates(output, config.m2p.temperature), conf=output["conf"].sigmoid(), logits=output
+        )
         found[name] = kind.render(predicted, config)
         if mixed < 1:
             found[name] = mixed * found[name] + (1 - mixed) * kind.render(true, config)

@@ -10,8 +10,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from data.dance_with_music.schema import LATENT_CHANNELS, LATENT_STRIDE
-from models.dance_with_music.loss_config import DiffusionConfig, LossConfig, SamplingConfig, ScheduleConfig
+from stagecoach.data.dance_with_music.schema import LATENT_CHANNELS, LATENT_STRIDE
+from stagecoach.models.dance_with_music.loss_config import DiffusionConfig, LossConfig, SamplingConfig, ScheduleConfig
 
 Phase = Literal["m2p", "image", "motion", "joint", "guidance"]
 """What a stage does: A, B and C of the guide, joint fine-tuning after them, or the one stage of guidance training."""
@@ -55,8 +55,10 @@ class UnetConfig(_Section):
     @model_validator(mode="after")
     def _check(self) -> UnetConfig:
         if len(self.attention) != len(self.widths) or not any(self.attention):
-            raise ValueError(f"unet.attention is {list(self.attention)}, expected {len(self.widths)} values as "
-                             "unet.widths, one of them true")
+            raise ValueError(
+                f"unet.attention is {list(self.attention)}, expected {len(self.widths)} values as "
+                "unet.widths, one of them true"
+            )
         if isinstance(self.heads, tuple) and len(self.heads) != len(self.widths):
             raise ValueError(f"unet.heads is {list(self.heads)}, expected one number or {len(self.widths)}")
         return self
@@ -65,20 +67,37 @@ class UnetConfig(_Section):
         """Arguments of ``diffusers.UNet2DConditionModel``, which its ``config.json`` must agree with."""
         down = tuple("CrossAttnDownBlock2D" if there else "DownBlock2D" for there in self.attention)
         up = tuple("CrossAttnUpBlock2D" if there else "UpBlock2D" for there in reversed(self.attention))
-        return {"in_channels": LATENT_CHANNELS, "out_channels": LATENT_CHANNELS, "block_out_channels": self.widths,
-                "layers_per_block": self.layers, "attention_head_dim": self.heads, "down_block_types": down,
-                "up_block_types": up, "cross_attention_dim": self.cross_dim, "norm_num_groups": self.groups}
+        return {
+            "in_channels": LATENT_CHANNELS,
+            "out_channels": LATENT_CHANNELS,
+            "block_out_channels": self.widths,
+            "layers_per_block": self.layers,
+            "attention_head_dim": self.heads,
+            "down_block_types": down,
+            "up_block_types": up,
+            "cross_attention_dim": self.cross_dim,
+            "norm_num_groups": self.groups,
+        }
 
     def spatio_temporal(self) -> dict[str, Any]:
         """Arguments of ``diffusers.UNetSpatioTemporalConditionModel``."""
-        down = tuple("CrossAttnDownBlockSpatioTemporal" if there else "DownBlockSpatioTemporal"
-                     for there in self.attention)
-        up = tuple("CrossAttnUpBlockSpatioTemporal" if there else "UpBlockSpatioTemporal"
-                   for there in reversed(self.attention))
+        down = tuple(
+            "CrossAttnDownBlockSpatioTemporal" if there else "DownBlockSpatioTemporal" for there in self.attention
+        )
+        up = tuple(
+            "CrossAttnUpBlockSpatioTemporal" if there else "UpBlockSpatioTemporal" for there in reversed(self.attention)
+        )
         heads = self.heads if isinstance(self.heads, tuple) else (self.heads,) * len(self.widths)
-        return {"in_channels": 2 * LATENT_CHANNELS, "out_channels": LATENT_CHANNELS, "block_out_channels": self.widths,
-                "layers_per_block": self.layers, "num_attention_heads": heads, "down_block_types": down,
-                "up_block_types": up, "cross_attention_dim": self.cross_dim}
+        return {
+            "in_channels": 2 * LATENT_CHANNELS,
+            "out_channels": LATENT_CHANNELS,
+            "block_out_channels": self.widths,
+            "layers_per_block": self.layers,
+            "num_attention_heads": heads,
+            "down_block_types": down,
+            "up_block_types": up,
+            "cross_attention_dim": self.cross_dim,
+        }
 
 
 class MotionConfig(_Section):
@@ -117,8 +136,8 @@ class M2PConfig(_Section):
 
 class GuidanceConfig(_Section):
     """What is added behind the denoiser's first convolution: the sum of one encoder per type. ``types`` are names of
-    ``models.dance_with_music.guidance.GUIDANCE_TYPES``. ``inner``: width before the zero-initialised last convolution,
-    the guide's 1280, or None for none. ``chunk``: frames that an encoder takes at once."""
+    ``models.dance_with_music.champ.guidance.GUIDANCE_TYPES``. ``inner``: width before the zero-initialised last
+    convolution, the guide's 1280, or None for none. ``chunk``: frames that an encoder takes at once."""
 
     types: tuple[str, ...] = ("pose",)
     widths: tuple[int, ...] = (16, 32, 96, 256)
@@ -216,8 +235,10 @@ class DanceConfig(_Section):
     def _check(self) -> DanceConfig:
         longest = max(self.frames.motion[1], self.frames.guidance)
         if self.backbone == "champ" and longest > self.motion.max_frames:
-            raise ValueError(f"motion.max_frames is {self.motion.max_frames}, expected at least the {longest} frames "
-                             "that frames asks for; the table is computed, so a larger number costs nothing")
+            raise ValueError(
+                f"motion.max_frames is {self.motion.max_frames}, expected at least the {longest} frames "
+                "that frames asks for; the table is computed, so a larger number costs nothing"
+            )
         if self.joint and self.plan == "guidance":
             raise ValueError("joint is true and plan is 'guidance', which has one stage; expected plan: stages")
         return self
@@ -234,8 +255,17 @@ SIZES: dict[str, DanceConfig] = {
         picture=PictureConfig(height=64, width=64),
         unet=UnetConfig(widths=(32, 64), attention=(True, False), layers=1, heads=4, cross_dim=64, groups=8),
         motion=MotionConfig(heads=4),
-        m2p=M2PConfig(music_dim=35, hidden=64, dim=64, layers=2, heads=4, feed_forward=128, dropout=0.0, resolution=16,
-                      widths=(8, 16)),
+        m2p=M2PConfig(
+            music_dim=35,
+            hidden=64,
+            dim=64,
+            layers=2,
+            heads=4,
+            feed_forward=128,
+            dropout=0.0,
+            resolution=16,
+            widths=(8, 16),
+        ),
         guidance=GuidanceConfig(widths=(8, 16), heads=2),
         face=FaceConfig(depth=1, heads=2),
         frames=FramesConfig(m2p=32, image=16, motion=(6, 12), guidance=6),
@@ -247,8 +277,17 @@ SIZES: dict[str, DanceConfig] = {
         backbone="svd",
         picture=PictureConfig(height=64, width=64),
         unet=UnetConfig(widths=(32, 64), attention=(True, False), layers=1, heads=(2, 4), cross_dim=64),
-        m2p=M2PConfig(music_dim=35, hidden=64, dim=64, layers=2, heads=4, feed_forward=128, dropout=0.0, resolution=16,
-                      widths=(8, 16)),
+        m2p=M2PConfig(
+            music_dim=35,
+            hidden=64,
+            dim=64,
+            layers=2,
+            heads=4,
+            feed_forward=128,
+            dropout=0.0,
+            resolution=16,
+            widths=(8, 16),
+        ),
         guidance=GuidanceConfig(types=("pose_net",)),
         face=FaceConfig(depth=1, heads=2),
         frames=FramesConfig(m2p=32, image=16, target=4, motion=(4, 8), guidance=6),
@@ -263,8 +302,9 @@ SIZES: dict[str, DanceConfig] = {
     "svd-xt": DanceConfig(
         backbone="svd",
         picture=PictureConfig(height=512, width=512),
-        unet=UnetConfig(widths=(320, 640, 1280, 1280), attention=(True, True, True, False), heads=(5, 10, 20, 20),
-                        cross_dim=1024),
+        unet=UnetConfig(
+            widths=(320, 640, 1280, 1280), attention=(True, True, True, False), heads=(5, 10, 20, 20), cross_dim=1024
+        ),
         guidance=GuidanceConfig(types=("pose_net",)),
         frames=FramesConfig(m2p=75, image=16, target=16, motion=(16, 16), guidance=16, stride=2),
         sampling=SamplingConfig(steps=25, guidance=3.0, window=16, overlap=4),

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from models.family import ModuleCost
-from models.layers.attention import Attend
+from stagecoach.models.common.attention import Attend
+from stagecoach.models.family import ModuleCost
 
 LINEAR = (nn.Linear, nn.Conv2d, nn.Conv3d)
 
@@ -48,8 +48,10 @@ class CostMeter:
         """Everything that the network runs inside is counted."""
         with ExitStack() as stack:
             for name, module in self.network.named_modules():
-                hooks = [module.register_forward_pre_hook(partial(self._enter, name)),
-                         module.register_forward_hook(self._leave)]
+                hooks = [
+                    module.register_forward_pre_hook(partial(self._enter, name)),
+                    module.register_forward_hook(self._leave),
+                ]
                 if isinstance(module, Attend):
                     module.forward = partial(self._attend, name)
                     stack.callback(module.__dict__.pop, "forward")
@@ -74,9 +76,16 @@ class CostMeter:
             if self.attention[name, False] and "still" not in kinds:
                 kinds.append("still")
             for kind in kinds:
-                bytes_ = {"activation_bytes": self.kept[name], "boundary_bytes": self.inputs[name],
-                          "attention_bytes": self.outputs[name],
-                          "unit_bytes": max(self.units_kept, default=0.0)} if kind == live else {}
+                bytes_ = (
+                    {
+                        "activation_bytes": self.kept[name],
+                        "boundary_bytes": self.inputs[name],
+                        "attention_bytes": self.outputs[name],
+                        "unit_bytes": max(self.units_kept, default=0.0),
+                    }
+                    if kind == live
+                    else {}
+                )
                 heads = self.attention[name, kind != "still"] if kind in (live, "still") else 0.0
                 own = name if len(kinds) == 1 else f"{name}.{kind}"
                 rows.append(ModuleCost(own, self.linear[name, kind], heads, kind, **bytes_))

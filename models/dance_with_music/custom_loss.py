@@ -34,6 +34,7 @@ def register_custom_loss(name: str, loss: CustomLoss) -> None:
 def custom_loss(name: str) -> CustomLoss:
     """Raises ``ValueError`` for an unknown one."""
     if name not in CUSTOM_LOSSES:
-        raise ValueError(f"losses.custom is {name!r}, expected among {sorted(CUSTOM_LOSSES)}; register_custom_loss "
-                         "adds one")
+        raise ValueError(
+            f"losses.custom is {name!r}, expected among {sorted(CUSTOM_LOSSES)}; register_custom_loss adds one"
+        )
     return CUSTOM_LOSSES[name]

@@ -15,11 +15,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from models.dance_with_music.config import DanceConfig
-from models.dance_with_music.loss_config import DiffusionConfig
-from models.family import Batch
-from models.layers.constants import constant
-from models.layers.keyed import keyed_rand, keyed_randn
+from stagecoach.models.common.constants import constant
+from stagecoach.models.common.keyed import keyed_rand, keyed_randn
+from stagecoach.models.dance_with_music.config import DanceConfig
+from stagecoach.models.dance_with_music.loss_config import DiffusionConfig
+from stagecoach.models.family import Batch
 
 TIMESTEPS = 1000
 BETAS = (0.00085, 0.012)

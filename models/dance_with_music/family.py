@@ -9,21 +9,21 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from data.dance_with_music.schema import dance_schema
-from data.schema import SampleSchema
-from data.windows import Window
-from models.dance_with_music.base import check_base, load_base
-from models.dance_with_music.config import SIZES, DanceConfig
-from models.dance_with_music.flops import cost_table
-from models.dance_with_music.music_norm import MusicNorm
-from models.dance_with_music.network import build_network
-from models.dance_with_music.parts import part_of
-from models.dance_with_music.preview import preview
-from models.dance_with_music.schedules import window_frames
-from models.dance_with_music.stages import make_stages
-from models.dance_with_music.vae import Helpers, check_helpers, make_helpers
-from models.dance_with_music.validate import validate
-from models.family import Batch, Family, ModuleCost, Place, Progress, StageSpec
+from stagecoach.data.dance_with_music.schema import dance_schema
+from stagecoach.data.format.schema import SampleSchema
+from stagecoach.data.streaming.windows import Window
+from stagecoach.models.dance_with_music.base import check_base, load_base
+from stagecoach.models.dance_with_music.config import SIZES, DanceConfig
+from stagecoach.models.dance_with_music.flops import cost_table
+from stagecoach.models.dance_with_music.music_to_pose.normalisation import MusicNorm
+from stagecoach.models.dance_with_music.network import build_network
+from stagecoach.models.dance_with_music.parts import part_of
+from stagecoach.models.dance_with_music.preview import preview
+from stagecoach.models.dance_with_music.schedules import window_frames
+from stagecoach.models.dance_with_music.stages import make_stages
+from stagecoach.models.dance_with_music.vae import Helpers, check_helpers, make_helpers
+from stagecoach.models.dance_with_music.validate import validate
+from stagecoach.models.family import Batch, Family, ModuleCost, OnLoaded, Progress, StageSpec
 
 
 class DanceWithMusicFamily(Family):
@@ -33,8 +33,9 @@ class DanceWithMusicFamily(Family):
     name: ClassVar[str] = "dance_with_music"
     config_type: ClassVar[type[DanceConfig]] = DanceConfig
     sizes: ClassVar[Mapping[str, DanceConfig]] = SIZES
-    aliases: ClassVar[Mapping[str, str]] = {f"{name}_loss": f"loss/{name}" for name in (
-        "pose", "face", "diffusion", "id", "temporal", "custom")}
+    aliases: ClassVar[Mapping[str, str]] = {
+        f"{name}_loss": f"loss/{name}" for name in ("pose", "face", "diffusion", "id", "temporal", "custom")
+    }
 
     def schema(self, config: DanceConfig) -> SampleSchema:
         return dance_schema(config.m2p.music_dim, config.unet.cross_dim)
@@ -49,33 +50,42 @@ class DanceWithMusicFamily(Family):
         """One sentence about the weights of all parts and the helpers. Raises ``ValueError`` as ``load_base``."""
         return f"{check_base(config)}; {check_helpers(config)}"
 
-    def load_base(self, network: nn.Module, config: DanceConfig, device: torch.device | str, dtype: torch.dtype,
-                  place: Place | None = None) -> str:
+    def load_base(
+        self,
+        network: nn.Module,
+        config: DanceConfig,
+        device: torch.device | str,
+        dtype: torch.dtype,
+        on_loaded: OnLoaded | None = None,
+    ) -> str:
         """The weights of all parts, and the helpers beside the network: hidden from its module tree, so that no engine
         partitions them."""
-        digest = load_base(network, config, device, dtype, place)
+        digest = load_base(network, config, device, dtype, on_loaded)
         helpers = self.helpers(config, network.stage, device, dtype)
         if helpers:
             network.__dict__["helpers"] = Helpers(helpers["vae"], helpers.get("arcface"))
         return digest
 
-    def helpers(self, config: DanceConfig, stage: int, device: torch.device | str,
-                dtype: torch.dtype) -> dict[str, nn.Module]:
+    def helpers(
+        self, config: DanceConfig, stage: int, device: torch.device | str, dtype: torch.dtype
+    ) -> dict[str, nn.Module]:
         """Where there are pictures: the VAE's decoder, and ArcFace where one is given or a loss needs it."""
         return {} if config.phase(stage) == "m2p" else make_helpers(config, device, dtype)
 
-    def begin(self, network: nn.Module, statistics: Mapping[str, Any]) -> None:
+    def init_from_statistics(self, network: nn.Module, statistics: Mapping[str, Any]) -> None:
         """The first normalisation of music, for MusicToPose and for guidance by music, as the training split has it;
         weights that were given bring their own."""
         weights = network.config.weights
         given = {*(["m2p"] if weights.m2p else []), *(f"guidance_{name}" for name in weights.guidance)}
         for name, module in network.named_modules():
             if isinstance(module, MusicNorm) and part_of(f"{name}.shift") not in given:
-                module.fit(torch.tensor(statistics["music_sum"], dtype=torch.float64),
-                           torch.tensor(statistics["music_square_sum"], dtype=torch.float64),
-                           statistics["frame_count"])
+                module.fit(
+                    torch.tensor(statistics["music_sum"], dtype=torch.float64),
+                    torch.tensor(statistics["music_square_sum"], dtype=torch.float64),
+                    statistics["frame_count"],
+                )
 
-    def part(self, name: str) -> str:
+    def adapter_file(self, name: str) -> str:
         return part_of(name)
 
     def window(self, config: DanceConfig, stage: int, step: int, total_steps: int, epoch: int) -> Window:
@@ -91,6 +101,7 @@ class DanceWithMusicFamily(Family):
     def preview(self, network: nn.Module, batch: Batch, progress: Progress) -> dict[str, np.ndarray]:
         return preview(network, batch, progress)
 
-    def validate(self, network: nn.Module, batch: Batch, progress: Progress,
-                 statistics: Mapping[str, Any]) -> dict[str, tuple[Tensor, Tensor]]:
+    def validate(
+        self, network: nn.Module, batch: Batch, progress: Progress, statistics: Mapping[str, Any]
+    ) -> dict[str, tuple[Tensor, Tensor]]:
         return validate(network, batch, progress, statistics)

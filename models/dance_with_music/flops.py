@@ -12,12 +12,12 @@ import re
 
 import torch
 
-from data.dance_with_music.schema import FACE_DIM, KEYPOINTS, LATENT_CHANNELS
-from models.dance_with_music.config import DanceConfig, Phase
-from models.dance_with_music.cost_meter import CostMeter
-from models.dance_with_music.guidance import GuidanceInput, render_guidance
-from models.dance_with_music.network import DanceNetwork, build_network
-from models.family import ModuleCost
+from stagecoach.data.dance_with_music.schema import FACE_DIM, KEYPOINTS, LATENT_CHANNELS
+from stagecoach.models.dance_with_music.champ.guidance import GuidanceInput, render_guidance
+from stagecoach.models.dance_with_music.config import DanceConfig, Phase
+from stagecoach.models.dance_with_music.cost_meter import CostMeter
+from stagecoach.models.dance_with_music.network import DanceNetwork, build_network
+from stagecoach.models.family import ModuleCost
 
 DTYPE = torch.bfloat16
 _TEMPORAL = re.compile(r"\.(motion_modules|temporal_transformer_blocks|temporal_res_block|time_pos_embed|time_mixer)\b")
@@ -78,7 +78,15 @@ def _conditions(config: DanceConfig, frames: int) -> dict:
     (h, w), count, given = config.picture.latent, config.reference.count, torch.ones(1, dtype=torch.bool)
     points, music = torch.empty(1, frames, KEYPOINTS, 3), torch.empty(1, frames, config.m2p.music_dim)
     drawn = GuidanceInput(points[..., :2], points[..., 2], None, music, config.picture.height, config.picture.width)
-    return {"references": torch.empty(1, count, LATENT_CHANNELS, h, w), "reference_given": given,
-            "clip": torch.empty(1, count, config.unet.cross_dim, dtype=DTYPE), "clip_given": given,
-            "face": torch.empty(1, FACE_DIM), "face_given": given, "guidance": render_guidance(drawn, config),
-            "guidance_given": given, "guidance_scale": 1.0, "identity_scale": 1.0}
+    return {
+        "references": torch.empty(1, count, LATENT_CHANNELS, h, w),
+        "reference_given": given,
+        "clip": torch.empty(1, count, config.unet.cross_dim, dtype=DTYPE),
+        "clip_given": given,
+        "face": torch.empty(1, FACE_DIM),
+        "face_given": given,
+        "guidance": render_guidance(drawn, config),
+        "guidance_given": given,
+        "guidance_scale": 1.0,
+        "identity_scale": 1.0,
+    }

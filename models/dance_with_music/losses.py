@@ -1,5 +1,5 @@
-"""The losses, one number per sample in fp32: the mean inside that sample over what there is, 0 where there is nothing.
-"""
+"""The losses, one number per sample in fp32: the mean inside that sample over what there is, 0 where there is
+nothing."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from data.dance_with_music.skeleton import CONFIDENT
-from models.dance_with_music.diffusion import Noised
-from models.dance_with_music.heatmaps import coordinates, gaussian_marginals, outer
-from models.dance_with_music.loss_config import LossConfig
+from stagecoach.data.dance_with_music.skeleton import CONFIDENT
+from stagecoach.models.dance_with_music.diffusion import Noised
+from stagecoach.models.dance_with_music.heatmaps import coordinates, gaussian_marginals, outer
+from stagecoach.models.dance_with_music.loss_config import LossConfig
 
 
 def pose_loss(output: Mapping[str, Tensor], xy: Tensor, conf: Tensor, tau: float, constants: LossConfig) -> Tensor:
@@ -26,10 +26,12 @@ def pose_loss(output: Mapping[str, Tensor], xy: Tensor, conf: Tensor, tau: float
     found = coordinates(output, tau)
     both = torch.minimum(weight[:, 1:], weight[:, :-1])
     there = F.binary_cross_entropy_with_logits(output["conf"], conf.float(), reduction="none")
-    return (weighted_mean(heat_error(output, xy, tau, constants.sigma), weight)
-            + constants.coordinates * weighted_mean((found - xy).abs().mean(-1), weight)
-            + constants.velocity * weighted_mean((found.diff(dim=1) - xy.diff(dim=1)).abs().mean(-1), both)
-            + constants.confidence * there.flatten(1).mean(1))
+    return (
+        weighted_mean(heat_error(output, xy, tau, constants.sigma), weight)
+        + constants.coordinates * weighted_mean((found - xy).abs().mean(-1), weight)
+        + constants.velocity * weighted_mean((found.diff(dim=1) - xy.diff(dim=1)).abs().mean(-1), both)
+        + constants.confidence * there.flatten(1).mean(1)
+    )
 
 
 def heat_error(output: Mapping[str, Tensor], xy: Tensor, tau: float, sigma: float) -> Tensor:
@@ -40,8 +42,10 @@ def heat_error(output: Mapping[str, Tensor], xy: Tensor, tau: float, sigma: floa
         target = outer(*gaussian_marginals(xy, logits.shape[-1], sigma))
         return -(target * (logits.flatten(-2) / tau).log_softmax(-1).view_as(target)).sum((-1, -2))
     target_x, target_y = gaussian_marginals(xy, output["logits_x"].shape[-1], sigma)
-    return -((target_x * (output["logits_x"] / tau).log_softmax(-1)).sum(-1)
-             + (target_y * (output["logits_y"] / tau).log_softmax(-1)).sum(-1))
+    return -(
+        (target_x * (output["logits_x"] / tau).log_softmax(-1)).sum(-1)
+        + (target_y * (output["logits_y"] / tau).log_softmax(-1)).sum(-1)
+    )
 
 
 def face_loss(face: Tensor, reference: Tensor, valid: Tensor) -> Tensor:

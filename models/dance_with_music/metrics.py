@@ -9,9 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from data.dance_with_music.skeleton import CONFIDENT
-from models.dance_with_music.faces import crop_faces
-from models.layers.constants import constant
+from stagecoach.data.dance_with_music.skeleton import CONFIDENT
+from stagecoach.models.common.constants import constant
+from stagecoach.models.dance_with_music.identity.faces import crop_faces
 
 Measured = tuple[Tensor, Tensor]
 
@@ -38,8 +38,16 @@ def pose_error_px(xy: Tensor, target: Tensor, conf: Tensor, height: int, width: 
     return over(distance, conf > CONFIDENT)
 
 
-def identity_cosine(embedder: nn.Module, frames: Tensor, boxes: Tensor, valid: Tensor, reference: Tensor,
-                    reference_valid: Tensor, xy: Tensor | None = None, conf: Tensor | None = None) -> Measured:
+def identity_cosine(
+    embedder: nn.Module,
+    frames: Tensor,
+    boxes: Tensor,
+    valid: Tensor,
+    reference: Tensor,
+    reference_valid: Tensor,
+    xy: Tensor | None = None,
+    conf: Tensor | None = None,
+) -> Measured:
     """Cosines (CSIM) of ArcFace's vectors of the faces in ``frames`` ``[B, n, 3, H, W]`` in -1..1 with ``reference``
     ``[B, 512]``. Faces are where the true frames have them: ``boxes`` ``[B, n, 4]``, ``valid`` ``[B, n]``, and, where
     given, points (see ``crop_faces``); nothing is detected, so a frame without a face counts with what is there.

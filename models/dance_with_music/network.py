@@ -8,21 +8,22 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
-from models.dance_with_music.config import DanceConfig, Phase
-from models.dance_with_music.face_tokens import FaceTokens
-from models.dance_with_music.guidance import GuidanceBank, guidance_type
-from models.dance_with_music.m2p import MusicToPose
-from models.dance_with_music.reference import ReferenceNet
-from models.dance_with_music.stages import make_stages
-from models.dance_with_music.step import training_step
-from models.dance_with_music.svd import SvdDenoiser, svd_base
-from models.dance_with_music.unet import DenoisingUnet, image_base, motion_base
-from models.family import Batch, Progress
-from models.layers.materialise import keyed_init
+from stagecoach.models.common.materialise import keyed_init
+from stagecoach.models.dance_with_music.champ.guidance import GuidanceBank, guidance_type
+from stagecoach.models.dance_with_music.champ.reference import ReferenceNet
+from stagecoach.models.dance_with_music.champ.unet import DenoisingUnet, image_base, motion_base
+from stagecoach.models.dance_with_music.config import DanceConfig, Phase
+from stagecoach.models.dance_with_music.identity.face_tokens import FaceTokens
+from stagecoach.models.dance_with_music.music_to_pose.model import MusicToPose
+from stagecoach.models.dance_with_music.stages import make_stages
+from stagecoach.models.dance_with_music.step import training_step
+from stagecoach.models.dance_with_music.svd.unet import SvdDenoiser, svd_base
+from stagecoach.models.family import Batch, Progress
 
 
-def build_network(config: DanceConfig, stage: int, device: torch.device | str = "cpu",
-                  dtype: torch.dtype = torch.float32) -> DanceNetwork:
+def build_network(
+    config: DanceConfig, stage: int, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+) -> DanceNetwork:
     """The network of ``stage``, counted from 1: own modules on ``device`` in fp32, at first values that do not depend
     on the stage; what starts from published weights on the meta device until ``load_base``, in fp32 and requiring grad
     where the stage trains it, in ``dtype``, that of activations, where not."""
@@ -73,8 +74,10 @@ class DanceNetwork(nn.Module):
         """
         size, found = x.shape[-2:], conditions["references"].shape[-2:]
         if found != size:
-            raise ValueError(f"reference latents of {found[0]} x {found[1]} were given beside a clip of "
-                             f"{size[0]} x {size[1]}, expected the same size; build the shards again with one size")
+            raise ValueError(
+                f"reference latents of {found[0]} x {found[1]} were given beside a clip of "
+                f"{size[0]} x {size[1]}, expected the same size; build the shards again with one size"
+            )
         guidance, tokens = self.guide(conditions, size), self.face(conditions)
         if self.config.backbone == "svd":
             return self.denoising_unet(x, level, conditions, guidance, tokens)
@@ -85,8 +88,10 @@ class DanceNetwork(nn.Module):
     def guide(self, conditions: dict, size: tuple[int, int]) -> Tensor:
         """``[B, T, C, h, w]``: what is added behind the first convolution."""
         # Music is normalised in fp32 first.
-        rendered = {name: condition.to(self.dtype) if guidance_type(name).from_pose else condition
-                    for name, condition in conditions["guidance"].items()}
+        rendered = {
+            name: condition.to(self.dtype) if guidance_type(name).from_pose else condition
+            for name, condition in conditions["guidance"].items()
+        }
         given = conditions["guidance_given"][:, None, None, None, None].to(self.dtype)
         return self.guidance(rendered, size).to(self.dtype) * (given * conditions["guidance_scale"])
 

@@ -23,8 +23,9 @@ class OwnLinear(nn.Linear):
 class OwnConv2d(nn.Conv2d):
     """First values are PyTorch's, or zeros."""
 
-    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1, padding: int | None = None,
-                 zero: bool = False) -> None:
+    def __init__(
+        self, inputs: int, outputs: int, kernel: int, stride: int = 1, padding: int | None = None, zero: bool = False
+    ) -> None:
         super().__init__(inputs, outputs, kernel, stride=stride, padding=kernel // 2 if padding is None else padding)
         if zero:
             nn.init.zeros_(self.weight)
@@ -38,8 +39,9 @@ class OwnLayerNorm(nn.LayerNorm):
     """Computes in fp32 and returns its input's dtype."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.layer_norm(x.float(), self.normalized_shape, self.weight.float(), self.bias.float(),
-                            self.eps).to(x.dtype)
+        return F.layer_norm(x.float(), self.normalized_shape, self.weight.float(), self.bias.float(), self.eps).to(
+            x.dtype
+        )
 
 
 class OwnGroupNorm(nn.GroupNorm):

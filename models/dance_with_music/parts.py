@@ -21,5 +21,7 @@ def part_of(name: str) -> str:
         found = re.fullmatch(pattern, name)
         if found:
             return found.expand(part)
-    raise ValueError(f"parameter {name!r} belongs to no part of DanceWithMusic, expected a name below m2p, guidance, "
-                     "face_tokens, denoising_unet or reference_unet")
+    raise ValueError(
+        f"parameter {name!r} belongs to no part of DanceWithMusic, expected a name below m2p, guidance, "
+        "face_tokens, denoising_unet or reference_unet"
+    )

@@ -11,17 +11,17 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from data.dance_with_music.picture import BACKGROUND, beat_strip
-from data.dance_with_music.schema import FRAME_RATE
-from data.dance_with_music.skeleton import draw_skeleton
-from models.dance_with_music.beats import motion_beats
-from models.dance_with_music.clip import Clip, References, take
-from models.dance_with_music.conditions import at_frames, make_conditions, predict_poses, read_batch
-from models.dance_with_music.heatmaps import coordinates
-from models.dance_with_music.metrics import identity_cosine
-from models.dance_with_music.sampler import draw
-from models.family import Batch, Progress
-from models.layers.keyed import keyed_randn
+from stagecoach.data.dance_with_music.picture import BACKGROUND, beat_strip
+from stagecoach.data.dance_with_music.schema import FRAME_RATE
+from stagecoach.data.dance_with_music.skeleton import draw_skeleton
+from stagecoach.models.common.keyed import keyed_randn
+from stagecoach.models.dance_with_music.clip import Clip, References, take
+from stagecoach.models.dance_with_music.conditions import at_frames, make_conditions, predict_poses, read_batch
+from stagecoach.models.dance_with_music.heatmaps import coordinates
+from stagecoach.models.dance_with_music.metrics import identity_cosine
+from stagecoach.models.dance_with_music.music_to_pose.beats import motion_beats
+from stagecoach.models.dance_with_music.sampler import draw
+from stagecoach.models.family import Batch, Progress
 
 PANEL = 160
 """Height of a panel."""
@@ -98,19 +98,23 @@ def _pose_rows(predicted: Points | None, clip: Clip, frames: Tensor) -> list[lis
     for title, points in (("true poses", (clip.xy, clip.conf)), ("predicted poses", predicted)):
         if points is not None:
             chosen = (take(x, frames).float().cpu().numpy().astype(np.float64) for x in points)
-            rows.append([(title, np.stack([draw_skeleton(blank, xy, conf) for xy, conf in zip(*sample, strict=True)]))
-                         for sample in zip(*chosen, strict=True)])
+            rows.append(
+                [
+                    (title, np.stack([draw_skeleton(blank, xy, conf) for xy, conf in zip(*sample, strict=True)]))
+                    for sample in zip(*chosen, strict=True)
+                ]
+            )
     return rows
 
 
-def _cosines(network: torch.nn.Module, painted: Tensor, clip: Clip,
-             references: References) -> list[str]:
+def _cosines(network: torch.nn.Module, painted: Tensor, clip: Clip, references: References) -> list[str]:
     """What is said of the faces of each sample; nothing where there is no ArcFace or no face."""
     arcface = network.helpers.arcface
     if arcface is None:
         return [""] * len(painted)
-    total, count = identity_cosine(arcface, painted, clip.face_box, clip.face_valid, references.face,
-                                   references.has_face, clip.xy, clip.conf)
+    total, count = identity_cosine(
+        arcface, painted, clip.face_box, clip.face_valid, references.face, references.has_face, clip.xy, clip.conf
+    )
     return [f", face cosine {a / n:.2f}" if n else "" for a, n in zip(total.tolist(), count.tolist(), strict=True)]
 
 

@@ -17,8 +17,14 @@ import re
 IDENTITY = re.compile(r".*\.attn2\.processor\.id_to_[kv]\.weight")
 MOTION = ".motion_modules."
 
-_MOTION_NAMES = (("temporal_transformer.", ""), ("attention_blocks.0.", "attn1."), ("attention_blocks.1.", "attn2."),
-                 ("norms.0.", "norm1."), ("norms.1.", "norm2."), ("ff_norm.", "norm3."))
+_MOTION_NAMES = (
+    ("temporal_transformer.", ""),
+    ("attention_blocks.0.", "attn1."),
+    ("attention_blocks.1.", "attn2."),
+    ("norms.0.", "norm1."),
+    ("norms.1.", "norm2."),
+    ("ff_norm.", "norm3."),
+)
 _TAIL = ("conv_norm_out.", "conv_out.")
 _CHAMP_TRANSFORMERS = re.compile(r"(attentions\.\d+|guidance_attention)\..*")
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from data.dance_with_music.skeleton import BODY_LIMBS, CONFIDENT, FACE, HAND_LIMBS, LEFT_HAND, RIGHT_HAND
-from models.layers.constants import constant
+from stagecoach.data.dance_with_music.skeleton import BODY_LIMBS, CONFIDENT, FACE, HAND_LIMBS, LEFT_HAND, RIGHT_HAND
+from stagecoach.models.common.constants import constant
 
 LIMBS = (*BODY_LIMBS, *((s.start + a, s.start + b) for s in (LEFT_HAND, RIGHT_HAND) for a, b in HAND_LIMBS))
 COLOURS = tuple(colorsys.hsv_to_rgb(number / len(LIMBS), 1, 1) for number in range(len(LIMBS)))

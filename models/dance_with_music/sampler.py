@@ -11,7 +11,7 @@ import torch
 from diffusers import DDIMScheduler
 from torch import Tensor, nn
 
-from models.dance_with_music.loss_config import DiffusionConfig, SamplingConfig
+from stagecoach.models.dance_with_music.loss_config import DiffusionConfig, SamplingConfig
 
 Conditions = Mapping[str, Any]
 Predict = Callable[[Tensor, Tensor], Tensor]
@@ -33,13 +33,21 @@ def draw(network: nn.Module, noise: Tensor, conditions: Conditions) -> Tensor:
 def unconditional(conditions: Conditions, dropout: DiffusionConfig) -> dict[str, Any]:
     """The conditions with the nulls of training in place of those that training drops. One that it never drops stays:
     the network has not seen what is without."""
-    dropped = {"reference_given": dropout.drop_reference, "clip_given": dropout.drop_clip,
-               "face_given": dropout.drop_face, "guidance_given": dropout.drop_guidance}
+    dropped = {
+        "reference_given": dropout.drop_reference,
+        "clip_given": dropout.drop_clip,
+        "face_given": dropout.drop_face,
+        "guidance_given": dropout.drop_guidance,
+    }
     return dict(conditions) | {name: torch.zeros_like(conditions[name]) for name, rate in dropped.items() if rate > 0}
 
 
-def guided(denoise: Callable[[Tensor, Tensor, Conditions], Tensor], conditions: Conditions, null: Conditions,
-           settings: SamplingConfig) -> Predict:
+def guided(
+    denoise: Callable[[Tensor, Tensor, Conditions], Tensor],
+    conditions: Conditions,
+    null: Conditions,
+    settings: SamplingConfig,
+) -> Predict:
     """Classifier-free guidance, window by window: null + ``settings.guidance`` (given - null), both in one call."""
     both = conditions if settings.guidance == 1 else _stacked(conditions, null)
 
@@ -71,8 +79,15 @@ def windows(frames: int, length: int, overlap: int) -> list[slice]:
 def ddim(predict: Predict, noise: Tensor, steps: int) -> Tensor:
     """DDIM over v-predictions, on the schedule that ``champ`` trains on: scaled-linear, zero terminal SNR, timesteps
     spaced from the last one back."""
-    scheduler = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False,
-                              prediction_type="v_prediction", timestep_spacing="trailing", rescale_betas_zero_snr=True)
+    scheduler = DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        prediction_type="v_prediction",
+        timestep_spacing="trailing",
+        rescale_betas_zero_snr=True,
+    )
     scheduler.set_timesteps(steps)
     x = noise.float()
     for t in scheduler.timesteps:

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import math
 
-from models.dance_with_music.config import DanceConfig, FramesConfig, Phase
-from models.dance_with_music.loss_config import ScheduleConfig
-from models.family import Progress, has_begun
+from stagecoach.models.dance_with_music.config import DanceConfig, FramesConfig, Phase
+from stagecoach.models.dance_with_music.loss_config import ScheduleConfig
+from stagecoach.models.family import Progress, has_started
 
 EPOCHS_PER_FRAME = 10
 """Of the guide's growth: ``min(150, 24 + epoch // 10)``."""
@@ -55,7 +55,7 @@ def identity_scale(config: DanceConfig, phase: Phase, progress: Progress) -> flo
 def m2p_open(config: DanceConfig, phase: Phase, progress: Progress) -> bool:
     """Whether MusicToPose trains at this step, so that gradients may reach it from the denoiser."""
     if phase == "image":
-        return has_begun(config.schedules.unfreeze, progress.step, progress.total_steps)
+        return has_started(config.schedules.unfreeze, progress.step, progress.total_steps)
     return phase in ("m2p", "joint") or (phase == "motion" and config.m2p_in_motion > 0)
 
 

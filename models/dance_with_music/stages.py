@@ -19,27 +19,47 @@ trained is there in later ones and in their adapters.
 
 from __future__ import annotations
 
-from models.dance_with_music.config import DanceConfig, Phase
-from models.dance_with_music.reference import reference_patterns
-from models.dance_with_music.svd import ATTENTIONS, ONE_KEY, TEMPORAL
-from models.dance_with_music.unet import ONE_KEY as CHAMP_ONE_KEY
-from models.family import Idle, LossTerm, Schedule, StageSpec, Trainable
+from stagecoach.models.dance_with_music.champ.reference import reference_patterns
+from stagecoach.models.dance_with_music.champ.unet import ONE_KEY as CHAMP_ONE_KEY
+from stagecoach.models.dance_with_music.config import DanceConfig, Phase
+from stagecoach.models.dance_with_music.svd.unet import ATTENTIONS, ONE_KEY, TEMPORAL
+from stagecoach.models.family import AllowNoGradient, LossTerm, Schedule, StageSpec, Trainable
 
-NAMES: dict[Phase, str] = {"m2p": "music_to_pose", "image": "image", "motion": "motion", "joint": "joint",
-                           "guidance": "guidance"}
+NAMES: dict[Phase, str] = {
+    "m2p": "music_to_pose",
+    "image": "image",
+    "motion": "motion",
+    "joint": "joint",
+    "guidance": "guidance",
+}
 
-SPATIAL = tuple(f"denoising_unet.{part}" for part in (
-    "conv_in", "time_embedding", "down_blocks.*.resnets", "down_blocks.*.attentions", "down_blocks.*.downsamplers",
-    "mid_block.resnets", "mid_block.attentions", "up_blocks.*.resnets", "up_blocks.*.attentions",
-    "up_blocks.*.upsamplers", "conv_norm_out", "conv_out"))
+SPATIAL = tuple(
+    f"denoising_unet.{part}"
+    for part in (
+        "conv_in",
+        "time_embedding",
+        "down_blocks.*.resnets",
+        "down_blocks.*.attentions",
+        "down_blocks.*.downsamplers",
+        "mid_block.resnets",
+        "mid_block.attentions",
+        "up_blocks.*.resnets",
+        "up_blocks.*.attentions",
+        "up_blocks.*.upsamplers",
+        "conv_norm_out",
+        "conv_out",
+    )
+)
 """All of champ's denoiser but its motion modules, which are not there yet when B trains it."""
 MOTION = tuple(f"denoising_unet.{block}.motion_modules" for block in ("down_blocks.*", "up_blocks.*", "mid_block"))
 ONE_TOKEN = "CLIP's embedding is one token, and a softmax over one key is 1 whatever the query"
 
-LATE_M2P = Idle("m2p.*", "MusicToPose's losses have weight 0 until it opens (schedules.unfreeze)")
-BEHIND_ZERO = Idle("*.processor.id_to_*", "the face tokens that the identity adapters read are zero at first, and fade "
-                                          "in (schedules.identity)")
-FADED = Idle("face_tokens.*", "what reads the face tokens fades in from 0 (schedules.identity)")
+LATE_M2P = AllowNoGradient("m2p.*", "MusicToPose's losses have weight 0 until it opens (schedules.unfreeze)")
+BEHIND_ZERO = AllowNoGradient(
+    "*.processor.id_to_*",
+    "the face tokens that the identity adapters read are zero at first, and fade in (schedules.identity)",
+)
+FADED = AllowNoGradient("face_tokens.*", "what reads the face tokens fades in from 0 (schedules.identity)")
 
 
 def make_stages(config: DanceConfig) -> tuple[StageSpec, ...]:
@@ -47,8 +67,16 @@ def make_stages(config: DanceConfig) -> tuple[StageSpec, ...]:
     phases: tuple[Phase, ...] = ("guidance",)
     if config.plan == "stages":
         phases = ("m2p", "image", "motion", "joint") if config.joint else ("m2p", "image", "motion")
-    return tuple(StageSpec(index, NAMES[phase], tuple(_trainable(config, phase)), _losses(config, phase),
-                           idle=_idle(config, phase)) for index, phase in enumerate(phases, 1))
+    return tuple(
+        StageSpec(
+            index,
+            NAMES[phase],
+            tuple(_trainable(config, phase)),
+            _losses(config, phase),
+            allow_no_gradient=_idle(config, phase),
+        )
+        for index, phase in enumerate(phases, 1)
+    )
 
 
 def _trainable(config: DanceConfig, phase: Phase) -> list[Trainable]:
@@ -59,8 +87,8 @@ def _trainable(config: DanceConfig, phase: Phase) -> list[Trainable]:
         return late + [Trainable(pattern) for pattern in _motion(config)]
     own = [Trainable("guidance"), Trainable("face_tokens")]
     if phase in ("image", "joint"):
-        opens = config.schedules.unfreeze if phase == "image" else 0.0
-        own.insert(0, Trainable("m2p", config.schedules.m2p_rate, opens))
+        start_fraction = config.schedules.unfreeze if phase == "image" else 0.0
+        own.insert(0, Trainable("m2p", config.schedules.m2p_rate, start_fraction))
     if config.backbone == "svd":
         patterns = ATTENTIONS if phase != "joint" else ("denoising_unet",)
         return own + [Trainable(pattern) for pattern in patterns]
@@ -83,8 +111,8 @@ def _losses(config: DanceConfig, phase: Phase) -> tuple[LossTerm, ...]:
     if phase != "image":
         terms.append(LossTerm("temporal", Schedule(own.temporal_weight)))
     if phase == "image":
-        opens = config.schedules.unfreeze
-        terms += [LossTerm(name, Schedule(0.0, weight, "step", opens)) for name, weight in pose]
+        start_fraction = config.schedules.unfreeze
+        terms += [LossTerm(name, Schedule(0.0, weight, "step", start_fraction)) for name, weight in pose]
     elif phase == "joint" or (phase == "motion" and config.m2p_in_motion > 0):
         terms += [LossTerm(name, Schedule(weight)) for name, weight in pose]
     if own.custom is not None:
@@ -92,10 +120,12 @@ def _losses(config: DanceConfig, phase: Phase) -> tuple[LossTerm, ...]:
     return tuple(terms)
 
 
-def _idle(config: DanceConfig, phase: Phase) -> tuple[Idle, ...]:
+def _idle(config: DanceConfig, phase: Phase) -> tuple[AllowNoGradient, ...]:
     if phase == "m2p" or (phase == "motion" and config.backbone == "champ"):
         return ()
-    one_key = tuple(Idle(pattern, ONE_TOKEN) for pattern in (ONE_KEY if config.backbone == "svd" else CHAMP_ONE_KEY))
+    one_key = tuple(
+        AllowNoGradient(pattern, ONE_TOKEN) for pattern in (ONE_KEY if config.backbone == "svd" else CHAMP_ONE_KEY)
+    )
     if phase == "image":
         return LATE_M2P, BEHIND_ZERO, FADED, *one_key
     return (BEHIND_ZERO, FADED, *one_key) if phase == "guidance" else one_key

@@ -7,23 +7,29 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from data.dance_with_music.schema import FRAME_RATE
-from models.dance_with_music.beats import beat_alignment
-from models.dance_with_music.clip import Clip, References
-from models.dance_with_music.conditions import Conditions, at_frames, make_conditions, predict_poses, read_batch
-from models.dance_with_music.custom_loss import custom_loss
-from models.dance_with_music.diffusion import Noised, draw_noised
-from models.dance_with_music.face_identity import face_identity_loss
-from models.dance_with_music.heatmaps import coordinates
-from models.dance_with_music.losses import (
+from stagecoach.data.dance_with_music.schema import FRAME_RATE
+from stagecoach.models.dance_with_music.clip import Clip, References
+from stagecoach.models.dance_with_music.conditions import (
+    Conditions,
+    at_frames,
+    make_conditions,
+    predict_poses,
+    read_batch,
+)
+from stagecoach.models.dance_with_music.custom_loss import custom_loss
+from stagecoach.models.dance_with_music.diffusion import Noised, draw_noised
+from stagecoach.models.dance_with_music.heatmaps import coordinates
+from stagecoach.models.dance_with_music.identity.loss import face_identity_loss
+from stagecoach.models.dance_with_music.losses import (
     diffusion_loss,
     face_loss,
     latent_identity_loss,
     pose_loss,
     temporal_loss,
 )
-from models.dance_with_music.metrics import Measured, pose_error_px, total
-from models.family import Batch, Progress
+from stagecoach.models.dance_with_music.metrics import Measured, pose_error_px, total
+from stagecoach.models.dance_with_music.music_to_pose.beats import beat_alignment
+from stagecoach.models.family import Batch, Progress
 
 Result = dict[str, dict]
 
@@ -53,11 +59,14 @@ def training_step(network: torch.nn.Module, batch: Batch, progress: Progress) ->
     return {"losses": terms, "metrics": metrics}
 
 
-def pose_terms(network: torch.nn.Module, output: Mapping[str, Tensor], clip: Clip,
-               references: References) -> dict[str, Tensor]:
+def pose_terms(
+    network: torch.nn.Module, output: Mapping[str, Tensor], clip: Clip, references: References
+) -> dict[str, Tensor]:
     config = network.config
-    return {"pose": pose_loss(output, clip.xy, clip.conf, config.m2p.temperature, config.losses),
-            "face": face_loss(output["face"], references.face, references.has_face)}
+    return {
+        "pose": pose_loss(output, clip.xy, clip.conf, config.m2p.temperature, config.losses),
+        "face": face_loss(output["face"], references.face, references.has_face),
+    }
 
 
 @torch.no_grad()
@@ -65,20 +74,32 @@ def pose_metrics(network: torch.nn.Module, output: Mapping[str, Tensor], clip: C
     """``pose_error_px`` of the points and ``beat_alignment`` of how they move."""
     xy, stride = coordinates(output, network.config.m2p.temperature), network.config.frames.stride
     alignment = beat_alignment(xy, output["conf"].sigmoid(), clip.beat, *clip.picture, FRAME_RATE / stride)
-    return {"pose_error_px": total(pose_error_px(xy, clip.xy, clip.conf, *clip.picture)),
-            "beat_alignment": total(alignment)}
+    return {
+        "pose_error_px": total(pose_error_px(xy, clip.xy, clip.conf, *clip.picture)),
+        "beat_alignment": total(alignment),
+    }
 
 
-def denoising_terms(network: torch.nn.Module, batch: Batch, noised: Noised, prediction: Tensor, clip: Clip,
-                    references: References, conditions: Conditions) -> dict[str, Tensor]:
+def denoising_terms(
+    network: torch.nn.Module,
+    batch: Batch,
+    noised: Noised,
+    prediction: Tensor,
+    clip: Clip,
+    references: References,
+    conditions: Conditions,
+) -> dict[str, Tensor]:
     constants = network.config.losses
     faces, estimate = clip.faces, noised.estimate(prediction)
     if constants.id_kind == "arcface":
         identity = face_identity_loss(network, batch, noised, estimate, clip, references)
     else:
         identity = latent_identity_loss(noised, estimate, clip.latents, faces, constants.id_face)
-    terms = {"diffusion": diffusion_loss(noised, prediction, faces, constants.face_mask), "id": identity,
-             "temporal": temporal_loss(noised, estimate, clip.latents)}
+    terms = {
+        "diffusion": diffusion_loss(noised, prediction, faces, constants.face_mask),
+        "id": identity,
+        "temporal": temporal_loss(noised, estimate, clip.latents),
+    }
     if constants.custom is not None:
         terms["custom"] = custom_loss(constants.custom)(prediction.float(), noised.v, conditions)
     return terms

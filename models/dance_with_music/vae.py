@@ -9,11 +9,11 @@ import torch
 from diffusers import AutoencoderKL, AutoencoderKLTemporalDecoder
 from torch import Tensor, nn
 
-from data.dance_with_music.schema import LATENT_CHANNELS, LATENT_STRIDE
-from data.encoding.encoders import load_config, load_model
-from models.dance_with_music.arcface import ArcFace, load_arcface, open_arcface, random_arcface
-from models.dance_with_music.config import DanceConfig
-from models.layers.materialise import CONFIG_FILE, keyed_init, needs, read_json
+from stagecoach.data.dance_with_music.schema import LATENT_CHANNELS, LATENT_STRIDE
+from stagecoach.data.encoding.encoders import load_config, load_model
+from stagecoach.models.common.materialise import CONFIG_FILE, keyed_init, needs, read_json
+from stagecoach.models.dance_with_music.config import DanceConfig
+from stagecoach.models.dance_with_music.identity.arcface import ArcFace, load_arcface, open_arcface, random_arcface
 
 KINDS = {kind.__name__: kind for kind in (AutoencoderKL, AutoencoderKLTemporalDecoder)}
 AT_ONCE = 4
@@ -78,16 +78,24 @@ def make_decoder(config: DanceConfig, device: torch.device | str, dtype: torch.d
     if path is None:
         _needs_vae(config)
         with keyed_init("vae"):
-            vae = AutoencoderKL(block_out_channels=(8,) * 4, down_block_types=("DownEncoderBlock2D",) * 4,
-                                up_block_types=("UpDecoderBlock2D",) * 4, layers_per_block=1, norm_num_groups=4,
-                                latent_channels=LATENT_CHANNELS, scaling_factor=RANDOM_SCALE)
+            vae = AutoencoderKL(
+                block_out_channels=(8,) * 4,
+                down_block_types=("DownEncoderBlock2D",) * 4,
+                up_block_types=("UpDecoderBlock2D",) * 4,
+                layers_per_block=1,
+                norm_num_groups=4,
+                latent_channels=LATENT_CHANNELS,
+                scaling_factor=RANDOM_SCALE,
+            )
         return Decoder(vae).to(device, dtype)
     vae = load_model(_kind(path), Path(path), torch.device("cpu"))
     stride = 2 ** (len(vae.config.block_out_channels) - 1)
     if vae.config.latent_channels != LATENT_CHANNELS or stride != LATENT_STRIDE:
-        raise ValueError(f"{path}: a VAE of {vae.config.latent_channels} channels and stride {stride} found, expected "
-                         f"{LATENT_CHANNELS} channels and stride {LATENT_STRIDE}, as the shards' latents have; give "
-                         "weights.vae the folder that they were built with")
+        raise ValueError(
+            f"{path}: a VAE of {vae.config.latent_channels} channels and stride {stride} found, expected "
+            f"{LATENT_CHANNELS} channels and stride {LATENT_STRIDE}, as the shards' latents have; give "
+            "weights.vae the folder that they were built with"
+        )
     return Decoder(vae).to(device, dtype)
 
 
@@ -119,5 +127,8 @@ def _needs_vae(config: DanceConfig) -> None:
 
 
 def _needs_arcface(config: DanceConfig) -> None:
-    needs("weights.arcface", "a file with the weights of iresnet100, for losses.id_kind: arcface",
-          config.allow_random_init)
+    needs(
+        "weights.arcface",
+        "a file with the weights of iresnet100, for losses.id_kind: arcface",
+        config.allow_random_init,
+    )

@@ -8,16 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from data.dance_with_music.schema import FRAME_RATE
-from models.dance_with_music.beats import beat_alignment
-from models.dance_with_music.clip import Clip, References
-from models.dance_with_music.conditions import at_frames, make_conditions, predict_poses, read_batch
-from models.dance_with_music.diffusion import Noised, noised, sigma_of
-from models.dance_with_music.losses import diffusion_loss, temporal_loss
-from models.dance_with_music.metrics import Measured, over, pose_error_px, total
-from models.dance_with_music.quality import decoded_metrics
-from models.dance_with_music.step import pose_metrics, pose_terms
-from models.family import Batch, Progress
+from stagecoach.data.dance_with_music.schema import FRAME_RATE
+from stagecoach.models.dance_with_music.clip import Clip, References
+from stagecoach.models.dance_with_music.conditions import at_frames, make_conditions, predict_poses, read_batch
+from stagecoach.models.dance_with_music.diffusion import Noised, noised, sigma_of
+from stagecoach.models.dance_with_music.losses import diffusion_loss, temporal_loss
+from stagecoach.models.dance_with_music.metrics import Measured, over, pose_error_px, total
+from stagecoach.models.dance_with_music.music_to_pose.beats import beat_alignment
+from stagecoach.models.dance_with_music.quality import decoded_metrics
+from stagecoach.models.dance_with_music.step import pose_metrics, pose_terms
+from stagecoach.models.family import Batch, Progress
 
 TIMESTEPS = (100, 300, 500, 700, 900)
 QUANTILES = (0.1, 0.3, 0.5, 0.7, 0.9)
@@ -27,8 +27,9 @@ DECODED = 1
 
 
 @torch.no_grad()
-def validate(network: torch.nn.Module, batch: Batch, progress: Progress,
-             statistics: Mapping[str, Any]) -> dict[str, Measured]:
+def validate(
+    network: torch.nn.Module, batch: Batch, progress: Progress, statistics: Mapping[str, Any]
+) -> dict[str, Measured]:
     """Sums and counts (fp32 scalars) by name, with noise fixed per sample and level, nothing withheld, the schedules
     as they stand.
 
@@ -53,16 +54,23 @@ def validate(network: torch.nn.Module, batch: Batch, progress: Progress,
     return metrics
 
 
-def _poses(network: torch.nn.Module, output: Mapping[str, Tensor], clip: Clip, references: References,
-           statistics: Mapping[str, Any]) -> dict[str, Measured]:
+def _poses(
+    network: torch.nn.Module,
+    output: Mapping[str, Tensor],
+    clip: Clip,
+    references: References,
+    statistics: Mapping[str, Any],
+) -> dict[str, Measured]:
     found = {f"val_{name}": value for name, value in pose_metrics(network, output, clip).items()}
     terms = pose_terms(network, output, clip, references)
     rate = FRAME_RATE / network.config.frames.stride
     true = beat_alignment(clip.xy, clip.conf, clip.beat, *clip.picture, rate)
     return found | {
-        "val_pose_loss": total(over(terms["pose"])), "val_face_loss": total(over(terms["face"], references.has_face)),
+        "val_pose_loss": total(over(terms["pose"])),
+        "val_face_loss": total(over(terms["face"], references.has_face)),
         "val_beat_alignment_true": total(true),
-        "val_pose_error_px_baseline": total(_pose_baseline(clip, statistics))}
+        "val_pose_error_px_baseline": total(_pose_baseline(clip, statistics)),
+    }
 
 
 def _pose_baseline(clip: Clip, statistics: Mapping[str, Any]) -> Measured:
@@ -74,8 +82,9 @@ def _pose_baseline(clip: Clip, statistics: Mapping[str, Any]) -> Measured:
     return torch.minimum(first, second), counted
 
 
-def _denoising(network: torch.nn.Module, batch: Batch, clip: Clip, references: References,
-               conditions: dict) -> dict[str, Measured]:
+def _denoising(
+    network: torch.nn.Module, batch: Batch, clip: Clip, references: References, conditions: dict
+) -> dict[str, Measured]:
     config, faces = network.config, clip.faces
     seen: dict[str, Measured] = {}
     diffusion, zero, temporal, still = [], [], [], []

@@ -13,8 +13,8 @@ from diffusers import WanTransformer3DModel
 from diffusers.models.transformers.transformer_wan import WanTransformerBlock
 from torch import Tensor, nn
 
-from models.fantasy_world.config import PATCH, BackboneConfig
-from models.fantasy_world.rope import Rotation
+from stagecoach.models.fantasy_world.config import PATCH, BackboneConfig
+from stagecoach.models.fantasy_world.rope import Rotation
 
 KEEP_FP32 = tuple(name for name in WanTransformer3DModel._keep_in_fp32_modules if name != "rope")
 """Parts of parameter names that stay fp32 in a 16-bit backbone."""
@@ -40,8 +40,9 @@ class AttentionHalf(nn.Module):
         self.norm1, self.attn1 = block.norm1, block.attn1
         self.norm2, self.attn2 = block.norm2, block.attn2
 
-    def forward(self, x: Tensor, shift: Tensor, scale: Tensor, gate: Tensor, text: Tensor, cos: Tensor,
-                sin: Tensor) -> Tensor:
+    def forward(
+        self, x: Tensor, shift: Tensor, scale: Tensor, gate: Tensor, text: Tensor, cos: Tensor, sin: Tensor
+    ) -> Tensor:
         """``x`` ``[B, T, d]``, ``text`` ``[B, L, d]``, modulation fp32 ``[B, 1, d]``, tables fp32 ``[1, T, 1, D]``."""
         x = self.self_attention(x, shift, scale, gate, cos, sin)
         return x + self.attn2(self.norm2(x.float()).type_as(x), text, None, None)
@@ -74,8 +75,9 @@ class SplitWanBlock(nn.Module):
         self.attention = AttentionHalf(block)
         self.feed_forward = FeedForwardHalf(block)
 
-    def open(self, x: Tensor, context: Tensor, projection: Tensor,
-             rotation: Rotation) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def open(
+        self, x: Tensor, context: Tensor, projection: Tensor, rotation: Rotation
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """``x`` ``[B, T, d]``, ``context`` ``[B, L, d]``, time ``projection`` ``[B, 6, d]`` -> ``x`` after both
         attentions, and what ``close`` needs."""
         shift, scale, gate, *feed_forward = self.modulation(projection)

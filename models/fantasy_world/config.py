@@ -10,7 +10,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from models.fantasy_world.loss_config import LossConfig
+from stagecoach.models.fantasy_world.loss_config import LossConfig
 
 VAE_TIME, VAE_SPACE = 4, 8
 """Strides of the Wan VAE: 4(f - 1) + 1 frames of 8h x 8w pixels make f latent frames of h x w."""
@@ -34,8 +34,10 @@ class ClipConfig(_Section):
     @model_validator(mode="after")
     def _check(self) -> ClipConfig:
         if self.frames % VAE_TIME != 1:
-            raise ValueError(f"clip.frames is {self.frames}, expected 4(f - 1) + 1, such as "
-                             f"{VAE_TIME * (self.frames // VAE_TIME) + 1}")
+            raise ValueError(
+                f"clip.frames is {self.frames}, expected 4(f - 1) + 1, such as "
+                f"{VAE_TIME * (self.frames // VAE_TIME) + 1}"
+            )
         side = VAE_SPACE * PATCH
         for name in ("height", "width"):
             if getattr(self, name) % side:
@@ -78,8 +80,10 @@ class BackboneConfig(_Section):
     @model_validator(mode="after")
     def _check(self) -> BackboneConfig:
         if self.image_dim is not None and self.text_length != 512:
-            raise ValueError(f"backbone.text_length is {self.text_length}, expected 512: the image-to-video "
-                             "cross-attention of diffusers takes the last 512 states for the text")
+            raise ValueError(
+                f"backbone.text_length is {self.text_length}, expected 512: the image-to-video "
+                "cross-attention of diffusers takes the last 512 states for the text"
+            )
         return self
 
     @property
@@ -88,12 +92,22 @@ class BackboneConfig(_Section):
 
     def diffusers(self) -> dict:
         """Arguments of ``diffusers.WanTransformer3DModel``; also what its ``config.json`` must say."""
-        return {"patch_size": (1, PATCH, PATCH), "num_attention_heads": self.heads,
-                "attention_head_dim": self.head_dim, "in_channels": self.in_channels,
-                "out_channels": self.out_channels, "text_dim": self.text_dim, "freq_dim": self.freq_dim,
-                "ffn_dim": self.ffn_dim, "num_layers": self.layers, "cross_attn_norm": True,
-                "qk_norm": "rms_norm_across_heads", "eps": 1e-6, "image_dim": self.image_dim,
-                "added_kv_proj_dim": self.dim if self.image_dim else None}
+        return {
+            "patch_size": (1, PATCH, PATCH),
+            "num_attention_heads": self.heads,
+            "attention_head_dim": self.head_dim,
+            "in_channels": self.in_channels,
+            "out_channels": self.out_channels,
+            "text_dim": self.text_dim,
+            "freq_dim": self.freq_dim,
+            "ffn_dim": self.ffn_dim,
+            "num_layers": self.layers,
+            "cross_attn_norm": True,
+            "qk_norm": "rms_norm_across_heads",
+            "eps": 1e-6,
+            "image_dim": self.image_dim,
+            "added_kv_proj_dim": self.dim if self.image_dim else None,
+        }
 
 
 class BridgeConfig(_Section):
@@ -187,18 +201,25 @@ class FantasyWorldConfig(_Section):
     @model_validator(mode="after")
     def _check(self) -> FantasyWorldConfig:
         if not 0 < self.split < self.backbone.layers:
-            raise ValueError(f"split is {self.split}, expected 1 to {self.backbone.layers - 1} for a backbone of "
-                             f"{self.backbone.layers} blocks")
+            raise ValueError(
+                f"split is {self.split}, expected 1 to {self.backbone.layers - 1} for a backbone of "
+                f"{self.backbone.layers} blocks"
+            )
         taps = self.dpt.taps
         if list(taps) != sorted(set(taps)) or taps[0] < 1 or taps[-1] != self.irg_layers:
-            raise ValueError(f"dpt.taps is {taps}, expected four ascending 1-based layers that end at the last of the "
-                             f"{self.irg_layers} IRG layers")
+            raise ValueError(
+                f"dpt.taps is {taps}, expected four ascending 1-based layers that end at the last of the "
+                f"{self.irg_layers} IRG layers"
+            )
         if self.geometry == "aggregator" and self.camera_control.layers > self.backbone.layers:
-            raise ValueError(f"camera_control.layers is {self.camera_control.layers}, expected at most the "
-                             f"{self.backbone.layers} blocks of the backbone")
+            raise ValueError(
+                f"camera_control.layers is {self.camera_control.layers}, expected at most the "
+                f"{self.backbone.layers} blocks of the backbone"
+            )
         if self.frames_per_step > self.clip.frames:
-            raise ValueError(f"frames_per_step is {self.frames_per_step}, expected at most the {self.clip.frames} "
-                             "frames of a clip")
+            raise ValueError(
+                f"frames_per_step is {self.frames_per_step}, expected at most the {self.clip.frames} frames of a clip"
+            )
         return self
 
     @property

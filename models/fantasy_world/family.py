@@ -9,16 +9,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from data.fantasy_world.schema import fantasy_world_schema
-from data.schema import SampleSchema
-from models.family import Batch, Family, ModuleCost, Place, Progress, StageSpec
-from models.fantasy_world.base import load_base, open_base
-from models.fantasy_world.config import SIZES, FantasyWorldConfig
-from models.fantasy_world.flops import cost_table
-from models.fantasy_world.network import build_network
-from models.fantasy_world.preview import preview
-from models.fantasy_world.stages import make_stages
-from models.fantasy_world.validate import validate
+from stagecoach.data.fantasy_world.schema import fantasy_world_schema
+from stagecoach.data.format.schema import SampleSchema
+from stagecoach.models.family import Batch, Family, ModuleCost, OnLoaded, Progress, StageSpec
+from stagecoach.models.fantasy_world.base import load_base, open_base
+from stagecoach.models.fantasy_world.config import SIZES, FantasyWorldConfig
+from stagecoach.models.fantasy_world.flops import cost_table
+from stagecoach.models.fantasy_world.network import build_network
+from stagecoach.models.fantasy_world.preview import preview
+from stagecoach.models.fantasy_world.stages import make_stages
+from stagecoach.models.fantasy_world.validate import validate
 
 
 class FantasyWorldFamily(Family):
@@ -30,14 +30,16 @@ class FantasyWorldFamily(Family):
 
     def schema(self, config: FantasyWorldConfig) -> SampleSchema:
         backbone = config.backbone
-        return fantasy_world_schema(backbone.out_channels, backbone.text_dim, config.image_to_video,
-                                    backbone.image_dim or 0)
+        return fantasy_world_schema(
+            backbone.out_channels, backbone.text_dim, config.image_to_video, backbone.image_dim or 0
+        )
 
     def stages(self, config: FantasyWorldConfig) -> tuple[StageSpec, ...]:
         return make_stages(config)
 
-    def build(self, config: FantasyWorldConfig, stage: int, device: torch.device | str,
-              dtype: torch.dtype) -> nn.Module:
+    def build(
+        self, config: FantasyWorldConfig, stage: int, device: torch.device | str, dtype: torch.dtype
+    ) -> nn.Module:
         return build_network(config, stage, device, dtype)
 
     def check_base(self, config: FantasyWorldConfig) -> str:
@@ -45,9 +47,15 @@ class FantasyWorldFamily(Family):
         open_base(config)
         return f"{config.base}: every name and shape of the backbone" if config.base else "drawn by tensor name"
 
-    def load_base(self, network: nn.Module, config: FantasyWorldConfig, device: torch.device | str, dtype: torch.dtype,
-                  place: Place | None = None) -> str:
-        return load_base(network, config, device, dtype, place)
+    def load_base(
+        self,
+        network: nn.Module,
+        config: FantasyWorldConfig,
+        device: torch.device | str,
+        dtype: torch.dtype,
+        on_loaded: OnLoaded | None = None,
+    ) -> str:
+        return load_base(network, config, device, dtype, on_loaded)
 
     def recompute_units(self, network: nn.Module) -> Iterable[nn.Module]:
         return network.recompute_units()
@@ -61,6 +69,7 @@ class FantasyWorldFamily(Family):
     def preview(self, network: nn.Module, batch: Batch, progress: Progress) -> dict[str, np.ndarray]:
         return preview(network, batch, progress)
 
-    def validate(self, network: nn.Module, batch: Batch, progress: Progress,
-                 statistics: Mapping[str, Any]) -> dict[str, tuple[Tensor, Tensor]]:
+    def validate(
+        self, network: nn.Module, batch: Batch, progress: Progress, statistics: Mapping[str, Any]
+    ) -> dict[str, tuple[Tensor, Tensor]]:
         return validate(network, batch, progress, statistics)

@@ -10,10 +10,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Literal
 
-from models.family import ModuleCost
-from models.fantasy_world.config import PATCH, SPECIAL_TOKENS, VAE_SPACE, VAE_TIME, BackboneConfig, FantasyWorldConfig
-from models.fantasy_world.dpt import OUTPUTS
-from models.fantasy_world.plucker import PLUCKER_CHANNELS
+from stagecoach.models.family import ModuleCost
+from stagecoach.models.fantasy_world.camera.plucker import PLUCKER_CHANNELS
+from stagecoach.models.fantasy_world.config import (
+    PATCH,
+    SPECIAL_TOKENS,
+    VAE_SPACE,
+    VAE_TIME,
+    BackboneConfig,
+    FantasyWorldConfig,
+)
+from stagecoach.models.fantasy_world.heads.dpt import OUTPUTS
 
 BYTES = 2
 POSE = 9
@@ -61,8 +68,9 @@ def _stem(config: FantasyWorldConfig) -> ModuleCost:
     return ModuleCost("stem", flop, 0, "still")
 
 
-def _wan_blocks(name: str, backbone: BackboneConfig, layers: int, tokens: int, kind: Kind,
-                adapted: int = 0) -> ModuleCost:
+def _wan_blocks(
+    name: str, backbone: BackboneConfig, layers: int, tokens: int, kind: Kind, adapted: int = 0
+) -> ModuleCost:
     """``layers`` Wan blocks over ``tokens``; ``adapted`` of them go through a d x d adapter as well."""
     d, ffn, text = backbone.dim, backbone.ffn_dim, backbone.text_length
     context = text + (CLIP_TOKENS if backbone.image_dim is not None else 0)
@@ -74,8 +82,15 @@ def _wan_blocks(name: str, backbone: BackboneConfig, layers: int, tokens: int, k
     kept = tokens * (34 * d + 2 * ffn) + 7 * context * d
     if kind == "passed":  # no inputs of linear layers and gains
         kept = tokens * (18 * d + ffn) + 2 * context * d
-    return ModuleCost(name, layers * flop, layers * heads, kind, activation_bytes=BYTES * layers * kept,
-                      boundary_bytes=BYTES * layers * tokens * d, attention_bytes=BYTES * layers * 2 * tokens * d)
+    return ModuleCost(
+        name,
+        layers * flop,
+        layers * heads,
+        kind,
+        activation_bytes=BYTES * layers * kept,
+        boundary_bytes=BYTES * layers * tokens * d,
+        attention_bytes=BYTES * layers * 2 * tokens * d,
+    )
 
 
 def _wan_geometry(config: FantasyWorldConfig, stage: int) -> Iterator[ModuleCost]:
@@ -84,9 +99,15 @@ def _wan_geometry(config: FantasyWorldConfig, stage: int) -> Iterator[ModuleCost
     width = bridge.width
     flop = 2 * linear(n, d, width)
     flop += bridge.layers * (4 * linear(n, width, width) + 2 * linear(n, width, bridge.ffn_dim))
-    yield ModuleCost("latent_bridge", flop, bridge.layers * attention(n, n, width), "trained",
-                     activation_bytes=BYTES * n * (d + bridge.layers * (17 * width + 2 * bridge.ffn_dim)),
-                     boundary_bytes=BYTES * n * d, attention_bytes=BYTES * bridge.layers * n * width)
+    yield ModuleCost(
+        "latent_bridge",
+        flop,
+        bridge.layers * attention(n, n, width),
+        "trained",
+        activation_bytes=BYTES * n * (d + bridge.layers * (17 * width + 2 * bridge.ffn_dim)),
+        boundary_bytes=BYTES * n * d,
+        attention_bytes=BYTES * bridge.layers * n * width,
+    )
     hidden = config.pose_hidden
     flop = linear(n, PLUCKER_CHANNELS, hidden) + linear(n, hidden, d)
     kept = BYTES * n * (PLUCKER_CHANNELS + 2 * hidden + d)  # the output is kept once for all that read it
@@ -101,8 +122,9 @@ def _aggregator_geometry(config: FantasyWorldConfig, stage: int) -> Iterator[Mod
     """The aggregator with what goes into it, and the camera control inside the video's cross-attention."""
     (f, h, w), n, d = config.clip.grid, config.clip.tokens, config.backbone.dim
     aggregator, g = config.aggregator, config.geometry_dim
-    yield ModuleCost("latent_bridge", linear(n, d, g), 0, "trained", activation_bytes=BYTES * n * d,
-                     boundary_bytes=BYTES * n * d)
+    yield ModuleCost(
+        "latent_bridge", linear(n, d, g), 0, "trained", activation_bytes=BYTES * n * d, boundary_bytes=BYTES * n * d
+    )
     flop = linear(f, VAE_TIME * POSE, aggregator.pose_hidden) + linear(f, aggregator.pose_hidden, g)
     yield ModuleCost("special_tokens", flop, 0, "trained")
     flop = linear(1, config.backbone.freq_dim, g) + linear(1, g, g) + linear(1, g, 6 * g)
@@ -111,27 +133,35 @@ def _aggregator_geometry(config: FantasyWorldConfig, stage: int) -> Iterator[Mod
     tokens = f * in_frame
     flop = 2 * linear(tokens, g, (4 + 2 * aggregator.mlp_ratio) * g)
     heads = f * attention(in_frame, in_frame, g) + attention(tokens, tokens, g)
-    yield ModuleCost("irg.geo_block", layers * flop, layers * heads, "trained",
-                     activation_bytes=BYTES * layers * tokens * g * 2 * (21 + 2 * aggregator.mlp_ratio),
-                     boundary_bytes=BYTES * layers * tokens * g, attention_bytes=BYTES * layers * 2 * tokens * g)
+    yield ModuleCost(
+        "irg.geo_block",
+        layers * flop,
+        layers * heads,
+        "trained",
+        activation_bytes=BYTES * layers * tokens * g * 2 * (21 + 2 * aggregator.mlp_ratio),
+        boundary_bytes=BYTES * layers * tokens * g,
+        attention_bytes=BYTES * layers * 2 * tokens * g,
+    )
     if stage > 1:
         yield from _camera_control(config)
 
 
 def _camera_control(config: FantasyWorldConfig) -> Iterator[ModuleCost]:
     control, n, d = config.camera_control, config.clip.tokens, config.backbone.dim
-    (_, h, w), folded = config.clip.latent, PLUCKER_CHANNELS * VAE_SPACE ** 2
+    (_, h, w), folded = config.clip.latent, PLUCKER_CHANNELS * VAE_SPACE**2
     full, half = config.clip.frames * h * w, (config.clip.frames // 2 + 1) * h * w
     flop = 2 * linear(full, folded, folded) + linear(half, folded, 2 * folded)
-    flop += conv(n, PATCH ** 2, 2 * folded, d) + linear(n, d, d // 2) + linear(n, d // 2, control.features)
+    flop += conv(n, PATCH**2, 2 * folded, d) + linear(n, d, d // 2) + linear(n, d // 2, control.features)
     kept = full * 5 * folded + half * 7 * folded + n * (5 * d // 2 + 2 * control.features)
-    yield ModuleCost("pose_encoder", flop, 0, "trained", activation_bytes=BYTES * kept,
-                     boundary_bytes=BYTES * full * folded)
+    yield ModuleCost(
+        "pose_encoder", flop, 0, "trained", activation_bytes=BYTES * kept, boundary_bytes=BYTES * full * folded
+    )
     flop = linear(n, control.features, control.features + control.rank)
     flop += linear(n, control.hidden, d + control.features) + linear(n, control.rank, d)
     kept = n * (d + 2 * control.hidden + control.features + control.rank)
-    yield ModuleCost("camera_adapters", control.layers * flop, 0, "trained",
-                     activation_bytes=BYTES * control.layers * kept)
+    yield ModuleCost(
+        "camera_adapters", control.layers * flop, 0, "trained", activation_bytes=BYTES * control.layers * kept
+    )
 
 
 def _aggregator_geometry(config: FantasyWorldConfig, stage: int) -> Iterator[ModuleCost]:
@@ -139,8 +169,9 @@ def _aggregator_geometry(config: FantasyWorldConfig, stage: int) -> Iterator[Mod
     n, f, d, wide = config.clip.tokens, config.clip.grid[0], config.backbone.dim, config.geometry_dim
     own, layers = config.aggregator, config.irg_layers
     tokens = n + SPECIAL_TOKENS * f
-    yield ModuleCost("latent_bridge", linear(n, d, wide), 0, "trained", activation_bytes=BYTES * n * d,
-                     boundary_bytes=BYTES * n * d)
+    yield ModuleCost(
+        "latent_bridge", linear(n, d, wide), 0, "trained", activation_bytes=BYTES * n * d, boundary_bytes=BYTES * n * d
+    )
     hidden = own.pose_hidden
     yield ModuleCost("special_tokens", linear(f, VAE_TIME * POSE, hidden) + linear(f, hidden, wide), 0, "trained")
     flop = linear(1, config.backbone.freq_dim, wide) + linear(1, wide, 7 * wide)
@@ -148,8 +179,15 @@ def _aggregator_geometry(config: FantasyWorldConfig, stage: int) -> Iterator[Mod
     flop = 2 * linear(tokens, wide, (4 + 2 * own.mlp_ratio) * wide)
     heads = attention(tokens, tokens / f, wide) + attention(tokens, tokens, wide)
     kept = 2 * tokens * (18 + 2 * own.mlp_ratio) * wide
-    yield ModuleCost("irg.geo_block", layers * flop, layers * heads, "trained", activation_bytes=BYTES * layers * kept,
-                     boundary_bytes=BYTES * layers * tokens * wide, attention_bytes=BYTES * layers * 2 * tokens * wide)
+    yield ModuleCost(
+        "irg.geo_block",
+        layers * flop,
+        layers * heads,
+        "trained",
+        activation_bytes=BYTES * layers * kept,
+        boundary_bytes=BYTES * layers * tokens * wide,
+        attention_bytes=BYTES * layers * 2 * tokens * wide,
+    )
     if stage > 1:
         yield from _camera_control(config)
 
@@ -157,13 +195,19 @@ def _aggregator_geometry(config: FantasyWorldConfig, stage: int) -> Iterator[Mod
 def _camera_control(config: FantasyWorldConfig) -> Iterator[ModuleCost]:
     control, n, d = config.camera_control, config.clip.tokens, config.backbone.dim
     f, h, w = config.clip.latent
-    frames, folded = config.clip.frames, PLUCKER_CHANNELS * VAE_SPACE ** 2
+    frames, folded = config.clip.frames, PLUCKER_CHANNELS * VAE_SPACE**2
     middle = (frames + 1) // 2
     flop = 2 * linear(frames * h * w, folded, folded) + linear(middle * h * w, folded, 2 * folded)
     flop += conv(n, PATCH * PATCH, 2 * folded, d) + linear(n, d, d // 2) + linear(n, d // 2, control.features)
     kept = h * w * folded * (5 * frames + 5 * middle + 2 * f) + n * (d + 3 * (d // 2) + control.features)
-    yield ModuleCost("pose_encoder", flop, 0, "trained", activation_bytes=BYTES * kept,
-                     boundary_bytes=BYTES * (h * w * folded * frames + n * control.features))
+    yield ModuleCost(
+        "pose_encoder",
+        flop,
+        0,
+        "trained",
+        activation_bytes=BYTES * kept,
+        boundary_bytes=BYTES * (h * w * folded * frames + n * control.features),
+    )
     flop = linear(n, control.features, control.features) + linear(n, d, control.hidden)
     flop += linear(n, control.hidden, control.features) + linear(n, control.features, control.rank)
     flop += linear(n, control.rank, d)
@@ -176,9 +220,14 @@ def _interaction(config: FantasyWorldConfig) -> ModuleCost:
     n, width, layers = config.clip.tokens, config.interaction.width, config.irg_layers
     m = n + SPECIAL_TOKENS * config.clip.grid[0]
     dims = n * config.backbone.dim + m * config.geometry_dim
-    return ModuleCost("irg.cross_attention", layers * linear(dims, width, 3), layers * 2 * attention(n, m, width),
-                      "trained", activation_bytes=BYTES * layers * (4 * dims + 3 * (n + m) * width),
-                      attention_bytes=BYTES * layers * (n + m) * width)
+    return ModuleCost(
+        "irg.cross_attention",
+        layers * linear(dims, width, 3),
+        layers * 2 * attention(n, m, width),
+        "trained",
+        activation_bytes=BYTES * layers * (4 * dims + 3 * (n + m) * width),
+        attention_bytes=BYTES * layers * (n + m) * width,
+    )
 
 
 def _dense_heads(config: FantasyWorldConfig) -> Iterator[ModuleCost]:
@@ -187,8 +236,15 @@ def _dense_heads(config: FantasyWorldConfig) -> Iterator[ModuleCost]:
     for names in [tuple(OUTPUTS)] if dpt.shared_trunk else [(name,) for name in OUTPUTS]:
         time_flop, time_kept, time_boundary = _dense_time(config)
         space_flop, space_kept, space_boundary = _dense_space(config, names)
-        yield ModuleCost("dpt." + "_and_".join(names), time_flop + space_flop, 0, "trained", head=True,
-                         activation_bytes=time_kept + space_kept, boundary_bytes=time_boundary + space_boundary)
+        yield ModuleCost(
+            "dpt." + "_and_".join(names),
+            time_flop + space_flop,
+            0,
+            "trained",
+            head=True,
+            activation_bytes=time_kept + space_kept,
+            boundary_bytes=time_boundary + space_boundary,
+        )
 
 
 def _dense_time(config: FantasyWorldConfig) -> tuple[float, float, float]:
@@ -248,8 +304,15 @@ def _camera_head(config: FantasyWorldConfig) -> ModuleCost:
     step += linear(frames, width, head.hidden) + linear(frames, head.hidden, POSE)
     heads = head.iterations * head.layers * attention(frames, frames, width)
     kept = head.iterations * frames * width * (18 + head.layers * (16 + 2 * head.mlp_ratio))
-    return ModuleCost("camera_head", flop + head.iterations * step, heads, "trained", head=True,
-                      activation_bytes=BYTES * kept, boundary_bytes=BYTES * kept)
+    return ModuleCost(
+        "camera_head",
+        flop + head.iterations * step,
+        heads,
+        "trained",
+        head=True,
+        activation_bytes=BYTES * kept,
+        boundary_bytes=BYTES * kept,
+    )
 
 
 def _half(size: int) -> int:

@@ -17,8 +17,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from models.fantasy_world.loss_config import LossConfig
-from models.fantasy_world.targets import Targets
+from stagecoach.models.fantasy_world.heads.targets import Targets
+from stagecoach.models.fantasy_world.loss_config import LossConfig
 
 _QUANTILE_PIXELS = 1 << 16
 _SMALLEST = 1e-24
@@ -62,8 +62,9 @@ def dense_loss(prediction: Tensor, target: Tensor, confidence: Tensor, valid: Te
     outlier = error.detach() > _threshold(error.detach(), valid, config.error_quantile)
     kept = valid & ~outlier
     plain = masked_mean(error, kept)
-    weighted = masked_mean(config.confidence_gamma * confidence * error
-                           - config.confidence_alpha * confidence.log(), kept)
+    weighted = masked_mean(
+        config.confidence_gamma * confidence * error - config.confidence_alpha * confidence.log(), kept
+    )
     return plain + weighted + config.confidence_gamma * _gradient_error(prediction - target, confidence, kept, config)
 
 
@@ -92,10 +93,11 @@ def camera_loss(poses: Sequence[Tensor], target: Tensor, config: LossConfig) -> 
     total = target.new_zeros(len(target))
     for weight, pose in zip(weights, poses, strict=True):
         error = pose_error(pose, target).abs()
-        huber = torch.where(error < config.huber_delta, 0.5 * error.square() / config.huber_delta,
-                            error - 0.5 * config.huber_delta)
+        huber = torch.where(
+            error < config.huber_delta, 0.5 * error.square() / config.huber_delta, error - 0.5 * config.huber_delta
+        )
         translation, rotation, fov = (part.flatten(1).mean(1) for part in huber.split((3, 4, 2), -1))
-        loss = (config.translation_weight * translation + config.rotation_weight * rotation + config.fov_weight * fov)
+        loss = config.translation_weight * translation + config.rotation_weight * rotation + config.fov_weight * fov
         total = total + weight / sum(weights) * loss
     return total
 
@@ -153,11 +155,13 @@ def _gradient_error(difference: Tensor, confidence: Tensor, mask: Tensor, config
     P]."""
     total = difference.new_zeros(len(difference), dtype=torch.float32)
     for scale in range(config.gradient_scales):
-        step = slice(None, None, 2 ** scale)
+        step = slice(None, None, 2**scale)
         d, c, m = difference[:, :, step, step], confidence[:, :, step, step], mask[:, :, step, step]
         sums, counts = 0.0, 0.0
-        for after, before in (((..., slice(1, None)), (..., slice(None, -1))),
-                              ((..., slice(1, None), slice(None)), (..., slice(None, -1), slice(None)))):
+        for after, before in (
+            ((..., slice(1, None)), (..., slice(None, -1))),
+            ((..., slice(1, None), slice(None)), (..., slice(None, -1), slice(None))),
+        ):
             both = m[after] & m[before]
             slope = _norm(d[(*after, slice(None))] - d[(*before, slice(None))], config)
             weighted = slope * (c[after] + c[before]) / 2

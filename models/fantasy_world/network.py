@@ -8,19 +8,25 @@ import torch
 from diffusers import WanTransformer3DModel
 from torch import Tensor, nn
 
-from data.fantasy_world.cameras import encode_pose
-from models.fantasy_world.aggregator import AggregatorPair, PosedTokens, TimeProjection, group_poses
-from models.fantasy_world.backbone import SplitWanBlock, kept_dtype, meta_base
-from models.fantasy_world.camera_control import CameraAdapter, CameraEncoder, ControlledWanBlock, fold_plucker
-from models.fantasy_world.config import FantasyWorldConfig
-from models.fantasy_world.geometry import LatentBridge, WanGeometryBlock, ZeroLinear
-from models.fantasy_world.plucker import PoseEncoder, token_plucker
-from models.fantasy_world.streams import FantasyWorld
-from models.fantasy_world.tokens import SpecialTokens
+from stagecoach.data.fantasy_world.cameras import encode_pose
+from stagecoach.models.fantasy_world.backbone import SplitWanBlock, kept_dtype, meta_base
+from stagecoach.models.fantasy_world.camera.camera_control import (
+    CameraAdapter,
+    CameraEncoder,
+    ControlledWanBlock,
+    fold_plucker,
+)
+from stagecoach.models.fantasy_world.camera.plucker import PoseEncoder, token_plucker
+from stagecoach.models.fantasy_world.config import FantasyWorldConfig
+from stagecoach.models.fantasy_world.geometry.aggregator import AggregatorPair, PosedTokens, TimeProjection, group_poses
+from stagecoach.models.fantasy_world.geometry.branch import LatentBridge, WanGeometryBlock, ZeroLinear
+from stagecoach.models.fantasy_world.geometry.tokens import SpecialTokens
+from stagecoach.models.fantasy_world.streams import FantasyWorld
 
 
-def build_network(config: FantasyWorldConfig, stage: int, device: torch.device | str = "cpu",
-                  dtype: torch.dtype = torch.float32) -> FantasyWorld:
+def build_network(
+    config: FantasyWorldConfig, stage: int, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+) -> FantasyWorld:
     """The network of ``stage`` (1 or 2): own modules on ``device`` in fp32, at first values that do not depend on the
     stage; the frozen base, and the geometry blocks that start as copies of it, on the meta device until ``load_base``.
 
@@ -36,14 +42,21 @@ def build_network(config: FantasyWorldConfig, stage: int, device: torch.device |
 class WanFantasyWorld(FantasyWorld):
     """Geometry on the backbone's own width, its blocks copies of the backbone's (the seed's design)."""
 
-    def __init__(self, config: FantasyWorldConfig, stage: int, base: WanTransformer3DModel,
-                 device: torch.device | str, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        config: FantasyWorldConfig,
+        stage: int,
+        base: WanTransformer3DModel,
+        device: torch.device | str,
+        dtype: torch.dtype,
+    ) -> None:
         super().__init__(config, stage, base, device, dtype)
         dim = config.backbone.dim
         self.pose_encoder = self.own("pose_encoder", lambda: PoseEncoder(config.pose_hidden, dim))
         if stage > 1:
-            self.camera_adapters = self.own("camera_adapters", lambda: nn.ModuleList(
-                ZeroLinear(dim, dim) for _ in range(config.split)))
+            self.camera_adapters = self.own(
+                "camera_adapters", lambda: nn.ModuleList(ZeroLinear(dim, dim) for _ in range(config.split))
+            )
 
     def head_dims(self) -> tuple[int, ...]:
         config = self.config
@@ -63,8 +76,9 @@ class WanFantasyWorld(FantasyWorld):
         own = copy.deepcopy(block).float().requires_grad_(True)  # on the meta device until its values are loaded
         return WanGeometryBlock(own, self.config.geometry_dim)
 
-    def encode_camera(self, extrinsics: Tensor, intrinsics: Tensor, given: Tensor, grid: tuple[int, int, int],
-                      height: int, width: int) -> tuple[Tensor]:
+    def encode_camera(
+        self, extrinsics: Tensor, intrinsics: Tensor, given: Tensor, grid: tuple[int, int, int], height: int, width: int
+    ) -> tuple[Tensor]:
         rays = token_plucker(extrinsics, intrinsics, grid, height, width)
         return (self.pose_encoder(rays.to(self.dtype), given),)
 
@@ -77,8 +91,9 @@ class WanFantasyWorld(FantasyWorld):
         x = self.latent_bridge(x_v, *self.rope.video(self._bridge_head_dim, latent))
         return self.special_tokens(x.unflatten(1, (latent.shape[2], -1)))
 
-    def geometry_inputs(self, latent: Tensor, timestep: Tensor, context: Tensor, projection: Tensor,
-                        camera: tuple) -> tuple:
+    def geometry_inputs(
+        self, latent: Tensor, timestep: Tensor, context: Tensor, projection: Tensor, camera: tuple
+    ) -> tuple:
         rotation = self.rope.geometry(self.config.backbone.head_dim, latent)
         return context, projection, rotation, camera[0]
 
@@ -89,15 +104,23 @@ class WanFantasyWorld(FantasyWorld):
 class AggregatorFantasyWorld(FantasyWorld):
     """Geometry in a VGGT aggregator of its own width, cameras inside the video's cross-attention (the paper's)."""
 
-    def __init__(self, config: FantasyWorldConfig, stage: int, base: WanTransformer3DModel,
-                 device: torch.device | str, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        config: FantasyWorldConfig,
+        stage: int,
+        base: WanTransformer3DModel,
+        device: torch.device | str,
+        dtype: torch.dtype,
+    ) -> None:
         super().__init__(config, stage, base, device, dtype)
         backbone, control = config.backbone, config.camera_control
         self.geometry_time = self.own("geometry_time", lambda: TimeProjection(backbone.freq_dim, config.geometry_dim))
         if stage > 1:
             self.pose_encoder = self.own("pose_encoder", lambda: CameraEncoder(control, backbone.dim))
-            self.camera_adapters = self.own("camera_adapters", lambda: nn.ModuleList(
-                CameraAdapter(control, backbone.dim) for _ in range(control.layers)))
+            self.camera_adapters = self.own(
+                "camera_adapters",
+                lambda: nn.ModuleList(CameraAdapter(control, backbone.dim) for _ in range(control.layers)),
+            )
 
     @property
     def _geometry_head_dim(self) -> int:
@@ -121,8 +144,9 @@ class AggregatorFantasyWorld(FantasyWorld):
     def video_block(self, block: nn.Module) -> SplitWanBlock:
         return ControlledWanBlock(block)
 
-    def encode_camera(self, extrinsics: Tensor, intrinsics: Tensor, given: Tensor, grid: tuple[int, int, int],
-                      height: int, width: int) -> tuple[Tensor, Tensor, Tensor | None]:
+    def encode_camera(
+        self, extrinsics: Tensor, intrinsics: Tensor, given: Tensor, grid: tuple[int, int, int], height: int, width: int
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
         poses = group_poses(encode_pose(extrinsics, intrinsics, height, width))
         features = None
         if self.stage > 1:
@@ -136,11 +160,15 @@ class AggregatorFantasyWorld(FantasyWorld):
         poses, given, _ = camera
         return self.special_tokens(self.latent_bridge(x_v).unflatten(1, (latent.shape[2], -1)), poses, given)
 
-    def geometry_inputs(self, latent: Tensor, timestep: Tensor, context: Tensor, projection: Tensor,
-                        camera: tuple) -> tuple:
+    def geometry_inputs(
+        self, latent: Tensor, timestep: Tensor, context: Tensor, projection: Tensor, camera: tuple
+    ) -> tuple:
         head_dim = self._geometry_head_dim
-        return (self.geometry_time(timestep), self.rope.geometry(head_dim, latent[:, :, :1]),
-                self.rope.geometry(head_dim, latent))
+        return (
+            self.geometry_time(timestep),
+            self.rope.geometry(head_dim, latent[:, :, :1]),
+            self.rope.geometry(head_dim, latent),
+        )
 
     def video_inputs(self, i: int, video: tuple, camera: tuple) -> tuple:
         return (*video, camera[2], self._adapter(self.config.split + i))

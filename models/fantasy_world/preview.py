@@ -7,18 +7,17 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from data.fantasy_world.cameras import decode_pose
-from data.pictures import turbo
-from models.family import Batch, Progress
-from models.fantasy_world.step import predict
-from models.fantasy_world.targets import make_targets
-from models.fantasy_world.validate import INFERENCE_SIGMA
-from models.layers.keyed import keyed_randn
+from stagecoach.data.fantasy_world.cameras import decode_pose
+from stagecoach.data.pictures import turbo
+from stagecoach.models.common.keyed import keyed_randn
+from stagecoach.models.family import Batch, Progress
+from stagecoach.models.fantasy_world.heads.targets import make_targets
+from stagecoach.models.fantasy_world.step import predict
+from stagecoach.models.fantasy_world.validate import INFERENCE_SIGMA
 
 PANEL_WIDTH = 240
 _INVALID = (96, 96, 96)
 _TRUE, _PREDICTED = (40, 160, 60), (220, 90, 20)
-
 
 
 @torch.no_grad()
@@ -46,8 +45,9 @@ def preview(network: torch.nn.Module, batch: Batch, progress: Progress) -> dict[
         first = batch["frame"][b].cpu().numpy() if "frame" in batch else np.full((height, width, 3), 255, np.uint8)
         first = _titled(first, "first frame")
         plan = draw_paths(true_path[b].cpu().numpy(), path[b].cpu().numpy(), PANEL_WIDTH, first.shape[0])
-        maps = [x[b].float().cpu().numpy()
-                for x in (targets.depth, prediction["depth"], prediction["depth_confidence"])]
+        maps = [
+            x[b].float().cpu().numpy() for x in (targets.depth, prediction["depth"], prediction["depth_confidence"])
+        ]
         rows = []
         for k, (left, which) in enumerate(((first, "first frame"), (plan, "last frame"))):
             titles = [f"{name}, {which}" for name in ("true depth", "predicted depth", "confidence")]
@@ -92,8 +92,11 @@ def _depth_panels(truth: np.ndarray, prediction: np.ndarray, confidence: np.ndar
     true_colours = turbo((1 / np.where(valid, truth, 1) - low) / span)
     true_colours[~valid] = _INVALID
     log_confidence = np.log(np.maximum(confidence, 1))
-    return (true_colours, turbo((1 / np.maximum(prediction, 1e-6) - low) / span),
-            turbo(log_confidence / max(log_confidence.max(), 1e-6)))
+    return (
+        true_colours,
+        turbo((1 / np.maximum(prediction, 1e-6) - low) / span),
+        turbo(log_confidence / max(log_confidence.max(), 1e-6)),
+    )
 
 
 def _titled(picture: np.ndarray, title: str) -> np.ndarray:

@@ -13,7 +13,7 @@ import torch
 from diffusers.models.transformers.transformer_wan import WanRotaryPosEmbed
 from torch import Tensor, nn
 
-from models.fantasy_world.config import PATCH, SPECIAL_TOKENS
+from stagecoach.models.fantasy_world.config import PATCH, SPECIAL_TOKENS
 
 Rotation = tuple[Tensor, Tensor]
 """cos and sin, fp32 ``[1, T, 1, head_dim]``, each number twice (for the two of a pair)."""
@@ -26,8 +26,9 @@ class RotaryTables(nn.Module):
 
     def __init__(self, head_dims: Iterable[int]) -> None:
         super().__init__()
-        self.tables = nn.ModuleDict({str(size): WanRotaryPosEmbed(size, (1, PATCH, PATCH), _LONGEST)
-                                     for size in sorted(set(head_dims))})
+        self.tables = nn.ModuleDict(
+            {str(size): WanRotaryPosEmbed(size, (1, PATCH, PATCH), _LONGEST) for size in sorted(set(head_dims))}
+        )
 
     def video(self, head_dim: int, latent: Tensor) -> Rotation:
         """For the f h w patch tokens of ``latent`` ``[B, C, f, 2h, 2w]``, in row-major order."""
@@ -35,8 +36,10 @@ class RotaryTables(nn.Module):
 
     def geometry(self, head_dim: int, latent: Tensor) -> Rotation:
         """For the f (5 + h w) tokens of the geometry stream."""
-        return tuple(with_special_tokens(table, latent.shape[2], value)
-                     for table, value in zip(self.video(head_dim, latent), (1.0, 0.0), strict=True))
+        return tuple(
+            with_special_tokens(table, latent.shape[2], value)
+            for table, value in zip(self.video(head_dim, latent), (1.0, 0.0), strict=True)
+        )
 
 
 def with_special_tokens(table: Tensor, frames: int, value: float) -> Tensor:

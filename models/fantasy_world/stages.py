@@ -25,8 +25,8 @@ and so does this table.
 
 from __future__ import annotations
 
-from models.family import ExitCriterion, LossTerm, Schedule, StageSpec, Trainable
-from models.fantasy_world.config import FantasyWorldConfig
+from stagecoach.models.family import ExitCriterion, LossTerm, Schedule, StageSpec, Trainable
+from stagecoach.models.fantasy_world.config import FantasyWorldConfig
 
 GEOMETRY = ("latent_bridge", "special_tokens", "irg.*.geo_block", "dpt", "camera_head")
 EXCHANGE = ("irg.*.cross_attention", "camera_adapters")
@@ -44,9 +44,18 @@ def make_stages(config: FantasyWorldConfig) -> tuple[StageSpec, ...]:
     weights = {"depth": constants.depth_weight, "points": constants.points_weight, "camera": constants.camera_weight}
     return (
         StageSpec(1, "latent_bridging", _trainable(geometry), _terms(weights), EXITS),
-        StageSpec(2, "unified_co_optimisation", _trainable(geometry + exchange),
-                  _terms({"diffusion": constants.diffusion_weight,
-                          **{name: constants.geometry_weight * weight for name, weight in weights.items()}}), EXITS),
+        StageSpec(
+            2,
+            "unified_co_optimisation",
+            _trainable(geometry + exchange),
+            _terms(
+                {
+                    "diffusion": constants.diffusion_weight,
+                    **{name: constants.geometry_weight * weight for name, weight in weights.items()},
+                }
+            ),
+            EXITS,
+        ),
     )
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from models.family import Batch, Progress
-from models.fantasy_world import losses
-from models.fantasy_world.config import FantasyWorldConfig
-from models.fantasy_world.targets import Targets, draw_frames, make_targets
-from models.layers import flow_matching
-from models.layers.keyed import keyed_rand, keyed_randn
+from stagecoach.models.common import flow_matching
+from stagecoach.models.common.keyed import keyed_rand, keyed_randn
+from stagecoach.models.family import Batch, Progress
+from stagecoach.models.fantasy_world import losses
+from stagecoach.models.fantasy_world.config import FantasyWorldConfig
+from stagecoach.models.fantasy_world.heads.targets import Targets, draw_frames, make_targets
 
 Result = dict[str, dict]
 
@@ -48,17 +48,31 @@ def training_step(network: torch.nn.Module, batch: Batch, progress: Progress) ->
     return {"losses": terms, "metrics": metrics}
 
 
-def predict(network: torch.nn.Module, batch: Batch, sigma: Tensor, noise: Tensor, camera_given: Tensor, frames: Tensor,
-            text_given: Tensor | None = None) -> dict[str, Tensor | list[Tensor]]:
+def predict(
+    network: torch.nn.Module,
+    batch: Batch,
+    sigma: Tensor,
+    noise: Tensor,
+    camera_given: Tensor,
+    frames: Tensor,
+    text_given: Tensor | None = None,
+) -> dict[str, Tensor | list[Tensor]]:
     """What the network predicts of ``batch`` at ``sigma`` ``[B]`` with ``noise`` ``[B, 16, f, h, w]``.
     ``camera_given`` and ``text_given`` are bool ``[B]``; withheld text is all zeros, as padding is."""
     text = batch["text"]
     if text_given is not None:
         text = text * text_given.to(text.dtype)[:, None, None]
     return network.predict(
-        flow_matching.add_noise(batch["latent"], noise, sigma), flow_matching.timestep(sigma), text,
-        batch["extrinsics"], batch["intrinsics"], camera_given, frames,
-        image_latent=batch.get("image_latent"), clip=batch.get("clip"))
+        flow_matching.add_noise(batch["latent"], noise, sigma),
+        flow_matching.timestep(sigma),
+        text,
+        batch["extrinsics"],
+        batch["intrinsics"],
+        camera_given,
+        frames,
+        image_latent=batch.get("image_latent"),
+        clip=batch.get("clip"),
+    )
 
 
 @torch.no_grad()

@@ -15,33 +15,39 @@ import torch.nn.functional as F
 from diffusers import WanTransformer3DModel
 from torch import Tensor, nn
 
-from models.family import Batch, Progress
-from models.fantasy_world.backbone import OutputHead, SplitWanBlock, Stem
-from models.fantasy_world.camera_head import CameraHead
-from models.fantasy_world.config import PATCH, VAE_SPACE, FantasyWorldConfig
-from models.fantasy_world.dpt import DenseHeads
-from models.fantasy_world.interaction import BiCrossAttention
-from models.fantasy_world.irg import IRGLayer
-from models.fantasy_world.rope import RotaryTables
-from models.fantasy_world.step import Result, training_step
-from models.fantasy_world.tokens import camera_tokens
-from models.layers.materialise import keyed_init
+from stagecoach.models.common.materialise import keyed_init
+from stagecoach.models.family import Batch, Progress
+from stagecoach.models.fantasy_world.backbone import OutputHead, SplitWanBlock, Stem
+from stagecoach.models.fantasy_world.config import PATCH, VAE_SPACE, FantasyWorldConfig
+from stagecoach.models.fantasy_world.geometry.interaction import BiCrossAttention
+from stagecoach.models.fantasy_world.geometry.irg import IRGLayer
+from stagecoach.models.fantasy_world.geometry.tokens import camera_tokens
+from stagecoach.models.fantasy_world.heads.camera_head import CameraHead
+from stagecoach.models.fantasy_world.heads.dpt import DenseHeads
+from stagecoach.models.fantasy_world.rope import RotaryTables
+from stagecoach.models.fantasy_world.step import Result, training_step
 
 
 class FantasyWorld(nn.Module, ABC):
     """What both geometry branches share. ``base`` lends its (meta) parts; own modules are made on ``device``."""
 
-    def __init__(self, config: FantasyWorldConfig, stage: int, base: WanTransformer3DModel,
-                 device: torch.device | str, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        config: FantasyWorldConfig,
+        stage: int,
+        base: WanTransformer3DModel,
+        device: torch.device | str,
+        dtype: torch.dtype,
+    ) -> None:
         super().__init__()
         self.config, self.stage, self.dtype, self._device = config, stage, dtype, device
         self.stem = Stem(base)
-        self.pcb = nn.ModuleList(self.pcb_block(block) for block in base.blocks[:config.split])
+        self.pcb = nn.ModuleList(self.pcb_block(block) for block in base.blocks[: config.split])
         with keyed_init("rope", device):
             self.rope = RotaryTables(self.head_dims())
         self.latent_bridge = self.own("latent_bridge", self.make_bridge)
         self.special_tokens = self.own("special_tokens", self.make_tokens)
-        self.irg = nn.ModuleList(self._irg_layer(i, block) for i, block in enumerate(base.blocks[config.split:]))
+        self.irg = nn.ModuleList(self._irg_layer(i, block) for i, block in enumerate(base.blocks[config.split :]))
         self.dpt = self.own("dpt", lambda: DenseHeads(config.dpt, config.tap_dim))
         self.camera_head = self.own("camera_head", lambda: CameraHead(config.camera_head, config.tap_dim))
         if stage > 1:
@@ -58,8 +64,10 @@ class FantasyWorld(nn.Module, ABC):
         tapped = i + 1 in config.dpt.taps
         if self.stage == 1:
             return IRGLayer(geo_block, tapped)
-        cross = self.own(f"irg.{i}.cross_attention", lambda: BiCrossAttention(
-            config.interaction, config.backbone.dim, config.geometry_dim))
+        cross = self.own(
+            f"irg.{i}.cross_attention",
+            lambda: BiCrossAttention(config.interaction, config.backbone.dim, config.geometry_dim),
+        )
         return IRGLayer(geo_block, tapped, self.video_block(block), cross)
 
     @abstractmethod
@@ -86,9 +94,18 @@ class FantasyWorld(nn.Module, ABC):
         """``{"losses": {name: fp32 [B]}, "metrics": {name: (sum, count)}}``."""
         return training_step(self, batch, progress)
 
-    def predict(self, latents_noisy: Tensor, timestep: Tensor, text: Tensor, extrinsics: Tensor, intrinsics: Tensor,
-                camera_given: Tensor, frames: Tensor, image_latent: Tensor | None = None,
-                clip: Tensor | None = None) -> dict[str, Tensor | list[Tensor]]:
+    def predict(
+        self,
+        latents_noisy: Tensor,
+        timestep: Tensor,
+        text: Tensor,
+        extrinsics: Tensor,
+        intrinsics: Tensor,
+        camera_given: Tensor,
+        frames: Tensor,
+        image_latent: Tensor | None = None,
+        clip: Tensor | None = None,
+    ) -> dict[str, Tensor | list[Tensor]]:
         """One forward.
 
         latents_noisy ``[B, 16, f, h, w]``; timestep fp32 ``[B]`` in 0..1000; text ``[B, L, text_dim]``, zeros where
@@ -130,8 +147,9 @@ class FantasyWorld(nn.Module, ABC):
         return result
 
     @abstractmethod
-    def encode_camera(self, extrinsics: Tensor, intrinsics: Tensor, given: Tensor, grid: tuple[int, int, int],
-                      height: int, width: int) -> tuple[Tensor | None, ...]:
+    def encode_camera(
+        self, extrinsics: Tensor, intrinsics: Tensor, given: Tensor, grid: tuple[int, int, int], height: int, width: int
+    ) -> tuple[Tensor | None, ...]:
         """What the video and the geometry stream are told of the cameras."""
 
     @abstractmethod
@@ -142,8 +160,9 @@ class FantasyWorld(nn.Module, ABC):
         """The geometry stream before the first IRG layer."""
 
     @abstractmethod
-    def geometry_inputs(self, latent: Tensor, timestep: Tensor, context: Tensor, projection: Tensor,
-                        camera: tuple) -> tuple:
+    def geometry_inputs(
+        self, latent: Tensor, timestep: Tensor, context: Tensor, projection: Tensor, camera: tuple
+    ) -> tuple:
         """What ``geo_block.open`` takes besides the stream."""
 
     def video_inputs(self, i: int, video: tuple, camera: tuple) -> tuple:
@@ -171,14 +190,17 @@ class FantasyWorld(nn.Module, ABC):
     def _grid(self, latent: Tensor) -> tuple[int, int, int]:
         f, h, w = latent.shape[2:]
         if h % PATCH or w % PATCH:
-            raise ValueError(f"a latent of {h} x {w} was given, expected even sizes; frames must be multiples of "
-                             f"{PATCH * VAE_SPACE} pixels high and wide")
+            raise ValueError(
+                f"a latent of {h} x {w} was given, expected even sizes; frames must be multiples of "
+                f"{PATCH * VAE_SPACE} pixels high and wide"
+            )
         return f, h // PATCH, w // PATCH
 
     def _pad(self, text: Tensor) -> Tensor:
         """Zeros up to the length that the backbone was trained with."""
         length = self.config.backbone.text_length
         if text.shape[1] > length:
-            raise ValueError(f"text of {text.shape[1]} tokens was given, expected at most {length}; encode it anew "
-                             "with that limit")
+            raise ValueError(
+                f"text of {text.shape[1]} tokens was given, expected at most {length}; encode it anew with that limit"
+            )
         return F.pad(text.to(self.dtype), (0, 0, 0, length - text.shape[1]))

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models.family import Batch, Progress
-from models.fantasy_world import losses
-from models.fantasy_world.step import over_samples, predict
-from models.fantasy_world.targets import Targets, all_frames, make_targets
-from models.layers import flow_matching
-from models.layers.keyed import keyed_randn
+from stagecoach.models.common import flow_matching
+from stagecoach.models.common.keyed import keyed_randn
+from stagecoach.models.family import Batch, Progress
+from stagecoach.models.fantasy_world import losses
+from stagecoach.models.fantasy_world.heads.targets import Targets, all_frames, make_targets
+from stagecoach.models.fantasy_world.step import over_samples, predict
 
 INFERENCE_STEPS = 50
 INFERENCE_SIGMA = 5 / (INFERENCE_STEPS + 4)
@@ -75,16 +75,23 @@ def baselines(targets: Targets, statistics: Mapping[str, Any]) -> Metrics:
     depth = statistics["depth_sum"] / max(statistics["depth_count"], 1)
     trajectory = targets.poses.new_tensor(statistics["camera_sum"]) / max(statistics["camera_count"], 1)
     if trajectory.shape != targets.poses.shape[1:]:
-        raise ValueError(f"the training statistics hold a mean trajectory of {len(trajectory)} frames, expected the "
-                         f"{targets.poses.shape[1]} of the held-out clips; build both splits with one clip length")
-    return {"val_depth_error_baseline": _over_pixels((targets.depth - depth).abs(), targets.valid),
-            **_camera_metrics(trajectory.expand_as(targets.poses), targets, "_baseline")}
+        raise ValueError(
+            f"the training statistics hold a mean trajectory of {len(trajectory)} frames, expected the "
+            f"{targets.poses.shape[1]} of the held-out clips; build both splits with one clip length"
+        )
+    return {
+        "val_depth_error_baseline": _over_pixels((targets.depth - depth).abs(), targets.valid),
+        **_camera_metrics(trajectory.expand_as(targets.poses), targets, "_baseline"),
+    }
 
 
 def _camera_metrics(poses: Tensor, targets: Targets, suffix: str) -> Metrics:
     error = losses.pose_error(poses, targets.poses)
-    return {f"val_camera_error{suffix}": _over_all(error), f"val_path_error{suffix}": _over_all(error[..., :7]),
-            f"val_fov_error{suffix}": _over_all(error[..., 7:])}
+    return {
+        f"val_camera_error{suffix}": _over_all(error),
+        f"val_path_error{suffix}": _over_all(error[..., :7]),
+        f"val_fov_error{suffix}": _over_all(error[..., 7:]),
+    }
 
 
 def _over_pixels(error: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:

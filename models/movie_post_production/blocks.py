@@ -15,11 +15,11 @@ from diffusers.models.transformers.transformer_flux import (
 )
 from torch import Tensor, nn
 
-from models.layers.attention import Attend
-from models.movie_post_production.assemble import AssembleAttend
-from models.movie_post_production.feedback import box_means
-from models.movie_post_production.layers import Path, adapted, has_lora
-from models.movie_post_production.modulation import move_scalars, spread, temb_rows
+from stagecoach.models.common.attention import Attend
+from stagecoach.models.movie_post_production.feedback import box_means
+from stagecoach.models.movie_post_production.layers import Path, adapted, has_lora
+from stagecoach.models.movie_post_production.layout.assemble_attention import AssembleAttend
+from stagecoach.models.movie_post_production.modulation.modulation import move_scalars, spread, temb_rows
 
 Rotary = tuple[Tensor, Tensor]
 """cos and sin, fp32 ``[S, D]``."""
@@ -31,8 +31,9 @@ class DoubleBlock(nn.Module):
     """A double-stream block: base, then the layout branch where there is a ``layout_out`` (W_b), then the feedback to
     the next block where there is a ``feedback``. ``own`` names modules of these and of ``modulation``."""
 
-    def __init__(self, block: FluxTransformerBlock, own: dict[str, nn.Module], base_path: Path,
-                 second_ff: bool = False) -> None:
+    def __init__(
+        self, block: FluxTransformerBlock, own: dict[str, nn.Module], base_path: Path, second_ff: bool = False
+    ) -> None:
         super().__init__()
         for name, child in block.named_children():
             self.add_module(name, child)
@@ -41,8 +42,16 @@ class DoubleBlock(nn.Module):
         self.assemble = AssembleAttend() if self.layout_out is not None else None
         self.path, self.second_ff = base_path, second_ff
 
-    def forward(self, image: Tensor, text: Tensor, layout: Tensor, temb: Tensor, feedback: Tensor | None,
-                rotary: Rotary, refs: References) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    def forward(
+        self,
+        image: Tensor,
+        text: Tensor,
+        layout: Tensor,
+        temb: Tensor,
+        feedback: Tensor | None,
+        rotary: Rotary,
+        refs: References,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """``image`` ``[B, T, d]``, ``text`` ``[B, L, d]``, ``layout`` ``[B, N, d]``, ``temb`` ``[B, d]``, ``feedback``
         ``[B, N, d]`` of the block before -> the three streams and the feedback for the next block."""
         row = self.path(self.norm1.linear)(self.norm1.silu(temb)).unsqueeze(1)
@@ -55,8 +64,9 @@ class DoubleBlock(nn.Module):
             feedback = self.feedback(box_means(image, refs["cover"]))
         return image, text, layout, feedback
 
-    def _modulate(self, row: Tensor, text_row: Tensor, temb: Tensor, feedback: Tensor | None,
-                  refs: References) -> tuple[Tensor, Tensor]:
+    def _modulate(
+        self, row: Tensor, text_row: Tensor, temb: Tensor, feedback: Tensor | None, refs: References
+    ) -> tuple[Tensor, Tensor]:
         """AdaLN vectors ``[B, 1, 6 d]`` -> those of each image token, ``[B, T, 6 d]``, and of the text."""
         offset = self.modulation(refs["shared"], feedback)
         if self.modulation.scalars is None:
@@ -66,8 +76,9 @@ class DoubleBlock(nn.Module):
         over_text = (refs["among"].unsqueeze(1).to(offset.dtype) @ scalars)[..., 6:]  # text has no boxes: the mean
         return (move_scalars(row, spread(refs["average"], scalars[..., :6])), move_scalars(text_row, over_text))
 
-    def _base(self, image: Tensor, text: Tensor, row: Tensor, text_row: Tensor,
-              rotary: Rotary) -> tuple[Tensor, Tensor]:
+    def _base(
+        self, image: Tensor, text: Tensor, row: Tensor, text_row: Tensor, rotary: Rotary
+    ) -> tuple[Tensor, Tensor]:
         """``row`` ``[B, T or 1, 6 d]``: shift, scale, gate of the attention, then of the feed-forward."""
         shift, scale, gate, ff_shift, ff_scale, ff_gate = row.chunk(6, dim=-1)
         text_shift, text_scale, text_gate, *text_ff = text_row.chunk(6, dim=-1)
@@ -82,8 +93,17 @@ class DoubleBlock(nn.Module):
         text = text + text_gate * self.path(self.attn.to_add_out)(text_out.contiguous())
         return image, self._feed_forward(self.norm2_context, self.ff_context, text, *text_ff, self.path)
 
-    def _layout(self, image: Tensor, layout: Tensor, temb: Tensor, row: Tensor, text_row: Tensor, text_length: int,
-                rotary: Rotary, refs: References) -> tuple[Tensor, Tensor]:
+    def _layout(
+        self,
+        image: Tensor,
+        layout: Tensor,
+        temb: Tensor,
+        row: Tensor,
+        text_row: Tensor,
+        text_length: int,
+        rotary: Rotary,
+        refs: References,
+    ) -> tuple[Tensor, Tensor]:
         """References attend with the tokens in their boxes, through the text stream's weights (InstanceAssemble)."""
         if has_lora(self.norm1.linear):
             row = self.norm1.linear(self.norm1.silu(temb)).unsqueeze(1)
@@ -103,8 +123,9 @@ class DoubleBlock(nn.Module):
         return image, self._feed_forward(self.norm2_context, self.ff_context, layout, *own_ff, adapted)
 
     @staticmethod
-    def _feed_forward(norm: nn.Module, ff: nn.Module, x: Tensor, shift: Tensor, scale: Tensor, gate: Tensor,
-                      path: Path) -> Tensor:
+    def _feed_forward(
+        norm: nn.Module, ff: nn.Module, x: Tensor, shift: Tensor, scale: Tensor, gate: Tensor, path: Path
+    ) -> Tensor:
         inner = norm(x) * (1 + scale) + shift
         for part in ff.net:
             inner = path(part)(inner)
@@ -123,8 +144,9 @@ class SingleBlock(nn.Module):
         self.assemble = AssembleAttend() if self.layout_out is not None else None
         self.path = base_path
 
-    def forward(self, image: Tensor, text: Tensor, layout: Tensor, temb: Tensor, rotary: Rotary,
-                refs: References) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(
+        self, image: Tensor, text: Tensor, layout: Tensor, temb: Tensor, rotary: Rotary, refs: References
+    ) -> tuple[Tensor, Tensor, Tensor]:
         length = text.shape[1]
         hidden = torch.cat([text, image], dim=1)
         row = self.path(self.norm.linear)(self.norm.silu(temb)).unsqueeze(1)
@@ -139,8 +161,16 @@ class SingleBlock(nn.Module):
             image, layout = self._layout(image, layout, temb, row, length, rotary, refs)
         return image, text, layout
 
-    def _layout(self, image: Tensor, layout: Tensor, temb: Tensor, row: Tensor, text_length: int, rotary: Rotary,
-                refs: References) -> tuple[Tensor, Tensor]:
+    def _layout(
+        self,
+        image: Tensor,
+        layout: Tensor,
+        temb: Tensor,
+        row: Tensor,
+        text_length: int,
+        rotary: Rotary,
+        refs: References,
+    ) -> tuple[Tensor, Tensor]:
         if has_lora(self.norm.linear):
             row = self.norm.linear(self.norm.silu(temb)).unsqueeze(1)
         shift, scale, gate = row.chunk(3, dim=-1)
@@ -168,8 +198,14 @@ def project_added(attn: FluxAttention, x: Tensor, path: Path) -> tuple[Tensor, T
     return attn.norm_added_q(q), attn.norm_added_k(k), v
 
 
-def assemble(attend: AssembleAttend, own: tuple[Tensor, ...], image: tuple[Tensor, ...], rotary: Rotary,
-             text_length: int, refs: References) -> tuple[Tensor, Tensor]:
+def assemble(
+    attend: AssembleAttend,
+    own: tuple[Tensor, ...],
+    image: tuple[Tensor, ...],
+    rotary: Rotary,
+    text_length: int,
+    refs: References,
+) -> tuple[Tensor, Tensor]:
     """``own`` (q, k, v ``[B, N, heads, D]``) at the middles of their boxes and ``image`` ``[B, T, heads, D]`` where it
     is -> ``[B, N, heads D]`` and the share-weighted mean for each token ``[B, T, heads D]``."""
     (b, n), t = own[0].shape[:2], image[0].shape[1]
@@ -182,4 +218,4 @@ def assemble(attend: AssembleAttend, own: tuple[Tensor, ...], image: tuple[Tenso
             theirs = apply_rotary_emb(theirs, on_image, sequence_dim=1)
         rows.append(torch.cat([mine, theirs.flatten(0, 1)]))
     out = attend(*rows, refs["segments"], refs["share"])
-    return out[:b * n].unflatten(0, (b, n)), out[b * n:].unflatten(0, (b, t))
+    return out[: b * n].unflatten(0, (b, n)), out[b * n :].unflatten(0, (b, t))

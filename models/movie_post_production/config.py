@@ -9,7 +9,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from models.movie_post_production.loss_config import (
+from stagecoach.models.movie_post_production.loss_config import (
     DinoConfig,
     IdentityConfig,
     LossConfig,
@@ -21,8 +21,20 @@ VAE_STRIDE = 8
 """Pixels per latent."""
 PATCH = 2
 """Latents per token along height and width."""
-DOUBLE_TARGETS = ("to_q", "to_k", "to_v", "add_q_proj", "add_k_proj", "add_v_proj", "to_out.0", "to_add_out",
-                  "norm1.linear", "norm1_context.linear", "ff.net.2", "ff_context.net.2")
+DOUBLE_TARGETS = (
+    "to_q",
+    "to_k",
+    "to_v",
+    "add_q_proj",
+    "add_k_proj",
+    "add_v_proj",
+    "to_out.0",
+    "to_add_out",
+    "norm1.linear",
+    "norm1_context.linear",
+    "ff.net.2",
+    "ff_context.net.2",
+)
 SINGLE_TARGETS = ("to_q", "to_k", "to_v", "norm.linear", "proj_mlp", "proj_out")
 """Linear layers of the two kinds of block that may carry LoRA, by the ends of their names."""
 
@@ -73,8 +85,10 @@ class BackboneConfig(_Section):
     @model_validator(mode="after")
     def _check(self) -> BackboneConfig:
         if sum(self.rope_axes) != self.head_dim or any(axis % 2 for axis in self.rope_axes):
-            raise ValueError(f"backbone.rope_axes is {self.rope_axes}, expected three even numbers that add up to "
-                             f"head_dim {self.head_dim}")
+            raise ValueError(
+                f"backbone.rope_axes is {self.rope_axes}, expected three even numbers that add up to "
+                f"head_dim {self.head_dim}"
+            )
         return self
 
     @property
@@ -83,11 +97,18 @@ class BackboneConfig(_Section):
 
     def diffusers(self) -> dict:
         """Arguments of ``diffusers.FluxTransformer2DModel``; also what its ``config.json`` must say."""
-        return {"patch_size": 1, "in_channels": PATCH * PATCH * self.latent_channels,
-                "num_layers": self.double_blocks, "num_single_layers": self.single_blocks,
-                "attention_head_dim": self.head_dim, "num_attention_heads": self.heads,
-                "joint_attention_dim": self.text_dim, "pooled_projection_dim": self.pooled_dim,
-                "guidance_embeds": self.guidance, "axes_dims_rope": self.rope_axes}
+        return {
+            "patch_size": 1,
+            "in_channels": PATCH * PATCH * self.latent_channels,
+            "num_layers": self.double_blocks,
+            "num_single_layers": self.single_blocks,
+            "attention_head_dim": self.head_dim,
+            "num_attention_heads": self.heads,
+            "joint_attention_dim": self.text_dim,
+            "pooled_projection_dim": self.pooled_dim,
+            "guidance_embeds": self.guidance,
+            "axes_dims_rope": self.rope_axes,
+        }
 
 
 class InstanceConfig(_Section):
@@ -113,7 +134,7 @@ class InstanceConfig(_Section):
     @property
     def spatial_dim(self) -> int:
         """Points x 2 coordinates x frequencies x (sin, cos)."""
-        return self.points ** 2 * 2 * self.frequencies * 2
+        return self.points**2 * 2 * self.frequencies * 2
 
 
 class LayoutConfig(_Section):
@@ -148,8 +169,9 @@ class LoraConfig(_Section):
         known = set(DOUBLE_TARGETS + SINGLE_TARGETS)
         wrong = [name for name in self.targets if name not in known]
         if wrong or not self.targets or len(set(self.targets)) != len(self.targets):
-            raise ValueError(f"lora.targets is {list(self.targets)}, expected at least one of {sorted(known)}, each "
-                             "once")
+            raise ValueError(
+                f"lora.targets is {list(self.targets)}, expected at least one of {sorted(known)}, each once"
+            )
         return self
 
 
@@ -191,21 +213,33 @@ class MoviePostConfig(_Section):
         for kind in ("double_blocks", "single_blocks"):
             chosen, count = getattr(self.layout, kind), getattr(self.backbone, kind)
             if list(chosen) != sorted(set(chosen)) or any(not 0 <= i < count for i in chosen):
-                raise ValueError(f"layout.{kind} is {list(chosen)}, expected ascending numbers of the backbone's "
-                                 f"{count} blocks, from 0")
+                raise ValueError(
+                    f"layout.{kind} is {list(chosen)}, expected ascending numbers of the backbone's "
+                    f"{count} blocks, from 0"
+                )
             if not chosen:  # the layout tokens of the last double block are for the single ones
                 raise ValueError(f"layout.{kind} is empty, expected at least one block")
         if self.lora.scope == "layout_branch" and not self.layout.second_ff and "ff.net.2" in self.lora.targets:
-            raise ValueError("lora.targets holds 'ff.net.2', which the layout branch runs only with layout.second_ff; "
-                             "set it or leave the target out")
+            raise ValueError(
+                "lora.targets holds 'ff.net.2', which the layout branch runs only with layout.second_ff; "
+                "set it or leave the target out"
+            )
         return self
 
 
 SIZES: dict[str, MoviePostConfig] = {
     "tiny": MoviePostConfig(
         image=ImageConfig(height=64, width=64),
-        backbone=BackboneConfig(double_blocks=4, single_blocks=2, heads=2, head_dim=16, rope_axes=(4, 6, 6),
-                                text_dim=24, pooled_dim=20, text_length=6),
+        backbone=BackboneConfig(
+            double_blocks=4,
+            single_blocks=2,
+            heads=2,
+            head_dim=16,
+            rope_axes=(4, 6, 6),
+            text_dim=24,
+            pooled_dim=20,
+            text_length=6,
+        ),
         instance=InstanceConfig(max_refs=8, clip_dim=12, dino_dim=16, points=2, frequencies=2, alpha_hidden=16),
         layout=LayoutConfig(double_blocks=(0, 3)),
         lora=LoraConfig(rank=4, alpha=4),

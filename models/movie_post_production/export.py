@@ -7,9 +7,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from models.movie_post_production.config import MoviePostConfig
-from models.movie_post_production.lora import lora_state
-from models.movie_post_production.network import build_network
+from stagecoach.models.movie_post_production.config import MoviePostConfig
+from stagecoach.models.movie_post_production.lora import lora_state
+from stagecoach.models.movie_post_production.network import build_network
 
 
 def diffusers_lora(config: MoviePostConfig, stage: int, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -24,6 +24,8 @@ def diffusers_lora(config: MoviePostConfig, stage: int, tensors: Mapping[str, Te
     state = lora_state(network)
     missing = sorted(name for name, tensor in state.items() if tensor.is_meta)
     if missing:
-        raise ValueError(f"the adapter lacks {len(missing)} LoRA tensors ({missing[0]}, ...), expected all that its "
-                         "config describes; was it exported from another size?")
+        raise ValueError(
+            f"the adapter lacks {len(missing)} LoRA tensors ({missing[0]}, ...), expected all that its "
+            "config describes; was it exported from another size?"
+        )
     return state

@@ -9,19 +9,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from data.movie_post_production.schema import movie_post_production_schema
-from data.schema import SampleSchema
-from models.family import Batch, Family, ModuleCost, Place, Progress, StageSpec
-from models.movie_post_production.base import load_base, open_base
-from models.movie_post_production.config import SIZES, MoviePostConfig
-from models.movie_post_production.decode import Helpers, check_helpers, make_decoder, make_dino
-from models.movie_post_production.export import diffusers_lora
-from models.movie_post_production.flops import cost_table
-from models.movie_post_production.helper_costs import identity_costs
-from models.movie_post_production.network import build_network
-from models.movie_post_production.preview import preview
-from models.movie_post_production.stages import IDENTITY_STAGE, make_stages
-from models.movie_post_production.validate import validate
+from stagecoach.data.format.schema import SampleSchema
+from stagecoach.data.movie_post_production.schema import movie_post_production_schema
+from stagecoach.models.family import Batch, Family, ModuleCost, OnLoaded, Progress, StageSpec
+from stagecoach.models.movie_post_production.base import load_base, open_base
+from stagecoach.models.movie_post_production.config import SIZES, MoviePostConfig
+from stagecoach.models.movie_post_production.export import diffusers_lora
+from stagecoach.models.movie_post_production.flops import cost_table
+from stagecoach.models.movie_post_production.helper_costs import identity_costs
+from stagecoach.models.movie_post_production.identity.decode import Helpers, check_helpers, make_decoder, make_dino
+from stagecoach.models.movie_post_production.network import build_network
+from stagecoach.models.movie_post_production.preview import preview
+from stagecoach.models.movie_post_production.stages import IDENTITY_STAGE, make_stages
+from stagecoach.models.movie_post_production.validate import validate
 
 
 class MoviePostProductionFamily(Family):
@@ -31,14 +31,20 @@ class MoviePostProductionFamily(Family):
     config_type: ClassVar[type[MoviePostConfig]] = MoviePostConfig
     sizes: ClassVar[Mapping[str, MoviePostConfig]] = SIZES
     aliases: ClassVar[Mapping[str, str]] = {
-        "loss/total": "loss", "metrics/learning_rate": "learning_rate", "metrics/grad_norm": "gradient_norm",
-        **{f"metrics/{name}": name for name in ("alpha_mean", "alpha_fg_ratio", "dino_similarity_mean",
-                                                "feedback_magnitude", "timestep_mean")}}
+        "loss/total": "loss",
+        "metrics/learning_rate": "learning_rate",
+        "metrics/grad_norm": "gradient_norm",
+        **{
+            f"metrics/{name}": name
+            for name in ("alpha_mean", "alpha_fg_ratio", "dino_similarity_mean", "feedback_magnitude", "timestep_mean")
+        },
+    }
 
     def schema(self, config: MoviePostConfig) -> SampleSchema:
         backbone, instance = config.backbone, config.instance
-        return movie_post_production_schema(backbone.latent_channels, backbone.text_dim, backbone.pooled_dim,
-                                            instance.clip_dim, instance.dino_dim)
+        return movie_post_production_schema(
+            backbone.latent_channels, backbone.text_dim, backbone.pooled_dim, instance.clip_dim, instance.dino_dim
+        )
 
     def stages(self, config: MoviePostConfig) -> tuple[StageSpec, ...]:
         return make_stages(config)
@@ -53,21 +59,29 @@ class MoviePostProductionFamily(Family):
         base = f"{config.base}: every name and shape of the backbone" if config.base else "drawn by tensor name"
         return f"{base}; {helpers}"
 
-    def load_base(self, network: nn.Module, config: MoviePostConfig, device: torch.device | str, dtype: torch.dtype,
-                  place: Place | None = None) -> str:
+    def load_base(
+        self,
+        network: nn.Module,
+        config: MoviePostConfig,
+        device: torch.device | str,
+        dtype: torch.dtype,
+        on_loaded: OnLoaded | None = None,
+    ) -> str:
         """The backbone's weights, and the helpers beside the network: hidden from its module tree, so that no engine
         partitions them."""
-        digest = load_base(network, config, device, dtype, place)
+        digest = load_base(network, config, device, dtype, on_loaded)
         helpers = self.helpers(config, network.stage, device, dtype)
         network.__dict__["helpers"] = Helpers(helpers["vae"], helpers.get("dino"))
         return digest
 
-    def helpers(self, config: MoviePostConfig, stage: int, device: torch.device | str,
-                dtype: torch.dtype) -> dict[str, nn.Module]:
+    def helpers(
+        self, config: MoviePostConfig, stage: int, device: torch.device | str, dtype: torch.dtype
+    ) -> dict[str, nn.Module]:
         """FLUX's VAE decoder (losses, validation and previews), and from stage 2 on DINOv2."""
         random = config.allow_random_init
         found: dict[str, nn.Module] = {
-            "vae": make_decoder(config.vae, config.backbone.latent_channels, device, dtype, random)}
+            "vae": make_decoder(config.vae, config.backbone.latent_channels, device, dtype, random)
+        }
         if stage >= IDENTITY_STAGE:
             found["dino"] = make_dino(config.dino, config.instance.dino_dim, device, dtype, random)
         return found
@@ -85,6 +99,7 @@ class MoviePostProductionFamily(Family):
     def preview(self, network: nn.Module, batch: Batch, progress: Progress) -> dict[str, np.ndarray]:
         return preview(network, batch, progress)
 
-    def validate(self, network: nn.Module, batch: Batch, progress: Progress,
-                 statistics: Mapping[str, Any]) -> dict[str, tuple[Tensor, Tensor]]:
+    def validate(
+        self, network: nn.Module, batch: Batch, progress: Progress, statistics: Mapping[str, Any]
+    ) -> dict[str, tuple[Tensor, Tensor]]:
         return validate(network, batch, progress, statistics)

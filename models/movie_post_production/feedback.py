@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.movie_post_production.config import FeedbackConfig
-from models.movie_post_production.layers import OwnLinear
+from stagecoach.models.movie_post_production.config import FeedbackConfig
+from stagecoach.models.movie_post_production.layers import OwnLinear
 
 
 class FeedbackBridge(nn.Module):
@@ -18,8 +18,9 @@ class FeedbackBridge(nn.Module):
         if config.kind == "full":
             self.bridge: nn.Module = OwnLinear(dim, dim, "zero")
         else:
-            self.bridge = nn.Sequential(OwnLinear(dim, config.rank, bias=False),
-                                        OwnLinear(config.rank, dim, "zero", bias=False))
+            self.bridge = nn.Sequential(
+                OwnLinear(dim, config.rank, bias=False), OwnLinear(config.rank, dim, "zero", bias=False)
+            )
 
     def forward(self, found: Tensor) -> Tensor:
         """``[B, N, d]`` -> ``[B, N, d]``."""

@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Literal
 
-from models.family import ModuleCost
-from models.movie_post_production.config import PATCH, MoviePostConfig
-from models.movie_post_production.lora import target_layers
+from stagecoach.models.family import ModuleCost
+from stagecoach.models.movie_post_production.config import PATCH, MoviePostConfig
+from stagecoach.models.movie_post_production.lora import target_layers
 
 BYTES = 2
 REFERENCES = 18
@@ -25,8 +25,9 @@ DOUBLE, SINGLE = "transformer_blocks", "single_transformer_blocks"
 Kind = Literal["trained", "passed", "still"]
 
 
-def cost_table(config: MoviePostConfig, stage: int, references: int = REFERENCES,
-               cover: float = COVER) -> list[ModuleCost]:
+def cost_table(
+    config: MoviePostConfig, stage: int, references: int = REFERENCES, cover: float = COVER
+) -> list[ModuleCost]:
     """Rows of ``stage`` for one picture of ``config.image`` with ``references`` boxes that together cover it ``cover``
     times. Nothing before the first module that trains needs a gradient: in stage 1 no block before the first layout
     branch, in stage 3 none before the first that receives feedback."""
@@ -43,8 +44,9 @@ def cost_table(config: MoviePostConfig, stage: int, references: int = REFERENCES
         rows.append(_modulation(config, stage, references))
     if stage > 2:
         rows.append(_feedback(config, references))
-    rows.append(ModuleCost("out", linear(t, d, channels) + linear(1, d, 2 * d), 0, "passed",
-                           **_kept(1, t * d, t * d, 0)))
+    rows.append(
+        ModuleCost("out", linear(t, d, channels) + linear(1, d, 2 * d), 0, "passed", **_kept(1, t * d, t * d, 0))
+    )
     return rows
 
 
@@ -68,8 +70,9 @@ def _embedders(config: MoviePostConfig) -> ModuleCost:
 
 def _references(config: MoviePostConfig, stage: int, n: int, kind: Kind) -> Iterator[ModuleCost]:
     own, d = config.instance, config.backbone.dim
-    yield ModuleCost("alpha_predictor", linear(n, own.clip_dim + 4, own.alpha_hidden) + linear(n, own.alpha_hidden, 1),
-                     0, kind)
+    yield ModuleCost(
+        "alpha_predictor", linear(n, own.clip_dim + 4, own.alpha_hidden) + linear(n, own.alpha_hidden, 1), 0, kind
+    )
     flop = linear(n, own.clip_dim, own.dino_dim) + linear(n, own.spatial_dim + own.dino_dim, d) + linear(n, d, d)
     yield ModuleCost("instance_encoder", flop, 0, kind)
     if own.text:
@@ -89,14 +92,18 @@ def _base_blocks(config: MoviePostConfig, stage: int) -> Iterator[ModuleCost]:
     kept = s * d * (10 + MLP)
     # AdaLN per token keeps both factors of each product: vectors, scaled norms, gated outputs.
     moved = 12 * t * d if stage > 1 else 0
-    for name, count, kind in ((f"{DOUBLE}.still", still, "still"),
-                              (DOUBLE, backbone.double_blocks - still, "passed")):
+    for name, count, kind in ((f"{DOUBLE}.still", still, "still"), (DOUBLE, backbone.double_blocks - still, "passed")):
         if count:
             bytes_ = {} if kind == "still" else _kept(count, kept + moved, s * d, s * d)
             yield ModuleCost(name, count * (flop + linear(2, d, 6 * d)), count * heads, kind, **bytes_)
     count = backbone.single_blocks
-    yield ModuleCost(SINGLE, count * (flop + linear(1, d, 3 * d)), count * heads, "passed",
-                     **_kept(count, s * d * (9 + MLP), s * d, s * d))
+    yield ModuleCost(
+        SINGLE,
+        count * (flop + linear(1, d, 3 * d)),
+        count * heads,
+        "passed",
+        **_kept(count, s * d * (9 + MLP), s * d, s * d),
+    )
 
 
 def still_blocks(config: MoviePostConfig, stage: int) -> int:
@@ -107,8 +114,11 @@ def still_blocks(config: MoviePostConfig, stage: int) -> int:
 
 
 def _kept(count: int, activation: float, boundary: float, heads: float) -> dict[str, float]:
-    return {"activation_bytes": BYTES * count * activation, "boundary_bytes": BYTES * count * boundary,
-            "attention_bytes": BYTES * count * heads}
+    return {
+        "activation_bytes": BYTES * count * activation,
+        "boundary_bytes": BYTES * count * boundary,
+        "attention_bytes": BYTES * count * heads,
+    }
 
 
 def _layout(config: MoviePostConfig, kind: str, stage: int, n: int, cover: float) -> Iterator[ModuleCost]:
@@ -124,17 +134,34 @@ def _layout(config: MoviePostConfig, kind: str, stage: int, n: int, cover: float
         count, flop = len(layout.double_blocks), linear(t, d, 4 * d) + linear(n, d, (4 + 2 * MLP) * d)
         if layout.second_ff:
             flop, kept = flop + linear(t, d, 2 * MLP * d), kept + t * d * (1 + MLP)
-    yield ModuleCost(f"{kind}.layout_branch", count * flop, count * n * attention(held, held, d), "passed",
-                     **_kept(count, kept, 0, segment))
-    yield ModuleCost(f"{kind}.layout_out", count * linear(t, d, d), 0, "trained" if stage < 3 else "passed",
-                     **_kept(count, 2 * t * d, 0, 0))
+    yield ModuleCost(
+        f"{kind}.layout_branch",
+        count * flop,
+        count * n * attention(held, held, d),
+        "passed",
+        **_kept(count, kept, 0, segment),
+    )
+    yield ModuleCost(
+        f"{kind}.layout_out",
+        count * linear(t, d, d),
+        0,
+        "trained" if stage < 3 else "passed",
+        **_kept(count, 2 * t * d, 0, 0),
+    )
 
 
 def _lora(config: MoviePostConfig, block: str, stage: int, n: int) -> ModuleCost:
     d, rank, t, text = config.backbone.dim, config.lora.rank, config.image.tokens, config.backbone.text_length
     everywhere = config.lora.scope == "global"
-    shapes = {"norm1.linear": (1, 6), "norm1_context.linear": (1, 6), "norm.linear": (1, 3), "ff.net.2": (MLP, 1),
-              "ff_context.net.2": (MLP, 1), "proj_mlp": (1, MLP), "proj_out": (1 + MLP, 1)}
+    shapes = {
+        "norm1.linear": (1, 6),
+        "norm1_context.linear": (1, 6),
+        "norm.linear": (1, 3),
+        "ff.net.2": (MLP, 1),
+        "ff_context.net.2": (MLP, 1),
+        "proj_mlp": (1, MLP),
+        "proj_out": (1 + MLP, 1),
+    }
     flop = kept = 0.0
     for name in target_layers(config):
         kind, i, target = name.split(".", 2)
@@ -156,8 +183,13 @@ def _lora(config: MoviePostConfig, block: str, stage: int, n: int) -> ModuleCost
         inputs, outputs = (factor * d for factor in shapes.get(target, (1, 1)))
         flop += linear(rows, inputs, rank) + linear(rows, rank, outputs)
         kept += rows * rank
-    return ModuleCost(f"{block}.lora", flop, 0, "trained" if stage < 3 else "passed",
-                      activation_bytes=BYTES * kept if stage < 3 else 0.0)
+    return ModuleCost(
+        f"{block}.lora",
+        flop,
+        0,
+        "trained" if stage < 3 else "passed",
+        activation_bytes=BYTES * kept if stage < 3 else 0.0,
+    )
 
 
 def _modulation(config: MoviePostConfig, stage: int, n: int) -> ModuleCost:

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import Dinov2Model
 
-from data.movie_post_production.schema import LATENT_STRIDE
-from models.family import ModuleCost
-from models.movie_post_production.config import MoviePostConfig
-from models.movie_post_production.decode import Decoder, dino_config, vae_arguments
-from models.movie_post_production.loss_config import DinoConfig, VaeConfig
+from stagecoach.data.movie_post_production.schema import LATENT_STRIDE
+from stagecoach.models.family import ModuleCost
+from stagecoach.models.movie_post_production.config import MoviePostConfig
+from stagecoach.models.movie_post_production.identity.decode import Decoder, dino_config, vae_arguments
+from stagecoach.models.movie_post_production.loss_config import DinoConfig, VaeConfig
 
 _ATTENTION = ("scaled_dot_product", "bmm")
 

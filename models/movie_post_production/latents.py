@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from models.movie_post_production.config import PATCH
+from stagecoach.models.movie_post_production.config import PATCH
 
 
 def pack(latent: Tensor) -> Tensor:

@@ -11,8 +11,8 @@ from peft import inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
-from models.layers.materialise import keyed_init
-from models.movie_post_production.config import DOUBLE_TARGETS, SINGLE_TARGETS, MoviePostConfig
+from stagecoach.models.common.materialise import keyed_init
+from stagecoach.models.movie_post_production.config import DOUBLE_TARGETS, SINGLE_TARGETS, MoviePostConfig
 
 ADAPTER = "default"
 OWN_PARTS = ("lora_A", "lora_B")
@@ -25,8 +25,13 @@ def target_layers(config: MoviePostConfig) -> list[str]:
     doubles = range(backbone.double_blocks) if everywhere else layout.double_blocks
     singles = range(backbone.single_blocks) if everywhere else layout.single_blocks
     kinds = (("transformer_blocks", doubles, DOUBLE_TARGETS), ("single_transformer_blocks", singles, SINGLE_TARGETS))
-    return [f"{kind}.{i}.{_inside(target)}" for kind, blocks, known in kinds for i in blocks
-            for target in lora.targets if target in known]
+    return [
+        f"{kind}.{i}.{_inside(target)}"
+        for kind, blocks, known in kinds
+        for i in blocks
+        for target in lora.targets
+        if target in known
+    ]
 
 
 def trainable_patterns(config: MoviePostConfig) -> tuple[str, ...]:
@@ -39,8 +44,12 @@ def inject(base: FluxTransformer2DModel, config: MoviePostConfig, device: torch.
     """Wrap the target layers of ``base`` (on the meta device) in place. A starts Kaiming-uniform and B at zero, in fp32
     on ``device``, at values that depend on the layer's name only."""
     rank, names = config.lora.rank, target_layers(config)
-    inject_adapter_in_model(PeftLoraConfig(r=rank, lora_alpha=config.lora.alpha, target_modules=names, bias="none"),
-                            base, ADAPTER, low_cpu_mem_usage=True)
+    inject_adapter_in_model(
+        PeftLoraConfig(r=rank, lora_alpha=config.lora.alpha, target_modules=names, bias="none"),
+        base,
+        ADAPTER,
+        low_cpu_mem_usage=True,
+    )
     for name in names:
         layer = base.get_submodule(name)
         with keyed_init(f"lora.{name}", device):

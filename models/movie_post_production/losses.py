@@ -13,10 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.family import Batch
-from models.layers.flow_matching import shift_sigma
-from models.layers.keyed import keyed_rand, keyed_randn
-from models.movie_post_production.loss_config import FlowMatchingConfig
+from stagecoach.models.common.flow_matching import shift_sigma
+from stagecoach.models.common.keyed import keyed_rand, keyed_randn
+from stagecoach.models.family import Batch
+from stagecoach.models.movie_post_production.loss_config import FlowMatchingConfig
 
 BASE_TOKENS, MAX_TOKENS, BASE_SHIFT, MAX_SHIFT = 256, 4096, 0.5, 1.15
 """Of FLUX's scheduler."""

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from models.movie_post_production.identity import FOREGROUND
+from stagecoach.models.movie_post_production.identity.loss import FOREGROUND
 
 Metrics = dict[str, tuple[Tensor, Tensor]]
 BINS = 5
@@ -33,5 +33,8 @@ def distribution(name: str, values: Tensor, mask: Tensor) -> Metrics:
 def reference_metrics(prediction: Mapping[str, Tensor], valid: Tensor) -> Metrics:
     """``alpha_mean`` and ``alpha_fg_ratio`` (alpha >= 0.5) over valid references, the distribution of alpha."""
     alpha = prediction["alpha"]
-    return {"alpha_mean": over(alpha, valid), "alpha_fg_ratio": over((alpha >= FOREGROUND).float(), valid),
-            **distribution("alpha_distribution", alpha, valid)}
+    return {
+        "alpha_mean": over(alpha, valid),
+        "alpha_fg_ratio": over((alpha >= FOREGROUND).float(), valid),
+        **distribution("alpha_distribution", alpha, valid),
+    }

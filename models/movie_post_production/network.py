@@ -8,31 +8,38 @@ import torch
 from diffusers import FluxTransformer2DModel
 from torch import Tensor, nn
 
-from models.family import Batch, Progress
-from models.layers.materialise import keyed_init
-from models.movie_post_production.alpha import AlphaPredictor
-from models.movie_post_production.assemble import AssembleAttend, packs
-from models.movie_post_production.blocks import DoubleBlock, References, SingleBlock
-from models.movie_post_production.config import PATCH, BackboneConfig, MoviePostConfig
-from models.movie_post_production.feedback import FeedbackBridge
-from models.movie_post_production.instance import (
+from stagecoach.models.common.materialise import keyed_init
+from stagecoach.models.family import Batch, Progress
+from stagecoach.models.movie_post_production.blocks import DoubleBlock, References, SingleBlock
+from stagecoach.models.movie_post_production.config import PATCH, BackboneConfig, MoviePostConfig
+from stagecoach.models.movie_post_production.feedback import FeedbackBridge
+from stagecoach.models.movie_post_production.latents import pack, unpack
+from stagecoach.models.movie_post_production.layers import OwnLinear, adapted, plain
+from stagecoach.models.movie_post_production.layout.assemble_attention import AssembleAttend, packs
+from stagecoach.models.movie_post_production.layout.instance_tokens import (
     InstanceEncoder,
     LayoutHead,
     NullReferences,
     TextContent,
     layout_weight,
 )
-from models.movie_post_production.instances import Instances, check_width
-from models.movie_post_production.latents import pack, unpack
-from models.movie_post_production.layers import OwnLinear, adapted, plain
-from models.movie_post_production.lora import inject
-from models.movie_post_production.modulation import BlockModulation, ModulationHead
-from models.movie_post_production.regions import box_centres, make_segments, owners, shares, token_cover
-from models.movie_post_production.step import training_step
+from stagecoach.models.movie_post_production.layout.instances import Instances, check_width
+from stagecoach.models.movie_post_production.layout.regions import (
+    box_centres,
+    make_segments,
+    owners,
+    shares,
+    token_cover,
+)
+from stagecoach.models.movie_post_production.lora import inject
+from stagecoach.models.movie_post_production.modulation.alpha import AlphaPredictor
+from stagecoach.models.movie_post_production.modulation.modulation import BlockModulation, ModulationHead
+from stagecoach.models.movie_post_production.step import training_step
 
 
-def build_network(config: MoviePostConfig, stage: int, device: torch.device | str = "cpu",
-                  dtype: torch.dtype = torch.float32) -> MoviePostNetwork:
+def build_network(
+    config: MoviePostConfig, stage: int, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+) -> MoviePostNetwork:
     """The network of ``stage`` (1 to 3): own modules on ``device`` in fp32, at first values that do not depend on the
     stage; the frozen base on the meta device until ``load_base``. ``dtype`` is that of the base and of activations."""
     base = meta_base(config.backbone).requires_grad_(False)
@@ -51,8 +58,14 @@ def meta_base(config: BackboneConfig) -> FluxTransformer2DModel:
 class MoviePostNetwork(nn.Module):
     """Parts of FLUX under diffusers' names, and our own. Stage 2 adds the modulation, stage 3 the feedback."""
 
-    def __init__(self, config: MoviePostConfig, stage: int, base: FluxTransformer2DModel,
-                 device: torch.device | str, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        config: MoviePostConfig,
+        stage: int,
+        base: FluxTransformer2DModel,
+        device: torch.device | str,
+        dtype: torch.dtype,
+    ) -> None:
         super().__init__()
         self.config, self.stage, self.dtype, self._device = config, stage, dtype, device
         own, dim = config.instance, config.backbone.dim
@@ -61,17 +74,20 @@ class MoviePostNetwork(nn.Module):
         self.null_references = self.own("null_references", lambda: NullReferences(own))
         self.alpha_predictor = self.own("alpha_predictor", lambda: AlphaPredictor(own))
         self.instance_encoder = self.own("instance_encoder", lambda: InstanceEncoder(own, dim))
-        self.instance_text = (self.own("instance_text", lambda: TextContent(config.backbone.pooled_dim, dim))
-                              if own.text else None)
+        self.instance_text = (
+            self.own("instance_text", lambda: TextContent(config.backbone.pooled_dim, dim)) if own.text else None
+        )
         self.layout_head = self.own("layout_head", lambda: LayoutHead(dim))
         self.modulation_head = self.own("modulation_head", lambda: ModulationHead(dim)) if stage > 1 else None
         path = adapted if config.lora.scope == "global" else plain
         self.transformer_blocks = nn.ModuleList(
             DoubleBlock(block, self._own_parts("transformer_blocks", i), path, config.layout.second_ff)
-            for i, block in enumerate(base.transformer_blocks))
+            for i, block in enumerate(base.transformer_blocks)
+        )
         self.single_transformer_blocks = nn.ModuleList(
             SingleBlock(block, self._own_parts("single_transformer_blocks", i), path)
-            for i, block in enumerate(base.single_transformer_blocks))
+            for i, block in enumerate(base.single_transformer_blocks)
+        )
         self.norm_out, self.proj_out = base.norm_out, base.proj_out
 
     def own(self, name: str, make: Callable[[], nn.Module]) -> nn.Module:
@@ -96,8 +112,16 @@ class MoviePostNetwork(nn.Module):
         """``{"losses": {name: fp32 [B]}, "metrics": {name: (sum, count)}}``."""
         return training_step(self, batch, progress)
 
-    def predict(self, latent: Tensor, t: Tensor, guidance: Tensor, t5: Tensor, pooled: Tensor, instances: Instances,
-                layout_scale: float = 1.0) -> dict[str, Tensor]:
+    def predict(
+        self,
+        latent: Tensor,
+        t: Tensor,
+        guidance: Tensor,
+        t5: Tensor,
+        pooled: Tensor,
+        instances: Instances,
+        layout_scale: float = 1.0,
+    ) -> dict[str, Tensor]:
         """One forward.
 
         ``latent`` ``[B, C, h, w]``, the noisy latent, h and w even; ``t`` fp32 ``[B]`` in [0, 1] and ``guidance`` fp32
@@ -112,8 +136,10 @@ class MoviePostNetwork(nn.Module):
         """
         rows, columns = latent.shape[2:]
         if rows % PATCH or columns % PATCH:
-            raise ValueError(f"a latent of {rows} x {columns} was given, expected even sizes; pictures must be "
-                             "multiples of 16 pixels high and wide")
+            raise ValueError(
+                f"a latent of {rows} x {columns} was given, expected even sizes; pictures must be "
+                "multiples of 16 pixels high and wide"
+            )
         h, w = rows // PATCH, columns // PATCH
         image = self.x_embedder(pack(latent.to(self.dtype)))
         text = self.context_embedder(t5.to(self.dtype))
@@ -132,11 +158,16 @@ class MoviePostNetwork(nn.Module):
         velocity = unpack(self.proj_out(self.norm_out(image, temb)), h, w).float()
         bridges = self.config.backbone.double_blocks - 1
         alpha = refs["alpha"]
-        return {"velocity": velocity, "alpha": alpha, "active": refs["active"],
-                "feedback": torch.zeros_like(alpha) if magnitude is None else magnitude / bridges}
+        return {
+            "velocity": velocity,
+            "alpha": alpha,
+            "active": refs["active"],
+            "feedback": torch.zeros_like(alpha) if magnitude is None else magnitude / bridges,
+        }
 
-    def gather(self, instances: Instances, h: int, w: int, device: torch.device,
-               layout_scale: float) -> tuple[References, Tensor]:
+    def gather(
+        self, instances: Instances, h: int, w: int, device: torch.device, layout_scale: float
+    ) -> tuple[References, Tensor]:
         """What the blocks read of the references, and their layout tokens ``[B, N, d]``:
 
         - ``alpha`` fp32 ``[B, N]``, ``active`` bool ``[B, N]``, ``present`` fp32 ``[B, 1, 1]``: 1 with any;
@@ -153,18 +184,26 @@ class MoviePostNetwork(nn.Module):
         segments = make_segments(cover, packs(backend, device, self.dtype), device)
         centres = box_centres(instances["boxes"], h, w).flatten(0, 1)
         boxes, depth, active, cover, centres = (
-            x.to(device) for x in (instances["boxes"].float(), instances["depth"], active, cover, centres))
+            x.to(device) for x in (instances["boxes"].float(), instances["depth"], active, cover, centres)
+        )
 
         alpha, token = self.encode(instances, boxes, depth)
         owned = owners(cover, depth, self.config.layout.overlap)
         share, strength = shares(layout_weight(alpha, self.config.layout.layout_min), owned)
         average, _ = shares(torch.ones_like(alpha), owned)
         refs: References = {
-            "alpha": alpha, "active": active, "cover": cover, "average": average, "share": share,
-            "strength": strength * layout_scale, "segments": segments, "rotary": self.pos_embed(centres),
+            "alpha": alpha,
+            "active": active,
+            "cover": cover,
+            "average": average,
+            "share": share,
+            "strength": strength * layout_scale,
+            "segments": segments,
+            "rotary": self.pos_embed(centres),
             "present": active.any(1).float()[:, None, None] * float(layout_scale > 0),
             "among": active / active.sum(1, keepdim=True).clamp_min(1),
-            "shared": None if self.modulation_head is None else self.modulation_head(token)}
+            "shared": None if self.modulation_head is None else self.modulation_head(token),
+        }
         return refs, self.layout_head(token)
 
     def encode(self, instances: Instances, boxes: Tensor, depth: Tensor) -> tuple[Tensor, Tensor]:
@@ -172,8 +211,12 @@ class MoviePostNetwork(nn.Module):
         own = self.config.instance
         check_width("clip", instances["clip"], own.clip_dim)
         check_width("dino", instances["dino"], own.dino_dim)
-        clip, dino = self.null_references(instances["clip"].to(self.dtype), instances["dino"].to(self.dtype),
-                                          instances["clip_given"], instances["dino_given"])
+        clip, dino = self.null_references(
+            instances["clip"].to(self.dtype),
+            instances["dino"].to(self.dtype),
+            instances["clip_given"],
+            instances["dino_given"],
+        )
         alpha = self.alpha_predictor(clip, boxes, depth)
         token = self.instance_encoder(boxes, clip, dino, alpha)
         if self.instance_text is not None:

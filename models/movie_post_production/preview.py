@@ -7,14 +7,14 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from data.movie_post_production.crops import cut
-from models.family import Batch, Progress
-from models.layers.keyed import keyed_randn
-from models.movie_post_production.identity import FOREGROUND
-from models.movie_post_production.instances import make_instances
-from models.movie_post_production.sampler import euler, sigmas
-from models.movie_post_production.stages import IDENTITY_STAGE
-from models.movie_post_production.step import predict, token_count, without_references
+from stagecoach.data.movie_post_production.crops import cut
+from stagecoach.models.common.keyed import keyed_randn
+from stagecoach.models.family import Batch, Progress
+from stagecoach.models.movie_post_production.identity.loss import FOREGROUND
+from stagecoach.models.movie_post_production.layout.instances import make_instances
+from stagecoach.models.movie_post_production.sampler import euler, sigmas
+from stagecoach.models.movie_post_production.stages import IDENTITY_STAGE
+from stagecoach.models.movie_post_production.step import predict, token_count, without_references
 
 PANEL_HEIGHT = 384
 CROP = 96
@@ -39,8 +39,10 @@ def preview(network: torch.nn.Module, batch: Batch, progress: Progress) -> dict[
         boxes = batch["boxes"][b].cpu().float()[rows].tolist()
         weights = alpha[b].cpu()[rows].tolist()
         both = [truth[b], painted[b]]
-        panels = [_titled(draw_boxes(picture, boxes, weights), title)
-                  for picture, title in zip(both, ("ground truth", "predicted"), strict=True)]
+        panels = [
+            _titled(draw_boxes(picture, boxes, weights), title)
+            for picture, title in zip(both, ("ground truth", "predicted"), strict=True)
+        ]
         picture = np.concatenate(panels, 1)
         if network.stage >= IDENTITY_STAGE:
             picture = _stacked(picture, _crops(both, boxes))
@@ -85,16 +87,18 @@ def draw_boxes(picture: np.ndarray, boxes: list[list[float]], alpha: list[float]
 
 def _crops(pictures: list[np.ndarray], boxes: list[list[float]]) -> np.ndarray:
     """The first objects, those of the first picture above those of the second."""
-    rows = [[cut(Image.fromarray(picture), tuple(box), (CROP, CROP)) for box in boxes[:MOST_CROPS]]
-            for picture in pictures]
+    rows = [
+        [cut(Image.fromarray(picture), tuple(box), (CROP, CROP)) for box in boxes[:MOST_CROPS]] for picture in pictures
+    ]
     return np.concatenate([np.concatenate(row, 1) for row in rows if row] or [np.zeros((0, CROP, 3), np.uint8)])
 
 
 def _stacked(upper: np.ndarray, lower: np.ndarray) -> np.ndarray:
     """One above the other, the narrower filled up with white."""
     width = max(upper.shape[1], lower.shape[1])
-    return np.concatenate([np.pad(part, ((0, 0), (0, width - part.shape[1]), (0, 0)), constant_values=255)
-                           for part in (upper, lower)])
+    return np.concatenate(
+        [np.pad(part, ((0, 0), (0, width - part.shape[1]), (0, 0)), constant_values=255) for part in (upper, lower)]
+    )
 
 
 def _titled(picture: np.ndarray, title: str) -> np.ndarray:

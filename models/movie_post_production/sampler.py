@@ -8,8 +8,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from models.layers.flow_matching import shift_sigma
-from models.movie_post_production.losses import resolution_shift
+from stagecoach.models.common.flow_matching import shift_sigma
+from stagecoach.models.movie_post_production.losses import resolution_shift
 
 
 def sigmas(steps: int, tokens: int, device: torch.device | str = "cpu") -> Tensor:

@@ -16,9 +16,9 @@ What earlier stages trained is there in later ones and in their adapters, LoRA i
 
 from __future__ import annotations
 
-from models.family import Idle, LossTerm, Schedule, StageSpec, Trainable
-from models.movie_post_production.config import MoviePostConfig
-from models.movie_post_production.lora import trainable_patterns
+from stagecoach.models.family import AllowNoGradient, LossTerm, Schedule, StageSpec, Trainable
+from stagecoach.models.movie_post_production.config import MoviePostConfig
+from stagecoach.models.movie_post_production.lora import trainable_patterns
 
 IDENTITY_STAGE = 2
 """The first stage with modulation and the identity loss."""
@@ -26,10 +26,12 @@ FEEDBACK_STAGE = 3
 MODULATION = ("modulation_head", "transformer_blocks.*.modulation")
 FEEDBACK = ("transformer_blocks.*.feedback",)
 
-IDLE = (
-    Idle("null_references.*", "learned nulls stand in for crops that are missing or withheld, which a short check may "
-                              "not meet"),
-    Idle("instance_text.*", "shards whose text was precomputed hold no text of the objects"),
+ALLOW_NO_GRADIENT = (
+    AllowNoGradient(
+        "null_references.*",
+        "learned nulls stand in for crops that are missing or withheld, which a short check may not meet",
+    ),
+    AllowNoGradient("instance_text.*", "shards whose text was precomputed hold no text of the objects"),
 )
 
 
@@ -38,14 +40,18 @@ def make_stages(config: MoviePostConfig) -> tuple[StageSpec, ...]:
     weights are set, which they are not by default."""
     layout = _layout(config)
     constants = config.losses
-    flow = (LossTerm("flow_matching", Schedule(constants.flow_matching_weight)),
-            LossTerm("in_box", Schedule(constants.in_box_weight)))
+    flow = (
+        LossTerm("flow_matching", Schedule(constants.flow_matching_weight)),
+        LossTerm("in_box", Schedule(constants.in_box_weight)),
+    )
     prior = LossTerm("alpha_prior", Schedule(alpha_prior_weight(config)))
     identity = LossTerm("dino_identity", identity_weight(config))
     modulation = tuple(Trainable(pattern) for pattern in MODULATION)
     return (
-        StageSpec(1, "layout", layout, (*flow, prior), idle=IDLE),
-        StageSpec(2, "modulation_identity", layout + modulation, (*flow, identity, prior), idle=IDLE),
+        StageSpec(1, "layout", layout, (*flow, prior), allow_no_gradient=ALLOW_NO_GRADIENT),
+        StageSpec(
+            2, "modulation_identity", layout + modulation, (*flow, identity, prior), allow_no_gradient=ALLOW_NO_GRADIENT
+        ),
         StageSpec(3, "feedback", tuple(Trainable(pattern) for pattern in FEEDBACK), (*flow, identity)),
     )
 
@@ -70,11 +76,18 @@ def layout_scale(config: MoviePostConfig) -> Schedule:
 
 
 def _layout(config: MoviePostConfig) -> tuple[Trainable, ...]:
-    patterns = ["alpha_predictor", "null_references", "instance_encoder", "layout_head",
-                "transformer_blocks.*.layout_out"]
+    patterns = [
+        "alpha_predictor",
+        "null_references",
+        "instance_encoder",
+        "layout_head",
+        "transformer_blocks.*.layout_out",
+    ]
     if config.layout.single_blocks:
         patterns.append("single_transformer_blocks.*.layout_out")
     if config.instance.text:
         patterns.append("instance_text")
-    return (*(Trainable(pattern) for pattern in patterns),
-            *(Trainable(pattern, config.lora.lr_scale) for pattern in trainable_patterns(config)))
+    return (
+        *(Trainable(pattern) for pattern in patterns),
+        *(Trainable(pattern, config.lora.lr_scale) for pattern in trainable_patterns(config)),
+    )

@@ -5,15 +5,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from models.family import Batch, Progress
-from models.layers import flow_matching
-from models.layers.keyed import keyed_randn
-from models.movie_post_production import identity, losses
-from models.movie_post_production.config import PATCH, MoviePostConfig
-from models.movie_post_production.instances import Instances, make_instances
-from models.movie_post_production.metrics import Metrics, distribution, over, reference_metrics
-from models.movie_post_production.regions import token_cover
-from models.movie_post_production.stages import FEEDBACK_STAGE, IDENTITY_STAGE, identity_weight, layout_scale
+from stagecoach.models.common import flow_matching
+from stagecoach.models.common.keyed import keyed_randn
+from stagecoach.models.family import Batch, Progress
+from stagecoach.models.movie_post_production import losses
+from stagecoach.models.movie_post_production.config import PATCH, MoviePostConfig
+from stagecoach.models.movie_post_production.identity import loss as identity
+from stagecoach.models.movie_post_production.layout.instances import Instances, make_instances
+from stagecoach.models.movie_post_production.layout.regions import token_cover
+from stagecoach.models.movie_post_production.metrics import Metrics, distribution, over, reference_metrics
+from stagecoach.models.movie_post_production.stages import FEEDBACK_STAGE, IDENTITY_STAGE, identity_weight, layout_scale
 
 Result = dict[str, dict]
 
@@ -41,8 +42,11 @@ def training_step(network: torch.nn.Module, batch: Batch, progress: Progress) ->
         "alpha_prior": losses.alpha_prior(alpha.float(), instances["depth"], valid, constants.alpha_prior),
     }
     metrics: Metrics = {
-        "loss/reconstruction": over(error), "timestep_mean": over(t),
-        **distribution("timesteps", t, torch.ones_like(t, dtype=torch.bool)), **reference_metrics(prediction, valid)}
+        "loss/reconstruction": over(error),
+        "timestep_mean": over(t),
+        **distribution("timesteps", t, torch.ones_like(t, dtype=torch.bool)),
+        **reference_metrics(prediction, valid),
+    }
     if network.stage >= IDENTITY_STAGE:
         terms["dino_identity"], similarity = _identity(network, batch, instances, prediction, x_t, t)
         weighted = terms["dino_identity"] * identity_weight(config).at(progress)
@@ -53,8 +57,15 @@ def training_step(network: torch.nn.Module, batch: Batch, progress: Progress) ->
     return {"losses": terms, "metrics": metrics}
 
 
-def predict(network: torch.nn.Module, batch: Batch, instances: Instances, x_t: Tensor, t: Tensor, guidance: float,
-            progress: Progress) -> dict[str, Tensor]:
+def predict(
+    network: torch.nn.Module,
+    batch: Batch,
+    instances: Instances,
+    x_t: Tensor,
+    t: Tensor,
+    guidance: float,
+    progress: Progress,
+) -> dict[str, Tensor]:
     """What the network makes of ``x_t`` ``[B, 16, h, w]`` at ``t`` ``[B]`` in [0, 1] with the batch's captions."""
     told = torch.full_like(t, guidance)
     scale = layout_scale(network.config).at(progress) if progress.stage == 1 else 1.0
@@ -78,8 +89,9 @@ def token_count(latent: Tensor) -> int:
     return latent.shape[-2] * latent.shape[-1] // PATCH**2
 
 
-def _identity(network: torch.nn.Module, batch: Batch, instances: Instances, prediction: dict[str, Tensor], x_t: Tensor,
-              t: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+def _identity(
+    network: torch.nn.Module, batch: Batch, instances: Instances, prediction: dict[str, Tensor], x_t: Tensor, t: Tensor
+) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     """Loss ``[B]``, and sum and count of the cosines it is made of. Asked for are foreground references that the
     network was shown, in pictures at most as noisy as ``t_max``."""
     config = network.config
@@ -89,6 +101,7 @@ def _identity(network: torch.nn.Module, batch: Batch, instances: Instances, pred
     candidates = shown & (alpha >= identity.FOREGROUND) & (t <= constants.t_max)[:, None]
     slots = identity.draw_slots(batch, "identity", candidates, constants.crops, config.instance.max_refs)
     estimate = identity.clean_estimate(x_t, prediction["velocity"], t)
-    cosine = identity.similarity(estimate, slots.take(instances["boxes"]), slots.take(instances["dino"]),
-                                 helpers.vae, helpers.dino, constants)
+    cosine = identity.similarity(
+        estimate, slots.take(instances["boxes"]), slots.take(instances["dino"]), helpers.vae, helpers.dino, constants
+    )
     return identity.identity_loss(cosine, slots.take(alpha), slots.used), over(cosine, slots.used)

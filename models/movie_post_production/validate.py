@@ -9,16 +9,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from data.movie_post_production.schema import LATENT_STRIDE
-from models.family import Batch, Progress
-from models.layers import flow_matching
-from models.layers.keyed import keyed_randn
-from models.movie_post_production.identity import clean_estimate
-from models.movie_post_production.instances import Instances, make_instances
-from models.movie_post_production.metrics import Metrics, over, reference_metrics
-from models.movie_post_production.resize import resample
-from models.movie_post_production.step import covered_latents, predict, without_references
-from models.movie_post_production.windows import crop_weights, pixel_boxes
+from stagecoach.data.movie_post_production.schema import LATENT_STRIDE
+from stagecoach.models.common import flow_matching
+from stagecoach.models.common.keyed import keyed_randn
+from stagecoach.models.family import Batch, Progress
+from stagecoach.models.movie_post_production.identity.loss import clean_estimate
+from stagecoach.models.movie_post_production.identity.resize import resample
+from stagecoach.models.movie_post_production.identity.windows import crop_weights, pixel_boxes
+from stagecoach.models.movie_post_production.layout.instances import Instances, make_instances
+from stagecoach.models.movie_post_production.metrics import Metrics, over, reference_metrics
+from stagecoach.models.movie_post_production.step import covered_latents, predict, without_references
 
 LEVELS = (0.2, 0.4, 0.6, 0.8)
 """t at which the errors are measured."""
@@ -49,8 +49,11 @@ def validate(network: torch.nn.Module, batch: Batch, progress: Progress, statist
     helpers = network.helpers.on(latent.device)
     truth = helpers.vae(latent)
     metrics: Metrics = {}
-    for suffix, shown in (("", instances), ("_baseline", without_references(instances)),
-                          ("_swapped", swapped_references(instances))):
+    for suffix, shown in (
+        ("", instances),
+        ("_baseline", without_references(instances)),
+        ("_swapped", swapped_references(instances)),
+    ):
         flow, in_box = [], []
         for level in LEVELS:
             t = latent.new_full((len(latent),), level)
@@ -64,7 +67,8 @@ def validate(network: torch.nn.Module, batch: Batch, progress: Progress, statist
             if level == DECODED_LEVEL:
                 picture = helpers.vae(estimate)
                 metrics[f"val_in_box_colour_error{suffix}"] = over(
-                    (picture - truth).abs().mean(1) / 2, _pixels(covered))
+                    (picture - truth).abs().mean(1) / 2, _pixels(covered)
+                )
                 if helpers.dino is not None:
                     metrics[f"val_dino_similarity{suffix}"] = _similarity(helpers.dino, picture, instances)
                 if not suffix:

@@ -13,10 +13,10 @@ import torch
 
 from benchmarks.batches import TORCH_DTYPES, synthetic_batch
 from benchmarks.gpu_step import measure
-from data.schema import DTYPES, check_sample
-from models import FAMILIES, get_family
+from stagecoach.data.format.schema import DTYPES, check_sample
+from stagecoach.models import FAMILIES, get_family
+from stagecoach.trainer.recipe import load_recipe
 from tests.tiny_data import ROOT
-from trainer.recipe import load_recipe
 
 SMALL = ("--profile", "tiny", "--stage", "1", "--warmup", "1", "--steps", "1", "--json")
 
@@ -56,13 +56,16 @@ def test_a_batch_is_what_the_schema_asks_for(size):
 
 @pytest.mark.parametrize("size", ["tiny", "flux-dev"])
 def test_a_batch_of_pictures_is_what_the_schema_asks_for(size):
-    from data.movie_post_production.schema import valid_objects
+    from stagecoach.data.movie_post_production.schema import valid_objects
 
     family = get_family("movie_post_production")
     config = family.sizes[size]
     batch = synthetic_batch(family, config, 2, "cpu", 0, 1)
-    arrays = {field.name: np.zeros(tuple(batch[field.name][0].shape), DTYPES[field.dtype])
-              for field in family.schema(config).fields if field.name in batch}
+    arrays = {
+        field.name: np.zeros(tuple(batch[field.name][0].shape), DTYPES[field.dtype])
+        for field in family.schema(config).fields
+        if field.name in batch
+    }
     check_sample(family.schema(config), arrays, "batch")
     boxes = batch["boxes"]
     assert valid_objects(boxes).all()
@@ -77,8 +80,11 @@ def test_a_batch_of_pictures_is_what_the_schema_asks_for(size):
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_every_stage_of_movie_post_production_is_timed(stage):
     """The sound recipe names folders of frozen helpers; the benchmark needs none."""
-    recipe = load_recipe(family="movie_post_production", profile="tiny",
-                         overrides=["model.vae.base=weights/vae", "model.dino.base=weights/dino"])
+    recipe = load_recipe(
+        family="movie_post_production",
+        profile="tiny",
+        overrides=["model.vae.base=weights/vae", "model.dino.base=weights/dino"],
+    )
     found = measure(recipe, stage, plain=True, warmup=1, steps=1)
     assert found["step_seconds"] > 0
     assert found["trainable"] > 0
@@ -87,8 +93,11 @@ def test_every_stage_of_movie_post_production_is_timed(stage):
 @pytest.mark.parametrize("profile", ["tiny", "tiny-svd"])
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_every_stage_of_dance_with_music_is_timed(profile, stage):
-    recipe = load_recipe(family="dance_with_music", profile=profile,
-                         overrides=["model.weights.vae=weights/vae", "model.weights.denoising_unet=weights/unet"])
+    recipe = load_recipe(
+        family="dance_with_music",
+        profile=profile,
+        overrides=["model.weights.vae=weights/vae", "model.weights.denoising_unet=weights/unet"],
+    )
     family, config = get_family("dance_with_music"), recipe.family_config(stage)
     batch = synthetic_batch(family, config, 2, "cpu", 0, stage)
     frames = config.frames
@@ -120,8 +129,10 @@ def test_plain_steps_train_the_stage_and_report_every_number():
 
 @pytest.mark.slow
 def test_plain_needs_no_deepspeed_and_starts_at_the_engines_loss():
-    without = ("import sys; sys.modules['deepspeed'] = None; sys.path.insert(0, '.');"
-               "from benchmarks.gpu_step import main; sys.exit(main())")
+    without = (
+        "import sys; sys.modules['deepspeed'] = None; sys.path.insert(0, '.');"
+        "from benchmarks.gpu_step import main; sys.exit(main())"
+    )
     plain, engine = run(*SMALL, "--plain", code=without), run(*SMALL)
     assert engine["engine"] == "deepspeed zero3"
     assert plain["first_loss"] == pytest.approx(engine["first_loss"], rel=1e-5)

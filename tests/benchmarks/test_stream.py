@@ -41,8 +41,13 @@ def test_speed_sets_the_readers_side_by_side(folder):
 
 
 def test_memory_is_watched_over_the_samples_asked_for(monkeypatch):
-    done = subprocess.run([sys.executable, "benchmarks/stream.py", "memory", "--samples", "800", "--json"], cwd=ROOT,
-                          capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "benchmarks/stream.py", "memory", "--samples", "800", "--json"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert max(map(int, json.loads(done.stdout)["resident_mb"])) == 800
     monkeypatch.setattr(stream, "_resident_mb", iter(range(0, 10000, 50)).__next__)
     with pytest.raises(MemoryError, match=r"grew by 450\.0 MB from 80 to 800 samples"):

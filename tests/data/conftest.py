@@ -6,17 +6,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data.dataset import ShardSet
-from data.schema import Field, SampleSchema
-from data.shards import ShardWriter, write_manifest
+from stagecoach.data.format.schema import Field, SampleSchema
+from stagecoach.data.format.shards import ShardWriter, write_manifest
+from stagecoach.data.streaming.dataset import ShardSet
 
-SCHEMA = SampleSchema("tiny", 1, (
-    Field("latent", "bf16", (2, "f", 3)),
-    Field("text", "bf16", ("L", 4), pad=0),
-    Field("depth", "f16", ("F", 4, 6)),
-    Field("scale", "f32", ()),
-    Field("frame", "image", (4, 6, 3), optional=True),
-))
+SCHEMA = SampleSchema(
+    "tiny",
+    1,
+    (
+        Field("latent", "bf16", (2, "f", 3)),
+        Field("text", "bf16", ("L", 4), pad=0),
+        Field("depth", "f16", ("F", 4, 6)),
+        Field("scale", "f32", ()),
+        Field("frame", "image", (4, 6, 3), optional=True),
+    ),
+)
 
 
 @pytest.fixture(scope="session")

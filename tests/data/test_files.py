@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from data.files import (
+from stagecoach.data.files import (
     DamagedError,
     atomic_file,
     check_directory,
@@ -90,11 +90,19 @@ def test_parts_described_by_several_processes_make_the_same_manifest(sealed):
     assert (sealed / "manifest.json").read_bytes() == whole
 
 
-@pytest.mark.parametrize(("file", "content", "found"), [
-    ("model.bin", None, "missing"), ("model.bin", b"weigh", "5 bytes, expected 7"), ("model.bin", b"", "0 bytes"),
-    ("engine/rank0.bin", b"stato", "differs from the sha256"), ("manifest.json", None, "no readable manifest"),
-    ("manifest.json", b"", "no readable manifest"), ("manifest.json", b"[]", "no readable manifest"),
-    ("manifest.json", b'{"files": 3}', "no readable manifest")])
+@pytest.mark.parametrize(
+    ("file", "content", "found"),
+    [
+        ("model.bin", None, "missing"),
+        ("model.bin", b"weigh", "5 bytes, expected 7"),
+        ("model.bin", b"", "0 bytes"),
+        ("engine/rank0.bin", b"stato", "differs from the sha256"),
+        ("manifest.json", None, "no readable manifest"),
+        ("manifest.json", b"", "no readable manifest"),
+        ("manifest.json", b"[]", "no readable manifest"),
+        ("manifest.json", b'{"files": 3}', "no readable manifest"),
+    ],
+)
 def test_damage_in_a_sealed_directory_names_the_file(sealed, file, content, found):
     (sealed / file).unlink()
     if content is not None:

@@ -7,21 +7,43 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from trainer.distributed import start
-from trainer.recipe import Recipe
-from trainer.run import run_stages
-from trainer.stage import StageLoop
+from stagecoach.trainer.distributed import start
+from stagecoach.trainer.recipe import Recipe
+from stagecoach.trainer.run import run_stages
+from stagecoach.trainer.stage import StageLoop
 
 
 def toy_recipe(shards: str | list[dict[str, Any]], run: str, **changes: Any) -> Recipe:
     """A recipe of two short stages; ``changes`` go into the recipe, those with a stage's keys into both stages."""
-    stage = {"steps": 20, "global_batch": 8, "micro_batch": 2, "learning_rate": 1e-2, "validate_every": 1000,
-             "preview_every": 1000, "checkpoint_every": 1000}
-    stage |= {key: changes.pop(key) for key in list(changes) if key in stage or key in (
-        "gradient_clipping", "warmup_steps", "schedule", "gradient_check_steps", "loss_weights")}
-    values = {"family": "toy", "size": "tiny", "data": shards, "run": run, "precision": "fp32", "attention": "sdpa",
-              "recompute": "none", "optimizer": {"torch_adam": True}, "validation_samples": 5, "preview_samples": 1,
-              "logging": {"every": 1, "tensorboard": False, "wandb": "off"}, "stages": {1: stage, 2: stage}}
+    stage = {
+        "steps": 20,
+        "global_batch": 8,
+        "micro_batch": 2,
+        "learning_rate": 1e-2,
+        "validate_every": 1000,
+        "preview_every": 1000,
+        "checkpoint_every": 1000,
+    }
+    stage |= {
+        key: changes.pop(key)
+        for key in list(changes)
+        if key in stage
+        or key in ("gradient_clipping", "warmup_steps", "schedule", "gradient_check_steps", "loss_weights")
+    }
+    values = {
+        "family": "toy",
+        "size": "tiny",
+        "data": shards,
+        "run": run,
+        "precision": "fp32",
+        "attention": "sdpa",
+        "activation_checkpointing": "none",
+        "optimizer": {"torch_adam": True},
+        "validation_samples": 5,
+        "preview_samples": 1,
+        "logging": {"every": 1, "tensorboard": False, "wandb": "off"},
+        "stages": {1: stage, 2: stage},
+    }
     return Recipe.model_validate(values | changes)
 
 

@@ -6,18 +6,18 @@ from pathlib import Path
 
 import torch
 
-from data.dataset import ShardSet
-from data.order import Order
-from data.stream import collate
-from data.windows import cut
-from models import get_family
-from models.family import Progress
-from models.layers.keyed import rng_keys
-from trainer.adapter import load_tensors, trained_before
-from trainer.engine import group_rate, parameter_groups
-from trainer.freeze import freeze
-from trainer.recipe import Recipe
-from trainer.setup import window_at
+from stagecoach.data.streaming.dataset import ShardSet
+from stagecoach.data.streaming.order import Order
+from stagecoach.data.streaming.stream import collate
+from stagecoach.data.streaming.windows import cut
+from stagecoach.models import get_family
+from stagecoach.models.common.keyed import rng_keys
+from stagecoach.models.family import Progress
+from stagecoach.trainer.adapter import load_tensors, trained_before
+from stagecoach.trainer.engine import group_rate, parameter_groups
+from stagecoach.trainer.freeze import freeze
+from stagecoach.trainer.recipe import Recipe
+from stagecoach.trainer.setup import window_at
 
 
 def plain_losses(recipe: Recipe, index: int = 1, init: Path | None = None) -> list[float]:
@@ -30,7 +30,7 @@ def plain_losses(recipe: Recipe, index: int = 1, init: Path | None = None) -> li
     entries = freeze(network, specs[index - 1])
     schema = family.schema(config)
     data = ShardSet.open(Path(recipe.data) / "train", schema)
-    family.begin(network, data.manifest.statistics)
+    family.init_from_statistics(network, data.manifest.statistics)
     if init is not None:
         load_tensors(init, network, trained_before(network, specs, index))
     groups = parameter_groups(network, entries, recipe)
@@ -45,8 +45,10 @@ def plain_losses(recipe: Recipe, index: int = 1, init: Path | None = None) -> li
         samples = [data.read(order.locate(uid)[1]) for uid in uids]
         window = window_at(family, config, index, stage, len(data), step)
         if window is not None:
-            samples, starts = zip(*(cut(schema, sample, window, recipe.seed, uid)
-                                    for sample, uid in zip(samples, uids, strict=True)), strict=True)
+            samples, starts = zip(
+                *(cut(schema, sample, window, recipe.seed, uid) for sample, uid in zip(samples, uids, strict=True)),
+                strict=True,
+            )
         batch = collate(schema, samples)
         if window is not None:
             batch["window_start"] = torch.tensor(starts)

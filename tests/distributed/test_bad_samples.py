@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from data.shards import index_path, read_manifest
+from stagecoach.data.format.shards import index_path, read_manifest
 from tests.distributed import cases
 from tests.toy import write_toy_shards
 
@@ -33,8 +33,14 @@ def test_a_damaged_sample_is_replaced_and_named_once_and_the_losses_are_those_of
     found = {}
     for micro_batch in (1, 4):
         run = tmp_path / f"run{micro_batch}"
-        recipe = cases.toy_recipe(str(tmp_path / "shards"), str(run), micro_batch=micro_batch, steps=12,
-                                  checkpoint_every=6, stream={"bad_samples": 0.03})
+        recipe = cases.toy_recipe(
+            str(tmp_path / "shards"),
+            str(run),
+            micro_batch=micro_batch,
+            steps=12,
+            checkpoint_every=6,
+            stream={"bad_samples": 0.03},
+        )
         pair.run(cases.train, recipe.model_dump(), [1])
         found[micro_batch] = cases.losses(recipe.run, 1)
         log = (Path(recipe.run) / "train.log").read_text()
@@ -62,8 +68,9 @@ def test_more_damage_than_allowed_stops_all_ranks_and_names_the_last(pair, tmp_p
 def test_the_count_survives_a_resume(pair, tmp_path):
     write_toy_shards(tmp_path / "shards", samples=40)
     damage(tmp_path / "shards", 3)
-    recipe = cases.toy_recipe(str(tmp_path / "shards"), str(tmp_path / "run"), steps=6, checkpoint_every=6,
-                              stream={"bad_samples": 0.03})
+    recipe = cases.toy_recipe(
+        str(tmp_path / "shards"), str(tmp_path / "run"), steps=6, checkpoint_every=6, stream={"bad_samples": 0.03}
+    )
     pair.run(cases.train, recipe.model_dump(), [1])
     damage(tmp_path / "shards", 20)
     longer = recipe.model_copy(update={"stages": {1: recipe.stages[1].model_copy(update={"steps": 12})}})

@@ -18,10 +18,12 @@ def expected():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("policy", "frozen"), [("none", "replicate"), ("selective", "replicate"),
-                                                ("block", "replicate"), ("block", "shard")])
+@pytest.mark.parametrize(
+    ("policy", "frozen"), [("none", "replicate"), ("selective", "replicate"), ("full", "replicate"), ("full", "shard")]
+)
 def test_a_partly_frozen_reference_net_and_recompute_give_the_losses_and_weights_of_plain_pytorch(
-        pair, expected, policy, frozen):
+    pair, expected, policy, frozen
+):
     """The reference's tokens leave its blocks from their middles; recompute and partitioning may not break on it."""
     (losses, weights), other = pair.run(partitioned, policy, frozen)
     assert other[0] == losses
@@ -38,9 +40,9 @@ def test_a_partly_frozen_reference_net_and_recompute_give_the_losses_and_weights
 
 def make_trained():
     """The tiny network of stage B, trained as the stage says but for MusicToPose, which no denoising calls."""
-    from models.dance_with_music.stages import make_stages
+    from stagecoach.models.dance_with_music.stages import make_stages
+    from stagecoach.trainer.freeze import freeze
     from tests.models.dance_with_music.champ_inputs import TINY, make_network, open_zeros
-    from trainer.freeze import freeze
 
     network = open_zeros(make_network())
     freeze(network, make_stages(TINY)[1])
@@ -83,14 +85,14 @@ def partitioned(policy: str, frozen: str) -> tuple[list[float], dict[str, torch.
     import deepspeed
     import torch.distributed as dist
 
-    from trainer.distributed import start
-    from trainer.engine import full_parameters
-    from trainer.recompute import apply_recompute
-    from trainer.subset import engine_module
+    from stagecoach.trainer.activation_checkpointing import apply_activation_checkpointing
+    from stagecoach.trainer.distributed import start
+    from stagecoach.trainer.engine import full_parameters
+    from stagecoach.trainer.subset import engine_module
 
     world = start()
     network, trained = make_trained()
-    assert apply_recompute(network.recompute_units(), policy) == (0 if policy == "none" else 9)
+    assert apply_activation_checkpointing(network.recompute_units(), policy) == (0 if policy == "none" else 9)
     config = json.loads(ZERO3.read_text())
     # Everything is partitioned, and nothing kept for the next use.
     config["zero_optimization"] |= {"stage3_param_persistence_threshold": 0, "stage3_max_reuse_distance": 0}

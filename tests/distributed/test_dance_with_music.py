@@ -10,11 +10,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from stagecoach.trainer.recipe import Recipe
 from tests.distributed import cases
 from tests.distributed.plain import plain_losses
 from tests.distributed.test_resume import stop_at
 from tests.tiny_dance import FAMILY, make_tiny_dance
-from trainer.recipe import Recipe
 
 STEPS = 6
 OPENS = 5
@@ -28,13 +28,31 @@ def dance(tmp_path_factory):
 
 
 def recipe_for(dance, run: Path | str, size: str = "tiny", **changes: Any) -> Recipe:
-    stage = {"steps": STEPS, "global_batch": 4, "micro_batch": 1, "learning_rate": 1e-3, "validate_every": 1000,
-             "preview_every": 1000, "checkpoint_every": 1000}
+    stage = {
+        "steps": STEPS,
+        "global_batch": 4,
+        "micro_batch": 1,
+        "learning_rate": 1e-3,
+        "validate_every": 1000,
+        "preview_every": 1000,
+        "checkpoint_every": 1000,
+    }
     stage |= {key: changes.pop(key) for key in list(changes) if key in stage}
-    values = {"family": FAMILY, "size": size, "data": str(dance.shards), "run": str(run), "precision": "fp32",
-              "attention": "sdpa", "recompute": "none", "optimizer": {"torch_adam": True}, "validation_samples": 2,
-              "preview_samples": 1, "logging": {"every": 1, "tensorboard": False, "wandb": "off"},
-              "model": {"m2p": {"dropout": 0.1}}, "stages": {1: stage, 2: stage, 3: stage}}
+    values = {
+        "family": FAMILY,
+        "size": size,
+        "data": str(dance.shards),
+        "run": str(run),
+        "precision": "fp32",
+        "attention": "sdpa",
+        "activation_checkpointing": "none",
+        "optimizer": {"torch_adam": True},
+        "validation_samples": 2,
+        "preview_samples": 1,
+        "logging": {"every": 1, "tensorboard": False, "wandb": "off"},
+        "model": {"m2p": {"dropout": 0.1}},
+        "stages": {1: stage, 2: stage, 3: stage},
+    }
     if changes.get("zero", 3) == 3:
         values["ds_config"] = "ds_configs/zero3_cpu.json"
     return Recipe.model_validate(values | changes)
@@ -102,8 +120,11 @@ def test_an_adapter_has_a_file_for_each_part_and_c_changes_time_only(finished):
 @pytest.mark.slow
 def test_the_seeds_names_are_logged(finished):
     _, run = finished
-    names = {1: ("pose_loss", "face_loss", "pose_error_px", "beat_alignment"),
-             2: ("diffusion_loss", "pose_loss", "id_loss"), 3: ("diffusion_loss", "id_loss", "temporal_loss")}
+    names = {
+        1: ("pose_loss", "face_loss", "pose_error_px", "beat_alignment"),
+        2: ("diffusion_loss", "pose_loss", "id_loss"),
+        3: ("diffusion_loss", "id_loss", "temporal_loss"),
+    }
     for stage, expected in names.items():
         for name in expected:
             assert len(cases.losses(run, stage, name)) == STEPS, f"{name} in stage {stage}"
@@ -129,7 +150,7 @@ def test_a_stopped_and_resumed_stage_equals_the_uninterrupted_one_to_the_last_di
 def test_other_engines_give_the_same_losses_in_c(pair, finished, dance, tmp_path):
     """Frozen weights partitioned and recompute are costly here; B of champ has them in ``test_dance_reference.py``."""
     size, run = finished
-    for number, change in enumerate(({"zero": 1}, {"frozen": "shard", "recompute": "selective"})):
+    for number, change in enumerate(({"zero": 1}, {"frozen": "shard", "activation_checkpointing": "selective"})):
         recipe = recipe_for(dance, tmp_path / str(number), size, **change)
         pair.run(train_from, recipe.model_dump(), 3, run / "stage2" / "adapter")
         assert cases.losses(tmp_path / str(number), 3) == pytest.approx(cases.losses(run, 3), rel=2e-5), change

@@ -8,24 +8,30 @@ from pathlib import Path
 import pytest
 import webdataset as wds
 
-from data.care.indexing import index_folder
-from data.dataset import ShardSet
+from stagecoach.data.maintenance.indexing import index_folder
+from stagecoach.data.streaming.dataset import ShardSet
 from tests.distributed import cases
 from tests.toy import SCHEMA, write_toy_shards
 
 
-@pytest.mark.parametrize("order", [{"weights": (0.75, 0.25)}, {"tail": "drop"}, {"window": 2}])
+@pytest.mark.parametrize("order", [{"weights": (0.75, 0.25)}, {"drop_last": True}, {"active_shards": 2}])
 def test_mixed_sets_give_the_same_losses_however_their_batches_are_spread(pair, tmp_path, order):
     sources = []
     for number, samples in enumerate((20, 12)):
         write_toy_shards(tmp_path / f"set{number}", samples=samples, seed=number)
         weight = order["weights"][number] if "weights" in order else None
-        sources.append({"place": str(tmp_path / f"set{number}"), "weight": weight})
+        sources.append({"path": str(tmp_path / f"set{number}"), "weight": weight})
     stream = {key: value for key, value in order.items() if key != "weights"}
     found = {}
     for micro_batch in (1, 4):
-        recipe = cases.toy_recipe(sources, str(tmp_path / f"run{micro_batch}"), micro_batch=micro_batch, steps=6,
-                                  checkpoint_every=3, stream=stream)
+        recipe = cases.toy_recipe(
+            sources,
+            str(tmp_path / f"run{micro_batch}"),
+            micro_batch=micro_batch,
+            steps=6,
+            checkpoint_every=3,
+            stream=stream,
+        )
         pair.run(cases.train, recipe.model_dump(), [1])
         found[micro_batch] = cases.losses(recipe.run, 1)
     assert found[1] == pytest.approx(found[4], rel=1e-6)
@@ -37,7 +43,9 @@ def test_a_run_goes_on_only_over_the_same_data_in_the_same_order(pair, tmp_path)
     pair.run(cases.train, recipe.model_dump(), [1])
     state = json.loads((Path(recipe.run) / "stage1/checkpoints/checkpoint_4/training_state.json").read_text())
     longer = recipe.stages[1].model_copy(update={"steps": 8})
-    other = recipe.model_copy(update={"stages": {1: longer}, "stream": recipe.stream.model_copy(update={"window": 1})})
+    other = recipe.model_copy(
+        update={"stages": {1: longer}, "stream": recipe.stream.model_copy(update={"active_shards": 1})}
+    )
     with pytest.raises(AssertionError, match=f"shards.*{state['shards']}|{state['shards']}.*shards"):
         pair.run(cases.train, other.model_dump(), [1])
 

@@ -10,17 +10,17 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from data.building.build import build
-from data.building.options import BuildOptions
-from data.encoding.tiny_encoders import write_tiny_encoders
-from data.fantasy_world.build import EncoderPaths, FantasyWorldJob
-from data.fantasy_world.clip import ClipOptions
-from data.fantasy_world.raw import read_metadata
-from data.fantasy_world.readers import read_frames
-from data.fantasy_world.synthetic import write_synthetic
+from stagecoach.data.building.build import build
+from stagecoach.data.building.options import BuildOptions
+from stagecoach.data.encoding.tiny_encoders import write_tiny_encoders
+from stagecoach.data.fantasy_world.build import EncoderPaths, FantasyWorldJob
+from stagecoach.data.fantasy_world.clip import ClipOptions
+from stagecoach.data.fantasy_world.raw import read_metadata
+from stagecoach.data.fantasy_world.readers import read_frames
+from stagecoach.data.fantasy_world.synthetic import write_synthetic
+from stagecoach.trainer.recipe import Recipe
 from tests.distributed import cases
 from tests.distributed.plain import plain_losses
-from trainer.recipe import Recipe
 
 FRAMES, HEIGHT, WIDTH = 5, 32, 48
 
@@ -33,19 +33,39 @@ def shards(tmp_path_factory):
     pictures = np.stack([frame for clip in clips for frame in read_frames(clip.video, FRAMES)])
     write_tiny_encoders(folder / "encoders", pictures, [clip.prompt for clip in clips], seed=0)
     paths = EncoderPaths(*(folder / "encoders" / name for name in ("vae", "text_encoder", "tokenizer")))
-    build(FantasyWorldJob(folder / "raw", ClipOptions(FRAMES, HEIGHT, WIDTH), paths), folder / "shards",
-          BuildOptions(holdout=0.2))
+    build(
+        FantasyWorldJob(folder / "raw", ClipOptions(FRAMES, HEIGHT, WIDTH), paths),
+        folder / "shards",
+        BuildOptions(holdout=0.2),
+    )
     return str(folder / "shards")
 
 
 def recipe_for(shards: str, run: Path | str, steps: int = 20, **changes) -> Recipe:
-    stage = {"steps": steps, "global_batch": 4, "micro_batch": 1, "learning_rate": 1e-4, "validate_every": 1000,
-             "preview_every": 1000, "checkpoint_every": 1000}
-    values = {"family": "fantasy_world", "size": "tiny", "data": shards, "run": str(run), "precision": "fp32",
-              "attention": "sdpa", "recompute": "none", "optimizer": {"torch_adam": True}, "validation_samples": 2,
-              "preview_samples": 1, "logging": {"every": 1, "tensorboard": False, "wandb": "off"},
-              "model": {"clip": {"frames": FRAMES, "height": HEIGHT, "width": WIDTH}, "frames_per_step": 3},
-              "stages": {1: stage, 2: stage}}
+    stage = {
+        "steps": steps,
+        "global_batch": 4,
+        "micro_batch": 1,
+        "learning_rate": 1e-4,
+        "validate_every": 1000,
+        "preview_every": 1000,
+        "checkpoint_every": 1000,
+    }
+    values = {
+        "family": "fantasy_world",
+        "size": "tiny",
+        "data": shards,
+        "run": str(run),
+        "precision": "fp32",
+        "attention": "sdpa",
+        "activation_checkpointing": "none",
+        "optimizer": {"torch_adam": True},
+        "validation_samples": 2,
+        "preview_samples": 1,
+        "logging": {"every": 1, "tensorboard": False, "wandb": "off"},
+        "model": {"clip": {"frames": FRAMES, "height": HEIGHT, "width": WIDTH}, "frames_per_step": 3},
+        "stages": {1: stage, 2: stage},
+    }
     return Recipe.model_validate(values | changes)
 
 
@@ -74,11 +94,16 @@ def test_stage_one_under_the_other_zero_stages_too(pair, shards, reference, tmp_
     assert cases.losses(tmp_path, 1) == pytest.approx(reference, rel=2e-6)
 
 
-@pytest.mark.parametrize("change", [
-    pytest.param({"frozen": "shard"}, id="frozen-shard", marks=pytest.mark.slow),
-    pytest.param({"recompute": "selective", "leaf_modules": True}, id="selective-leaves")])
-def test_stage_two_starts_from_stage_one_and_gives_the_losses_of_plain_pytorch(pair, shards, first_stage, tmp_path,
-                                                                                change):
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param({"frozen": "shard"}, id="frozen-shard", marks=pytest.mark.slow),
+        pytest.param({"activation_checkpointing": "selective", "leaf_modules": True}, id="selective-leaves"),
+    ],
+)
+def test_stage_two_starts_from_stage_one_and_gives_the_losses_of_plain_pytorch(
+    pair, shards, first_stage, tmp_path, change
+):
     recipe = recipe_for(shards, tmp_path, steps=4, **change)
     init = first_stage / "stage1" / "adapter"
     adapter = pair.run(train_from, recipe.model_dump(), 2, init)[0]
@@ -94,7 +119,7 @@ def test_zero_stages_agree_in_bf16_with_recompute(pair, shards, tmp_path):
     found = {}
     for zero in (1, 2, 3):
         run = tmp_path / str(zero)
-        recipe = recipe_for(shards, run, precision="bf16", zero=zero, recompute="block")
+        recipe = recipe_for(shards, run, precision="bf16", zero=zero, activation_checkpointing="full")
         pair.run(cases.train, recipe.model_dump(), [1])
         found[zero] = cases.losses(run, 1)
     assert found[1] == pytest.approx(found[3], rel=2**-8)
@@ -103,8 +128,15 @@ def test_zero_stages_agree_in_bf16_with_recompute(pair, shards, tmp_path):
 
 def test_under_frozen_shard_at_most_one_block_of_frozen_weights_is_gathered(pair, shards, first_stage, tmp_path):
     # The values of zero3.json are larger than the whole tiny network; these are in its proportion.
-    config = {"zero_optimization": {"stage": 3, "stage3_max_reuse_distance": 0, "stage3_prefetch_bucket_size": 0,
-                                    "stage3_param_persistence_threshold": 0, "memory_efficient_linear": False}}
+    config = {
+        "zero_optimization": {
+            "stage": 3,
+            "stage3_max_reuse_distance": 0,
+            "stage3_prefetch_bucket_size": 0,
+            "stage3_param_persistence_threshold": 0,
+            "memory_efficient_linear": False,
+        }
+    }
     (tmp_path / "small.json").write_text(json.dumps(config))
     recipe = recipe_for(shards, tmp_path, steps=1, frozen="shard", ds_config=str(tmp_path / "small.json"))
     whole, largest, most = pair.run(most_gathered, recipe.model_dump(), first_stage / "stage1" / "adapter")[0]
@@ -119,14 +151,18 @@ def train_from(recipe: dict, stage: int, init: Path) -> str:
 def most_gathered(recipe: dict, init: Path) -> tuple[int, int, int]:
     """Frozen numbers in all, those of the largest frozen block, and the most that were gathered at any time of an
     optimizer step of stage 2."""
-    from trainer.distributed import start
-    from trainer.run import one_step
-    from trainer.setup import prepare_stage
+    from stagecoach.trainer.distributed import start
+    from stagecoach.trainer.run import one_step
+    from stagecoach.trainer.setup import prepare_stage
 
     setup = prepare_stage(Recipe.model_validate(recipe), 2, start(), init=init, resume="never")
     frozen = [p for p in setup.network.parameters() if not p.requires_grad]
-    blocks = [*setup.network.pcb, *(layer.video_block for layer in setup.network.irg), setup.network.stem,
-              setup.network.out]
+    blocks = [
+        *setup.network.pcb,
+        *(layer.video_block for layer in setup.network.irg),
+        setup.network.stem,
+        setup.network.out,
+    ]
     counts = [sum(p.ds_numel for p in block.parameters() if not p.requires_grad) for block in blocks]
     most = 0
 
@@ -148,7 +184,7 @@ def test_a_bf16_run_changes_nearly_all_weights_because_masters_are_fp32(pair, sh
     stage = recipe.stages[1].model_copy(update={"learning_rate": 1e-5})
     recipe = recipe.model_copy(update={"stages": {1: stage}})
     adapter = pair.run(cases.train, recipe.model_dump(), [1])[0][0]
-    from models import get_family
+    from stagecoach.models import get_family
 
     family, config = get_family("fantasy_world"), recipe.family_config(1)
     network = family.build(config, 1, "cpu", torch.bfloat16)

@@ -63,7 +63,8 @@ def test_a_failure_on_the_first_rank_alone_reaches_all_ranks(pair, tmp_path):
 
 @pytest.mark.parametrize("gone", [False, True])
 def test_what_an_earlier_stage_trained_is_handed_on_in_fp32_and_from_the_network_where_its_adapter_is_gone(
-        pair, shards, tmp_path, gone):
+    pair, shards, tmp_path, gone
+):
     recipe = cases.toy_recipe(shards, str(tmp_path), model={"keep_first": True}, precision="bf16", steps=3).model_dump()
     first = pair.run(cases.train, recipe, [1])[0][0]
     trained = load_file(f"{first}/model.safetensors")

@@ -6,9 +6,9 @@ import json
 
 import pytest
 
+from stagecoach.trainer.recipe import Recipe
 from tests.distributed.test_movie_post_production import recipe_for
 from tests.tiny_movie import make_tiny_movie
-from trainer.recipe import Recipe
 
 
 @pytest.mark.slow
@@ -16,8 +16,15 @@ def test_under_frozen_shard_at_most_one_block_of_frozen_weights_is_gathered(pair
     """Blocks are called child by child; none of them may gather a whole block's worth more than it runs."""
     movie = make_tiny_movie(tmp_path / "movie", 12)
     # The values of zero3.json are larger than the whole tiny network; these are in its proportion.
-    config = {"zero_optimization": {"stage": 3, "stage3_max_reuse_distance": 0, "stage3_prefetch_bucket_size": 0,
-                                    "stage3_param_persistence_threshold": 0, "memory_efficient_linear": False}}
+    config = {
+        "zero_optimization": {
+            "stage": 3,
+            "stage3_max_reuse_distance": 0,
+            "stage3_prefetch_bucket_size": 0,
+            "stage3_param_persistence_threshold": 0,
+            "memory_efficient_linear": False,
+        }
+    }
     (tmp_path / "small.json").write_text(json.dumps(config))
     recipe = recipe_for(movie, tmp_path / "run", steps=1, frozen="shard", ds_config=str(tmp_path / "small.json"))
     whole, largest, most = pair.run(most_gathered, recipe.model_dump())[0]
@@ -28,14 +35,15 @@ def test_under_frozen_shard_at_most_one_block_of_frozen_weights_is_gathered(pair
 def most_gathered(recipe: dict) -> tuple[int, int, int]:
     """Frozen numbers in all, those of the largest block, and the most that were gathered at any time of an optimizer
     step of stage 3, whose adapters are at their first values."""
-    from trainer.distributed import start
-    from trainer.run import one_step
-    from trainer.setup import prepare_stage
+    from stagecoach.trainer.distributed import start
+    from stagecoach.trainer.run import one_step
+    from stagecoach.trainer.setup import prepare_stage
 
     setup = prepare_stage(Recipe.model_validate(recipe), 3, start(), init=None, resume="never", rehearsal=True)
     frozen = [p for p in setup.network.parameters() if not p.requires_grad]
-    counts = [sum(p.ds_numel for p in block.parameters() if not p.requires_grad)
-              for block in setup.network.recompute_units()]
+    counts = [
+        sum(p.ds_numel for p in block.parameters() if not p.requires_grad) for block in setup.network.recompute_units()
+    ]
     most = 0
 
     def look(*_):

@@ -10,11 +10,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from stagecoach.trainer.recipe import Recipe
 from tests.distributed import cases
 from tests.distributed.plain import plain_losses
 from tests.distributed.test_resume import stop_at
 from tests.tiny_movie import FAMILY, make_tiny_movie
-from trainer.recipe import Recipe
 
 
 @pytest.fixture(scope="module")
@@ -23,12 +23,30 @@ def movie(tmp_path_factory):
 
 
 def recipe_for(movie, run: Path | str, steps: int = 6, **changes: Any) -> Recipe:
-    stage = {"steps": steps, "global_batch": 4, "micro_batch": 1, "learning_rate": 1e-3, "validate_every": 1000,
-             "preview_every": 1000, "checkpoint_every": 1000}
-    values = {"family": FAMILY, "size": "tiny", "data": str(movie.shards), "run": str(run), "precision": "fp32",
-              "attention": "sdpa", "recompute": "none", "optimizer": {"torch_adam": True}, "validation_samples": 2,
-              "preview_samples": 1, "logging": {"every": 1, "tensorboard": False, "wandb": "off"},
-              "model": movie.model, "stages": {1: stage, 2: stage, 3: stage}}
+    stage = {
+        "steps": steps,
+        "global_batch": 4,
+        "micro_batch": 1,
+        "learning_rate": 1e-3,
+        "validate_every": 1000,
+        "preview_every": 1000,
+        "checkpoint_every": 1000,
+    }
+    values = {
+        "family": FAMILY,
+        "size": "tiny",
+        "data": str(movie.shards),
+        "run": str(run),
+        "precision": "fp32",
+        "attention": "sdpa",
+        "activation_checkpointing": "none",
+        "optimizer": {"torch_adam": True},
+        "validation_samples": 2,
+        "preview_samples": 1,
+        "logging": {"every": 1, "tensorboard": False, "wandb": "off"},
+        "model": movie.model,
+        "stages": {1: stage, 2: stage, 3: stage},
+    }
     if changes.get("zero", 3) == 3:
         values["ds_config"] = "ds_configs/zero3_cpu.json"
     return Recipe.model_validate(values | changes)
@@ -56,8 +74,15 @@ def test_all_stages_under_zero_3_give_the_losses_of_plain_pytorch(stages, movie)
 
 @pytest.mark.slow
 def test_the_guides_names_are_logged(stages):
-    everywhere = ["loss/total", "loss/reconstruction", "metrics/alpha_mean", "metrics/alpha_fg_ratio",
-                  "metrics/learning_rate", "metrics/grad_norm", "metrics/timestep_mean"]
+    everywhere = [
+        "loss/total",
+        "loss/reconstruction",
+        "metrics/alpha_mean",
+        "metrics/alpha_fg_ratio",
+        "metrics/learning_rate",
+        "metrics/grad_norm",
+        "metrics/timestep_mean",
+    ]
     for index in (1, 2, 3):
         for name in everywhere if index == 1 else [*everywhere, "loss/dino_identity"]:
             assert cases.losses(stages, index, name), f"{name} in stage {index}"
@@ -82,10 +107,16 @@ def test_an_adapter_holds_all_that_was_trained_and_stage_three_changes_its_bridg
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("change", [
-    pytest.param({"zero": 1}, id="zero1"), pytest.param({"zero": 2}, id="zero2"),
-    pytest.param({"recompute": "block"}, id="block"), pytest.param({"recompute": "selective"}, id="selective"),
-    pytest.param({"frozen": "shard"}, id="frozen-shard")])
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param({"zero": 1}, id="zero1"),
+        pytest.param({"zero": 2}, id="zero2"),
+        pytest.param({"activation_checkpointing": "full"}, id="full"),
+        pytest.param({"activation_checkpointing": "selective"}, id="selective"),
+        pytest.param({"frozen": "shard"}, id="frozen-shard"),
+    ],
+)
 def test_other_engines_give_the_same_losses(pair, stages, movie, tmp_path, change):
     recipe = recipe_for(movie, tmp_path, steps=3, **change)
     pair.run(train_from, recipe.model_dump(), 2, stages / "stage1" / "adapter")
@@ -124,11 +155,11 @@ def stop_from(recipe: dict, stage: int, step: int, init: Path) -> str:
 
 def train_one_sided(recipe: dict) -> list[float]:
     """Gradient norms of three steps of stage 2 in which the second rank's boxes are taken away."""
-    from models.family import Progress
-    from trainer.distributed import start
-    from trainer.feed import device_batches
-    from trainer.objective import weighted_total
-    from trainer.setup import prepare_stage
+    from stagecoach.models.family import Progress
+    from stagecoach.trainer.distributed import start
+    from stagecoach.trainer.feed import device_batches
+    from stagecoach.trainer.objective import weighted_total
+    from stagecoach.trainer.setup import prepare_stage
 
     setup = prepare_stage(Recipe.model_validate(recipe), 2, start(), init=None, resume="never", rehearsal=True)
     setup.engine.module.train()

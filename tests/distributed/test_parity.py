@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from models import FAMILIES
+from stagecoach.models import FAMILIES
 from tests.distributed import cases
 from tests.distributed.plain import plain_losses
 
@@ -38,8 +38,17 @@ def test_zero_stages_agree_in_bf16(pair, shards, plain, tmp_path):
     assert found[3] == pytest.approx(plain, rel=2**-5)
 
 
-@pytest.mark.parametrize("change", [{"recompute": "block"}, {"recompute": "selective"}, {"leaf_modules": True},
-                                    {"micro_batch": 4}, {"micro_batch": 1}, {"stream": {"workers": 4}}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"activation_checkpointing": "full"},
+        {"activation_checkpointing": "selective"},
+        {"leaf_modules": True},
+        {"micro_batch": 4},
+        {"micro_batch": 1},
+        {"stream": {"workers": 4}},
+    ],
+)
 def test_what_may_not_change_the_numbers_does_not(pair, shards, plain, tmp_path, change):
     recipe = cases.toy_recipe(str(shards), str(tmp_path), **change)
     pair.run(cases.train, recipe.model_dump(), [1])

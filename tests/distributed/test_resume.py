@@ -10,17 +10,17 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
+from stagecoach.trainer.distributed import start
+from stagecoach.trainer.interrupt import Interrupted
+from stagecoach.trainer.recipe import Recipe
+from stagecoach.trainer.run import run_stages
 from tests.distributed import cases
 from tests.pair import Pair
-from trainer.distributed import start
-from trainer.interrupt import Interrupted
-from trainer.recipe import Recipe
-from trainer.run import run_stages
 
 
 def stop_at(recipe: dict, stage: int, step: int, **options) -> str:
     """Train until rank 1 gets SIGTERM at ``step``; the message of the interruption."""
-    from trainer import stage as module
+    from stagecoach.trainer import stage as module
 
     world = start()
     original = module.StageLoop._after_step
@@ -78,8 +78,11 @@ def test_a_damaged_checkpoint_is_named_and_the_next_older_one_used(pair, shards,
     pair.run(cases.train, recipe.model_dump(), [1])
     before = cases.losses(tmp_path, 1)
     checkpoints = tmp_path / "stage1" / "checkpoints"
-    assert sorted(p.name for p in checkpoints.glob("checkpoint_*")) == ["checkpoint_10", "checkpoint_15",
-                                                                        "checkpoint_20"]
+    assert sorted(p.name for p in checkpoints.glob("checkpoint_*")) == [
+        "checkpoint_10",
+        "checkpoint_15",
+        "checkpoint_20",
+    ]
     damage(checkpoints / "checkpoint_20" / "model.safetensors")
     (checkpoints / "checkpoint_15" / "training_state.json").unlink()
     pair.run(cases.train, recipe.model_dump(), [1])
@@ -126,7 +129,7 @@ def damage(file: Path) -> None:
 
 def die_at(recipe: dict, stage: int, step: int) -> None:
     """Train until this process kills itself, as a lost node or a full memory would, at ``step``."""
-    from trainer import stage as module
+    from stagecoach.trainer import stage as module
 
     original = module.StageLoop._after_step
 
@@ -155,7 +158,7 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint_with_the_same_losses(pair
 
 
 def test_the_average_is_what_is_handed_on_where_the_recipe_says_so(pair, shards, tmp_path):
-    recipe = cases.toy_recipe(shards, str(tmp_path), ema={"decay": 0.9}, handoff="ema", steps=6)
+    recipe = cases.toy_recipe(shards, str(tmp_path), ema={"decay": 0.9}, export_weights="ema", steps=6)
     pair.run(cases.train, recipe.model_dump(), [1])
     adapter = load_file(tmp_path / "stage1" / "adapter" / "model.safetensors")
     average = load_file(tmp_path / "stage1" / "checkpoints" / "checkpoint_6" / "ema.safetensors")

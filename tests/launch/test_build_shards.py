@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from data.commands import execute, parse, render
+from stagecoach.data.commands import execute, parse, render
 from tests.data.building.toy_job import hashes
 
 ROOT = Path(__file__).parents[2]
@@ -18,8 +18,15 @@ SIZE = ("--frames", "5", "--height", "32", "--width", "48")
 
 
 def run(*arguments, cwd) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, SCRIPT, *map(str, arguments)], cwd=cwd, capture_output=True, text=True,
-                          check=False, timeout=120, env={**os.environ, "PYTHONPATH": ""})
+    return subprocess.run(
+        [sys.executable, SCRIPT, *map(str, arguments)],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+        env={**os.environ, "PYTHONPATH": ""},
+    )
 
 
 @pytest.fixture(scope="module")
@@ -28,8 +35,9 @@ def made(tmp_path_factory) -> Path:
     base = tmp_path_factory.mktemp("cli")
     (base / "data").mkdir()
     (base / "data/__init__.py").write_text("raise ImportError('another package named data')")
-    done = run("synthesize", "--output", "raw", "--clips", 3, *SIZE, "--seed", 1, "--encoders", "encoders", "--json",
-               cwd=base)
+    done = run(
+        "synthesize", "--output", "raw", "--clips", 3, *SIZE, "--seed", 1, "--encoders", "encoders", "--json", cwd=base
+    )
     assert json.loads(done.stdout) == {"output": "raw", "clips": 3, "encoders": "encoders"}, done.stderr
     done = run(*build_command("raw", "shards"), "--json", cwd=base)
     assert done.returncode == 0, done.stderr
@@ -102,8 +110,7 @@ def array_task(monkeypatch, task: int, count: int) -> None:
         monkeypatch.setenv(f"SLURM_ARRAY_TASK_{name}", str(value))
 
 
-def test_tasks_of_an_array_share_the_work_and_the_last_one_finishes(made, expected, tmp_path, monkeypatch,
-                                                                    capsys):
+def test_tasks_of_an_array_share_the_work_and_the_last_one_finishes(made, expected, tmp_path, monkeypatch, capsys):
     results = []
     for task in (1, 0):
         array_task(monkeypatch, task, 2)
@@ -137,8 +144,15 @@ def test_what_was_left_out_is_in_the_summary(made, tmp_path, capsys):
 
 def launch(launcher: list[str], *arguments: str, cwd: Path) -> subprocess.CompletedProcess:
     environment = {**os.environ, "PYTHONPATH": "", "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
-    return subprocess.run([*launcher, SCRIPT, *arguments], cwd=cwd, capture_output=True, text=True, check=False,
-                          timeout=200, env=environment)
+    return subprocess.run(
+        [*launcher, SCRIPT, *arguments],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=200,
+        env=environment,
+    )
 
 
 @pytest.mark.slow
@@ -154,8 +168,10 @@ def test_local_workers_make_the_same_shards_and_json_stands_alone(made, expected
 @pytest.mark.parametrize("launcher", ["torchrun", "deepspeed"])
 def test_ranks_of_a_launcher_share_the_work(made, expected, tmp_path, launcher):
     binary = str(Path(sys.executable).parent / launcher)
-    words = {"torchrun": [binary, "--standalone", "--nproc_per_node=2"],
-             "deepspeed": [binary, "--num_accelerators", "2", "--master_port", "29713"]}[launcher]
+    words = {
+        "torchrun": [binary, "--standalone", "--nproc_per_node=2"],
+        "deepspeed": [binary, "--num_accelerators", "2", "--master_port", "29713"],
+    }[launcher]
     done = launch(words, *command(made, tmp_path / "shards"), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert hashes(tmp_path / "shards") == expected

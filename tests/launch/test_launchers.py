@@ -30,8 +30,19 @@ def free_port() -> str:
 
 def launch(prefix: list[str], shards: Path, run: Path) -> list[dict]:
     """Metrics of two steps of stage 1."""
-    command = [*prefix, str(ROOT / "launch" / "stage1.py"), "--profile", "tiny", "--data", str(shards), "--run",
-               str(run), "--set", "stages.1.steps=2", "--json"]
+    command = [
+        *prefix,
+        str(ROOT / "launch" / "stage1.py"),
+        "--profile",
+        "tiny",
+        "--data",
+        str(shards),
+        "--run",
+        str(run),
+        "--set",
+        "stages.1.steps=2",
+        "--json",
+    ]
     environment = os.environ | {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
         environment.pop(name, None)

@@ -7,8 +7,8 @@ import subprocess
 
 import pytest
 
+from stagecoach.trainer.interrupt import EXIT_CODE
 from tests.tiny_data import ROOT
-from trainer.interrupt import EXIT_CODE
 
 SCRIPT = ROOT / "launch" / "slurm" / "stagecoach.sbatch"
 
@@ -19,15 +19,21 @@ def submit(tmp_path):
     calls = tmp_path / "calls"
 
     def run(code: int) -> tuple[int, list[str]]:
-        commands = {"srun": f'echo "srun $MASTER_ADDR $MASTER_PORT $*" >>{calls}; exit {code}',
-                    "scontrol": f'echo "scontrol $*" >>{calls}; [ "$1" = show ] && printf "node7\\nnode8\\n"; true'}
+        commands = {
+            "srun": f'echo "srun $MASTER_ADDR $MASTER_PORT $*" >>{calls}; exit {code}',
+            "scontrol": f'echo "scontrol $*" >>{calls}; [ "$1" = show ] && printf "node7\\nnode8\\n"; true',
+        }
         for name, body in commands.items():
             (tmp_path / name).write_text(f"#!/bin/bash\n{body}\n")
             (tmp_path / name).chmod(0o755)
-        environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "123456",
-                       "SLURM_JOB_NODELIST": "node[7-8]"}
-        done = subprocess.run(["bash", str(SCRIPT), "--family", "fantasy_world", "--run", "a b"], env=environment,
-                              timeout=20)
+        environment = {
+            "PATH": f"{tmp_path}:{os.environ['PATH']}",
+            "SLURM_JOB_ID": "123456",
+            "SLURM_JOB_NODELIST": "node[7-8]",
+        }
+        done = subprocess.run(
+            ["bash", str(SCRIPT), "--family", "fantasy_world", "--run", "a b"], env=environment, timeout=20
+        )
         return done.returncode, calls.read_text().splitlines()
 
     return run
@@ -36,8 +42,10 @@ def submit(tmp_path):
 def test_a_finished_job_is_not_requeued_and_the_ranks_know_the_first_node(submit):
     code, calls = submit(0)
     assert code == 0
-    assert calls == ["scontrol show hostnames node[7-8]",
-                     "srun node7 23456 --wait=120 .venv/bin/python launch/pipeline.py --family fantasy_world --run a b"]
+    assert calls == [
+        "scontrol show hostnames node[7-8]",
+        "srun node7 23456 --wait=120 .venv/bin/python launch/pipeline.py --family fantasy_world --run a b",
+    ]
 
 
 def test_only_an_interrupted_job_is_requeued(submit):

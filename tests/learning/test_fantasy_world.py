@@ -23,15 +23,50 @@ def test_held_out_depth_and_cameras_end_below_what_the_training_clips_tell_on_av
     """At sigma 0.0926, clips never seen: depth against the training mean, the camera (all nine numbers of the pose
     encoding) against the mean trajectory of the training clips."""
     encoders = tmp_path / "encoders"
-    run(sys.executable, "launch/build_shards.py", "synthesize", "--output", tmp_path / "raw", "--encoders", encoders,
-        "--clips", "420", "--seed", "0", *SIZE)
-    run(sys.executable, "launch/build_shards.py", "build", "--input", tmp_path / "raw", "--output", tmp_path / "shards",
-        "--vae", encoders / "vae", "--text-encoder", encoders / "text_encoder", "--tokenizer", encoders / "tokenizer",
-        "--workers", "2", *SIZE)
+    run(
+        sys.executable,
+        "launch/build_shards.py",
+        "synthesize",
+        "--output",
+        tmp_path / "raw",
+        "--encoders",
+        encoders,
+        "--clips",
+        "420",
+        "--seed",
+        "0",
+        *SIZE,
+    )
+    run(
+        sys.executable,
+        "launch/build_shards.py",
+        "build",
+        "--input",
+        tmp_path / "raw",
+        "--output",
+        tmp_path / "shards",
+        "--vae",
+        encoders / "vae",
+        "--text-encoder",
+        encoders / "text_encoder",
+        "--tokenizer",
+        encoders / "tokenizer",
+        "--workers",
+        "2",
+        *SIZE,
+    )
     # ZeRO-1 without recompute: the numbers are those of ZeRO-3 (tests/distributed), in a third of the time on a CPU.
-    settings = {"zero": 1, "ds_config": "null", "recompute": "none", "logging.wandb": "off", "validation_samples": 38,
-                "stages.1.steps": STEPS, "stages.1.validate_every": STEPS, "stages.1.checkpoint_every": STEPS,
-                "stages.1.preview_every": STEPS}
+    settings = {
+        "zero": 1,
+        "ds_config": "null",
+        "activation_checkpointing": "none",
+        "logging.wandb": "off",
+        "validation_samples": 38,
+        "stages.1.steps": STEPS,
+        "stages.1.validate_every": STEPS,
+        "stages.1.checkpoint_every": STEPS,
+        "stages.1.preview_every": STEPS,
+    }
     lines = train("stage1.py", tmp_path / "run", settings, "--profile", "demo", "--data", tmp_path / "shards")
     found = [line for line in lines if "val_depth_error" in line]
     first, last = found[0], found[-1]

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from models.movie_post_production.config import SIZES, MoviePostConfig
+from stagecoach.models.movie_post_production.config import SIZES, MoviePostConfig
 from tests.learning.scripts import train
 from tests.tiny_flux import train_tiny_flux
 from tests.tiny_movie import FAMILY, make_tiny_movie
@@ -22,14 +22,30 @@ STEPS = {1: 600, 2: 200, 3: 40}
 HEADS = 4
 """Of the backbone: twice the tiny size's, as wide as its tokens of 64 numbers."""
 SETTINGS = {
-    "zero": 3, "precision": "fp32", "recompute": "none", "logging.wandb": "off", "logging.every": 50,
-    "validation_samples": 48, "preview_samples": 1,
-    "model.layout.double_blocks": "[0,1,2,3]", "model.layout.single_blocks": "[0,1]",
-    "model.lora.rank": 16, "model.lora.alpha": 16, "model.instance.reference_dropout": 0,
-    "model.instance.layout_dropout": 0, "model.losses.identity.t_max": 1.0, "model.losses.identity.crops": 4,
-    "stages.1.learning_rate": 1e-2, "stages.2.learning_rate": 1e-3, "stages.3.learning_rate": 1e-2,
-    **{f"stages.{i}.{name}": STEPS[i] for i in STEPS for name in (
-        "steps", "checkpoint_every", "validate_every", "preview_every")}}
+    "zero": 3,
+    "precision": "fp32",
+    "activation_checkpointing": "none",
+    "logging.wandb": "off",
+    "logging.every": 50,
+    "validation_samples": 48,
+    "preview_samples": 1,
+    "model.layout.double_blocks": "[0,1,2,3]",
+    "model.layout.single_blocks": "[0,1]",
+    "model.lora.rank": 16,
+    "model.lora.alpha": 16,
+    "model.instance.reference_dropout": 0,
+    "model.instance.layout_dropout": 0,
+    "model.losses.identity.t_max": 1.0,
+    "model.losses.identity.crops": 4,
+    "stages.1.learning_rate": 1e-2,
+    "stages.2.learning_rate": 1e-3,
+    "stages.3.learning_rate": 1e-2,
+    **{
+        f"stages.{i}.{name}": STEPS[i]
+        for i in STEPS
+        for name in ("steps", "checkpoint_every", "validate_every", "preview_every")
+    },
+}
 
 
 @pytest.mark.slow
@@ -39,10 +55,15 @@ def test_references_are_placed_then_recognised_and_the_last_stage_touches_bridge
     values = SIZES["tiny"].model_dump()
     values["backbone"]["heads"] = HEADS
     assert train_tiny_flux(tmp_path / "flux", movie, MoviePostConfig.model_validate(values), BASE_STEPS) < 1.3
-    settings = SETTINGS | {"model.backbone.heads": HEADS, "model.base": tmp_path / "flux",
-                           "model.vae.base": movie.encoders / "vae", "model.dino.base": movie.encoders / "dino"}
-    lines = train("pipeline.py", tmp_path / "run", settings, "--family", FAMILY, "--profile", "demo", "--data",
-                  movie.shards)
+    settings = SETTINGS | {
+        "model.backbone.heads": HEADS,
+        "model.base": tmp_path / "flux",
+        "model.vae.base": movie.encoders / "vae",
+        "model.dino.base": movie.encoders / "dino",
+    }
+    lines = train(
+        "pipeline.py", tmp_path / "run", settings, "--family", FAMILY, "--profile", "demo", "--data", movie.shards
+    )
     ends = {i: [line for line in lines if line["stage"] == i and "val_flow_loss" in line] for i in STEPS}
     for i, found in ends.items():
         assert [line["step"] for line in found] == [0, STEPS[i]]

@@ -7,13 +7,16 @@ import torch
 from torch import nn
 
 from benchmarks.batches import synthetic_batch
-from models import get_family
-from models.family import Batch, Progress
-from trainer.freeze import freeze
-from trainer.recipe import load_recipe
+from stagecoach.models import get_family
+from stagecoach.models.family import Batch, Progress
+from stagecoach.trainer.freeze import freeze
+from stagecoach.trainer.recipe import load_recipe
 
-STEPS = [("fantasy_world", "tiny", 1), ("fantasy_world", "tiny", 2),
-         *(("dance_with_music", profile, stage) for profile in ("tiny", "tiny-svd") for stage in (1, 2, 3))]
+STEPS = [
+    ("fantasy_world", "tiny", 1),
+    ("fantasy_world", "tiny", 2),
+    *(("dance_with_music", profile, stage) for profile in ("tiny", "tiny-svd") for stage in (1, 2, 3)),
+]
 
 
 @pytest.mark.parametrize(("name", "profile", "stage"), STEPS)
@@ -23,8 +26,9 @@ def test_a_bf16_step_mixes_no_devices_and_waits_for_none(name, profile, stage):
     network = family.build(config, stage, "cpu", torch.bfloat16)
     family.load_base(network, config, "cpu", torch.bfloat16)
     freeze(network, family.stages(config)[stage - 1])
-    helpers = [part for part in vars(network.__dict__.get("helpers", nn.Module())).values()
-               if isinstance(part, nn.Module)]
+    helpers = [
+        part for part in vars(network.__dict__.get("helpers", nn.Module())).values() if isinstance(part, nn.Module)
+    ]
     for top in (network, *helpers):
         _to_meta(top)
     batch = _on_meta(synthetic_batch(family, config, 2, "cpu", 0, stage))
@@ -49,5 +53,7 @@ def _to_meta(top: nn.Module) -> None:
 
 
 def _on_meta(batch: Batch) -> Batch:
-    return {name: value.to("meta") if torch.is_tensor(value) and name != "rng_key" else value
-            for name, value in batch.items()}
+    return {
+        name: value.to("meta") if torch.is_tensor(value) and name != "rng_key" else value
+        for name, value in batch.items()
+    }

@@ -11,8 +11,8 @@ import pytest
 import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
-import models
-from models.family import ExitCriterion, Family, LossTerm, Schedule, StageSpec
+from stagecoach import models
+from stagecoach.models.family import ExitCriterion, Family, LossTerm, Schedule, StageSpec
 
 
 class ClipConfig(BaseModel):
@@ -33,8 +33,10 @@ class DeclaredFamily(Family):
 
     def stages(self, config):
         geometry = (LossTerm("depth", Schedule(1.0)), LossTerm("camera", Schedule(3.0)))
-        return (StageSpec(1, "bridge", (), geometry, (ExitCriterion("depth_loss", 0.1),)),
-                StageSpec(2, "unified", (), (*geometry, LossTerm("diffusion", Schedule(1.0)))))
+        return (
+            StageSpec(1, "bridge", (), geometry, (ExitCriterion("depth_loss", 0.1),)),
+            StageSpec(2, "unified", (), (*geometry, LossTerm("diffusion", Schedule(1.0)))),
+        )
 
     def _unused(self, *arguments, **named):
         raise AssertionError("only the declaration is used here")
@@ -54,8 +56,14 @@ def declared_family(monkeypatch: pytest.MonkeyPatch) -> type[Family]:
 @pytest.fixture
 def recipe_values(declared_family) -> dict:
     stage = {"steps": 100, "global_batch": 4, "learning_rate": 1e-5}
-    return {"family": "declared", "size": "tiny", "data": "shards", "run": "runs/here",
-            "logging": {"wandb": "off", "tensorboard": False}, "stages": {1: stage, 2: dict(stage)}}
+    return {
+        "family": "declared",
+        "size": "tiny",
+        "data": "shards",
+        "run": "runs/here",
+        "logging": {"wandb": "off", "tensorboard": False},
+        "stages": {1: stage, 2: dict(stage)},
+    }
 
 
 @pytest.fixture

@@ -7,16 +7,23 @@ from pathlib import Path
 import torch
 import yaml
 
+from stagecoach.trainer.adapter import AdapterCard, write_adapter
+from stagecoach.trainer.freeze import trainable_names
+from stagecoach.trainer.recipe import Recipe, load_recipe
 from tests.toy import ToyConfig, ToyFamily
-from trainer.adapter import AdapterCard, write_adapter
-from trainer.freeze import trainable_names
-from trainer.recipe import Recipe, load_recipe
 
 
 def toy_recipe_file(path: Path, run: Path, data: Path | str = "unused", **changes) -> Path:
     stage = {"steps": 100, "global_batch": 8, "micro_batch": 2, "learning_rate": 1e-2}
-    values = {"family": "toy", "size": "tiny", "run": str(run), "data": str(data), "precision": "fp32",
-              "attention": "sdpa", "stages": {1: stage, 2: stage}} | changes
+    values = {
+        "family": "toy",
+        "size": "tiny",
+        "run": str(run),
+        "data": str(data),
+        "precision": "fp32",
+        "attention": "sdpa",
+        "stages": {1: stage, 2: stage},
+    } | changes
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(yaml.safe_dump(values))
     return path
@@ -31,8 +38,9 @@ def finish_stage_one(run: Path, recipe: Recipe | None = None) -> tuple[Path, dic
     network = family.build(config, 1, "cpu", torch.float32)
     names = trainable_names(network, family.stages(config)[0])
     tensors = {name: p.detach().clone() for name, p in network.named_parameters() if name in names}
-    card = AdapterCard("toy", "tiny", 1, "one", 100, recipe.digest(), "toy-base", None, "raw",
-                       config.model_dump(mode="json"))
+    card = AdapterCard(
+        "toy", "tiny", 1, "one", 100, recipe.digest(), "toy-base", None, "raw", config.model_dump(mode="json")
+    )
     write_adapter(run / "stage1" / "adapter", tensors, card)
     return run / "stage1" / "adapter", tensors
 

@@ -7,11 +7,21 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from data.files import DamagedError
-from trainer.adapter import AdapterCard, load_tensors, read_card, read_tensors, write_adapter
+from stagecoach.data.files import DamagedError
+from stagecoach.trainer.adapter import AdapterCard, load_tensors, read_card, read_tensors, write_adapter
 
-CARD = AdapterCard(family="toy", size="tiny", stage=1, stage_name="one", steps=3, recipe="r", base="b",
-                   predecessor=None, handoff="raw", config={})
+CARD = AdapterCard(
+    family="toy",
+    size="tiny",
+    stage=1,
+    stage_name="one",
+    steps=3,
+    recipe="r",
+    base="b",
+    predecessor=None,
+    export_weights="raw",
+    config={},
+)
 
 
 @pytest.fixture

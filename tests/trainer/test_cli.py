@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from pydantic import TypeAdapter
 
-from data.files import DamagedError, check_directory
-from trainer.cli import build_parser, json_output, parse, run_main
-from trainer.recipe import ROOT
-from trainer.settings import RecipeError
+from stagecoach.data.files import DamagedError, check_directory
+from stagecoach.trainer.cli import build_parser, json_output, parse, run_main
+from stagecoach.trainer.recipe import ROOT
+from stagecoach.trainer.settings import RecipeError
 
 
 def outcome(function) -> int:
@@ -24,6 +24,7 @@ def outcome(function) -> int:
 def raiser(error: BaseException):
     def function():
         raise error
+
     return function
 
 
@@ -34,8 +35,24 @@ def single_process(monkeypatch):
 
 
 def test_the_command_line_gives_a_recipe_and_the_rest(recipe_file):
-    recipe, arguments = parse(["--recipe", str(recipe_file), "--set", "seed=3", "--set", "stages.1.steps=9",
-                               "--data", "tars", "--run", "there", "--init", "adapter", "--dry-run", "--json"])
+    recipe, arguments = parse(
+        [
+            "--recipe",
+            str(recipe_file),
+            "--set",
+            "seed=3",
+            "--set",
+            "stages.1.steps=9",
+            "--data",
+            "tars",
+            "--run",
+            "there",
+            "--init",
+            "adapter",
+            "--dry-run",
+            "--json",
+        ]
+    )
     assert (recipe.seed, recipe.stages[1].steps, recipe.data, recipe.run) == (3, 9, "tars", "there")
     assert (arguments.init, arguments.dry_run, arguments.json) == (Path("adapter"), True, True)
     assert arguments.resume == "auto"
@@ -50,13 +67,13 @@ def test_what_the_deepspeed_launcher_adds_is_accepted(recipe_file, spelling):
 def test_a_bare_command_means_the_sound_profile_of_fantasy_world():
     arguments = build_parser("x").parse_args([])
     assert (arguments.family, arguments.profile, arguments.recipe) == (None, None, None)
-    pytest.importorskip("models.fantasy_world.family")
+    pytest.importorskip("stagecoach.models.fantasy_world.family")
     recipe, _ = parse(["--data", "shards"])
-    assert (recipe.family, recipe.profile, recipe.size) == ("fantasy_world", "sound", "wan2.1-1.3b")
+    assert (recipe.family, recipe.profile, recipe.size) == ("fantasy_world", "default", "wan2.1-1.3b")
 
 
 def test_a_profile_and_a_file_exclude_each_other_and_flags_are_not_abbreviated(recipe_file, capsys):
-    for arguments in (["--recipe", str(recipe_file), "--profile", "sound"], ["--fam", "x"]):
+    for arguments in (["--recipe", str(recipe_file), "--profile", "default"], ["--fam", "x"]):
         with pytest.raises(SystemExit) as caught:
             parse(arguments)
         assert caught.value.code == 2
@@ -85,9 +102,11 @@ def test_a_mistake_of_the_user_is_one_sentence_and_code_1(tmp_path, recipe_file,
     def refused_recipe():
         parse(["--recipe", str(recipe_file), "--set", "sed=1"])
 
-    for function, words in ((refused_recipe, "unknown key sed"),
-                            (lambda: check_directory(tmp_path), "no readable manifest"),
-                            (lambda: TypeAdapter(int).validate_python("x"), "validation error")):
+    for function, words in (
+        (refused_recipe, "unknown key sed"),
+        (lambda: check_directory(tmp_path), "no readable manifest"),
+        (lambda: TypeAdapter(int).validate_python("x"), "validation error"),
+    ):
         assert outcome(function) == 1
         captured = capsys.readouterr()
         assert words in captured.err
@@ -113,6 +132,7 @@ def test_an_error_inside_a_dependency_is_not_taken_for_the_users(capsys):
 
     def inside_numpy():
         import numpy as np
+
         np.concatenate([np.zeros(1), np.zeros((1, 1))])
 
     for function in (inside_json, inside_numpy):
@@ -139,7 +159,7 @@ def test_after_joining_another_rank_says_what_befell_it(tmp_path, capsys, monkey
 
 
 def test_another_ranks_failure_is_told_by_rank_0_alone(capsys, monkeypatch):
-    from trainer.distributed import FirstRankError
+    from stagecoach.trainer.distributed import FirstRankError
 
     monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
     for rank, told in (("0", "error: rank 3: it broke\n"), ("1", "")):
@@ -183,6 +203,8 @@ def test_the_output_is_given_back_after_an_error(capfd):
 
 
 def test_help_comes_without_importing_deepspeed():
-    code = ("import sys; sys.path.insert(0, sys.argv.pop(1)); from trainer.cli import build_parser; "
-            "build_parser('x').format_help(); sys.exit('deepspeed' in sys.modules)")
+    code = (
+        "import sys; sys.path.insert(0, sys.argv.pop(1)); from stagecoach.trainer.cli import build_parser; "
+        "build_parser('x').format_help(); sys.exit('deepspeed' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code, str(ROOT)], check=False).returncode == 0

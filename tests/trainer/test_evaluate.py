@@ -7,13 +7,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data.collection import Collection
-from data.dataset import ShardSet
-from data.schema import Field, SampleSchema
-from data.shards import ShardWriter, write_manifest
-from data.windows import Window
-from trainer.distributed import World
-from trainer.evaluate import Evaluator, rank_share
+from stagecoach.data.format.schema import Field, SampleSchema
+from stagecoach.data.format.shards import ShardWriter, write_manifest
+from stagecoach.data.streaming.dataset import ShardSet
+from stagecoach.data.streaming.mixture import DatasetMixture
+from stagecoach.data.streaming.windows import Window
+from stagecoach.trainer.distributed import World
+from stagecoach.trainer.evaluate import Evaluator, rank_share
 
 
 @given(samples=st.integers(1, 60), size=st.integers(1, 12))
@@ -31,12 +31,12 @@ def test_held_out_clips_that_are_too_short_for_the_window_are_left_out(tmp_path)
         for number, frames in enumerate((9, 3, 12, 4, 8)):
             writer.add(f"clip{number}", {"pose": np.zeros((frames, 2), np.float32)})
     write_manifest(tmp_path, schema, writer.shards, {}, {})
-    held_out = Collection([ShardSet.open(tmp_path, schema)])
+    held_out = DatasetMixture([ShardSet.open(tmp_path, schema)])
     world = World(0, 1, 0, torch.device("cpu"))
     evaluator = Evaluator(None, None, None, held_out, {}, world, Window(4, 2))
     assert evaluator.usable == [0, 2, 4]
     assert evaluator.buckets == 1
-    batch, = evaluator._batches(evaluator.usable, 3)
+    (batch,) = evaluator._batches(evaluator.usable, 3)
     assert batch["pose"].shape == (3, 4, 2)
     # Whole clips are all usable, and each length is a bucket of its own.
     whole = Evaluator(None, None, None, held_out, {}, world)

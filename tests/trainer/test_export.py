@@ -10,12 +10,12 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from data.files import DamagedError
-from models import FAMILIES
+from stagecoach.data.files import DamagedError
+from stagecoach.models import FAMILIES
+from stagecoach.trainer import export
+from stagecoach.trainer.export import export_adapter
 from tests.toy import ToyConfig
 from tests.trainer.finished import damage, finish_stage_one
-from trainer import export
-from trainer.export import export_adapter
 
 
 @pytest.fixture(autouse=True)

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from models import get_family
-from trainer.recipe import DS_CONFIGS, OWNED, RECIPES, Recipe, StageRecipe, load_recipe, read_ds_config
-from trainer.settings import RecipeError, overlay, parse_override, read_yaml
+from stagecoach.models import get_family
+from stagecoach.trainer.recipe import DS_CONFIGS, OWNED, RECIPES, Recipe, StageRecipe, load_recipe, read_ds_config
+from stagecoach.trainer.settings import RecipeError, overlay, parse_override, read_yaml
 
 
 def refused(path: Path, *overrides: str) -> str:
@@ -23,16 +23,33 @@ def refused(path: Path, *overrides: str) -> str:
 
 
 def test_a_file_is_overlaid_by_arguments_and_those_by_overrides(recipe_file):
-    recipe = load_recipe(recipe=recipe_file, size="large", data="elsewhere",
-                         overrides=["seed=7", "stages.2.steps=5", "data=third"])
+    recipe = load_recipe(
+        recipe=recipe_file, size="large", data="elsewhere", overrides=["seed=7", "stages.2.steps=5", "data=third"]
+    )
     assert (recipe.size, recipe.seed, recipe.data) == ("large", 7, "third")
     assert (recipe.stages[1].steps, recipe.stages[2].steps, recipe.stages[2].global_batch) == (100, 5, 4)
 
 
-@pytest.mark.parametrize(("text", "value"), [
-    ("1e-5", 1e-5), ("2.5E+3", 2500.0), (".5", 0.5), ("20_000", 20000), ("-3", -3), ("true", True), ("off", "off"),
-    ("yes", "yes"), ("null", None), ("[1, 2]", [1, 2]), ("{decay: 0.9}", {"decay": 0.9}), ("1:30", "1:30"),
-    ("010", "010"), ("a=b", "a=b"), ("", None)])
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1e-5", 1e-5),
+        ("2.5E+3", 2500.0),
+        (".5", 0.5),
+        ("20_000", 20000),
+        ("-3", -3),
+        ("true", True),
+        ("off", "off"),
+        ("yes", "yes"),
+        ("null", None),
+        ("[1, 2]", [1, 2]),
+        ("{decay: 0.9}", {"decay": 0.9}),
+        ("1:30", "1:30"),
+        ("010", "010"),
+        ("a=b", "a=b"),
+        ("", None),
+    ],
+)
 def test_override_values_are_yaml_1_2(text, value):
     path, parsed = parse_override(f"stages.1.key={text}")
     assert path == ("stages", 1, "key")
@@ -50,11 +67,18 @@ def test_any_number_survives_an_override(value):
     assert parse_override(f"x={value!r}")[1] == value
 
 
-@pytest.mark.parametrize(("override", "key", "nearest"), [
-    ("sed=1", "sed", "seed"), ("stages.1.lerning_rate=1", "stages.1.lerning_rate", "learning_rate"),
-    ("logging.evry=1", "logging.evry", "every"), ("model.clip.frame=1", "model.clip.frame", "frames"),
-    ("stages.2.model.dropot=1", "stages.2.model.dropot", "dropout"),
-    ("stages.1.loss_weights.dept=1", "stages.1.loss_weights.dept", "depth"), ("ema.decy=0.9", "ema.decy", "decay")])
+@pytest.mark.parametrize(
+    ("override", "key", "nearest"),
+    [
+        ("sed=1", "sed", "seed"),
+        ("stages.1.lerning_rate=1", "stages.1.lerning_rate", "learning_rate"),
+        ("logging.evry=1", "logging.evry", "every"),
+        ("model.clip.frame=1", "model.clip.frame", "frames"),
+        ("stages.2.model.dropot=1", "stages.2.model.dropot", "dropout"),
+        ("stages.1.loss_weights.dept=1", "stages.1.loss_weights.dept", "depth"),
+        ("ema.decy=0.9", "ema.decy", "decay"),
+    ],
+)
 def test_an_unknown_key_is_named_with_its_place_and_the_nearest_one(recipe_file, override, key, nearest):
     assert refused(recipe_file, override) == f"--set {override}: unknown key {key}; did you mean '{nearest}'?"
 
@@ -65,23 +89,26 @@ def test_an_unknown_key_in_a_file_names_the_file(recipe_file, recipe_values):
     assert refused(recipe_file) == f"{recipe_file}: unknown key stages.2.model.clip.fames; did you mean 'frames'?"
 
 
-@pytest.mark.parametrize(("overrides", "words"), [
-    (["stages.1.steps=0"], ["--set stages.1.steps=0", "found 0", "greater than or equal to 1"]),
-    (["precision=fp8"], ["precision", "'fp8'", "'bf16', 'fp16' or 'fp32'"]),
-    (["model.clip.frames=0"], ["--set model.clip.frames=0", "model.clip.frames", "found 0"]),
-    (["stages.1.global_batch=0"], ["stages.1.global_batch", "found 0"]),
-    (["stages.1.warmup_steps=101"], ["stages.1", "warmup_steps is 101", "at most", "100"]),
-    (["frozen=shard", "zero=2"], ["frozen is 'shard'", "zero is 2", "expected zero: 3"]),
-    (["leaf_modules=true", "zero=1"], ["leaf_modules", "expected zero: 3"]),
-    (["handoff=ema"], ["handoff is 'ema'", "expected ema"]),
-    (["attention=flash", "precision=fp32"], ["attention is 'flash'", "'fp32'", "expected bf16 or fp16"]),
-    (["stages.3.steps=1", "stages.3.global_batch=1", "stages.3.learning_rate=1"], ["stages.3", "there are 1, 2"]),
-    (["size=tinny"], ["--set size=tinny", "did you mean 'tiny'"]),
-    (["family=declred"], ["--set family=declred", "unknown"]),
-    (["stages.1.loss_weights.diffusion=1"], ["stages.1.loss_weights.diffusion", "there are camera, depth"]),
-    (["nonsense"], ["--set nonsense", "expected a.b=c"]),
-    (["seed=[1"], ["--set seed=[1", "not a YAML value"]),
-])
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["stages.1.steps=0"], ["--set stages.1.steps=0", "found 0", "greater than or equal to 1"]),
+        (["precision=fp8"], ["precision", "'fp8'", "'bf16', 'fp16' or 'fp32'"]),
+        (["model.clip.frames=0"], ["--set model.clip.frames=0", "model.clip.frames", "found 0"]),
+        (["stages.1.global_batch=0"], ["stages.1.global_batch", "found 0"]),
+        (["stages.1.warmup_steps=101"], ["stages.1", "warmup_steps is 101", "at most", "100"]),
+        (["frozen=shard", "zero=2"], ["frozen is 'shard'", "zero is 2", "expected zero: 3"]),
+        (["leaf_modules=true", "zero=1"], ["leaf_modules", "expected zero: 3"]),
+        (["export_weights=ema"], ["export_weights is 'ema'", "expected ema"]),
+        (["attention=flash", "precision=fp32"], ["attention is 'flash'", "'fp32'", "expected bf16 or fp16"]),
+        (["stages.3.steps=1", "stages.3.global_batch=1", "stages.3.learning_rate=1"], ["stages.3", "there are 1, 2"]),
+        (["size=tinny"], ["--set size=tinny", "did you mean 'tiny'"]),
+        (["family=declred"], ["--set family=declred", "unknown"]),
+        (["stages.1.loss_weights.diffusion=1"], ["stages.1.loss_weights.diffusion", "there are camera, depth"]),
+        (["nonsense"], ["--set nonsense", "expected a.b=c"]),
+        (["seed=[1"], ["--set seed=[1", "not a YAML value"]),
+    ],
+)
 def test_what_cannot_be_is_refused_in_one_sentence(recipe_file, overrides, words):
     message = refused(recipe_file, *overrides)
     for word in words:
@@ -94,9 +121,14 @@ def test_a_missing_value_is_named(recipe_file, recipe_values):
     assert refused(recipe_file) == f"{recipe_file}: stages.1.steps: missing, expected a value"
 
 
-@pytest.mark.parametrize(("text", "words"), [
-    ("seed: 1\nseed: 2\n", ["line 1", "'seed' is there twice"]), ("- 1\n", ["holds a list", "expected a mapping"]),
-    ("a: [1\n", ["line", "expected YAML"])])
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("seed: 1\nseed: 2\n", ["line 1", "'seed' is there twice"]),
+        ("- 1\n", ["holds a list", "expected a mapping"]),
+        ("a: [1\n", ["line", "expected YAML"]),
+    ],
+)
 def test_a_file_that_is_no_recipe_is_refused(tmp_path, text, words):
     path = tmp_path / "bad.yaml"
     path.write_text(text)
@@ -108,15 +140,16 @@ def test_a_file_that_is_no_recipe_is_refused(tmp_path, text, words):
 
 def test_a_missing_file_a_profile_and_another_family_are_named(recipe_file, declared_family):
     assert "No such file" in refused(recipe_file.with_name("none.yaml"))
-    with pytest.raises(RecipeError, match="did you mean 'sound'"):
+    with pytest.raises(RecipeError, match="did you mean 'default'"):
         load_recipe(profile="soundd")
     with pytest.raises(RecipeError, match="family is 'declared', but 'fantasy_world' was asked for"):
         load_recipe(recipe=recipe_file, family="fantasy_world")
 
 
 def test_the_family_config_is_the_size_overlaid_by_the_run_and_then_by_the_stage(recipe_file):
-    recipe = load_recipe(recipe=recipe_file, size="large",
-                         overrides=["model.dropout=0.2", "stages.2.model.clip.frames=5"])
+    recipe = load_recipe(
+        recipe=recipe_file, size="large", overrides=["model.dropout=0.2", "stages.2.model.clip.frames=5"]
+    )
     assert (recipe.family_config(1).clip.frames, recipe.family_config(1).dropout) == (81, 0.2)
     assert (recipe.family_config(2).clip.frames, recipe.family_config(2).dropout) == (5, 0.2)
     assert get_family("declared").sizes["large"].clip.frames == 81
@@ -124,8 +157,10 @@ def test_the_family_config_is_the_size_overlaid_by_the_run_and_then_by_the_stage
 
 
 def test_a_dump_holds_every_default_and_loads_to_the_same_recipe(recipe_file, tmp_path):
-    recipe = load_recipe(recipe=recipe_file, overrides=["ema.decay=0.999", "stages.1.loss_weights.depth=2",
-                                                        "optimizer.eps=1e-15", "model.clip.frames=5"])
+    recipe = load_recipe(
+        recipe=recipe_file,
+        overrides=["ema.decay=0.999", "stages.1.loss_weights.depth=2", "optimizer.eps=1e-15", "model.clip.frames=5"],
+    )
     text = recipe.dump()
     (tmp_path / "dumped.yaml").write_text(text)
     assert load_recipe(recipe=tmp_path / "dumped.yaml") == recipe
@@ -138,11 +173,23 @@ def test_the_digest_follows_what_changes_the_numbers_and_nothing_else(recipe_fil
         return load_recipe(recipe=recipe_file, overrides=overrides).digest()
 
     plain = digest()
-    for same in ("data=x", "run=y", "logging.every=3", "profile=z", "model.clip.frames=9",
-                 "stages.1.model.dropout=0.1"):
+    for same in (
+        "data=x",
+        "run=y",
+        "logging.every=3",
+        "profile=z",
+        "model.clip.frames=9",
+        "stages.1.model.dropout=0.1",
+    ):
         assert digest(same) == plain
-    for other in ("seed=1", "model.dropout=0.2", "stages.2.learning_rate=2e-5", "stages.1.model.clip.frames=5",
-                  "size=large", "optimizer.eps=1e-7"):
+    for other in (
+        "seed=1",
+        "model.dropout=0.2",
+        "stages.2.learning_rate=2e-5",
+        "stages.1.model.clip.frames=5",
+        "size=large",
+        "optimizer.eps=1e-7",
+    ):
         assert digest(other) != plain
 
 
@@ -153,7 +200,8 @@ def test_the_gradient_check_is_a_twentieth_of_the_stage_within_bounds(steps):
     if 60 <= steps <= 1000:
         assert stage.checked_steps == round(steps / 20)
     assert StageRecipe(steps=steps, global_batch=1, learning_rate=1e-5, gradient_check_steps=7).checked_steps == min(
-        7, steps)
+        7, steps
+    )
 
 
 def test_a_recipe_is_frozen(recipe_file):
@@ -193,11 +241,13 @@ def test_an_overlay_changes_neither_of_its_sources():
 
 
 def test_shipped_recipes_are_the_users_stages():
-    for profile, clipping in (("sound", 1.0), ("seed", 0.0)):
+    for profile, clipping in (("default", 1.0), ("reference", 0.0)):
         values = read_yaml(RECIPES / "fantasy_world" / f"{profile}.yaml")
         stages = {number: StageRecipe(**stage) for number, stage in values["stages"].items()}
         assert [(s.steps, s.global_batch, s.learning_rate, s.checkpoint_every) for s in stages.values()] == [
-            (20_000, 64, 1e-5, 1000), (10_000, 112, 1e-5, 1000)]
+            (20_000, 64, 1e-5, 1000),
+            (10_000, 112, 1e-5, 1000),
+        ]
         assert values["size"] == "wan2.1-1.3b"
         assert values["model"]["camera_dropout"] == 0.17
         assert {s.gradient_clipping for s in stages.values()} == {clipping}

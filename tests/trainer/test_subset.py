@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from models.family import Idle, LossTerm, Schedule, StageSpec, Trainable
+from stagecoach.models.family import AllowNoGradient, LossTerm, Schedule, StageSpec, Trainable
+from stagecoach.trainer.freeze import freeze, freeze_table, is_idle, matching_modules, trainable_names
+from stagecoach.trainer.subset import TrainableSubset, WholeNetwork, engine_module
 from tests.toy import ToyConfig, ToyFamily
-from trainer.freeze import freeze, freeze_table, is_idle, matching_modules, trainable_names
-from trainer.subset import TrainableSubset, WholeNetwork, engine_module
 
 
 def toy(stage=1):
@@ -18,8 +18,14 @@ def toy(stage=1):
     return network, family.stages(config)[stage - 1]
 
 
-def spec(*patterns, idle=()):
-    return StageSpec(1, "test", tuple(Trainable(p) for p in patterns), (LossTerm("fit", Schedule(1.0)),), idle=idle)
+def spec(*patterns, allow_no_gradient=()):
+    return StageSpec(
+        1,
+        "test",
+        tuple(Trainable(p) for p in patterns),
+        (LossTerm("fit", Schedule(1.0)),),
+        allow_no_gradient=allow_no_gradient,
+    )
 
 
 def test_subset_registers_the_very_modules_that_train_and_hides_the_rest():
@@ -99,7 +105,7 @@ def test_the_freeze_table_counts_every_parameter_once():
 
 
 def test_idle_holds_for_named_tensors_until_its_step():
-    declared = spec("layers.*.first", idle=(Idle("layers.0.*", "waits", until_step=5),))
+    declared = spec("layers.*.first", allow_no_gradient=(AllowNoGradient("layers.0.*", "waits", until_step=5),))
     assert is_idle(declared, "layers.0.first.up.weight", 5)
     assert not is_idle(declared, "layers.0.first.up.weight", 6)
     assert not is_idle(declared, "layers.1.first.up.weight", 1)

@@ -23,18 +23,27 @@ from typing import Any
 
 import torch
 
-from data.stream import Batching
-from models import get_family
-from models.family import ModuleCost
-from trainer.cli import build_parser, json_output, parse
-from trainer.freeze import freeze, freeze_table
-from trainer.hardware import PEAK_BF16
-from trainer.planning.plan_table import show
-from trainer.recipe import Recipe, read_ds_config
+from stagecoach.data.streaming.stream import Batching
+from stagecoach.models import get_family
+from stagecoach.models.family import ModuleCost
+from stagecoach.trainer.cli import build_parser, json_output, parse
+from stagecoach.trainer.freeze import freeze, freeze_table
+from stagecoach.trainer.hardware import PEAK_BF16
+from stagecoach.trainer.planning.plan_table import show
+from stagecoach.trainer.recipe import Recipe, read_ds_config
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-MEMORY = {"H20": 96e9, "H200": 141e9, "H100": 80e9, "H800": 80e9, "A100": 80e9, "A800": 80e9, "B200": 180e9,
-          "L40S": 48e9, "4090": 24e9}
+MEMORY = {
+    "H20": 96e9,
+    "H200": 141e9,
+    "H100": 80e9,
+    "H800": 80e9,
+    "A100": 80e9,
+    "A800": 80e9,
+    "B200": 180e9,
+    "L40S": 48e9,
+    "4090": 24e9,
+}
 """Bytes by GPU (vendor data sheets)."""
 OPTIONS = ((1, "replicate"), (2, "replicate"), (3, "replicate"), (3, "shard"))
 """(ZeRO stage, frozen weights): what a recipe can choose from."""
@@ -65,10 +74,19 @@ class Sizes:
 def plan(recipe: Recipe, cluster: Cluster) -> dict[str, Any]:
     """The plan of every stage of ``recipe``, fit for JSON. Raises ``ValueError`` where the GPUs do not divide a global
     batch, as the run would."""
-    return {"family": recipe.family, "size": recipe.size, "profile": recipe.profile, "gpu": cluster.gpu,
-            "utilisation": cluster.utilisation, "bandwidth_bytes_per_second": cluster.bandwidth,
-            "zero": recipe.zero, "frozen": recipe.frozen, "recompute": recipe.recompute, "precision": recipe.precision,
-            "stages": {str(index): plan_stage(recipe, index, cluster) for index in sorted(recipe.stages)}}
+    return {
+        "family": recipe.family,
+        "size": recipe.size,
+        "profile": recipe.profile,
+        "gpu": cluster.gpu,
+        "utilisation": cluster.utilisation,
+        "bandwidth_bytes_per_second": cluster.bandwidth,
+        "zero": recipe.zero,
+        "frozen": recipe.frozen,
+        "activation_checkpointing": recipe.activation_checkpointing,
+        "precision": recipe.precision,
+        "stages": {str(index): plan_stage(recipe, index, cluster) for index in sorted(recipe.stages)},
+    }
 
 
 def plan_stage(recipe: Recipe, index: int, cluster: Cluster) -> dict[str, Any]:
@@ -87,46 +105,81 @@ def plan_stage(recipe: Recipe, index: int, cluster: Cluster) -> dict[str, Any]:
     units = recompute_units(network, family.recompute_units(network))
     flops, kept = flops_per_sample(costs, units), activation_bytes(costs, units)
 
-    executed = batching.local * flops["by_recompute"][recipe.recompute]
+    executed = batching.local * flops["by_activation_checkpointing"][recipe.activation_checkpointing]
     compute = executed / (PEAK_BF16[cluster.gpu] * cluster.utilisation)
     options = []
     for zero, frozen in OPTIONS:
-        changed = recipe.model_copy(update={
-            "zero": zero, "frozen": frozen, "ds_config": recipe.ds_config if zero == recipe.zero else None})
+        changed = recipe.model_copy(
+            update={"zero": zero, "frozen": frozen, "ds_config": recipe.ds_config if zero == recipe.zero else None}
+        )
         ds_config = read_ds_config(changed)
-        memory = {**state_bytes(sizes, zero, frozen, gpus, ds_config),
-                  "activations": batching.micro * kept[recipe.recompute]}
+        memory = {
+            **state_bytes(sizes, zero, frozen, gpus, ds_config),
+            "activations": batching.micro * kept[recipe.activation_checkpointing],
+        }
         traffic = traffic_bytes(sizes, zero, frozen, batching.accumulation, ds_config) if gpus > 1 else 0.0
         total = sum(memory.values())
-        options.append({"zero": zero, "frozen": frozen, "memory_bytes": {**memory, "total": total},
-                        "traffic_bytes": traffic, "step_seconds": compute + traffic / cluster.bandwidth,
-                        "fits": total <= MEMORY[cluster.gpu]})
+        options.append(
+            {
+                "zero": zero,
+                "frozen": frozen,
+                "memory_bytes": {**memory, "total": total},
+                "traffic_bytes": traffic,
+                "step_seconds": compute + traffic / cluster.bandwidth,
+                "fits": total <= MEMORY[cluster.gpu],
+            }
+        )
     chosen = next(o for o in options if (o["zero"], o["frozen"]) == (recipe.zero, recipe.frozen))
     hours = stage.steps * chosen["step_seconds"] / 3600
     return {
-        "name": spec.name, "steps": stage.steps, "gpus": gpus, "global_batch": stage.global_batch,
-        "micro_batch": batching.micro, "accumulation": batching.accumulation,
-        "trainable": sizes.trained, "frozen": sizes.frozen, "modules": module_counts(network, spec),
-        "flops_per_sample": flops, "memory_bytes": chosen["memory_bytes"],
+        "name": spec.name,
+        "steps": stage.steps,
+        "gpus": gpus,
+        "global_batch": stage.global_batch,
+        "micro_batch": batching.micro,
+        "accumulation": batching.accumulation,
+        "trainable": sizes.trained,
+        "frozen": sizes.frozen,
+        "modules": module_counts(network, spec),
+        "flops_per_sample": flops,
+        "memory_bytes": chosen["memory_bytes"],
         "activation_bytes": {name: batching.micro * value for name, value in kept.items()},
-        "traffic_bytes": chosen["traffic_bytes"], "compute_seconds": compute, "step_seconds": chosen["step_seconds"],
+        "traffic_bytes": chosen["traffic_bytes"],
+        "compute_seconds": compute,
+        "step_seconds": chosen["step_seconds"],
         "mfu": batching.local * flops["training"] / (PEAK_BF16[cluster.gpu] * chosen["step_seconds"]),
-        "hours": hours, "gpu_hours": hours * gpus, "options": options, "advice": advice(options, chosen, cluster.gpu)}
+        "hours": hours,
+        "gpu_hours": hours * gpus,
+        "options": options,
+        "advice": advice(options, chosen, cluster.gpu),
+    }
 
 
 def measure(network: torch.nn.Module, width: int) -> Sizes:
     """Sizes of a network whose ``requires_grad`` says what trains; ``width``: bytes of a trained weight in use."""
     frozen = [p for p in network.parameters() if not p.requires_grad]
-    return Sizes(sum(p.numel() for p in network.parameters() if p.requires_grad), sum(p.numel() for p in frozen),
-                 sum(p.numel() * p.element_size() for p in frozen), width)
+    return Sizes(
+        sum(p.numel() for p in network.parameters() if p.requires_grad),
+        sum(p.numel() for p in frozen),
+        sum(p.numel() * p.element_size() for p in frozen),
+        width,
+    )
 
 
 def module_counts(network: torch.nn.Module, spec: Any) -> dict[str, dict[str, Any]]:
     """The freeze table by module pattern: modules, trainable and frozen parameters, learning rate factor."""
     counts: dict[str, dict[str, Any]] = {}
     for row in freeze_table(network, spec):
-        entry = counts.setdefault(row.pattern, {"modules": row.modules, "trainable": 0, "frozen": 0, "lr_scale": None,
-                                                "opens": row.opens})
+        entry = counts.setdefault(
+            row.pattern,
+            {
+                "modules": row.modules,
+                "trainable": 0,
+                "frozen": 0,
+                "lr_scale": None,
+                "start_fraction": row.start_fraction,
+            },
+        )
         entry["frozen" if row.lr_scale is None else "trainable"] += row.parameters
         entry["lr_scale"] = entry["lr_scale"] if row.lr_scale is None else row.lr_scale
     return counts
@@ -134,23 +187,45 @@ def module_counts(network: torch.nn.Module, spec: Any) -> dict[str, dict[str, An
 
 def flops_per_sample(costs: Sequence[ModuleCost], units: Mapping[str, int]) -> dict[str, Any]:
     """``forward`` and ``training`` (forward and backward, nothing recomputed), each by ``linear``, ``attention`` and
-    ``heads``; ``by_recompute``: training with what each policy runs again; ``modules``: a row each. ``units`` as from
-    ``recompute_units``."""
+    ``heads``; ``by_activation_checkpointing``: training with what each policy runs again; ``modules``: a row each.
+    ``units`` as from ``recompute_units``."""
+
     def parts(*names: str) -> dict[str, float]:
         def total(head: bool, *kinds: str) -> float:
             return sum(_flops(c, name, kind) for c in costs if c.head == head for name in names for kind in kinds)
-        return {"linear": total(False, "linear"), "attention": total(False, "attention"),
-                "heads": total(True, "linear", "attention")}
+
+        return {
+            "linear": total(False, "linear"),
+            "attention": total(False, "attention"),
+            "heads": total(True, "linear", "attention"),
+        }
 
     forward, training = parts("forward"), parts("forward", "backward")
     again = [c for c in costs if _top(c.module) in units and c.kind != "still"]
     once = sum(training.values())
-    return {"forward": sum(forward.values()), "training": once, "forward_parts": forward, "training_parts": training,
-            "by_recompute": {"none": once, "selective": once + sum(c.linear for c in again),
-                             "block": once + sum(c.forward for c in again)},
-            "modules": [{"module": c.module, "kind": c.kind, "head": c.head, "linear": c.linear,
-                         "attention": c.attention, "forward": c.forward, "training": c.forward + c.backward}
-                        for c in costs]}
+    return {
+        "forward": sum(forward.values()),
+        "training": once,
+        "forward_parts": forward,
+        "training_parts": training,
+        "by_activation_checkpointing": {
+            "none": once,
+            "selective": once + sum(c.linear for c in again),
+            "full": once + sum(c.forward for c in again),
+        },
+        "modules": [
+            {
+                "module": c.module,
+                "kind": c.kind,
+                "head": c.head,
+                "linear": c.linear,
+                "attention": c.attention,
+                "forward": c.forward,
+                "training": c.forward + c.backward,
+            }
+            for c in costs
+        ],
+    }
 
 
 def activation_bytes(costs: Sequence[ModuleCost], units: Mapping[str, int]) -> dict[str, float]:
@@ -161,8 +236,11 @@ def activation_bytes(costs: Sequence[ModuleCost], units: Mapping[str, int]) -> d
     means = [sum(c.activation_bytes for c in again if _top(c.module) == top) / count for top, count in units.items()]
     largest = max((c.unit_bytes for c in again), default=0.0) or max(means, default=0.0)
     block = largest + sum(c.boundary_bytes if c in again else c.activation_bytes for c in kept)
-    return {"none": sum(c.activation_bytes for c in kept), "block": block,
-            "selective": block + sum(c.attention_bytes for c in again)}
+    return {
+        "none": sum(c.activation_bytes for c in kept),
+        "full": block,
+        "selective": block + sum(c.attention_bytes for c in again),
+    }
 
 
 def recompute_units(network: torch.nn.Module, units: Iterable[torch.nn.Module]) -> dict[str, int]:
@@ -182,11 +260,15 @@ def state_bytes(sizes: Sizes, zero: int, frozen: str, ranks: int, ds_config: dic
     bucket = min(section.get("reduce_bucket_size", 5e8), T) * (B + (R if R != B else 0))
     bucket *= 2 if section.get("overlap_comm", zero == 3) else 1
     split = ranks if zero == 3 else 1
-    parts = {"frozen": sizes.frozen_bytes / (ranks if frozen == "shard" else 1), "trainable": B * T / split,
-             "gradients": A * T / ranks if zero > 1 else B * T + (A * T if A != B else 0),
-             "masters_and_adam": 12 * T / ranks, "buckets": bucket}
+    parts = {
+        "frozen": sizes.frozen_bytes / (ranks if frozen == "shard" else 1),
+        "trainable": B * T / split,
+        "gradients": A * T / ranks if zero > 1 else B * T + (A * T if A != B else 0),
+        "master_weights_and_adam": 12 * T / ranks,
+        "buckets": bucket,
+    }
     if section.get("offload_optimizer", {}).get("device", "none") != "none":
-        parts["masters_and_adam"] = 0.0
+        parts["master_weights_and_adam"] = 0.0
     if zero == 3 and ranks > 1:
         prefetch = min(section.get("stage3_prefetch_bucket_size", 5e7), held)
         parts["gathered"] = B * min(_staying(section, held) + prefetch, held)
@@ -208,6 +290,7 @@ def traffic_bytes(sizes: Sizes, zero: int, frozen: str, accumulation: int, ds_co
 
 def advice(options: list[dict[str, Any]], chosen: dict[str, Any], gpu: str) -> str:
     """One sentence: which option would be fastest, by how much, and what it takes."""
+
     def name(option: dict[str, Any]) -> str:
         return f"ZeRO-{option['zero']} with frozen weights {option['frozen']}d"
 
@@ -215,19 +298,27 @@ def advice(options: list[dict[str, Any]], chosen: dict[str, Any], gpu: str) -> s
     if not fitting:
         least = min(options, key=lambda o: o["memory_bytes"]["total"])
         total, kept = (least["memory_bytes"][part] / 1e9 for part in ("total", "activations"))
-        return (f"Nothing fits into the {MEMORY[gpu] / 1e9:.0f} GB of an {gpu}: {name(least)} takes least, {total:.1f} "
-                f"GB, {kept:.1f} GB of it activations; lower micro_batch or the clip, or take recompute: block.")
+        return (
+            f"Nothing fits into the {MEMORY[gpu] / 1e9:.0f} GB of an {gpu}: {name(least)} takes least, {total:.1f} "
+            f"GB, {kept:.1f} GB of it activations; lower micro_batch or the clip, or take "
+            f"activation_checkpointing: full."
+        )
     best = min(fitting, key=lambda o: o["step_seconds"])
     gained = chosen["step_seconds"] - best["step_seconds"]
-    memory = (f"{best['memory_bytes']['total'] / 1e9:.1f} GB a GPU instead of "
-              f"{chosen['memory_bytes']['total'] / 1e9:.1f}")
+    memory = (
+        f"{best['memory_bytes']['total'] / 1e9:.1f} GB a GPU instead of {chosen['memory_bytes']['total'] / 1e9:.1f}"
+    )
     if not chosen["fits"]:
         return f"{name(chosen)} does not fit; {name(best)} would be the fastest that does, with {memory}."
     if gained <= 1e-4 * chosen["step_seconds"]:
-        return (f"{name(chosen)}, which the recipe chooses, is as fast as any that fits, at "
-                f"{chosen['step_seconds']:.3g} s a step.")
-    return (f"{name(best)} would be fastest: {gained:.3g} s ({gained / chosen['step_seconds']:.1%}) less than the "
-            f"{chosen['step_seconds']:.3g} s a step of {name(chosen)}, with {memory}.")
+        return (
+            f"{name(chosen)}, which the recipe chooses, is as fast as any that fits, at "
+            f"{chosen['step_seconds']:.3g} s a step."
+        )
+    return (
+        f"{name(best)} would be fastest: {gained:.3g} s ({gained / chosen['step_seconds']:.1%}) less than the "
+        f"{chosen['step_seconds']:.3g} s a step of {name(chosen)}, with {memory}."
+    )
 
 
 def _top(name: str) -> str:
@@ -263,10 +354,19 @@ def main(description: str) -> int:
     default = Cluster()
     parser.add_argument("--gpus", type=int, help="GPUs (default: as many as take one micro-batch of each stage)")
     parser.add_argument("--gpu", choices=sorted(PEAK_BF16), default=default.gpu, help=f"default: {default.gpu}")
-    parser.add_argument("--utilisation", type=float, default=default.utilisation,
-                        help=f"part of the GPU's peak that executed FLOPs reach (default: {default.utilisation})")
-    parser.add_argument("--bandwidth", type=float, default=default.bandwidth / 1e9, metavar="GB/S",
-                        help=f"of the network, per GPU in a ring (default: {default.bandwidth / 1e9:.0f})")
+    parser.add_argument(
+        "--utilisation",
+        type=float,
+        default=default.utilisation,
+        help=f"part of the GPU's peak that executed FLOPs reach (default: {default.utilisation})",
+    )
+    parser.add_argument(
+        "--bandwidth",
+        type=float,
+        default=default.bandwidth / 1e9,
+        metavar="GB/S",
+        help=f"of the network, per GPU in a ring (default: {default.bandwidth / 1e9:.0f})",
+    )
     recipe, arguments = parse(parser=parser, reads_data=False)
     with json_output(arguments.json) as emit:
         result = plan(recipe, Cluster(arguments.gpus, arguments.gpu, arguments.utilisation, arguments.bandwidth * 1e9))

@@ -16,15 +16,15 @@ from typing import Any
 import torch
 from packaging.requirements import Requirement
 
-from data.dataset import ShardSet, verify_shards
-from data.files import MANIFEST
-from data.stores.opening import open_storage
-from models import get_family
-from models.layers.attention import resolve_backend
-from trainer.adapter import check_predecessor, load_tensors, read_card, trained_before
-from trainer.cli import build_parser, json_output, parse
-from trainer.planning.planner import DTYPES, Cluster, plan_stage
-from trainer.recipe import ROOT, Recipe
+from stagecoach.data.files import MANIFEST
+from stagecoach.data.stores.opening import open_storage
+from stagecoach.data.streaming.dataset import ShardSet, verify_shards
+from stagecoach.models import get_family
+from stagecoach.models.common.attention import resolve_backend
+from stagecoach.trainer.adapter import check_predecessor, load_tensors, read_card, trained_before
+from stagecoach.trainer.cli import build_parser, json_output, parse
+from stagecoach.trainer.planning.planner import DTYPES, Cluster, plan_stage
+from stagecoach.trainer.recipe import ROOT, Recipe
 
 
 @dataclass(frozen=True)
@@ -40,18 +40,27 @@ class CheckError(ValueError):
     """A check failed; the message is its sentence."""
 
 
-def preflight(recipe: Recipe, *, stages: list[int], init: Path | None = None, gpus: int | None = None,
-              full: bool = False) -> Iterator[Check]:
+def preflight(
+    recipe: Recipe, *, stages: list[int], init: Path | None = None, gpus: int | None = None, full: bool = False
+) -> Iterator[Check]:
     """Checks of a run of ``stages`` in this order. ``init``: the adapter that the first of them starts from. ``gpus``:
     the world size that batches must divide into. ``full`` reads every shard and compares its sha256."""
-    yield Check("recipe", True, f"{recipe.family} {recipe.size}, stages {', '.join(map(str, stages))}, "
-                                f"{recipe.deepspeed_file().name}")
+    yield Check(
+        "recipe",
+        True,
+        f"{recipe.family} {recipe.size}, stages {', '.join(map(str, stages))}, {recipe.deepspeed_file().name}",
+    )
     planned = {i: plan_stage(recipe, i, Cluster()) for i in stages}
     try:
         planned = {i: plan_stage(recipe, i, Cluster(gpus)) for i in stages} if gpus else planned
-        yield Check("batches", True, "; ".join(
-            f"stage {i}: {p['global_batch']} samples = {p['gpus']} GPUs x {p['micro_batch']} x {p['accumulation']}"
-            for i, p in planned.items()))
+        yield Check(
+            "batches",
+            True,
+            "; ".join(
+                f"stage {i}: {p['global_batch']} samples = {p['gpus']} GPUs x {p['micro_batch']} x {p['accumulation']}"
+                for i, p in planned.items()
+            ),
+        )
     except ValueError as error:
         yield Check("batches", False, str(error))
     for source in recipe.sources:
@@ -101,8 +110,10 @@ def _handoff(recipe: Recipe, index: int, before: int | None, init: Path | None) 
     source = init or Path(recipe.run) / f"stage{index - 1}" / "adapter"
     if before is not None and not source.exists():
         if before != index - 1:
-            raise CheckError(f"{source}: missing, expected the adapter of stage {index - 1}, which is not among the "
-                             "stages to run; train it first or name one with --init")
+            raise CheckError(
+                f"{source}: missing, expected the adapter of stage {index - 1}, which is not among the "
+                "stages to run; train it first or name one with --init"
+            )
         return f"stage {before} of this run will leave it in {source}"
     card = read_card(source)
     # The base's hash is compared when it is loaded; to know it now, all of it would have to be read.
@@ -126,8 +137,10 @@ def _disk(recipe: Recipe, planned: dict[int, dict[str, Any]]) -> str:
         needed += max(0, each * kept + 4 * count - there)
     existing = next(p for p in (run, *run.parents) if p.exists())
     free = shutil.disk_usage(existing).free
-    sentence = (f"{free / 1e9:,.1f} GB free at {existing}, the run will write {needed / 1e9:,.1f} GB "
-                f"({recipe.keep_checkpoints} checkpoints a stage are kept)")
+    sentence = (
+        f"{free / 1e9:,.1f} GB free at {existing}, the run will write {needed / 1e9:,.1f} GB "
+        f"({recipe.keep_checkpoints} checkpoints a stage are kept)"
+    )
     if needed > free:
         raise CheckError(f"{sentence}; free some, name another --run or lower keep_checkpoints")
     return sentence
@@ -137,8 +150,10 @@ def _device(planned: dict[int, dict[str, Any]]) -> str:
     if not torch.cuda.is_available():
         if os.environ.get("DS_ACCELERATOR") == "cpu":
             return "no GPU, and DS_ACCELERATOR=cpu asks for none"
-        raise CheckError("no GPU is visible here, expected one; run this on a node that has them, or set "
-                         "DS_ACCELERATOR=cpu to train on CPUs")
+        raise CheckError(
+            "no GPU is visible here, expected one; run this on a node that has them, or set "
+            "DS_ACCELERATOR=cpu to train on CPUs"
+        )
     count, first = torch.cuda.device_count(), torch.cuda.get_device_properties(0)
     needed = max(stage["memory_bytes"]["total"] for stage in planned.values())
     sentence = f"{count} x {first.name}, {first.total_memory / 1e9:.0f} GB, of which the plan takes {needed / 1e9:.1f}"
@@ -171,24 +186,35 @@ def _versions() -> str:
 
 def requirements(setup: Path) -> list[Requirement]:
     """``install_requires`` of a ``setup.py``, without running it."""
-    listed = next(node.value for node in ast.walk(ast.parse(setup.read_text()))
-                  if isinstance(node, ast.keyword) and node.arg == "install_requires")
+    listed = next(
+        node.value
+        for node in ast.walk(ast.parse(setup.read_text()))
+        if isinstance(node, ast.keyword) and node.arg == "install_requires"
+    )
     return [Requirement(text) for text in ast.literal_eval(listed)]
 
 
 def main(description: str) -> int:
     """Body of ``launch/verify.py``: 1 if a check fails."""
     parser = build_parser(description)
-    parser.add_argument("--stage", type=int, action="append", metavar="N",
-                        help="a stage that will be run; repeatable (default: all, as launch/pipeline.py does)")
+    parser.add_argument(
+        "--stage",
+        type=int,
+        action="append",
+        metavar="N",
+        help="a stage that will be run; repeatable (default: all, as launch/pipeline.py does)",
+    )
     parser.add_argument("--gpus", type=int, help="GPUs of the run (default: as many as take one micro-batch each)")
     parser.add_argument("--full", action="store_true", help="read every shard and compare its sha256")
     arguments, checks = parser.parse_args(), []
     with json_output(arguments.json) as emit:
         for check in _checks(parser, arguments):
             checks.append(check)
-            print(f"{'ok  ' if check.ok else 'FAIL'}  {check.name}: {check.message}", flush=True,
-                  file=sys.stderr if arguments.json else sys.stdout)
+            print(
+                f"{'ok  ' if check.ok else 'FAIL'}  {check.name}: {check.message}",
+                flush=True,
+                file=sys.stderr if arguments.json else sys.stdout,
+            )
         emit({"ok": all(check.ok for check in checks), "checks": [asdict(check) for check in checks]})
     return 0 if all(check.ok for check in checks) else 1
 
@@ -202,5 +228,10 @@ def _checks(parser: ArgumentParser, arguments: Namespace) -> Iterator[Check]:
     except ValueError as error:
         yield Check("recipe", False, str(error))
         return
-    yield from preflight(recipe, stages=sorted(arguments.stage or recipe.stages), init=arguments.init,
-                         gpus=arguments.gpus, full=arguments.full)
+    yield from preflight(
+        recipe,
+        stages=sorted(arguments.stage or recipe.stages),
+        init=arguments.init,
+        gpus=arguments.gpus,
+        full=arguments.full,
+    )

@@ -47,16 +47,20 @@ def line_chart(series: list[Series], levels: list[tuple[str, float]]) -> str:
     parts = []
     for tick in range(5):
         at = low + (high - low) * tick / 4
-        value = 10 ** at if logarithmic else at
-        parts.append(f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y(value):.1f}" y2="{y(value):.1f}" '
-                     f'stroke="var(--rule)" stroke-width="1"/><text x="{LEFT - 6}" y="{y(value) + 4:.1f}" '
-                     f'text-anchor="end">{number(value)}</text>')
+        value = 10**at if logarithmic else at
+        parts.append(
+            f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y(value):.1f}" y2="{y(value):.1f}" '
+            f'stroke="var(--rule)" stroke-width="1"/><text x="{LEFT - 6}" y="{y(value) + 4:.1f}" '
+            f'text-anchor="end">{number(value)}</text>'
+        )
     for step, anchor in ((first, "start"), (last, "end")):
         parts.append(f'<text x="{x(step):.1f}" y="{HEIGHT - 6}" text-anchor="{anchor}">{step:,}</text>')
     for name, value in levels:
-        parts.append(f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y(value):.1f}" y2="{y(value):.1f}" '
-                     f'stroke="var(--soft)" stroke-width="1.3" stroke-dasharray="5 4"><title>{html.escape(name)} '
-                     f"{number(value)}</title></line>")
+        parts.append(
+            f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y(value):.1f}" y2="{y(value):.1f}" '
+            f'stroke="var(--soft)" stroke-width="1.3" stroke-dasharray="5 4"><title>{html.escape(name)} '
+            f"{number(value)}</title></line>"
+        )
     for index, one in enumerate(curves):
         colour = f"var(--c{index % COLOURS})"
         if len(one.points) == 1:
@@ -65,7 +69,7 @@ def line_chart(series: list[Series], levels: list[tuple[str, float]]) -> str:
         else:
             path = " ".join(f"{x(step):.1f},{y(value):.1f}" for step, value in one.points)
             parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="1.6"/>')
-    return (f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img">{"".join(parts)}</svg>{_legend(curves, levels)}')
+    return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img">{"".join(parts)}</svg>{_legend(curves, levels)}'
 
 
 def thinned(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -73,9 +77,10 @@ def thinned(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
     if len(points) <= POINTS:
         return points
     size = math.ceil((len(points) - 1) / (POINTS - 1))
-    runs = [points[start:start + size] for start in range(0, len(points) - 1, size)]
+    runs = [points[start : start + size] for start in range(0, len(points) - 1, size)]
     return [(sum(step for step, _ in run) / len(run), sum(value for _, value in run) / len(run)) for run in runs] + [
-        points[-1]]
+        points[-1]
+    ]
 
 
 def number(value: float) -> str:
@@ -89,7 +94,9 @@ def _legend(curves: list[Series], levels: list[tuple[str, float]]) -> str:
     """Names and last values; nothing where one curve stands under its own caption."""
     if len(curves) == 1 and not levels:
         return ""
-    entries = [f'<span style="color:var(--c{index % COLOURS})">━ {html.escape(one.name)} '
-               f"{number(one.points[-1][1])}</span>" for index, one in enumerate(curves)]
-    entries += [f'<span class=soft>┅ {html.escape(name)} {number(value)}</span>' for name, value in levels]
+    entries = [
+        f'<span style="color:var(--c{index % COLOURS})">━ {html.escape(one.name)} {number(one.points[-1][1])}</span>'
+        for index, one in enumerate(curves)
+    ]
+    entries += [f"<span class=soft>┅ {html.escape(name)} {number(value)}</span>" for name, value in levels]
     return f"<div>{'<br>'.join(entries)}</div>"

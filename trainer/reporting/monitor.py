@@ -22,9 +22,9 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
-from data.files import atomic_file, write_json
-from trainer.recipe import ROOT, Recipe
-from trainer.reporting.sinks import MetricsFile, Sink, TensorBoard, WeightsAndBiases, new_run_id
+from stagecoach.data.files import atomic_file, write_json
+from stagecoach.trainer.recipe import ROOT, Recipe
+from stagecoach.trainer.reporting.sinks import MetricsFile, Sink, TensorBoard, WeightsAndBiases, new_run_id
 
 RUN_RECORD = "run.json"
 METRICS = "metrics.jsonl"
@@ -61,9 +61,17 @@ class Monitor:
         if recipe.logging.tensorboard:
             self.sinks.append(TensorBoard(self.run / "tb" / f"stage{stage}", resume_step))
         if recipe.logging.wandb != "off":
-            self.sinks.append(WeightsAndBiases(
-                recipe.logging.wandb, directory=self.run, project=recipe.logging.project, stage=stage,
-                run_id=ids[str(stage)], config=json.loads(json.dumps(recipe.model_dump())), tell=self.message))
+            self.sinks.append(
+                WeightsAndBiases(
+                    recipe.logging.wandb,
+                    directory=self.run,
+                    project=recipe.logging.project,
+                    stage=stage,
+                    run_id=ids[str(stage)],
+                    config=json.loads(json.dumps(recipe.model_dump())),
+                    tell=self.message,
+                )
+            )
 
     @classmethod
     def silent(cls) -> Monitor:
@@ -77,8 +85,12 @@ class Monitor:
         self.total, self.first, self.began = total_steps, start_step, time.monotonic()
         if self.console.is_terminal:
             self.bar = Progress(
-                TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"),
-                TextColumn("{task.fields[shown]}"), console=self.console)
+                TextColumn("{task.description}"),
+                BarColumn(),
+                TextColumn("{task.completed}/{task.total}"),
+                TextColumn("{task.fields[shown]}"),
+                console=self.console,
+            )
             self.bar.start()
             self.task = self.bar.add_task(f"stage {self.stage}", total=total_steps, completed=start_step, shown="")
         if start_step:
@@ -177,16 +189,26 @@ def _start_facts(stage: int, step: int) -> dict[str, Any]:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return {"time": datetime.now().astimezone().isoformat(timespec="seconds"), "stage": stage, "step": step,
-            "host": socket.gethostname(), "world_size": int(os.environ.get("WORLD_SIZE", "1")), "argv": sys.argv,
-            "python": sys.version.split()[0], "versions": versions, "commit": _commit()}
+    return {
+        "time": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "stage": stage,
+        "step": step,
+        "host": socket.gethostname(),
+        "world_size": int(os.environ.get("WORLD_SIZE", "1")),
+        "argv": sys.argv,
+        "python": sys.version.split()[0],
+        "versions": versions,
+        "commit": _commit(),
+    }
 
 
 def _commit() -> str | None:
     """The commit of this source tree, with a ``+`` where files differ from it."""
     try:
-        run = [subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, timeout=10)
-               for arguments in (("rev-parse", "HEAD"), ("status", "--porcelain", "--untracked-files=no"))]
+        run = [
+            subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, timeout=10)
+            for arguments in (("rev-parse", "HEAD"), ("status", "--porcelain", "--untracked-files=no"))
+        ]
     except (OSError, subprocess.TimeoutExpired):
         return None
     if any(result.returncode for result in run):

@@ -11,14 +11,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data.files import atomic_file
-from trainer.reporting.chart import Series, line_chart, number
-from trainer.reporting.monitor import METRICS, read_run_record
-from trainer.reporting.sinks import read_metrics
+from stagecoach.data.files import atomic_file
+from stagecoach.trainer.reporting.chart import Series, line_chart, number
+from stagecoach.trainer.reporting.monitor import METRICS, read_run_record
+from stagecoach.trainer.reporting.sinks import read_metrics
 
 BASELINE = "_baseline"
-CLOCKWORK = ("step_seconds", "samples_per_second", "data_wait", "memory_gib", "mfu", "learning_rate", "gradient_norm",
-             "skipped_steps")
+CLOCKWORK = (
+    "step_seconds",
+    "samples_per_second",
+    "data_wait",
+    "memory_gib",
+    "mfu",
+    "learning_rate",
+    "gradient_norm",
+    "skipped_steps",
+)
 """The trainer's own numbers, shown after those of the family."""
 EMBED_BYTES = 400_000
 """A picture up to this size goes into the page; a larger one is linked."""
@@ -76,8 +84,10 @@ def write_report(run: str | Path) -> str:
     parts = [_head(run, facts), "<h2>Where it stands</h2>", _summary_html(rows)]
     parts += [_stage_html(run, stage, _curves(records, stage), _stage_facts(facts, stage)) for stage in stages]
     parts.append(_starts_html(facts))
-    page = (f"<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>"
-            f"<title>{html.escape(run.resolve().name)}</title><style>{STYLE}</style><body>{''.join(parts)}</body></html>\n")
+    page = (
+        f"<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>"
+        f"<title>{html.escape(run.resolve().name)}</title><style>{STYLE}</style><body>{''.join(parts)}</body></html>\n"
+    )
     with atomic_file(run / "report.html", "w") as handle:
         handle.write(page)
     return table_text(rows)
@@ -95,8 +105,9 @@ def summary(stage: int, curves: Curves, facts: dict[str, Any]) -> list[Row]:
         if name in CLOCKWORK or name.endswith(BASELINE):
             continue
         baseline = curves.get(name + BASELINE)
-        rows.append(Row(stage, name, points[0][1], points[-1][1], baseline[-1][1] if baseline else None,
-                        limits.get(name)))
+        rows.append(
+            Row(stage, name, points[0][1], points[-1][1], baseline[-1][1] if baseline else None, limits.get(name))
+        )
     rows += [Row(stage, name, math.nan, math.nan, None, below) for name, below in limits.items() if name not in curves]
     return sorted(rows, key=lambda row: (row.below is None, row.baseline is None))
 
@@ -106,14 +117,23 @@ def table_text(rows: list[Row]) -> str:
     cells = [("stage", "metric", "first", "last", "baseline", "asked", "reached")]
     cells += [(str(row.stage), row.name, *_row_cells(row)) for row in rows]
     widths = [max(len(line[i]) for line in cells) for i in range(len(cells[0]))]
-    return "\n".join("  ".join(cell.ljust(width) if i in (1, 6) else cell.rjust(width)
-                               for i, (cell, width) in enumerate(zip(line, widths, strict=True))).rstrip()
-                     for line in cells)
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if i in (1, 6) else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in cells
+    )
 
 
 def _row_cells(row: Row) -> tuple[str, str, str, str, str]:
-    return (number(row.first), number(row.last), "" if row.baseline is None else number(row.baseline),
-            "" if row.below is None else f"< {row.below:g}", {None: "", True: "yes", False: "no"}[row.reached])
+    return (
+        number(row.first),
+        number(row.last),
+        "" if row.baseline is None else number(row.baseline),
+        "" if row.below is None else f"< {row.below:g}",
+        {None: "", True: "yes", False: "no"}[row.reached],
+    )
 
 
 def _curves(records: Iterable[dict[str, Any]], stage: int) -> Curves:
@@ -141,12 +161,18 @@ def _stage_html(run: Path, stage: int, curves: Curves, facts: dict[str, Any]) ->
         flat = [(f"baseline of {name}", curves[name + BASELINE][-1][1]) for name in names if name + BASELINE in curves]
         flat += [(f"asked of {name}", limits[name]) for name in names if name in limits]
         charts[head in CLOCKWORK].append(
-            f"<figure><figcaption>{html.escape(head)}</figcaption>{line_chart(series, flat)}</figure>")
-    parts = [f"<h2>{html.escape(title)}</h2>", f"<div class=grid>{''.join(charts[False])}</div>",
-             _previews_html(run, stage)]
+            f"<figure><figcaption>{html.escape(head)}</figcaption>{line_chart(series, flat)}</figure>"
+        )
+    parts = [
+        f"<h2>{html.escape(title)}</h2>",
+        f"<div class=grid>{''.join(charts[False])}</div>",
+        _previews_html(run, stage),
+    ]
     if charts[True]:
-        parts.append("<details><summary>Speed, memory and optimizer</summary>"
-                     f"<div class=grid>{''.join(charts[True])}</div></details>")
+        parts.append(
+            "<details><summary>Speed, memory and optimizer</summary>"
+            f"<div class=grid>{''.join(charts[True])}</div></details>"
+        )
     return "".join(parts) + _modules_html(facts)
 
 
@@ -160,8 +186,11 @@ def chart_groups(names: list[str]) -> dict[str, list[str]]:
 
 
 def _previews_html(run: Path, stage: int) -> str:
-    steps = {int(path.name.removeprefix("step_")): path
-             for path in (run / "previews" / f"stage{stage}").glob("step_*") if path.name[5:].isdigit()}
+    steps = {
+        int(path.name.removeprefix("step_")): path
+        for path in (run / "previews" / f"stage{stage}").glob("step_*")
+        if path.name[5:].isdigit()
+    }
     if not steps:
         return ""
     last = max(steps)
@@ -171,8 +200,9 @@ def _previews_html(run: Path, stage: int) -> str:
         if path.stat().st_size <= EMBED_BYTES:
             source = f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
         name = html.escape(path.stem)
-        figures.append(f"<figure><figcaption>{name}</figcaption>"
-                       f'<img alt="{name}" src="{html.escape(source)}"></figure>')
+        figures.append(
+            f'<figure><figcaption>{name}</figcaption><img alt="{name}" src="{html.escape(source)}"></figure>'
+        )
     return f"<h3>Pictures after {last:,} steps</h3><div class=grid>{''.join(figures)}</div>"
 
 
@@ -184,10 +214,11 @@ def _modules_html(facts: dict[str, Any]) -> str:
     for row in modules:
         scale = row.get("lr_scale")
         state = "frozen" if scale is None else f"trains at {scale:g} × the learning rate"
-        if row.get("opens"):
-            state += f" from {row['opens']:.0%} of the stage on"
-        rows.append((f"<code>{html.escape(row['pattern'])}</code>", f"{row['modules']:,}",
-                     f"{row['parameters']:,}", state))
+        if row.get("start_fraction"):
+            state += f" from {row['start_fraction']:.0%} of the stage on"
+        rows.append(
+            (f"<code>{html.escape(row['pattern'])}</code>", f"{row['modules']:,}", f"{row['parameters']:,}", state)
+        )
     rows.append(("all", "", f"{facts.get('trainable', 0):,} + {facts.get('frozen', 0):,}", "trained + frozen"))
     return "<h3>Parameters</h3>" + _table(("modules", "number", "parameters", ""), rows, numeric=(1, 2))
 
@@ -197,11 +228,14 @@ def _summary_html(rows: list[Row]) -> str:
     for row in rows:
         first, last, baseline, asked, reached = _row_cells(row)
         mark = f"<span class={reached}>{reached}</span>" if reached else ""
-        lines.append((str(row.stage), f"<code>{html.escape(row.name)}</code>", first, last, baseline,
-                      html.escape(asked), mark))
+        lines.append(
+            (str(row.stage), f"<code>{html.escape(row.name)}</code>", first, last, baseline, html.escape(asked), mark)
+        )
     table = _table(("stage", "metric", "first", "last", "baseline", "asked", "reached"), lines, numeric=(2, 3, 4, 5))
-    return ("<p class=soft>Reached: the last value is below what was asked of the stage, or else below the baseline, "
-            f"which is the best predictor that sees no input.</p>{table}")
+    return (
+        "<p class=soft>Reached: the last value is below what was asked of the stage, or else below the baseline, "
+        f"which is the best predictor that sees no input.</p>{table}"
+    )
 
 
 def _head(run: Path, facts: dict[str, Any]) -> str:
@@ -209,23 +243,42 @@ def _head(run: Path, facts: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in last.get("versions", {}).items())
     shown = [f"<h1>{html.escape(run.resolve().name)}</h1>"]
     if last:
-        shown.append(f"<p class=soft>last started {html.escape(last['time'])} on {html.escape(last['host'])}, "
-                     f"{last['world_size']} ranks; {html.escape(versions)}</p>")
+        shown.append(
+            f"<p class=soft>last started {html.escape(last['time'])} on {html.escape(last['host'])}, "
+            f"{last['world_size']} ranks; {html.escape(versions)}</p>"
+        )
     return "".join(shown)
 
 
 def _starts_html(facts: dict[str, Any]) -> str:
     starts = facts.get("starts", [])
-    rows = [(html.escape(start["time"]), str(start["stage"]), f"{start['step']:,}", str(start["world_size"]),
-             html.escape((start.get("commit") or "")[:12]), f"<code>{html.escape(' '.join(start['argv']))}</code>")
-            for start in starts]
-    return "" if not rows else "<h2>Starts</h2>" + _table(
-        ("time", "stage", "from step", "ranks", "commit", "command"), rows, numeric=(1, 2, 3))
+    rows = [
+        (
+            html.escape(start["time"]),
+            str(start["stage"]),
+            f"{start['step']:,}",
+            str(start["world_size"]),
+            html.escape((start.get("commit") or "")[:12]),
+            f"<code>{html.escape(' '.join(start['argv']))}</code>",
+        )
+        for start in starts
+    ]
+    return (
+        ""
+        if not rows
+        else "<h2>Starts</h2>"
+        + _table(("time", "stage", "from step", "ranks", "commit", "command"), rows, numeric=(1, 2, 3))
+    )
 
 
 def _table(header: tuple[str, ...], rows: Iterable[tuple[str, ...]], numeric: tuple[int, ...]) -> str:
     """An HTML table; cells are HTML already."""
+
     def line(cells: tuple[str, ...], tag: str) -> str:
-        return "<tr>" + "".join(f"<{tag}{' class=n' if i in numeric else ''}>{cell}</{tag}>"
-                                for i, cell in enumerate(cells)) + "</tr>"
+        return (
+            "<tr>"
+            + "".join(f"<{tag}{' class=n' if i in numeric else ''}>{cell}</{tag}>" for i, cell in enumerate(cells))
+            + "</tr>"
+        )
+
     return f"<table>{line(header, 'th')}{''.join(line(row, 'td') for row in rows)}</table>"

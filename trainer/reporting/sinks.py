@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from data.files import atomic_file
+from stagecoach.data.files import atomic_file
 
 
 class Sink(Protocol):
@@ -96,15 +96,31 @@ class WeightsAndBiases:
     """One W&B run per stage, in a group named after the run folder; ``step`` is the axis, as a resumed run writes some
     steps again."""
 
-    def __init__(self, mode: str, *, directory: Path, project: str, stage: int, run_id: str, config: dict[str, Any],
-                 tell: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        mode: str,
+        *,
+        directory: Path,
+        project: str,
+        stage: int,
+        run_id: str,
+        config: dict[str, Any],
+        tell: Callable[[str], None],
+    ) -> None:
         import wandb
 
         self.wandb = wandb
         name = directory.resolve().name
         arguments = {
-            "project": project, "group": name, "name": f"{name}-stage{stage}", "id": run_id, "dir": str(directory),
-            "config": config, "resume": "allow", "settings": wandb.Settings(console="off", silent=True)}
+            "project": project,
+            "group": name,
+            "name": f"{name}-stage{stage}",
+            "id": run_id,
+            "dir": str(directory),
+            "config": config,
+            "resume": "allow",
+            "settings": wandb.Settings(console="off", silent=True),
+        }
         mode = _possible_mode(mode, tell)
         try:
             self.run = wandb.init(mode=mode, **arguments)
@@ -118,8 +134,9 @@ class WeightsAndBiases:
         self.run.log({"step": step, **values})
 
     def images(self, step: int, pictures: dict[str, np.ndarray]) -> None:
-        self.run.log({"step": step} | {f"preview/{name}": self.wandb.Image(picture)
-                                       for name, picture in pictures.items()})
+        self.run.log(
+            {"step": step} | {f"preview/{name}": self.wandb.Image(picture) for name, picture in pictures.items()}
+        )
 
     def close(self) -> None:
         self.run.finish()

@@ -5,21 +5,23 @@ import json
 import numpy as np
 import pytest
 
-from data.building.build import build, kind_of
-from data.building.crew import WorkerError
-from data.building.jobs import RawError, RawItem, Statistics
-from data.building.options import BuildOptions
-from data.building.partition import assign_splits, divide
-from data.building.places import Place
-from data.dataset import ShardSet
-from data.files import TEMPORARY
+from stagecoach.data.building.build import build, kind_of
+from stagecoach.data.building.jobs import RawError, RawItem, Statistics
+from stagecoach.data.building.options import BuildOptions
+from stagecoach.data.building.partition import assign_splits, divide
+from stagecoach.data.building.worker_pool import WorkerError
+from stagecoach.data.building.worker_rank import WorkerRank
+from stagecoach.data.files import TEMPORARY
+from stagecoach.data.streaming.dataset import ShardSet
 from tests.data.building.toy_job import SCHEMA, ToyJob, hashes
 
 OPTIONS = {"holdout": 0.3}
 
 
-def run(output, job=None, place=None, **options):
-    return build(job or ToyJob(), output, BuildOptions(**{**OPTIONS, **options}), place=place or Place())
+def run(output, job=None, worker_rank=None, **options):
+    return build(
+        job or ToyJob(), output, BuildOptions(**{**OPTIONS, **options}), worker_rank=worker_rank or WorkerRank()
+    )
 
 
 @pytest.fixture(scope="module")
@@ -42,8 +44,9 @@ def test_every_item_becomes_one_sample_of_its_split(undisturbed):
     for key, sample in found.items():
         number = int(key[4:])
         assert sample.arrays["place"] == number
-        np.testing.assert_array_equal(sample.arrays["values"], np.random.default_rng(number).random(
-            (number % 3 + 1, 4)).astype(np.float32))
+        np.testing.assert_array_equal(
+            sample.arrays["values"], np.random.default_rng(number).random((number % 3 + 1, 4)).astype(np.float32)
+        )
     splits = assign_splits(ToyJob().items()[0], 0.3)
     val = ShardSet.open(output / "val", SCHEMA)
     assert {val.read(i).key for i in range(len(val))} == {key for key, split in splits.items() if split == "val"}
@@ -59,7 +62,7 @@ def test_statistics_of_parts_are_added(undisturbed):
 
 @pytest.mark.parametrize("size", [2, 3, 7])
 def test_the_data_set_does_not_depend_on_the_number_of_workers(undisturbed, tmp_path, size):
-    reports = [run(tmp_path / "shards", place=Place(rank, size)) for rank in range(size)]
+    reports = [run(tmp_path / "shards", worker_rank=WorkerRank(rank, size)) for rank in range(size)]
     assert hashes(tmp_path / "shards") == undisturbed[1]
     assert [report.finished for report in reports].count(True) >= 1
     first = reports[0]
@@ -78,6 +81,7 @@ def test_local_workers_make_the_same_data_set(undisturbed, tmp_path):
             count += 1
             yield item
         bars.append((title, count, total))
+
     report = build(ToyJob(), tmp_path / "shards", BuildOptions(workers=3, **OPTIONS), track)
     assert hashes(tmp_path / "shards") == undisturbed[1]
     assert (report.encoded, report.finished, report.more) == (12, True, {"counted": 12})
@@ -102,10 +106,15 @@ def test_what_is_bad_is_left_out_listed_and_counted_by_reason(tmp_path):
     assert len(samples(tmp_path / "shards")) == 9
 
 
-@pytest.mark.parametrize(("job", "message", "workers"), [
-    (ToyJob(bad=("item004",)), r"item004\.bin: cut after 4 bytes", 1),
-    (ToyJob(bad=("item004",)), r"worker \d of 2: .*item004\.bin: cut after 4 bytes", 2),
-    (ToyJob(suspect=("item002",)), "7 bytes found", 1), (ToyJob(unusable=1), "entry 0 is empty", 1)])
+@pytest.mark.parametrize(
+    ("job", "message", "workers"),
+    [
+        (ToyJob(bad=("item004",)), r"item004\.bin: cut after 4 bytes", 1),
+        (ToyJob(bad=("item004",)), r"worker \d of 2: .*item004\.bin: cut after 4 bytes", 2),
+        (ToyJob(suspect=("item002",)), "7 bytes found", 1),
+        (ToyJob(unusable=1), "entry 0 is empty", 1),
+    ],
+)
 def test_a_bad_item_stops_the_build(tmp_path, job, message, workers):
     with pytest.raises(ValueError, match=message):
         run(tmp_path / "deep/shards", job, workers=workers)
@@ -127,8 +136,8 @@ def test_a_build_that_a_bad_item_stopped_goes_on_without_it_or_with_it_repaired(
 
 
 def test_an_item_that_was_left_out_is_taken_when_it_may_no_longer_be_left_out(tmp_path, undisturbed):
-    run(tmp_path / "shards", ToyJob(bad=("item003",)), place=Place(0, 2), skip_bad=True)
-    run(tmp_path / "shards", ToyJob(bad=("item003",)), place=Place(0, 2), skip_bad=True)
+    run(tmp_path / "shards", ToyJob(bad=("item003",)), worker_rank=WorkerRank(0, 2), skip_bad=True)
+    run(tmp_path / "shards", ToyJob(bad=("item003",)), worker_rank=WorkerRank(0, 2), skip_bad=True)
     run(tmp_path / "shards")
     assert hashes(tmp_path / "shards") == undisturbed[1]
 
@@ -152,31 +161,34 @@ def test_finished_shards_are_replaced_only_on_demand_and_stay_until_the_new_ones
     with pytest.raises(ValueError, match="shards: holds finished shards; give another folder, or --replace"):
         run(output)
     assert hashes(output) == before
-    run(output, place=Place(0, 2), replace=True)
+    run(output, worker_rank=WorkerRank(0, 2), replace=True)
     now = hashes(output)
     assert before.items() <= now.items()
     with pytest.raises(ValueError, match=r"--replace .*the build that was begun beside them goes on"):
-        run(output, place=Place(1, 2))
-    report = run(output, place=Place(1, 2), replace=True)
+        run(output, worker_rank=WorkerRank(1, 2))
+    report = run(output, worker_rank=WorkerRank(1, 2), replace=True)
     assert report.encoded < 12
     assert hashes(output) == undisturbed[1], "nothing of the old set stays, also not its list of what was left out"
 
 
 def test_a_late_worker_finds_the_data_set_finished(tmp_path, undisturbed):
     for rank in range(20):
-        report = run(tmp_path / "shards", place=Place(rank, 20))
+        report = run(tmp_path / "shards", worker_rank=WorkerRank(rank, 20))
     assert report.finished
     assert report.message == "the data set of this build is there already"
-    again = run(tmp_path / "shards", place=Place(3, 20), replace=True)
+    again = run(tmp_path / "shards", worker_rank=WorkerRank(3, 20), replace=True)
     assert (again.finished, again.encoded) == (True, 0)
     assert hashes(tmp_path / "shards") == undisturbed[1]
 
 
 def test_a_build_with_other_settings_is_refused_by_name_or_begun_anew(tmp_path, undisturbed):
     output = tmp_path / "shards"
-    run(output, ToyJob(version=2), place=Place(0, 2))
-    with pytest.raises(ValueError, match=r"job.json: a build with other settings was begun here: holdout 0.3 \(now "
-                                         r"0.2\); items_sha256 .*; version 2 \(now 1\); give the same .* --replace"):
+    run(output, ToyJob(version=2), worker_rank=WorkerRank(0, 2))
+    with pytest.raises(
+        ValueError,
+        match=r"job.json: a build with other settings was begun here: holdout 0.3 \(now "
+        r"0.2\); items_sha256 .*; version 2 \(now 1\); give the same .* --replace",
+    ):
         run(output, holdout=0.2)
     assert len(list((output / ".build/parts").iterdir())) > 0
     report = run(output, replace=True)
@@ -195,14 +207,18 @@ def test_a_folder_of_other_files_is_not_touched(tmp_path, replace):
 
 
 def test_parts_of_different_encoders_make_no_data_set(tmp_path):
-    run(tmp_path / "shards", ToyJob(encoder="one"), place=Place(0, 2))
+    run(tmp_path / "shards", ToyJob(encoder="one"), worker_rank=WorkerRank(0, 2))
     with pytest.raises(ValueError, match=r"made by encoders .*two.* by .*one"):
-        run(tmp_path / "shards", ToyJob(encoder="two"), place=Place(1, 2))
+        run(tmp_path / "shards", ToyJob(encoder="two"), worker_rank=WorkerRank(1, 2))
 
 
-@pytest.mark.parametrize(("fault", "message"), [
-    ({"deadly": "item007"}, r"worker \d of 2 \(process \d+\) was killed by SIGKILL.*start the same command again"),
-    ({"failing": "item007"}, r"worker \d of 2: RuntimeError: a fault of the encoder")])
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ({"deadly": "item007"}, r"worker \d of 2 \(process \d+\) was killed by SIGKILL.*start the same command again"),
+        ({"failing": "item007"}, r"worker \d of 2: RuntimeError: a fault of the encoder"),
+    ],
+)
 def test_a_worker_that_dies_or_fails_stops_all_and_is_named(tmp_path, undisturbed, fault, message):
     with pytest.raises(WorkerError, match=message):
         run(tmp_path / "shards", ToyJob(**fault), workers=2)
@@ -234,10 +250,15 @@ def test_parts_hold_neighbours_of_one_split():
     assert sorted(item.key for part in division.parts for item in part.items) == sorted(splits)
 
 
-@pytest.mark.parametrize(("items", "message"), [
-    ([RawItem("a.b", None, 0)], "has a dot"), ([RawItem("a", None, 0)] * 2, "is that of 2 items"),
-    ([RawItem("a", "../train", 0)], "expected a name of letters")])
-def test_items_that_have_no_place_in_shards_are_refused(monkeypatch, items, message):
+@pytest.mark.parametrize(
+    ("items", "message"),
+    [
+        ([RawItem("a.b", None, 0)], "has a dot"),
+        ([RawItem("a", None, 0)] * 2, "is that of 2 items"),
+        ([RawItem("a", "../train", 0)], "expected a name of letters"),
+    ],
+)
+def test_items_that_have_no_worker_rank_in_shards_are_refused(monkeypatch, items, message):
     monkeypatch.setattr(ToyJob, "items", lambda self: (items, []))
     with pytest.raises(ValueError, match=message):
         divide(ToyJob(), BuildOptions())
@@ -251,18 +272,27 @@ def test_statistics_of_other_lengths_or_names_are_not_added():
             Statistics.merge([{"a": 1, "b": [[1, 2]]}, other])
 
 
-@pytest.mark.parametrize(("reason", "kind"), [
-    ("/raw/a_1.mp4: 3 frames found, expected at least 5; take a longer video", "# frames found"),
-    ("/raw/b.txt:12: focal length -0.5e-3 found, expected more", "focal length # found"),
-    ("/raw/c.mp4: not decodable after 0 frames (bad: '/raw/c.mp4'), expected 5", "not decodable after # frames"),
-])
+@pytest.mark.parametrize(
+    ("reason", "kind"),
+    [
+        ("/raw/a_1.mp4: 3 frames found, expected at least 5; take a longer video", "# frames found"),
+        ("/raw/b.txt:12: focal length -0.5e-3 found, expected more", "focal length # found"),
+        ("/raw/c.mp4: not decodable after 0 frames (bad: '/raw/c.mp4'), expected 5", "not decodable after # frames"),
+    ],
+)
 def test_reasons_are_counted_without_what_tells_files_apart(reason, kind):
     assert kind_of(reason) == kind
 
 
-@pytest.mark.parametrize(("options", "message"), [({"holdout": 1.0}, "holdout 1.0"), ({"workers": 0}, "workers 0"),
-                                                  ({"part_items": 0}, "part items 0"),
-                                                  ({"max_shard_bytes": 0}, "max shard bytes 0")])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"holdout": 1.0}, "holdout 1.0"),
+        ({"workers": 0}, "workers 0"),
+        ({"part_items": 0}, "part items 0"),
+        ({"max_shard_bytes": 0}, "max shard bytes 0"),
+    ],
+)
 def test_options_out_of_range_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         BuildOptions(**options)

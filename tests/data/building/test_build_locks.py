@@ -9,14 +9,16 @@ import time
 
 import pytest
 
-from data.building import locks
-from data.building.locks import DirectoryLock, identity, is_dead
+from stagecoach.data.building import locks
+from stagecoach.data.building.locks import DirectoryLock, identity, is_dead
 
 
 def take_in_a_process_that_dies(path) -> None:
-    command = (f"import os, sys; sys.path.insert(0, {os.getcwd()!r}); from pathlib import Path; "
-               f"from data.building.locks import DirectoryLock; DirectoryLock(Path({str(path)!r})).acquire(); "
-               f"os.kill(os.getpid(), 9)")
+    command = (
+        f"import os, sys; sys.path.insert(0, {os.getcwd()!r}); from pathlib import Path; "
+        f"from stagecoach.data.building.locks import DirectoryLock; DirectoryLock(Path({str(path)!r})).acquire(); "
+        f"os.kill(os.getpid(), 9)"
+    )
     assert subprocess.run([sys.executable, "-c", command], check=False).returncode == -9
     assert path.exists()
 
@@ -35,6 +37,7 @@ def test_one_holds_it_at_a_time(tmp_path):
             inside -= 1
             count += 1
             lock.release()
+
     threads = [threading.Thread(target=work) for _ in range(6)]
     for thread in threads:
         thread.start()
@@ -53,6 +56,7 @@ def test_that_of_a_dead_process_is_taken_at_once_by_one_of_those_who_wait(tmp_pa
         lock.acquire()
         held.append(lock.held())
         lock.release()
+
     threads = [threading.Thread(target=work) for _ in range(4)]
     for thread in threads:
         thread.start()
@@ -80,6 +84,7 @@ def test_that_of_another_machine_is_taken_when_it_has_been_silent(tmp_path, monk
             os.utime(tmp_path / "lock/owner.json")
             if time.monotonic() - started > 0.8:
                 return
+
     thread = threading.Thread(target=live)
     thread.start()
     lock.acquire()

@@ -13,13 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from data.building.build import build
-from data.building.finish import finish
-from data.building.options import BuildOptions
-from data.building.partition import divide
-from data.building.places import Place
-from data.building.workspace import Workspace
-from data.files import TEMPORARY, DamagedError, temporary_name
+from stagecoach.data.building.build import build
+from stagecoach.data.building.finish import finish
+from stagecoach.data.building.options import BuildOptions
+from stagecoach.data.building.partition import divide
+from stagecoach.data.building.worker_rank import WorkerRank
+from stagecoach.data.building.workspace import Workspace
+from stagecoach.data.files import TEMPORARY, DamagedError, temporary_name
 from tests.data.building.toy_job import ToyJob, hashes
 
 OPTIONS = BuildOptions(holdout=0.3, skip_bad=True)
@@ -30,8 +30,8 @@ def job(**changes) -> ToyJob:
     return ToyJob(**{"bad": ("item005",), **changes})
 
 
-def run(output, place=None, made=None, options=OPTIONS):
-    return build(made or job(), output, options, place=place or Place())
+def run(output, worker_rank=None, made=None, options=OPTIONS):
+    return build(made or job(), output, options, worker_rank=worker_rank or WorkerRank())
 
 
 @pytest.fixture(scope="module")
@@ -57,8 +57,9 @@ def assert_never_mixed(output: Path, *sets: dict[str, str]) -> None:
     found = hashes(output) if output.exists() else {}
     seen = {name: value for name, value in found.items() if name[0] != "."}
     splits = {name.partition("/")[0] for name in seen}
-    assert any(seen == {name: value for name, value in whole.items() if name.partition("/")[0] in splits}
-               for whole in sets)
+    assert any(
+        seen == {name: value for name, value in whole.items() if name.partition("/")[0] in splits} for whole in sets
+    )
 
 
 CHANGES = ("rename", "replace", "mkdir", "rmdir", "unlink")
@@ -92,7 +93,9 @@ def _die_at(step: int) -> None:
             if count == step:
                 os._exit(9)
             return function(*arguments, **keywords)
+
         return call
+
     for name in CHANGES:
         setattr(os, name, counted(getattr(os, name)))
 
@@ -100,7 +103,7 @@ def _die_at(step: int) -> None:
 def go_on(output: Path, size: int, options=OPTIONS) -> None:
     for rank in range(size):
         try:
-            run(output, Place(rank, size), options=options)
+            run(output, WorkerRank(rank, size), options=options)
         except ValueError as error:
             if "holds finished shards" not in str(error):  # killed when the data set stood: who is alone is told so
                 raise
@@ -152,7 +155,7 @@ def test_killed_again_and_again_it_advances(tmp_path, undisturbed, unsynced):
 @pytest.fixture
 def half(tmp_path) -> Path:
     """The folder of a build of which worker 0 of 2 has made its parts."""
-    assert not run(tmp_path / "shards", Place(0, 2)).finished
+    assert not run(tmp_path / "shards", WorkerRank(0, 2)).finished
     return tmp_path / "shards"
 
 
@@ -169,16 +172,23 @@ def flip(path: Path) -> None:
 def of_another_build(path: Path) -> None:
     """Whole, but of a build with other settings whose worker did not notice that this one was begun."""
     other = path.parents[4] / "other/shards"
-    run(other, Place(0, 2), job(version=2))
+    run(other, WorkerRank(0, 2), job(version=2))
     shutil.rmtree(path.parent)
     shutil.move(other / ".build/parts" / path.parent.name, path.parent)
     shutil.rmtree(other)
 
 
-@pytest.mark.parametrize(("damage", "name"), [
-    *((damage, name) for damage in (cut, flip, Path.unlink) for name in ("*.tar", "*.idx", "part.json",
-                                                                         "manifest.json")),
-    (of_another_build, "part.json")])
+@pytest.mark.parametrize(
+    ("damage", "name"),
+    [
+        *(
+            (damage, name)
+            for damage in (cut, flip, Path.unlink)
+            for name in ("*.tar", "*.idx", "part.json", "manifest.json")
+        ),
+        (of_another_build, "part.json"),
+    ],
+)
 def test_a_damaged_part_is_made_again(half, undisturbed, damage, name):
     part = sorted((half / ".build/parts").iterdir())[0]
     damage(next(part.glob(name)))
@@ -189,12 +199,13 @@ def test_a_damaged_part_is_made_again(half, undisturbed, damage, name):
 
 
 def samples_of_first_worker(but: str) -> int:
-    return sum(item.key != "item005" for part in divide(job(), OPTIONS).parts[0::2] if part.name != but
-               for item in part.items)
+    return sum(
+        item.key != "item005" for part in divide(job(), OPTIONS).parts[0::2] if part.name != but for item in part.items
+    )
 
 
 def test_what_is_whole_is_not_made_again(half, undisturbed):
-    run(half, Place(0, 2), made := job())
+    run(half, WorkerRank(0, 2), made := job())
     assert made.starts == 0
     run(half)
     assert_whole(half, undisturbed)
@@ -204,8 +215,8 @@ def test_a_part_damaged_after_its_worker_looked_is_found_at_the_end(half, undist
     tar = next((half / ".build/parts/part-000000").glob("*.tar"))
     cut(tar)
     with pytest.raises(DamagedError, match=rf"{tar}: .*bytes, expected .*; start the same command again"):
-        run(half, Place(1, 2))
-    assert run(half, Place(0, 2)).finished
+        run(half, WorkerRank(1, 2))
+    assert run(half, WorkerRank(0, 2)).finished
     assert_whole(half, undisturbed)
 
 
@@ -213,16 +224,19 @@ def test_two_workers_that_both_find_all_parts_there_finish_once(tmp_path, undist
     """Both have seen that no part is missing before either has begun to finish."""
     output, results = tmp_path / "shards", []
     division = divide(job(), OPTIONS)
-    run(output, Place(0, 2))
+    run(output, WorkerRank(0, 2))
     with monkeypatch.context() as patch:
-        patch.setattr("data.building.build.finish", lambda *arguments: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(
+            "stagecoach.data.building.build.finish", lambda *arguments: (_ for _ in ()).throw(KeyboardInterrupt)
+        )
         with pytest.raises(KeyboardInterrupt):
-            run(output, Place(1, 2))
+            run(output, WorkerRank(1, 2))
     assert Workspace(output, division).missing() == []
 
     def work() -> None:
         finish(Workspace(output, division), job(), skip_bad=True)
         results.append(Workspace(output, division).is_finished())
+
     threads = [threading.Thread(target=work) for _ in range(8)]
     for thread in threads:
         thread.start()
@@ -243,16 +257,18 @@ def test_two_processes_with_the_same_number_do_not_disturb_each_other(tmp_path, 
 
 def test_what_dead_processes_left_is_removed_and_what_living_ones_have_is_not(tmp_path):
     output = tmp_path / "shards"
-    run(output, Place(0, 2))
+    run(output, WorkerRank(0, 2))
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
-    left = [folder / f"{TEMPORARY}x.{os.uname().nodename}.{dead.pid}.0123abcd"
-            for folder in (output, output / ".build", output / ".build/parts")]
+    left = [
+        folder / f"{TEMPORARY}x.{os.uname().nodename}.{dead.pid}.0123abcd"
+        for folder in (output, output / ".build", output / ".build/parts")
+    ]
     mine = temporary_name(output / ".build/parts/part-000009")
     elsewhere = output / ".build/parts" / f"{TEMPORARY}x.another-host.{dead.pid}.0123abcd"
     for path in (*left, mine, elsewhere):
         path.mkdir()
-    run(output, Place(0, 3))
+    run(output, WorkerRank(0, 3))
     assert [path.exists() for path in left] == [False] * 3
     assert mine.exists()
     assert elsewhere.exists()
@@ -268,14 +284,25 @@ def test_killed_at_twenty_random_moments_it_ends_with_the_same_data_set(tmp_path
     rng, count = random.Random(20), 60
     command = [sys.executable, "-m", "tests.data.building.toy_job"]
     arguments = ["--count", str(count), "--delay", "0.08"]
-    subprocess.run([*command, tmp_path / "undisturbed", "--count", str(count)], cwd=ROOT, env=environment(), check=True,
-                   stdout=subprocess.DEVNULL, timeout=60)
+    subprocess.run(
+        [*command, tmp_path / "undisturbed", "--count", str(count)],
+        cwd=ROOT,
+        env=environment(),
+        check=True,
+        stdout=subprocess.DEVNULL,
+        timeout=60,
+    )
     expected, output, kills, states = hashes(tmp_path / "undisturbed"), tmp_path / "out/shards", 0, set()
     while kills < 20:
         with open(tmp_path / "errors", "w") as errors:
-            process = subprocess.Popen([*command, output, *arguments, "--workers", str(rng.choice([1, 2, 2, 3]))],
-                                       cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL, stderr=errors,
-                                       start_new_session=True)
+            process = subprocess.Popen(
+                [*command, output, *arguments, "--workers", str(rng.choice([1, 2, 2, 3]))],
+                cwd=ROOT,
+                env=environment(),
+                stdout=subprocess.DEVNULL,
+                stderr=errors,
+                start_new_session=True,
+            )
         try:
             process.wait(rng.uniform(0.2, 3.0))
         except subprocess.TimeoutExpired:
@@ -290,8 +317,14 @@ def test_killed_at_twenty_random_moments_it_ends_with_the_same_data_set(tmp_path
         assert process.returncode == 0 or "holds finished shards" in error, error
         assert hashes(output) == expected
         shutil.rmtree(output)
-    done = subprocess.run([*command, output, *arguments, "--workers", "2"], cwd=ROOT, env=environment(), text=True,
-                          capture_output=True, timeout=60)
+    done = subprocess.run(
+        [*command, output, *arguments, "--workers", "2"],
+        cwd=ROOT,
+        env=environment(),
+        text=True,
+        capture_output=True,
+        timeout=60,
+    )
     assert done.returncode == 0 or "holds finished shards" in done.stderr, done.stderr
     assert_whole(output, expected)
     assert len(states) > 4, "the kills came at different stages"
@@ -299,8 +332,18 @@ def test_killed_at_twenty_random_moments_it_ends_with_the_same_data_set(tmp_path
 
 @pytest.mark.slow
 def test_workers_end_with_the_process_that_started_them(tmp_path):
-    command = [sys.executable, "-m", "tests.data.building.toy_job", tmp_path / "shards", "--workers", "2",
-               "--delay", "0.5", "--count", "100"]
+    command = [
+        sys.executable,
+        "-m",
+        "tests.data.building.toy_job",
+        tmp_path / "shards",
+        "--workers",
+        "2",
+        "--delay",
+        "0.5",
+        "--count",
+        "100",
+    ]
     process = subprocess.Popen(command, cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL)
     while not list(tmp_path.glob(f"shards/.build/parts/{TEMPORARY}*")):
         time.sleep(0.05)

@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from data.building.build import build
-from data.building.jobs import BuildJob, EncodedSample, RawError, RawItem, Statistics
-from data.building.options import BuildOptions
-from data.files import sha256_file
-from data.schema import Field, SampleSchema
+from stagecoach.data.building.build import build
+from stagecoach.data.building.jobs import BuildJob, EncodedSample, RawError, RawItem, Statistics
+from stagecoach.data.building.options import BuildOptions
+from stagecoach.data.files import sha256_file
+from stagecoach.data.format.schema import Field, SampleSchema
 
 SCHEMA = SampleSchema("toy_build", 1, (Field("values", "f32", ("n", 4)), Field("place", "i64", ())))
 
@@ -42,9 +42,20 @@ class ToyJob(BuildJob):
     together = 2
     on_device = False
 
-    def __init__(self, count: int = 12, *, part_items: int = 3, bad: tuple[str, ...] = (),
-                 suspect: tuple[str, ...] = (), unusable: int = 0, delay: float = 0.0, encoder: str = "one",
-                 deadly: str = "", failing: str = "", version: int = 1) -> None:
+    def __init__(
+        self,
+        count: int = 12,
+        *,
+        part_items: int = 3,
+        bad: tuple[str, ...] = (),
+        suspect: tuple[str, ...] = (),
+        unusable: int = 0,
+        delay: float = 0.0,
+        encoder: str = "one",
+        deadly: str = "",
+        failing: str = "",
+        version: int = 1,
+    ) -> None:
         self.count, self.part_items, self.bad, self.suspect = count, part_items, bad, suspect
         self.unusable, self.delay, self.encoder = unusable, delay, encoder
         self.deadly, self.failing, self.version, self.starts = deadly, failing, version, 0

@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data.dance_with_music.builder import write_encoders
-from data.dance_with_music.encode import EncoderPaths
-from data.dance_with_music.job import DanceJob, RawOptions
-from data.dance_with_music.segment import SegmentOptions
-from data.dance_with_music.synthetic import render_dance, write_synthetic
+from stagecoach.data.dance_with_music.builder import write_encoders
+from stagecoach.data.dance_with_music.encode import EncoderPaths
+from stagecoach.data.dance_with_music.job import DanceJob, RawOptions
+from stagecoach.data.dance_with_music.segment import SegmentOptions
+from stagecoach.data.dance_with_music.synthetic import render_dance, write_synthetic
 
 FRAMES, SIZE, SEED = 60, 64, 5
 
@@ -44,23 +44,28 @@ def dance():
 def options():
     def make(**changes) -> SegmentOptions:
         return SegmentOptions(**{"height": SIZE, "width": SIZE, **changes})
+
     return make
 
 
 @pytest.fixture
 def job(encoders, options):
     """A job for a raw data set with the tiny encoders; keywords are those of ``RawOptions`` and ``SegmentOptions``."""
+
     def make(raw: Path, clip_resize="crop", **changes) -> DanceJob:
         reading = {name: changes.pop(name) for name in RawOptions.__dataclass_fields__ if name in changes}
         paths = EncoderPaths(encoders / "vae", encoders / "image_encoder", encoders / "arcface.onnx", clip_resize)
         return DanceJob(raw, RawOptions(**reading), options(**changes), paths)
+
     return make
 
 
 @pytest.fixture(scope="session")
 def keypoints():
     """134 points as a file has them, spread over the picture."""
+
     def make(scale: float = 1.0, confidence: float = 0.9) -> list[list[float]]:
         xy = np.random.default_rng(0).uniform(0.1, 0.9, (134, 2)) * scale
         return [[x, y, confidence] for x, y in xy.tolist()]
+
     return make

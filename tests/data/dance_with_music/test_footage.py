@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from data.building.jobs import RawError
-from data.dance_with_music.footage import nearest_frames, numbered_files, open_footage
-from data.dance_with_music.synthetic import write_video
+from stagecoach.data.building.jobs import RawError
+from stagecoach.data.dance_with_music.footage import nearest_frames, numbered_files, open_footage
+from stagecoach.data.dance_with_music.synthetic import write_video
 
 GREYS = np.arange(20, 220, 4, dtype=np.uint8)
 
@@ -88,6 +88,6 @@ def test_damaged_videos_are_named(tmp_path):
     write_video(tmp_path / "b.mkv", random)
     data = (tmp_path / "b.mkv").read_bytes()
     footage = open_footage(tmp_path / "b.mkv", 30)
-    (tmp_path / "b.mkv").write_bytes(data[:len(data) // 2])
+    (tmp_path / "b.mkv").write_bytes(data[: len(data) // 2])
     with pytest.raises(RawError, match=r"b\.mkv: .*cut short"):
         list(footage.read(footage.chosen))

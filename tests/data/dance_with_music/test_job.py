@@ -9,18 +9,18 @@ import numpy as np
 import pytest
 import torch
 
-from data.builders import builder
-from data.building.jobs import RawError, RawItem, Statistics
-from data.dance_with_music.encode import unit_vectors
-from data.dance_with_music.schema import dance_schema
-from data.dance_with_music.segment import prepare_segment
-from data.dance_with_music.statistics import DanceStatistics
-from data.dataset import Sample, ShardSet
-from data.encoding.face_encoder import FaceEncoder
-from data.encoding.latent_encoders import PictureEmbedder, PictureVae
-from data.shards import ShardWriter, write_manifest
-from data.stream import collate
-from data.windows import Window, cut
+from stagecoach.data.builders import builder
+from stagecoach.data.building.jobs import RawError, RawItem, Statistics
+from stagecoach.data.dance_with_music.encode import unit_vectors
+from stagecoach.data.dance_with_music.schema import dance_schema
+from stagecoach.data.dance_with_music.segment import prepare_segment
+from stagecoach.data.dance_with_music.statistics import DanceStatistics
+from stagecoach.data.encoding.face_encoder import FaceEncoder
+from stagecoach.data.encoding.latent_encoders import PictureEmbedder, PictureVae
+from stagecoach.data.format.shards import ShardWriter, write_manifest
+from stagecoach.data.streaming.dataset import Sample, ShardSet
+from stagecoach.data.streaming.stream import collate
+from stagecoach.data.streaming.windows import Window, cut
 from tests.data.dance_with_music.conftest import FRAMES, SIZE
 
 ROOT = Path(__file__).parents[3]
@@ -31,10 +31,30 @@ CPU = torch.device("cpu")
 def shards(synthetic, encoders, tmp_path_factory) -> Path:
     """Built by the command line, from five dances."""
     output = tmp_path_factory.mktemp("built") / "shards"
-    command = [sys.executable, ROOT / "launch/build_shards.py", "build", "--family", "dance_with_music", "--input",
-               synthetic, "--output", output, "--height", SIZE, "--width", SIZE, "--vae", encoders / "vae",
-               "--image-encoder", encoders / "image_encoder", "--arcface", encoders / "arcface.onnx", "--holdout",
-               0.2, "--json"]
+    command = [
+        sys.executable,
+        ROOT / "launch/build_shards.py",
+        "build",
+        "--family",
+        "dance_with_music",
+        "--input",
+        synthetic,
+        "--output",
+        output,
+        "--height",
+        SIZE,
+        "--width",
+        SIZE,
+        "--vae",
+        encoders / "vae",
+        "--image-encoder",
+        encoders / "image_encoder",
+        "--arcface",
+        encoders / "arcface.onnx",
+        "--holdout",
+        0.2,
+        "--json",
+    ]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     report = json.loads(done.stdout)
@@ -66,13 +86,15 @@ def test_samples_hold_what_the_encoders_and_the_segments_give(shards, job, synth
     vae = PictureVae(encoders / "vae", CPU)
     np.testing.assert_allclose(sample.arrays["latents"], vae.encode(segment.frames).numpy(), atol=2e-3, rtol=1e-3)
     references = segment.references
-    np.testing.assert_allclose(sample.arrays["ref_latents"], vae.encode(np.stack([r.picture for r in references])),
-                               atol=2e-3, rtol=1e-3)
+    np.testing.assert_allclose(
+        sample.arrays["ref_latents"], vae.encode(np.stack([r.picture for r in references])), atol=2e-3, rtol=1e-3
+    )
     clip = PictureEmbedder(encoders / "image_encoder", CPU, "crop").encode([r.whole for r in references])
     np.testing.assert_allclose(sample.arrays["ref_clip"], clip.numpy(), atol=2e-3, rtol=1e-3)
     faces = FaceEncoder(encoders / "arcface.onnx").encode([r.face for r in references])
-    np.testing.assert_allclose(sample.arrays["ref_arcface"] * sample.arrays["ref_arcface_norm"][:, None], faces,
-                               atol=1e-4)
+    np.testing.assert_allclose(
+        sample.arrays["ref_arcface"] * sample.arrays["ref_arcface_norm"][:, None], faces, atol=1e-4
+    )
     np.testing.assert_allclose(np.linalg.norm(sample.arrays["ref_arcface"], axis=1), 1, rtol=1e-5)
     assert sample.arrays["ref_face_valid"].tolist() == [1] * 4
     assert sample.meta["vae_scaling"] == vae.scaling_factor
@@ -88,11 +110,13 @@ def test_the_manifest_names_the_encoders_and_sums_the_statistics(shards):
     assert stats["frame_count"] == len(music) == 4 * FRAMES
     np.testing.assert_allclose(np.array(stats["music_sum"]) / stats["frame_count"], music.mean(0), rtol=1e-6, atol=1e-6)
     poses = np.concatenate([a["pose_xy"] / 65535 for a in arrays])
-    np.testing.assert_allclose(np.array(stats["pose_sum"]) / np.array(stats["pose_count"])[:, None], poses.mean(0),
-                               rtol=1e-6)
+    np.testing.assert_allclose(
+        np.array(stats["pose_sum"]) / np.array(stats["pose_count"])[:, None], poses.mean(0), rtol=1e-6
+    )
     latents = np.concatenate([a["latents"].astype(np.float64) for a in arrays])
-    np.testing.assert_allclose(np.array(stats["latent_square_sum"]) / stats["latent_count"],
-                               (latents**2).mean((0, 2, 3)), rtol=1e-6)
+    np.testing.assert_allclose(
+        np.array(stats["latent_square_sum"]) / stats["latent_count"], (latents**2).mean((0, 2, 3)), rtol=1e-6
+    )
     assert stats["beat_count"] == sum(int(a["beat"].sum()) for a in arrays)
 
 
@@ -174,16 +198,28 @@ def test_windows_cut_poses_and_music_alike(shards):
 
 def full_arrays(frames: int, music: int) -> dict[str, np.ndarray]:
     """A segment at 512 x 512 with one reference."""
-    shapes = {"latents": ("f2", (frames, 4, 64, 64)), "ref_latents": ("f2", (1, 4, 64, 64)), "ref_frame": ("i8", (1,)),
-              "ref_clip": ("f2", (1, 768)), "ref_arcface": ("f4", (1, 512)), "ref_arcface_norm": ("f4", (1,)),
-              "ref_face_valid": ("u1", (1,)), "pose_xy": ("u2", (frames, 134, 2)), "pose_conf": ("u1", (frames, 134)),
-              "face_box": ("f2", (frames, 4)), "face_valid": ("u1", (frames,)), "music": ("f2", (frames, music)),
-              "beat": ("u1", (frames,)), "onset": ("f2", (frames,))}
+    shapes = {
+        "latents": ("f2", (frames, 4, 64, 64)),
+        "ref_latents": ("f2", (1, 4, 64, 64)),
+        "ref_frame": ("i8", (1,)),
+        "ref_clip": ("f2", (1, 768)),
+        "ref_arcface": ("f4", (1, 512)),
+        "ref_arcface_norm": ("f4", (1,)),
+        "ref_face_valid": ("u1", (1,)),
+        "pose_xy": ("u2", (frames, 134, 2)),
+        "pose_conf": ("u1", (frames, 134)),
+        "face_box": ("f2", (frames, 4)),
+        "face_valid": ("u1", (frames,)),
+        "music": ("f2", (frames, music)),
+        "beat": ("u1", (frames,)),
+        "onset": ("f2", (frames,)),
+    }
     return {name: np.zeros(shape, dtype) for name, (dtype, shape) in shapes.items()}
 
 
-@pytest.mark.parametrize(("frames", "music", "megabytes"), [
-    (24, 4800, 1.07), (150, 4800, 6.50), (24, 35, 0.84), (150, 35, 5.07)])
+@pytest.mark.parametrize(
+    ("frames", "music", "megabytes"), [(24, 4800, 1.07), (150, 4800, 6.50), (24, 35, 0.84), (150, 35, 5.07)]
+)
 def test_a_sample_takes_the_bytes_that_were_planned(tmp_path, frames, music, megabytes):
     """Section 3.5 of the design: per frame 32,768 of latents, 670 of pose, 9600 or 70 of music, 3 of beat and onset, 9
     of the face box; per reference 32,768 + 1536 + 2048. Headers and tar blocks come on top."""

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data.building.jobs import RawError
-from data.dance_with_music.layouts import read_layout
-from data.dance_with_music.segment import SegmentPlace, prepare_segment
+from stagecoach.data.building.jobs import RawError
+from stagecoach.data.dance_with_music.layouts import read_layout
+from stagecoach.data.dance_with_music.segment import SegmentPlace, prepare_segment
 from tests.data.dance_with_music.conftest import FRAMES
 
 AIST = "gKR_sBM_cAll_d28_mKR1_ch07"
@@ -40,8 +40,13 @@ def test_a_folder_per_clip_has_pixels_and_splits(raw, tmp_path, options, dance):
         shutil.copy(raw / "videos/dance_00000.mp4", folder / "video.mp4")
         shutil.copy(raw / "reference_images/dance_00000.png", folder / "reference_image.png")
         np.save(folder / "face_embedding.npy", np.ones(512, np.float32))
-        poses = [{"frame_id": k, "keypoints": [{"x": 512 * x, "y": 512 * y, "confidence": 1, "joint_type": "j"}
-                                               for x, y in xy]} for k, xy in enumerate(dance.points.tolist())]
+        poses = [
+            {
+                "frame_id": k,
+                "keypoints": [{"x": 512 * x, "y": 512 * y, "confidence": 1, "joint_type": "j"} for x, y in xy],
+            }
+            for k, xy in enumerate(dance.points.tolist())
+        ]
         (folder / "pose_annotations.json").write_text(json.dumps({"fps": 24, "poses": poses}))
     (base / "metadata.json").write_text("{}")  # of a form that nothing documents
     dances, bad = read_layout(base, "clips")
@@ -63,12 +68,14 @@ def pictures(folder, raw, dance, poses="poses"):
         shutil.copy(raw / f"poses/dance_00000/frame_{number:03d}.json", folder / poses / f"frame_{number}.json")
 
 
-@pytest.mark.parametrize(("layout", "place", "poses"), [
-    ("p00002", "", "poses"), ("stableanimator", "rec/00001", "poses"), ("champ", "part/video", "dwpose")])
+@pytest.mark.parametrize(
+    ("layout", "place", "poses"),
+    [("p00002", "", "poses"), ("stableanimator", "rec/00001", "poses"), ("champ", "part/video", "dwpose")],
+)
 def test_folders_of_pictures_need_poses_and_music_to_be_added(tmp_path, raw, options, dance, layout, place, poses):
     folder = tmp_path / "data" / place
     pictures(folder, raw, dance, poses)
-    (_, error), = read_layout(tmp_path / "data", layout)[1]
+    ((_, error),) = read_layout(tmp_path / "data", layout)[1]
     assert "neither sound nor rows of music found" in str(error)
     shutil.copy(raw / "videos/dance_00000.mp4", folder / "sound.m4a")
     dances, bad = read_layout(tmp_path / "data", layout, rate=30)
@@ -78,7 +85,7 @@ def test_folders_of_pictures_need_poses_and_music_to_be_added(tmp_path, raw, opt
     np.testing.assert_allclose(segment.arrays["pose_xy"] / 65535, dance.points.clip(0, 1), atol=1e-5)
     for path in (folder / poses).glob("*.json"):
         path.unlink()
-    (_, error), = read_layout(tmp_path / "data", layout)[1]
+    ((_, error),) = read_layout(tmp_path / "data", layout)[1]
     assert "no .json found (drawings of skeletons are not enough), expected DWPose's 134 points" in str(error)
 
 
@@ -103,18 +110,30 @@ def test_aists_rows_and_names_are_understood(tmp_path, raw, options, dance):
     np.testing.assert_array_equal(segment.frames, dance.video[::2])
 
 
-@pytest.mark.parametrize(("content", "message"), [
-    ("[{}]", "an entry without 'id' found"), ("3", "holds neither a list"), ("{", "not readable as JSON"),
-    ('[{"id": "a"}, {"id": "a"}]', "'a' is listed twice")])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[{}]", "an entry without 'id' found"),
+        ("3", "holds neither a list"),
+        ("{", "not readable as JSON"),
+        ('[{"id": "a"}, {"id": "a"}]', "'a' is listed twice"),
+    ],
+)
 def test_a_file_of_what_is_known_that_is_malformed_is_named(raw, content, message):
     (raw / "dances.json").write_text(content)
     with pytest.raises(RawError, match=rf"dances\.json: {message}"):
         read_layout(raw, "videos")
 
 
-@pytest.mark.parametrize(("entry", "message"), [
-    ({"song": 3}, "'song' is 3, expected a text"), ({"bpm": 5}, "'bpm' is 5, expected beats per minute"),
-    ({"split": "test"}, "'split' is 'test'"), ({"audio": "none.wav"}, r"none\.wav: missing, expected the sound")])
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ({"song": 3}, "'song' is 3, expected a text"),
+        ({"bpm": 5}, "'bpm' is 5, expected beats per minute"),
+        ({"split": "test"}, "'split' is 'test'"),
+        ({"audio": "none.wav"}, r"none\.wav: missing, expected the sound"),
+    ],
+)
 def test_bad_entries_are_named(raw, entry, message):
     (raw / "dances.json").write_text(json.dumps([{"id": "dance_00000", **entry}]))
     dances, ((name, error),) = read_layout(raw, "videos")
@@ -131,7 +150,8 @@ def test_missing_files_are_named(raw, tmp_path):
     assert len(dances) == 4
     assert [str(error).partition(", expected")[0] for _, error in bad] == [
         f"{raw / 'poses/dance_00001'}: missing",
-        f"{raw / 'dances.json'}: entry 'nobody' names no dance of layout 'videos' below {raw}"]
+        f"{raw / 'dances.json'}: entry 'nobody' names no dance of layout 'videos' below {raw}",
+    ]
     with pytest.raises(RawError, match=r"no dance of layout 'videos' found, expected videos/<name>\.mp4"):
         read_layout(tmp_path / "nowhere", "videos")
     with pytest.raises(ValueError, match="layout 'x' found, expected one of"):

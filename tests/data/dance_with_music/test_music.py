@@ -4,9 +4,9 @@ import h5py
 import numpy as np
 import pytest
 
-from data.building.jobs import RawError
-from data.dance_with_music.music import aist_bpm, read_music, read_rows
-from data.encoding.audio import BEAT, ONSET
+from stagecoach.data.building.jobs import RawError
+from stagecoach.data.dance_with_music.music import aist_bpm, read_music, read_rows
+from stagecoach.data.encoding.audio import BEAT, ONSET
 
 
 def rows(count: int, width: int) -> np.ndarray:
@@ -73,9 +73,14 @@ def test_beats_come_from_the_sound_where_there_is_some(tmp_path, synthetic):
     np.testing.assert_array_equal(read.beat, heard.beat)
 
 
-@pytest.mark.parametrize(("kind", "given", "message"), [
-    ("jukebox", {}, "d: no rows of 4800 numbers found"), ("edge", {}, "d: neither sound nor rows of music found"),
-    ("jukebox", {"rows": True}, "d: rows of Jukebox but no sound found, expected sound too")])
+@pytest.mark.parametrize(
+    ("kind", "given", "message"),
+    [
+        ("jukebox", {}, "d: no rows of 4800 numbers found"),
+        ("edge", {}, "d: neither sound nor rows of music found"),
+        ("jukebox", {"rows": True}, "d: rows of Jukebox but no sound found, expected sound too"),
+    ],
+)
 def test_missing_music_is_never_made_up(tmp_path, kind, given, message):
     np.save(tmp_path / "j.npy", rows(5, 4800))
     with pytest.raises(RawError, match=message):

@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from data.building.jobs import RawError
-from data.dance_with_music.poses import pose_count, read_poses
-from data.dance_with_music.skeleton import FACE, draw_skeleton, face_boxes, five_points
+from stagecoach.data.building.jobs import RawError
+from stagecoach.data.dance_with_music.poses import pose_count, read_poses
+from stagecoach.data.dance_with_music.skeleton import FACE, draw_skeleton, face_boxes, five_points
 
 
 def write_frames(folder, frames):
@@ -18,10 +18,21 @@ def write_frames(folder, frames):
 
 
 def write_clip(path, frames, first=0):
-    named = [[dict(zip(("x", "y", "confidence", "joint_type"), (*p, "joint"), strict=True)) for p in points]
-             for points in frames]
-    path.write_text(json.dumps({"video_id": "v", "fps": 24, "poses": [
-        {"frame_id": first + k, "timestamp": k / 24, "keypoints": points} for k, points in enumerate(named)]}))
+    named = [
+        [dict(zip(("x", "y", "confidence", "joint_type"), (*p, "joint"), strict=True)) for p in points]
+        for points in frames
+    ]
+    path.write_text(
+        json.dumps(
+            {
+                "video_id": "v",
+                "fps": 24,
+                "poses": [
+                    {"frame_id": first + k, "timestamp": k / 24, "keypoints": points} for k, points in enumerate(named)
+                ],
+            }
+        )
+    )
     return path
 
 
@@ -50,22 +61,31 @@ def test_a_unit_that_contradicts_the_numbers_names_the_flag(tmp_path, keypoints)
     read_poses(write_frames(tmp_path / "l", [lost]), one, "normalised")  # a point that was not found says nothing
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    (lambda p: p[:-1], r"133 keypoints found, expected DWPose's 134; 133 are COCO-WholeBody's without the neck"),
-    (lambda p: p[:18], r"18 keypoints found, expected DWPose's 134$"),
-    (lambda p: [[0.5, 0.5]] * 134, r"shape \(134, 2\) found"),
-    (lambda p: [[0.5, float("nan"), 1.0], *p[1:]], "some perhaps not finite"),
-    (lambda p: [{"x": 0.5}, *p[1:]], "not all .x, y, confidence. .KeyError"),
-    (lambda p: "none", "no list 'keypoints' found")])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda p: p[:-1], r"133 keypoints found, expected DWPose's 134; 133 are COCO-WholeBody's without the neck"),
+        (lambda p: p[:18], r"18 keypoints found, expected DWPose's 134$"),
+        (lambda p: [[0.5, 0.5]] * 134, r"shape \(134, 2\) found"),
+        (lambda p: [[0.5, float("nan"), 1.0], *p[1:]], "some perhaps not finite"),
+        (lambda p: [{"x": 0.5}, *p[1:]], "not all .x, y, confidence. .KeyError"),
+        (lambda p: "none", "no list 'keypoints' found"),
+    ],
+)
 def test_malformed_frames_are_named(tmp_path, keypoints, change, message):
     folder = write_frames(tmp_path / "f", [change(keypoints())])
     with pytest.raises(RawError, match=rf"frame_000\.json: .*{message}"):
         read_poses(folder, np.zeros(1, np.int64), "normalised")
 
 
-@pytest.mark.parametrize(("content", "message"), [
-    ("{", "no valid JSON"), ("[]", "no list 'poses' found"),
-    (json.dumps({"poses": [{"frame_id": 0}, {"frame_id": 2}]}), r"frame_id \[0, 2\]\.\.\. found")])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "no valid JSON"),
+        ("[]", "no list 'poses' found"),
+        (json.dumps({"poses": [{"frame_id": 0}, {"frame_id": 2}]}), r"frame_id \[0, 2\]\.\.\. found"),
+    ],
+)
 def test_malformed_clips_are_named(tmp_path, content, message):
     (tmp_path / "c.json").write_text(content)
     with pytest.raises(RawError, match=rf"c\.json: {message}"):

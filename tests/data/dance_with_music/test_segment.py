@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data.building.jobs import RawError
-from data.dance_with_music.crop import Crop
-from data.dance_with_music.layouts import read_layout
-from data.dance_with_music.segment import (
+from stagecoach.data.building.jobs import RawError
+from stagecoach.data.dance_with_music.crop import Crop
+from stagecoach.data.dance_with_music.layouts import read_layout
+from stagecoach.data.dance_with_music.segment import (
     CONFIDENCE_STEPS,
     POSE_STEPS,
     SegmentOptions,
@@ -20,8 +20,8 @@ from data.dance_with_music.segment import (
     prepare_segment,
     segment_places,
 )
-from data.dance_with_music.synthetic import render_dance, write_video
-from data.encoding.audio import FRAME_RATE, edge_rows, read_audio
+from stagecoach.data.dance_with_music.synthetic import render_dance, write_video
+from stagecoach.data.encoding.audio import FRAME_RATE, edge_rows, read_audio
 from tests.data.dance_with_music.conftest import FRAMES, SEED, SIZE
 
 
@@ -50,7 +50,7 @@ def test_the_music_is_heard_where_the_dancer_stands_still():
     dance = render_dance(SEED, 0, 150, SIZE, SIZE)
     speed = np.linalg.norm(np.diff(dance.points[:, :18], axis=0), axis=-1).mean(1)
     for beat in dance.song.beat_times(4.8) * FRAME_RATE:
-        around = speed[max(round(beat) - 4, 0):round(beat) + 5]
+        around = speed[max(round(beat) - 4, 0) : round(beat) + 5]
         assert abs(around.argmin() + max(round(beat) - 4, 0) + 0.5 - beat) <= 1
 
 
@@ -70,7 +70,7 @@ def test_a_crop_moves_points_boxes_and_pictures_alike(raw, options, dance):
     others = [k for k in range(134) if k != 7]
     np.testing.assert_allclose(found[:, others], expected[:, others].clip(0, 1), atol=2e-5)
     assert (segment.arrays["pose_conf"][:, 7] == 0).all()
-    assert np.abs(segment.frames.astype(int) - wide.video[:, :, SIZE // 2:3 * SIZE // 2]).mean() < 4
+    assert np.abs(segment.frames.astype(int) - wide.video[:, :, SIZE // 2 : 3 * SIZE // 2]).mean() < 4
     face = found[:, 24:92]
     box = segment.arrays["face_box"].astype(float)
     assert (box[:, :2] <= face.min(1) + 1e-3).all()
@@ -158,8 +158,10 @@ def test_lengths_that_differ_by_little_are_cut_and_by_much_are_named(raw, option
 
     def build(count):
         np.save(rows, table[:count])
-        return prepare_segment(SegmentPlace(replace(read_layout(raw, "videos")[0][0], rows=rows), 0, 1),
-                               options(music="jukebox"))
+        return prepare_segment(
+            SegmentPlace(replace(read_layout(raw, "videos")[0][0], rows=rows), 0, 1), options(music="jukebox")
+        )
+
     assert len(build(FRAMES - 15).frames) == FRAMES - 15
     assert len(build(FRAMES + 15).frames) == FRAMES
     with pytest.raises(RawError, match=r"rows\.npy: 44 rows of music found for the 60 frames .*expected as many"):
@@ -202,14 +204,19 @@ def test_an_embedding_is_taken_where_the_portrait_has_no_pose(raw, options, tmp_
 def test_a_crop_is_the_middle_of_the_picture():
     crop = Crop.of(100, 300, 64, 64)
     assert crop.box == (100.0, 0.0, 200.0, 100.0)
-    np.testing.assert_allclose(crop.points(np.array([[1 / 3, 0], [0.5, 0.5], [2 / 3, 1]])), [[0, 0], [.5, .5], [1, 1]],
-                               atol=1e-12)
+    np.testing.assert_allclose(
+        crop.points(np.array([[1 / 3, 0], [0.5, 0.5], [2 / 3, 1]])), [[0, 0], [0.5, 0.5], [1, 1]], atol=1e-12
+    )
 
 
-@pytest.mark.parametrize(("changes", "message"), [
-    ({"height": 60}, "height 60 found, expected a multiple of 8 .*take 56"),
-    ({"references": 30}, "30 references, at least 24 frames and segments of 300 found"),
-    ({"min_frames": 400}, "expected rising numbers from 1")])
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"height": 60}, "height 60 found, expected a multiple of 8 .*take 56"),
+        ({"references": 30}, "30 references, at least 24 frames and segments of 300 found"),
+        ({"min_frames": 400}, "expected rising numbers from 1"),
+    ],
+)
 def test_options_that_cannot_be_are_named(changes, message):
     with pytest.raises(ValueError, match=message):
         SegmentOptions(**changes)

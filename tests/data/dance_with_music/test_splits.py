@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data.building.jobs import RawError
-from data.dance_with_music.raw import RawDance
-from data.dance_with_music.splits import assign_splits
+from stagecoach.data.building.jobs import RawError
+from stagecoach.data.dance_with_music.raw import RawDance
+from stagecoach.data.dance_with_music.splits import assign_splits
 
 
 def dance(name: str, song=None, subject=None, split=None) -> RawDance:
@@ -26,7 +26,9 @@ def _connected(dances: list[RawDance]) -> bool:
     return len(reached) == len(dances)
 
 
-@given(st.lists(st.tuples(st.integers(0, 12), st.integers(0, 12)), min_size=2, max_size=40), st.sampled_from([.1, .3]))
+@given(
+    st.lists(st.tuples(st.integers(0, 12), st.integers(0, 12)), min_size=2, max_size=40), st.sampled_from([0.1, 0.3])
+)
 def test_songs_and_subjects_stay_on_one_side(pairs, holdout):
     dances = [dance(f"d{k}", f"s{song}", f"p{subject}") for k, (song, subject) in enumerate(pairs)]
     if _connected(dances):

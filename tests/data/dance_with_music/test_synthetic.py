@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
-from data.dance_with_music.dancer import KEY_POSES, Looks, draw_dancer, pose_angles
-from data.dance_with_music.layouts import read_layout
-from data.dance_with_music.song import MOVES, Song
-from data.dance_with_music.synthetic import render_dance, write_synthetic, write_video
-from data.encoding.audio import edge_rows, read_audio
-from data.encoding.face_encoder import FaceEncoder
+from stagecoach.data.dance_with_music.dancer import KEY_POSES, Looks, draw_dancer, pose_angles
+from stagecoach.data.dance_with_music.layouts import read_layout
+from stagecoach.data.dance_with_music.song import MOVES, Song
+from stagecoach.data.dance_with_music.synthetic import render_dance, write_synthetic, write_video
+from stagecoach.data.encoding.audio import edge_rows, read_audio
+from stagecoach.data.encoding.face_encoder import FaceEncoder
 from tests.data.dance_with_music.conftest import FRAMES, SEED, SIZE
 
 
@@ -77,7 +77,7 @@ def test_points_lie_where_the_body_is_drawn():
             for joint in joints:
                 place = ((0.6 * xy[joint - 1] + 0.4 * xy[joint]) * 256).astype(int)
                 assert np.abs(image[place[1], place[0]].astype(int) - getattr(dance.looks, name)).max() < 12
-        for eye in (xy[24 + 36:24 + 42], xy[24 + 42:24 + 48]):
+        for eye in (xy[24 + 36 : 24 + 42], xy[24 + 42 : 24 + 48]):
             place = (eye.mean(0) * 256).astype(int)
             assert np.abs(image[place[1], place[0]].astype(int) - dance.looks.eyes).max() < 40
 
@@ -86,12 +86,12 @@ def test_looks_differ_in_the_same_pose(dance):
     background = np.zeros((SIZE, SIZE, 3), np.uint8)
     pictures = [draw_dancer(dance.points[0], Looks.of(SEED, k), background).astype(int) for k in range(4)]
     for k in range(4):
-        for other in pictures[k + 1:]:
+        for other in pictures[k + 1 :]:
             assert np.abs(pictures[k] - other).mean() > 1
 
 
 def test_the_tiny_face_encoder_tells_dancers_apart(encoders, synthetic, options):
-    from data.dance_with_music.segment import SegmentPlace, prepare_segment
+    from stagecoach.data.dance_with_music.segment import SegmentPlace, prepare_segment
 
     encoder = FaceEncoder(encoders / "arcface.onnx")
     vectors = {}
@@ -105,9 +105,15 @@ def test_the_tiny_face_encoder_tells_dancers_apart(encoders, synthetic, options)
     assert min(alike) > max(unlike) + 0.4
 
 
-@pytest.mark.parametrize(("size", "message"), [
-    ((1, 60, 63, 64), "63 x 64 asked for"), ((1, 60, 16, 64), "16 x 64 asked for, .*a face is seen"),
-    ((0, 60, 64, 64), "0 dances of 60 frames"), ((1, 1, 64, 64), "1 dances of 1 frames")])
+@pytest.mark.parametrize(
+    ("size", "message"),
+    [
+        ((1, 60, 63, 64), "63 x 64 asked for"),
+        ((1, 60, 16, 64), "16 x 64 asked for, .*a face is seen"),
+        ((0, 60, 64, 64), "0 dances of 60 frames"),
+        ((1, 1, 64, 64), "1 dances of 1 frames"),
+    ],
+)
 def test_what_cannot_be_written_is_named(tmp_path, size, message):
     with pytest.raises(ValueError, match=message):
         write_synthetic(tmp_path / "raw", *size, seed=0)

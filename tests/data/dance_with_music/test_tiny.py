@@ -5,11 +5,11 @@ import pytest
 import torch
 from diffusers import AutoencoderKL
 
-from data.dance_with_music.synthetic import render_dance
-from data.dance_with_music.tiny import write_tiny_encoders
-from data.dance_with_music.tiny_vae import tiny_picture_vae
-from data.encoding.latent_encoders import PictureEmbedder, PictureVae, clip_dim
-from data.files import sha256_file
+from stagecoach.data.dance_with_music.synthetic import render_dance
+from stagecoach.data.dance_with_music.tiny import write_tiny_encoders
+from stagecoach.data.dance_with_music.tiny_vae import tiny_picture_vae
+from stagecoach.data.encoding.latent_encoders import PictureEmbedder, PictureVae, clip_dim
+from stagecoach.data.files import sha256_file
 
 CPU = torch.device("cpu")
 

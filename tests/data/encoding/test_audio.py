@@ -7,8 +7,8 @@ import librosa
 import numpy as np
 import pytest
 
-from data.building.jobs import RawError
-from data.encoding.audio import (
+from stagecoach.data.building.jobs import RawError
+from stagecoach.data.encoding.audio import (
     BEAT,
     CHROMAS,
     EDGE_DIM,
@@ -30,7 +30,7 @@ def clicks(bpm: float, seconds: float, first: float = 0.3, rate: int = SAMPLE_RA
     noise = np.random.default_rng(0).normal(size=rate // 40) * np.exp(-np.linspace(0, 6, rate // 40))
     for time in times:
         start = round(time * rate)
-        samples[start:start + len(noise)] += 0.3 * noise.astype(np.float32)
+        samples[start : start + len(noise)] += 0.3 * noise.astype(np.float32)
     return samples, times
 
 
@@ -87,7 +87,7 @@ def test_music_that_starts_later_has_rows_that_start_later(music, shift):
     later = np.concatenate([np.zeros(shift * HOP, np.float32), music])
     rows, moved = edge_rows(music, 110), edge_rows(later, 110)
     middle = slice(30, len(rows) - 30)
-    np.testing.assert_allclose(moved[shift:][middle, :1 + MFCCS], rows[middle, :1 + MFCCS], rtol=1e-3, atol=1e-2)
+    np.testing.assert_allclose(moved[shift:][middle, : 1 + MFCCS], rows[middle, : 1 + MFCCS], rtol=1e-3, atol=1e-2)
     np.testing.assert_array_equal(moved[shift:][middle, BEAT], rows[middle, BEAT])
 
 
@@ -98,8 +98,9 @@ def test_silence_has_rows_without_beats():
     assert np.isfinite(rows).all()
 
 
-@pytest.mark.parametrize(("name", "codec", "rate"), [("a.wav", "pcm_s16le", 44100), ("a.mp4", "aac", 48000),
-                                                     ("a.mp3", "libmp3lame", 44100)])
+@pytest.mark.parametrize(
+    ("name", "codec", "rate"), [("a.wav", "pcm_s16le", 44100), ("a.mp4", "aac", 48000), ("a.mp3", "libmp3lame", 44100)]
+)
 def test_sound_files_keep_their_clicks_in_place(tmp_path, name, codec, rate):
     """To within 3 ms, whatever codec put in front of the first sample."""
     samples, times = clicks(120, 3, rate=rate)
@@ -107,7 +108,7 @@ def test_sound_files_keep_their_clicks_in_place(tmp_path, name, codec, rate):
     assert read.dtype == np.float32
     assert len(read) == pytest.approx(3 * SAMPLE_RATE, abs=1200)
     for time in times:
-        around = read[round((time - 0.1) * SAMPLE_RATE):round((time + 0.1) * SAMPLE_RATE)]
+        around = read[round((time - 0.1) * SAMPLE_RATE) : round((time + 0.1) * SAMPLE_RATE)]
         loud = np.abs(around) > 0.3 * np.abs(around).max()
         assert loud.argmax() / SAMPLE_RATE - 0.1 == pytest.approx(0, abs=0.003)
 
@@ -117,9 +118,9 @@ def test_samples_are_counted_from_the_wanted_time(tmp_path):
     path = write_sound(tmp_path / "late.mkv", samples, 48000, "pcm_s16le", silent_lead=24000)
     whole = read_audio(path)
     late, cut = read_audio(path, start=0.0), read_audio(path, start=0.75)
-    assert not late[:SAMPLE_RATE // 2 - 20].any()
-    np.testing.assert_array_equal(late[SAMPLE_RATE // 2:], whole)
-    np.testing.assert_array_equal(cut, whole[SAMPLE_RATE // 4:])
+    assert not late[: SAMPLE_RATE // 2 - 20].any()
+    np.testing.assert_array_equal(late[SAMPLE_RATE // 2 :], whole)
+    np.testing.assert_array_equal(cut, whole[SAMPLE_RATE // 4 :])
 
 
 def test_files_without_music_are_named(tmp_path):

@@ -10,10 +10,10 @@ from diffusers.pipelines.wan.pipeline_wan_i2v import WanImageToVideoPipeline
 from safetensors.torch import save_file
 from transformers import AutoTokenizer, CLIPVisionModel, UMT5EncoderModel
 
-from data.encoding.encoders import EncoderError, ImageEncoder, TextEncoder, VideoEncoder, bits, clean_prompt
-from data.encoding.tiny_encoders import write_tiny_encoders
-from data.fantasy_world.synthetic import render_clip
-from data.files import sha256_file
+from stagecoach.data.encoding.encoders import EncoderError, ImageEncoder, TextEncoder, VideoEncoder, bits, clean_prompt
+from stagecoach.data.encoding.tiny_encoders import write_tiny_encoders
+from stagecoach.data.fantasy_world.synthetic import render_clip
+from stagecoach.data.files import sha256_file
 
 CPU = torch.device("cpu")
 PROMPTS = ["a striped green ball; the camera rises", "a red block", "caf&eacute; \n\t 日本"]
@@ -66,8 +66,10 @@ def test_image_latents_are_those_of_diffusers(folder, videos):
 def test_text_states_are_those_of_the_real_tokens(folder):
     """As diffusers makes them: padded to one length, masked, then cut."""
     found = TextEncoder(folder / "text_encoder", folder / "tokenizer", CPU).encode(PROMPTS)
-    tokenizer, model = (AutoTokenizer.from_pretrained(folder / "tokenizer"),
-                        UMT5EncoderModel.from_pretrained(folder / "text_encoder").eval())
+    tokenizer, model = (
+        AutoTokenizer.from_pretrained(folder / "tokenizer"),
+        UMT5EncoderModel.from_pretrained(folder / "text_encoder").eval(),
+    )
     for prompt, states in zip(PROMPTS, found, strict=True):
         tokens = tokenizer(clean_prompt(prompt), padding="max_length", max_length=64, return_tensors="pt")
         count = int(tokens.attention_mask.sum())
@@ -112,9 +114,14 @@ def test_the_entry_names_the_weights_and_no_path(folder):
     assert entry == {"name": "AutoencoderKLWan", "path_name": "vae", "sha256": sha256_file(weights), "dtype": "float32"}
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    (lambda p: None, "no such folder"), (Path.mkdir, r"no \.safetensors found"),
-    (lambda p: (p.mkdir(), save_file({"a": torch.ones(1)}, p / "a.safetensors")), "cannot be loaded")])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda p: None, "no such folder"),
+        (Path.mkdir, r"no \.safetensors found"),
+        (lambda p: (p.mkdir(), save_file({"a": torch.ones(1)}, p / "a.safetensors")), "cannot be loaded"),
+    ],
+)
 def test_a_folder_that_is_no_encoder_is_named(tmp_path, change, message):
     change(tmp_path / "vae")
     with pytest.raises(EncoderError, match=f"vae: .*{message}"):

@@ -5,8 +5,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from data.encoding.encoders import EncoderError
-from data.encoding.face_encoder import SIZE, TEMPLATE, FaceEncoder, align_face, similarity
+from stagecoach.data.encoding.encoders import EncoderError
+from stagecoach.data.encoding.face_encoder import SIZE, TEMPLATE, FaceEncoder, align_face, similarity
 
 
 def umeyama(source: np.ndarray, target: np.ndarray) -> np.ndarray:
@@ -45,7 +45,7 @@ def test_the_five_points_come_to_lie_on_the_template():
     assert aligned.shape == (SIZE, SIZE, 3)
     for k, (x, y) in enumerate(TEMPLATE):
         low, left = round(y) - 6, round(x) - 6
-        part = aligned[low:low + 13, left:left + 13, k % 3]
+        part = aligned[low : low + 13, left : left + 13, k % 3]
         mass = part.sum()
         found = left + (part.sum(0) @ np.arange(13)) / mass, low + (part.sum(1) @ np.arange(13)) / mass
         assert found == pytest.approx((x, y), abs=0.15)
@@ -54,19 +54,26 @@ def test_the_five_points_come_to_lie_on_the_template():
 def test_an_upright_template_is_cut_out_as_it_is():
     image = np.random.default_rng(0).integers(0, 255, (130, 140, 3)).astype(np.uint8)
     aligned = align_face(image, TEMPLATE + np.array([7, 3])).astype(int)
-    assert np.abs(aligned - image[3:3 + SIZE, 7:7 + SIZE]).max() <= 1, "but for rounding"
+    assert np.abs(aligned - image[3 : 3 + SIZE, 7 : 7 + SIZE]).max() <= 1, "but for rounding"
 
 
 def mean_model(path, size=SIZE, out=512):
     """Mean of each channel, repeated: tells normalisation and the order of the channels."""
-    nodes = [helper.make_node("GlobalAveragePool", ["in"], ["mean"]), helper.make_node("Flatten", ["mean"], ["flat"]),
-             helper.make_node("MatMul", ["flat", "w"], ["out"])]
+    nodes = [
+        helper.make_node("GlobalAveragePool", ["in"], ["mean"]),
+        helper.make_node("Flatten", ["mean"], ["flat"]),
+        helper.make_node("MatMul", ["flat", "w"], ["out"]),
+    ]
     weight = np.zeros((3, out), np.float32)
     weight[[0, 1, 2], [0, 1, 2]] = 1
     given = helper.make_tensor_value_info("in", TensorProto.FLOAT, ["N", 3, size, size])
-    graph = helper.make_graph(nodes, "g", [given],
-                              [helper.make_tensor_value_info("out", TensorProto.FLOAT, ["N", out])],
-                              [onnx.numpy_helper.from_array(weight, "w")])
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [given],
+        [helper.make_tensor_value_info("out", TensorProto.FLOAT, ["N", out])],
+        [onnx.numpy_helper.from_array(weight, "w")],
+    )
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), path)
     return path
 

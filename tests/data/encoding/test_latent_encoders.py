@@ -12,25 +12,31 @@ from PIL import Image
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from data.encoding.encoders import EncoderError
-from data.encoding.latent_encoders import PictureEmbedder, PictureVae, clip_dim
+from stagecoach.data.encoding.encoders import EncoderError
+from stagecoach.data.encoding.latent_encoders import PictureEmbedder, PictureVae, clip_dim
 
 CPU = torch.device("cpu")
 PICTURES = np.random.default_rng(0).integers(0, 256, (3, 32, 48, 3)).astype(np.uint8)
 
 
 def sd_vae(**changes) -> AutoencoderKL:
-    config = {"block_out_channels": (8, 8, 8, 8), "down_block_types": ("DownEncoderBlock2D",) * 4,
-              "up_block_types": ("UpDecoderBlock2D",) * 4, "layers_per_block": 1, "norm_num_groups": 4,
-              "latent_channels": 4}
+    config = {
+        "block_out_channels": (8, 8, 8, 8),
+        "down_block_types": ("DownEncoderBlock2D",) * 4,
+        "up_block_types": ("UpDecoderBlock2D",) * 4,
+        "layers_per_block": 1,
+        "norm_num_groups": 4,
+        "latent_channels": 4,
+    }
     return AutoencoderKL(**{**config, **changes})
 
 
 @pytest.fixture(scope="module")
 def svd_vae() -> AutoencoderKLTemporalDecoder:
     torch.manual_seed(1)
-    return AutoencoderKLTemporalDecoder(block_out_channels=(32,) * 4, down_block_types=("DownEncoderBlock2D",) * 4,
-                                        layers_per_block=1)
+    return AutoencoderKLTemporalDecoder(
+        block_out_channels=(32,) * 4, down_block_types=("DownEncoderBlock2D",) * 4, layers_per_block=1
+    )
 
 
 @pytest.mark.parametrize("kind", ["sd", "svd"])
@@ -65,8 +71,15 @@ def test_a_vae_of_another_family_is_refused(tmp_path):
 def clip(tmp_path_factory):
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("clip") / "image_encoder"
-    config = CLIPVisionConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
-                              image_size=32, patch_size=8, projection_dim=24)
+    config = CLIPVisionConfig(
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=32,
+        patch_size=8,
+        projection_dim=24,
+    )
     model = CLIPVisionModelWithProjection(config).eval()
     model.save_pretrained(path)
     CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(path)
@@ -75,8 +88,9 @@ def clip(tmp_path_factory):
 
 def test_a_cropped_picture_goes_through_clips_own_processor(clip):
     path, model = clip
-    pixels = CLIPImageProcessorPil.from_pretrained(path)(images=[Image.fromarray(p) for p in PICTURES],
-                                                        return_tensors="pt").pixel_values
+    pixels = CLIPImageProcessorPil.from_pretrained(path)(
+        images=[Image.fromarray(p) for p in PICTURES], return_tensors="pt"
+    ).pixel_values
     with torch.no_grad():
         expected = model(pixels).image_embeds
     torch.testing.assert_close(PictureEmbedder(path, CPU, "crop").encode(list(PICTURES)), expected)
@@ -86,15 +100,26 @@ def test_a_cropped_picture_goes_through_clips_own_processor(clip):
 def test_a_squashed_picture_is_seen_as_stable_video_diffusion_sees_it(tmp_path):
     """`_encode_image` of its pipeline, which is fixed to 224 pixels."""
     torch.manual_seed(0)
-    config = CLIPVisionConfig(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
-                              image_size=224, patch_size=32, projection_dim=16)
+    config = CLIPVisionConfig(
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        image_size=224,
+        patch_size=32,
+        projection_dim=16,
+    )
     model = CLIPVisionModelWithProjection(config).eval()
     model.save_pretrained(tmp_path / "clip")
     CLIPImageProcessorPil().save_pretrained(tmp_path / "clip")
     picture = np.random.default_rng(1).integers(0, 256, (300, 420, 3)).astype(np.uint8)
     pipeline = StableVideoDiffusionPipeline.__new__(StableVideoDiffusionPipeline)
-    pipeline.__dict__.update(image_encoder=model, feature_extractor=CLIPImageProcessorPil(),
-                             video_processor=VaeImageProcessor(), _internal_dict={})
+    pipeline.__dict__.update(
+        image_encoder=model,
+        feature_extractor=CLIPImageProcessorPil(),
+        video_processor=VaeImageProcessor(),
+        _internal_dict={},
+    )
     with torch.no_grad():
         expected = pipeline._encode_image(Image.fromarray(picture), CPU, 1, False)[:, 0]
     found = PictureEmbedder(tmp_path / "clip", CPU, "squash").encode([picture])

@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data.encoding.tiny_encoders import write_tiny_encoders
-from data.fantasy_world.build import EncoderPaths, FantasyWorldJob
-from data.fantasy_world.clip import ClipOptions
-from data.fantasy_world.raw import METADATA, read_metadata
-from data.fantasy_world.readers import read_frames
-from data.fantasy_world.synthetic import write_synthetic
+from stagecoach.data.encoding.tiny_encoders import write_tiny_encoders
+from stagecoach.data.fantasy_world.build import EncoderPaths, FantasyWorldJob
+from stagecoach.data.fantasy_world.clip import ClipOptions
+from stagecoach.data.fantasy_world.raw import METADATA, read_metadata
+from stagecoach.data.fantasy_world.readers import read_frames
+from stagecoach.data.fantasy_world.synthetic import write_synthetic
 
 FRAMES, HEIGHT, WIDTH = 5, 32, 48
 CLIP = ClipOptions(FRAMES, HEIGHT, WIDTH)
@@ -43,18 +43,26 @@ def encoders(synthetic, tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def make_job(encoders):
     """The job of a raw data set with the tiny encoders; ``image`` adds the one of image-to-video backbones."""
+
     def make(raw: Path, image: bool = False) -> FantasyWorldJob:
-        paths = EncoderPaths(encoders / "vae", encoders / "text_encoder", encoders / "tokenizer",
-                             encoders / "image_encoder" if image else None)
+        paths = EncoderPaths(
+            encoders / "vae",
+            encoders / "text_encoder",
+            encoders / "tokenizer",
+            encoders / "image_encoder" if image else None,
+        )
         return FantasyWorldJob(raw, CLIP, paths)
+
     return make
 
 
 @pytest.fixture
 def edit_metadata():
     """Change the entries of a raw data set in place."""
+
     def edit(raw: Path, change) -> None:
         entries = json.loads((raw / METADATA).read_text())
         change(entries)
         (raw / METADATA).write_text(json.dumps(entries))
+
     return edit

@@ -7,20 +7,20 @@ import numpy as np
 import pytest
 import torch
 
-from data.building.build import build
-from data.building.jobs import RawError
-from data.building.options import BuildOptions
-from data.building.places import Place
-from data.care import examine
-from data.dataset import ShardSet
-from data.encoding.encoders import TextEncoder, VideoEncoder
-from data.fantasy_world.build import FantasyWorldJob, _Sizes
-from data.fantasy_world.cameras import encode_pose
-from data.fantasy_world.clip import ClipOptions, prepare_clip
-from data.fantasy_world.raw import read_metadata
-from data.fantasy_world.schema import fantasy_world_schema
-from data.fantasy_world.statistics import ClipStatistics
-from data.files import TEMPORARY
+from stagecoach.data.building.build import build
+from stagecoach.data.building.jobs import RawError
+from stagecoach.data.building.options import BuildOptions
+from stagecoach.data.building.worker_rank import WorkerRank
+from stagecoach.data.encoding.encoders import TextEncoder, VideoEncoder
+from stagecoach.data.fantasy_world.build import FantasyWorldJob, _Sizes
+from stagecoach.data.fantasy_world.cameras import encode_pose
+from stagecoach.data.fantasy_world.clip import ClipOptions, prepare_clip
+from stagecoach.data.fantasy_world.raw import read_metadata
+from stagecoach.data.fantasy_world.schema import fantasy_world_schema
+from stagecoach.data.fantasy_world.statistics import ClipStatistics
+from stagecoach.data.files import TEMPORARY
+from stagecoach.data.maintenance import preview
+from stagecoach.data.streaming.dataset import ShardSet
 from tests.data.fantasy_world.conftest import CLIP, FRAMES, HEIGHT, WIDTH
 
 SCHEMA = fantasy_world_schema(16, 64)
@@ -37,7 +37,7 @@ def shards(synthetic, make_job, tmp_path_factory) -> Path:
 
 
 def read_all(directory: Path, schema=SCHEMA) -> dict:
-    sets = [ShardSet.open(path, schema) for path in examine.splits(directory).values()]
+    sets = [ShardSet.open(path, schema) for path in preview.splits(directory).values()]
     return {s.key: s for shards in sets for s in (shards.read(i) for i in range(len(shards)))}
 
 
@@ -110,9 +110,12 @@ def test_two_processes_make_the_same_shards(shards, synthetic, make_job, tmp_pat
 
 
 def test_other_encoders_or_clips_are_not_mixed(raw, make_job, tmp_path):
-    build(make_job(raw), tmp_path / "shards", BuildOptions(part_items=1), place=Place(0, 2))
-    with pytest.raises(ValueError, match=r"a build with other settings .*encoders.image_encoder None \(now {'name': "
-                                         r"'CLIPVisionModel'"):
+    build(make_job(raw), tmp_path / "shards", BuildOptions(part_items=1), worker_rank=WorkerRank(0, 2))
+    with pytest.raises(
+        ValueError,
+        match=r"a build with other settings .*encoders.image_encoder None \(now {'name': "
+        r"'CLIPVisionModel'",
+    ):
         build(make_job(raw, image=True), tmp_path / "shards", BuildOptions(part_items=1))
     entries = json.loads((raw / "metadata.json").read_text())
     (raw / "metadata.json").write_text(json.dumps(entries, indent=3))
@@ -128,20 +131,20 @@ def test_a_part_of_full_size_clips_makes_about_one_shard(make_job, synthetic, mo
 
 
 def test_examine_finds_them_whole_and_counts_their_bytes(shards):
-    assert examine.check(shards) == []
-    split = examine.inspect(shards)["train"]
-    assert split["samples"] + examine.inspect(shards)["val"]["samples"] == 4
+    assert preview.check(shards) == []
+    split = preview.inspect(shards)["train"]
+    assert split["samples"] + preview.inspect(shards)["val"]["samples"] == 4
     assert set(split["field_bytes"]) == {f.name for f in fantasy_world_schema(image_to_video=True).fields} | {"json"}
     assert split["field_bytes"]["depth"] >= split["samples"] * FRAMES * HEIGHT * WIDTH * 2
     assert split["bytes"] > sum(split["field_bytes"].values())
-    assert examine.contact_sheet(shards, 3).shape == (2 * HEIGHT, 2 * 4 * WIDTH, 3)
+    assert preview.contact_sheet(shards, 3).shape == (2 * HEIGHT, 2 * 4 * WIDTH, 3)
 
 
 def test_examine_names_a_shard_cut_short(synthetic, make_job, tmp_path):
     build(make_job(synthetic), tmp_path / "shards", BuildOptions())
     tar = next((tmp_path / "shards/train").glob("*.tar"))
     tar.write_bytes(tar.read_bytes()[:-2048])
-    (problem,) = examine.check(tmp_path / "shards")
+    (problem,) = preview.check(tmp_path / "shards")
     assert str(tar) in problem
     assert "expected" in problem
 
@@ -172,8 +175,11 @@ def test_bad_clips_are_skipped_counted_and_listed_on_demand(raw, edit_metadata, 
     report = build(make_job(raw), tmp_path / "shards", BuildOptions(skip_bad=True, holdout=0.0))
     assert (report.samples, report.skipped) == ({"train": 1}, 3)
     listed = [json.loads(line) for line in (tmp_path / "shards/skipped.jsonl").read_text().splitlines()]
-    assert [entry["key"].rpartition("/")[2] for entry in listed] == ["metadata.json: entry 3", "scene_00001",
-                                                                     "scene_00002"]
+    assert [entry["key"].rpartition("/")[2] for entry in listed] == [
+        "metadata.json: entry 3",
+        "scene_00001",
+        "scene_00002",
+    ]
     assert "3 cameras found" in listed[1]["reason"]
 
 
@@ -191,6 +197,7 @@ def test_an_interrupted_build_leaves_nothing_and_the_next_one_succeeds(synthetic
     def interrupt(self, *arguments):
         written.append(list(tmp_path.rglob("*.tar")))
         raise KeyboardInterrupt
+
     with monkeypatch.context() as patch:
         patch.setattr(ClipStatistics, "add", interrupt)
         with pytest.raises(KeyboardInterrupt):

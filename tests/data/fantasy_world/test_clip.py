@@ -7,16 +7,22 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.fantasy_world.cameras import project, unproject
-from data.fantasy_world.clip import ClipOptions, CoverCrop, precheck, prepare_clip
-from data.fantasy_world.raw import RawError, read_metadata
-from data.fantasy_world.readers import read_cameras, read_maps
+from stagecoach.data.fantasy_world.cameras import project, unproject
+from stagecoach.data.fantasy_world.clip import ClipOptions, CoverCrop, precheck, prepare_clip
+from stagecoach.data.fantasy_world.raw import RawError, read_metadata
+from stagecoach.data.fantasy_world.readers import read_cameras, read_maps
 from tests.data.fantasy_world.conftest import FRAMES, HEIGHT, WIDTH
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.integers(20, 90), st.integers(20, 90), st.sampled_from([16, 32, 48]), st.sampled_from([16, 32, 64]),
-       st.floats(0.3, 0.7), st.floats(0.3, 0.7))
+@given(
+    st.integers(20, 90),
+    st.integers(20, 90),
+    st.sampled_from([16, 32, 48]),
+    st.sampled_from([16, 32, 64]),
+    st.floats(0.3, 0.7),
+    st.floats(0.3, 0.7),
+)
 def test_a_point_falls_on_the_same_texture_before_and_after_the_crop(h, w, height, width, x, y):
     """The texture is a ramp, whose value at a place is the place: resampling leaves a ramp a ramp."""
     crop = CoverCrop.of(h, w, height, width)
@@ -81,8 +87,9 @@ def test_world_frame_and_unit_leave_no_trace(raw):
     turn = np.array([[0, 0, 1, 3], [1, 0, 0, -2], [0, 1, 0, 1], [0, 0, 0, 1.0]])
     moved = track.extrinsics @ turn
     moved[..., 3] *= 7
-    raw_clip.cameras.write_text("\n".join(" ".join(map(str, [0, *k, 0, 0, *e.flat]))
-                                          for k, e in zip(track.intrinsics, moved, strict=True)))
+    raw_clip.cameras.write_text(
+        "\n".join(" ".join(map(str, [0, *k, 0, 0, *e.flat])) for k, e in zip(track.intrinsics, moved, strict=True))
+    )
     after = prepare_clip(raw_clip, ClipOptions(FRAMES, HEIGHT, WIDTH, depth_scale=7))
     np.testing.assert_allclose(after.extrinsics, before.extrinsics, atol=1e-5)
     np.testing.assert_allclose(after.depth, before.depth, rtol=2e-3)
@@ -94,8 +101,9 @@ def test_pixel_intrinsics_give_what_normalised_ones_give(raw):
     before = prepare_clip(raw_clip, ClipOptions(FRAMES, 16, 48))
     track = read_cameras(raw_clip.cameras, FRAMES, "normalised")
     pixels = track.intrinsics * [WIDTH, HEIGHT, WIDTH, HEIGHT]
-    raw_clip.cameras.write_text("\n".join(" ".join(map(str, [0, *k, 0, 0, *e.flat]))
-                                          for k, e in zip(pixels, track.extrinsics, strict=True)))
+    raw_clip.cameras.write_text(
+        "\n".join(" ".join(map(str, [0, *k, 0, 0, *e.flat])) for k, e in zip(pixels, track.extrinsics, strict=True))
+    )
     after = prepare_clip(raw_clip, ClipOptions(FRAMES, 16, 48, intrinsics="pixel"))
     np.testing.assert_allclose(after.intrinsics, before.intrinsics, rtol=1e-6)
 
@@ -114,6 +122,7 @@ def test_points_serve_where_depth_is_absent(raw, edit_metadata):
     def change(entries):
         del entries[0]["depth"]
         entries[0]["points"] = "points.npy"
+
     edit_metadata(raw, change)
     found = prepare_clip(read_metadata(raw)[0][0], options)
     valid = expected.depth > 0
@@ -150,9 +159,14 @@ def test_depth_of_another_aspect_ratio_is_refused(raw, edit_metadata):
         prepare_clip(read_metadata(raw)[0][0], ClipOptions(FRAMES, HEIGHT, WIDTH))
 
 
-@pytest.mark.parametrize(("size", "message"), [
-    ((8, 32, 48), "8 frames.*take 5 or 9"), ((5, 33, 48), "height 33 found, expected a multiple of 16.*take 32"),
-    ((5, 32, 8), "width 8 found.*take 16")])
+@pytest.mark.parametrize(
+    ("size", "message"),
+    [
+        ((8, 32, 48), "8 frames.*take 5 or 9"),
+        ((5, 33, 48), "height 33 found, expected a multiple of 16.*take 32"),
+        ((5, 32, 8), "width 8 found.*take 16"),
+    ],
+)
 def test_sizes_that_the_backbone_cannot_take_name_the_nearest(size, message):
     with pytest.raises(ValueError, match=message):
         ClipOptions(*size)

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data.fantasy_world.raw import RawError, read_metadata
-from data.fantasy_world.readers import count_maps, read_cameras, read_frames, read_maps
+from stagecoach.data.fantasy_world.raw import RawError, read_metadata
+from stagecoach.data.fantasy_world.readers import count_maps, read_cameras, read_frames, read_maps
 
 IDENTITY = "1 0 0 0 0 1 0 0 0 0 1 0"
 
@@ -25,8 +25,13 @@ def test_camera_columns_are_told_apart(tmp_path):
 
 
 def test_a_first_line_with_an_address_and_empty_lines_are_left_out(tmp_path):
-    path = camera_file(tmp_path, "https://www.example.org/watch?v=1", f"0 .5 .9 .5 .5 0 0 {IDENTITY}", "",
-                       f"33 .5 .9 .5 .5 0.1 0 {IDENTITY}")
+    path = camera_file(
+        tmp_path,
+        "https://www.example.org/watch?v=1",
+        f"0 .5 .9 .5 .5 0 0 {IDENTITY}",
+        "",
+        f"33 .5 .9 .5 .5 0.1 0 {IDENTITY}",
+    )
     track = read_cameras(path, 2, "normalised")
     assert len(track.extrinsics) == 2
     assert track.distorted
@@ -38,14 +43,17 @@ def test_a_wrong_number_of_columns_names_file_and_line(tmp_path):
         read_cameras(path, 2, "normalised")
 
 
-@pytest.mark.parametrize(("line", "unit", "message"), [
-    (f"0 500 480 296 168 0 0 {IDENTITY}", "normalised", "focal length 500 found.*--intrinsics pixel"),
-    (f"0 .5 .9 .5 .5 0 0 {IDENTITY}", "pixel", "focal length 0.9 found.*--intrinsics normalised"),
-    (f"0 0 .9 .5 .5 0 0 {IDENTITY}", "normalised", "focal lengths 0 0.9 found, expected numbers above 0"),
-    (f"0 .5 .9 .5 x 0 0 {IDENTITY}", "normalised", "could not convert.*expected 19 numbers"),
-    (f"0 .5 .9 nan .5 0 0 {IDENTITY}", "normalised", "nan found, expected finite numbers"),
-    ("0 .5 .9 .5 .5 0 0 2 0 0 0 0 1 0 0 0 0 1 0", "normalised", "off a rotation by 3.*expected a world-to-camera"),
-])
+@pytest.mark.parametrize(
+    ("line", "unit", "message"),
+    [
+        (f"0 500 480 296 168 0 0 {IDENTITY}", "normalised", "focal length 500 found.*--intrinsics pixel"),
+        (f"0 .5 .9 .5 .5 0 0 {IDENTITY}", "pixel", "focal length 0.9 found.*--intrinsics normalised"),
+        (f"0 0 .9 .5 .5 0 0 {IDENTITY}", "normalised", "focal lengths 0 0.9 found, expected numbers above 0"),
+        (f"0 .5 .9 .5 x 0 0 {IDENTITY}", "normalised", "could not convert.*expected 19 numbers"),
+        (f"0 .5 .9 nan .5 0 0 {IDENTITY}", "normalised", "nan found, expected finite numbers"),
+        ("0 .5 .9 .5 .5 0 0 2 0 0 0 0 1 0 0 0 0 1 0", "normalised", "off a rotation by 3.*expected a world-to-camera"),
+    ],
+)
 def test_a_camera_line_that_makes_no_sense_says_what_was_expected(tmp_path, line, unit, message):
     with pytest.raises(RawError, match=message):
         read_cameras(camera_file(tmp_path, line), 1, unit)
@@ -102,10 +110,13 @@ def test_a_gap_in_numbered_frames_is_not_closed(tmp_path):
         count_maps(tmp_path, 3, "depth")
 
 
-@pytest.mark.parametrize(("array", "message"), [
-    (np.ones((2, 3, 4, 5)), r"shape \(2, 3, 4, 5\).*expected numbers \[T, H, W\]"),
-    (np.array(["far"]), "expected numbers"),
-])
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (np.ones((2, 3, 4, 5)), r"shape \(2, 3, 4, 5\).*expected numbers \[T, H, W\]"),
+        (np.array(["far"]), "expected numbers"),
+    ],
+)
 def test_maps_of_another_rank_or_kind_are_refused(tmp_path, array, message):
     np.save(tmp_path / "depth.npy", array)
     with pytest.raises(RawError, match=message):
@@ -139,6 +150,7 @@ def test_keys_are_safe_for_tars_and_do_not_depend_on_the_order(raw, edit_metadat
         entries[1]["video"] = "other/scene_00000.mp4"
         (raw / entries[2]["video"]).rename(raw / "videos/a b.c.mp4")
         entries[2]["video"] = "videos/a b.c.mp4"
+
     edit_metadata(raw, change)
     keys = [clip.key for clip in read_metadata(raw)[0]]
     assert keys[2:] == ["a_b_c", "scene_00003"]
@@ -148,14 +160,17 @@ def test_keys_are_safe_for_tars_and_do_not_depend_on_the_order(raw, edit_metadat
     assert [clip.key for clip in read_metadata(raw)[0]] == keys[::-1]
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    (lambda e: e[0].pop("prompt"), r"entry 0: 'prompt' is None, expected a text; found keys \['camera_params'"),
-    (lambda e: e[0].pop("depth"), "entry 0: neither 'depth' nor 'points' is given"),
-    (lambda e: e[0].update(depth="depth/none"), "depth/none: missing, expected the depth of entry 0"),
-    (lambda e: e[0].update(split="test"), "'split' is 'test', expected 'train', 'val' or none"),
-    (lambda e: e.insert(0, "scene"), "entry 0: holds str, expected an object"),
-    (lambda e: e.insert(0, e[0]), "entry 1: .* is listed twice"),
-])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda e: e[0].pop("prompt"), r"entry 0: 'prompt' is None, expected a text; found keys \['camera_params'"),
+        (lambda e: e[0].pop("depth"), "entry 0: neither 'depth' nor 'points' is given"),
+        (lambda e: e[0].update(depth="depth/none"), "depth/none: missing, expected the depth of entry 0"),
+        (lambda e: e[0].update(split="test"), "'split' is 'test', expected 'train', 'val' or none"),
+        (lambda e: e.insert(0, "scene"), "entry 0: holds str, expected an object"),
+        (lambda e: e.insert(0, e[0]), "entry 1: .* is listed twice"),
+    ],
+)
 def test_a_bad_entry_is_reported_and_the_others_stay(raw, edit_metadata, change, message):
     edit_metadata(raw, change)
     clips, bad = read_metadata(raw)
@@ -165,10 +180,15 @@ def test_a_bad_entry_is_reported_and_the_others_stay(raw, edit_metadata, change,
         raise bad[0][1]
 
 
-@pytest.mark.parametrize(("content", "message"), [
-    (None, "not readable"), ("{", "no valid JSON"), ('{"samples": []}', "holds dict, expected a list"),
-    ("[]", "a list of 0"),
-])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "not readable"),
+        ("{", "no valid JSON"),
+        ('{"samples": []}', "holds dict, expected a list"),
+        ("[]", "a list of 0"),
+    ],
+)
 def test_metadata_that_is_no_list_is_refused(raw, content, message):
     (raw / "metadata.json").unlink()
     if content is not None:

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from data.fantasy_world.cameras import project, unproject
-from data.fantasy_world.clip import ClipOptions, prepare_clip
-from data.fantasy_world.raw import read_metadata
-from data.fantasy_world.readers import read_frames
-from data.fantasy_world.synthetic import PATHS, render_clip, write_synthetic
+from stagecoach.data.fantasy_world.cameras import project, unproject
+from stagecoach.data.fantasy_world.clip import ClipOptions, prepare_clip
+from stagecoach.data.fantasy_world.raw import read_metadata
+from stagecoach.data.fantasy_world.readers import read_frames
+from stagecoach.data.fantasy_world.synthetic import PATHS, render_clip, write_synthetic
 
 FRAMES, HEIGHT, WIDTH = 5, 48, 64
 
@@ -58,8 +58,16 @@ def test_a_clip_depends_on_seed_and_number_alone():
 
 def test_paths_move_as_their_prompts_say():
     """In the frame of camera 0: x right, y down, z forward."""
-    expected = {"push_in": (2, 1), "pull_back": (2, -1), "truck_left": (0, -1), "truck_right": (0, 1),
-                "orbit_left": (0, -1), "orbit_right": (0, 1), "crane_up": (1, -1), "crane_down": (1, 1)}
+    expected = {
+        "push_in": (2, 1),
+        "pull_back": (2, -1),
+        "truck_left": (0, -1),
+        "truck_right": (0, 1),
+        "orbit_left": (0, -1),
+        "orbit_right": (0, 1),
+        "crane_up": (1, -1),
+        "crane_down": (1, 1),
+    }
     for index, path in enumerate(PATHS):
         clip = render_clip(7, index, 5, 16, 16)
         first, last = clip.extrinsics[0], clip.extrinsics[-1]

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data.movie_post_production.builder import write_encoders
-from data.movie_post_production.captions import CAPTIONS
-from data.movie_post_production.options import BuildOptions
-from data.movie_post_production.synthetic import write_synthetic
+from stagecoach.data.movie_post_production.builder import write_encoders
+from stagecoach.data.movie_post_production.captions import CAPTIONS
+from stagecoach.data.movie_post_production.options import BuildOptions
+from stagecoach.data.movie_post_production.synthetic import write_synthetic
 
 SIZES = ((64, 64), (64, 96))
 PICTURES = 8
@@ -40,22 +40,31 @@ def encoders(synthetic, tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def options(encoders):
     """Build options for the tiny encoders; keywords replace some."""
+
     def make(**changes) -> BuildOptions:
-        given = {"flux": encoders, "clip": encoders / "image_encoder", "dino": encoders / "dino", "sizes": SIZES,
-                 "text_length": TEXT_LENGTH}
+        given = {
+            "flux": encoders,
+            "clip": encoders / "image_encoder",
+            "dino": encoders / "dino",
+            "sizes": SIZES,
+            "text_length": TEXT_LENGTH,
+        }
         return BuildOptions(**{**given, **changes})
+
     return make
 
 
 @pytest.fixture
 def edit():
     """Change a caption file in place."""
+
     def edit(raw: Path, number: int, change) -> Path:
         path = raw / CAPTIONS / f"scene_{number:05d}.json"
         entry = json.loads(path.read_text())
         change(entry)
         path.write_text(json.dumps(entry))
         return path
+
     return edit
 
 
@@ -63,10 +72,11 @@ def edit():
 def crops(synthetic) -> np.ndarray:
     """The first object of each picture at the size of the tiny encoders, uint8 [8, 28, 28, 3]; 2k and 2k + 1 show the
     same one."""
-    from data.movie_post_production.captions import read_captions
-    from data.movie_post_production.crops import cut
-    from data.movie_post_production.readers import read_image
-    from data.movie_post_production.tiny import CROP_SIZE
+    from stagecoach.data.movie_post_production.captions import read_captions
+    from stagecoach.data.movie_post_production.crops import cut
+    from stagecoach.data.movie_post_production.readers import read_image
+    from stagecoach.data.movie_post_production.tiny import CROP_SIZE
 
-    return np.stack([cut(read_image(p.image), p.objects[0].box, (CROP_SIZE, CROP_SIZE))
-                     for p in read_captions(synthetic)[0]])
+    return np.stack(
+        [cut(read_image(p.image), p.objects[0].box, (CROP_SIZE, CROP_SIZE)) for p in read_captions(synthetic)[0]]
+    )

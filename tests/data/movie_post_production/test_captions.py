@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data.building.jobs import RawError
-from data.movie_post_production.captions import OUTSIDE, guess_depth, read_box, read_captions
+from stagecoach.data.building.jobs import RawError
+from stagecoach.data.movie_post_production.captions import OUTSIDE, guess_depth, read_box, read_captions
 
 
 def first_error(raw) -> str:
@@ -34,31 +34,37 @@ def test_pictures_objects_and_references_are_those_of_the_files(synthetic):
         assert all(o.reference.image == picture.image and o.reference.box == o.box for o in others)
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    (lambda e: e.pop("global_caption"), "'global_caption' is None, expected a text"),
-    (lambda e: e.update(global_caption=" "), "'global_caption' is ' '"),
-    (lambda e: e.update(objects=[]), r"'objects' is \[\], expected a list of at least one"),
-    (lambda e: e.update(objects={}), "'objects' is {}"),
-    (lambda e: e.update(image_id="other"), "image_id is 'other', expected the file's name 'scene_00007'"),
-    (lambda e: e.update(split="test"), "'split' is 'test'"),
-    (lambda e: e.update(width=0), "a picture of 0 x 64"),
-    (lambda e: e.update(width="w"), "'width' is 'w'"),
-    (lambda e: e["objects"].append(3), "holds int, expected an object"),
-    (lambda e: e["objects"][0].update(object_id=-1), "object 0: 'object_id' is -1, expected a whole number"),
-    (lambda e: e["objects"][1].update(object_id=0), "object 1 has the object_id 0 of another one"),
-    (lambda e: e["objects"][0].update(depth_label="near"), "'depth_label' is 'near', expected one of"),
-    (lambda e: e["objects"][0].update(caption="", category_name=None), "expected texts, of which one may be empty"),
-    (lambda e: e["objects"][0].pop("bbox"), "'bbox' is None, expected four finite numbers"),
-    (lambda e: e["objects"][0].update(bbox=[0, 0, 1]), r"'bbox' is \[0, 0, 1\], expected four"),
-    (lambda e: e["objects"][0].update(bbox=[0, 0, 1, float("nan")]), "expected four finite numbers"),
-    (lambda e: e["objects"][0].update(bbox=[0, 0, 640, 480]), "expected numbers in 0..1; divide pixels"),
-    (lambda e: e["objects"][0].update(bbox=[0.5, 0.5, 0.2, 0.9]), "an empty box, expected x1 < x2"),
-    (lambda e: e["objects"][0].update(bbox=[0.5, 0.5, 0.5, 0.9]), "an empty box"),
-    (lambda e: e["objects"][0].update(bbox=[1.01, 0.5, 1.04, 0.9]), "an empty box"),
-    (lambda e: e["objects"][0].update(ref_object_id="a"), "'ref_object_id' is 'a'"),
-    (lambda e: e["objects"][0].update(ref_object_id=77), "object 0 refers to object 77 of image 'scene_00006'"),
-    (lambda e: e["objects"][0].update(ref_image_id="gone"), "refers to object 0 of image 'gone', expected one that"),
-])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda e: e.pop("global_caption"), "'global_caption' is None, expected a text"),
+        (lambda e: e.update(global_caption=" "), "'global_caption' is ' '"),
+        (lambda e: e.update(objects=[]), r"'objects' is \[\], expected a list of at least one"),
+        (lambda e: e.update(objects={}), "'objects' is {}"),
+        (lambda e: e.update(image_id="other"), "image_id is 'other', expected the file's name 'scene_00007'"),
+        (lambda e: e.update(split="test"), "'split' is 'test'"),
+        (lambda e: e.update(width=0), "a picture of 0 x 64"),
+        (lambda e: e.update(width="w"), "'width' is 'w'"),
+        (lambda e: e["objects"].append(3), "holds int, expected an object"),
+        (lambda e: e["objects"][0].update(object_id=-1), "object 0: 'object_id' is -1, expected a whole number"),
+        (lambda e: e["objects"][1].update(object_id=0), "object 1 has the object_id 0 of another one"),
+        (lambda e: e["objects"][0].update(depth_label="near"), "'depth_label' is 'near', expected one of"),
+        (lambda e: e["objects"][0].update(caption="", category_name=None), "expected texts, of which one may be empty"),
+        (lambda e: e["objects"][0].pop("bbox"), "'bbox' is None, expected four finite numbers"),
+        (lambda e: e["objects"][0].update(bbox=[0, 0, 1]), r"'bbox' is \[0, 0, 1\], expected four"),
+        (lambda e: e["objects"][0].update(bbox=[0, 0, 1, float("nan")]), "expected four finite numbers"),
+        (lambda e: e["objects"][0].update(bbox=[0, 0, 640, 480]), "expected numbers in 0..1; divide pixels"),
+        (lambda e: e["objects"][0].update(bbox=[0.5, 0.5, 0.2, 0.9]), "an empty box, expected x1 < x2"),
+        (lambda e: e["objects"][0].update(bbox=[0.5, 0.5, 0.5, 0.9]), "an empty box"),
+        (lambda e: e["objects"][0].update(bbox=[1.01, 0.5, 1.04, 0.9]), "an empty box"),
+        (lambda e: e["objects"][0].update(ref_object_id="a"), "'ref_object_id' is 'a'"),
+        (lambda e: e["objects"][0].update(ref_object_id=77), "object 0 refers to object 77 of image 'scene_00006'"),
+        (
+            lambda e: e["objects"][0].update(ref_image_id="gone"),
+            "refers to object 0 of image 'gone', expected one that",
+        ),
+    ],
+)
 def test_a_caption_file_that_is_not_as_documented_is_named(raw, edit, change, message):
     path = edit(raw, 7, change)
     with pytest.raises(RawError, match=message) as caught:
@@ -105,9 +111,17 @@ def test_a_reference_may_name_another_object_of_the_same_picture(raw, edit):
     assert picture.objects[0].reference.image == picture.image
 
 
-@pytest.mark.parametrize(("box", "label"), [
-    ((0.0, 0.4, 0.5, 0.7), 0), ((0.0, 0.75, 0.01, 0.76), 0), ((0.5, 0.5, 0.52, 0.52), 2), ((0.4, 0.1, 0.6, 0.3), 2),
-    ((0.4, 0.4, 0.6, 0.6), 1), ((0.0, 0.0, 0.9, 0.2), 0)])
+@pytest.mark.parametrize(
+    ("box", "label"),
+    [
+        ((0.0, 0.4, 0.5, 0.7), 0),
+        ((0.0, 0.75, 0.01, 0.76), 0),
+        ((0.5, 0.5, 0.52, 0.52), 2),
+        ((0.4, 0.1, 0.6, 0.3), 2),
+        ((0.4, 0.4, 0.6, 0.6), 1),
+        ((0.0, 0.0, 0.9, 0.2), 0),
+    ],
+)
 def test_a_missing_depth_label_follows_the_guides_rule(raw, edit, box, label):
     """§3.1: foreground for an area above 0.1 or a centre below 0.7 of the height, else background for an area below
     0.01 or a centre above 0.3, else midground."""

@@ -8,22 +8,50 @@ from pathlib import Path
 
 import pytest
 
-from data.commands import execute, parse, render
+from stagecoach.data.commands import execute, parse, render
 
 ROOT = Path(__file__).parents[3]
 FAMILY = ("--family", "movie_post_production")
 
 
 def synthesize(base: Path) -> list[str]:
-    return ["synthesize", *FAMILY, "--output", str(base / "raw"), "--clips", "6", "--sizes", "64x64", "64x96",
-            "--encoders", str(base / "encoders")]
+    return [
+        "synthesize",
+        *FAMILY,
+        "--output",
+        str(base / "raw"),
+        "--clips",
+        "6",
+        "--sizes",
+        "64x64",
+        "64x96",
+        "--encoders",
+        str(base / "encoders"),
+    ]
 
 
 def build_shards(base: Path, *options: str) -> list[str]:
     encoders = base / "encoders"
-    return ["build", *FAMILY, "--input", str(base / "raw"), "--output", str(base / "shards"), "--flux", str(encoders),
-            "--clip", str(encoders / "image_encoder"), "--dino", str(encoders / "dino"), "--sizes", "64x64", "64x96",
-            "--text-length", "48", *options]
+    return [
+        "build",
+        *FAMILY,
+        "--input",
+        str(base / "raw"),
+        "--output",
+        str(base / "shards"),
+        "--flux",
+        str(encoders),
+        "--clip",
+        str(encoders / "image_encoder"),
+        "--dino",
+        str(encoders / "dino"),
+        "--sizes",
+        "64x64",
+        "64x96",
+        "--text-length",
+        "48",
+        *options,
+    ]
 
 
 def test_synthetic_pictures_become_shards_that_check_inspect_and_preview_read(tmp_path, capsys):
@@ -36,7 +64,8 @@ def test_synthetic_pictures_become_shards_that_check_inspect_and_preview_read(tm
     assert (checked["problems"], code) == ([], 0)
     split = execute(parse(["inspect", str(tmp_path / "shards")]))[0]["train"]
     assert {"latent", "t5", "pooled", "boxes", "depth", "clip", "dino", "object_text", "image"} < set(
-        split["field_bytes"])
+        split["field_bytes"]
+    )
     execute(parse(["preview", str(tmp_path / "shards"), "--output", str(tmp_path / "p.png")]))
     assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
     render("build", built)
@@ -48,20 +77,47 @@ def test_two_workers_make_what_one_makes(synthetic, encoders, tmp_path):
     fingerprints = []
     for workers in ("1", "2"):
         output = tmp_path / workers
-        command = ["build", *FAMILY, "--input", str(synthetic), "--output", str(output), "--flux", str(encoders),
-                   "--clip", str(encoders / "image_encoder"), "--dino", str(encoders / "dino"), "--sizes", "64x64",
-                   "--text-length", "16", "--part-items", "2", "--workers", workers]
+        command = [
+            "build",
+            *FAMILY,
+            "--input",
+            str(synthetic),
+            "--output",
+            str(output),
+            "--flux",
+            str(encoders),
+            "--clip",
+            str(encoders / "image_encoder"),
+            "--dino",
+            str(encoders / "dino"),
+            "--sizes",
+            "64x64",
+            "--text-length",
+            "16",
+            "--part-items",
+            "2",
+            "--workers",
+            workers,
+        ]
         execute(parse(command))
-        fingerprints.append([json.loads((output / split / "manifest.json").read_text())["fingerprint"]
-                             for split in ("train", "val")])
+        fingerprints.append(
+            [json.loads((output / split / "manifest.json").read_text())["fingerprint"] for split in ("train", "val")]
+        )
     assert fingerprints[0] == fingerprints[1]
 
 
 @pytest.mark.slow
 def test_the_command_line_prints_json_alone_and_a_mistake_in_one_sentence(tmp_path):
     def run(command: list[str]) -> subprocess.CompletedProcess:
-        return subprocess.run([sys.executable, str(ROOT / "launch/build_shards.py"), *command], cwd=tmp_path, text=True,
-                              capture_output=True, check=False, timeout=240, env={**os.environ, "PYTHONPATH": ""})
+        return subprocess.run(
+            [sys.executable, str(ROOT / "launch/build_shards.py"), *command],
+            cwd=tmp_path,
+            text=True,
+            capture_output=True,
+            check=False,
+            timeout=240,
+            env={**os.environ, "PYTHONPATH": ""},
+        )
 
     assert json.loads(run([*synthesize(tmp_path), "--json"]).stdout)["pictures"] == 6
     done = run(build_shards(tmp_path, "--json"))

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from data.building.jobs import RawError
-from data.movie_post_production.crops import (
+from stagecoach.data.building.jobs import RawError
+from stagecoach.data.movie_post_production.crops import (
     MIN_VISIBLE,
     CoverCrop,
     choose_size,
@@ -86,17 +86,31 @@ def test_sizes_are_of_the_area_and_of_whole_tokens():
     assert parse_sizes(["64x96", "64x96", "32"]) == [(64, 96), *shapes_of_area(32)]
 
 
-@pytest.mark.parametrize(("word", "message"), [("64x", "'64x' found, expected HEIGHTxWIDTH"), ("-3", "'-3' found"),
-                                               ("65x100", "65x100 found, expected multiples of 16 .*; take 64x96"),
-                                               ("0x16", "0x16 found, expected multiples of 16 .*; take 16x16")])
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("64x", "'64x' found, expected HEIGHTxWIDTH"),
+        ("-3", "'-3' found"),
+        ("65x100", "65x100 found, expected multiples of 16 .*; take 64x96"),
+        ("0x16", "0x16 found, expected multiples of 16 .*; take 16x16"),
+    ],
+)
 def test_a_size_that_flux_cannot_take_is_named(word, message):
     with pytest.raises(ValueError, match=message):
         parse_sizes([word])
 
 
-@pytest.mark.parametrize(("height", "width", "expected"), [
-    (500, 500, (64, 64)), (400, 640, (64, 96)), (640, 400, (96, 64)), (90, 200, (64, 96)), (130, 130, (128, 128)),
-    (50, 50, (64, 64))])
+@pytest.mark.parametrize(
+    ("height", "width", "expected"),
+    [
+        (500, 500, (64, 64)),
+        (400, 640, (64, 96)),
+        (640, 400, (96, 64)),
+        (90, 200, (64, 96)),
+        (130, 130, (128, 128)),
+        (50, 50, (64, 64)),
+    ],
+)
 def test_a_picture_takes_the_size_of_its_shape_and_is_enlarged_last(height, width, expected):
     given = [(64, 64), (64, 96), (96, 64)] + ([(128, 128)] if height == 130 else [])
     assert choose_size(height, width, given, "here") == expected

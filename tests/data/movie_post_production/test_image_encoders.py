@@ -21,10 +21,10 @@ from transformers import (
 from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPil
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from data.encoding.encoders import EncoderError
-from data.encoding.image_encoders import PIXELS_AT_ONCE, ClipEncoder, DinoEncoder, LatentEncoder
-from data.movie_post_production.scene import render
-from data.movie_post_production.tiny_vae import tiny_flux_vae
+from stagecoach.data.encoding.encoders import EncoderError
+from stagecoach.data.encoding.image_encoders import PIXELS_AT_ONCE, ClipEncoder, DinoEncoder, LatentEncoder
+from stagecoach.data.movie_post_production.scene import render
+from stagecoach.data.movie_post_production.tiny_vae import tiny_flux_vae
 
 CPU = torch.device("cpu")
 
@@ -67,7 +67,7 @@ def test_large_pictures_are_encoded_one_by_one(vae, monkeypatch):
     seen = []
     encode = vae._vae.encode
     monkeypatch.setattr(vae._vae, "encode", lambda batch: seen.append(len(batch)) or encode(batch[..., :8, :8]))
-    side = int(PIXELS_AT_ONCE ** 0.5) // 2
+    side = int(PIXELS_AT_ONCE**0.5) // 2
     vae.encode([np.zeros((side, side, 3), np.uint8)] * 5)
     assert seen == [4, 1]
 
@@ -97,14 +97,19 @@ def test_gradients_reach_the_latent_through_the_tiny_decoder_and_dino(encoders):
     assert latent.grad[..., 6:, 6:].abs().max() < 1e-5 * latent.grad.abs().max(), "norms see the whole picture, barely"
 
 
-@pytest.mark.parametrize(("changes", "message"), [
-    ({"shift_factor": None}, "shift_factor None .* expected both as in FLUX's"),
-    ({"block_out_channels": (2, 2, 34)}, "a VAE of stride 4 found, expected 8")])
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"shift_factor": None}, "shift_factor None .* expected both as in FLUX's"),
+        ({"block_out_channels": (2, 2, 34)}, "a VAE of stride 4 found, expected 8"),
+    ],
+)
 def test_a_vae_of_another_kind_is_refused(tmp_path, changes, message):
     given = {"block_out_channels": (2, 2, 2, 2), "norm_num_groups": 1, "shift_factor": 0.1, **changes}
     levels = len(given["block_out_channels"])
-    AutoencoderKL(down_block_types=("DownEncoderBlock2D",) * levels, up_block_types=("UpDecoderBlock2D",) * levels,
-                  **given).save_pretrained(tmp_path / "vae")
+    AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * levels, up_block_types=("UpDecoderBlock2D",) * levels, **given
+    ).save_pretrained(tmp_path / "vae")
     with pytest.raises(EncoderError, match=message):
         LatentEncoder(tmp_path / "vae", CPU)
 
@@ -119,9 +124,13 @@ def test_vectors_are_those_of_the_library(encoders, crops, encoder, name):
             pixels = CLIPImageProcessorPil(size={"shortest_edge": 28}, crop_size=28)(images, return_tensors="pt")
             expected = CLIPVisionModelWithProjection.from_pretrained(encoders / name).eval()(**pixels).image_embeds
         else:
-            pixels = BitImageProcessorPil(size={"shortest_edge": 28}, crop_size=28, do_convert_rgb=True,
-                                          image_mean=[0.485, 0.456, 0.406], image_std=[0.229, 0.224, 0.225])(
-                images, return_tensors="pt")
+            pixels = BitImageProcessorPil(
+                size={"shortest_edge": 28},
+                crop_size=28,
+                do_convert_rgb=True,
+                image_mean=[0.485, 0.456, 0.406],
+                image_std=[0.229, 0.224, 0.225],
+            )(images, return_tensors="pt")
             expected = Dinov2Model.from_pretrained(encoders / name).eval()(**pixels).pooler_output
     torch.testing.assert_close(found, torch.nn.functional.normalize(expected, dim=-1), atol=1e-4, rtol=0)
     torch.testing.assert_close(found.norm(dim=-1), torch.ones(len(crops)))
@@ -139,17 +148,33 @@ def test_sizes_are_known_without_loading(encoders, tmp_path):
 
 
 def test_dino_interpolates_its_positions_to_smaller_crops(tmp_path):
-    Dinov2Model(Dinov2Config(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, mlp_ratio=2, image_size=518,
-                             patch_size=14)).save_pretrained(tmp_path / "dino")
+    Dinov2Model(
+        Dinov2Config(
+            hidden_size=16, num_hidden_layers=1, num_attention_heads=2, mlp_ratio=2, image_size=518, patch_size=14
+        )
+    ).save_pretrained(tmp_path / "dino")
     encoder = DinoEncoder(tmp_path / "dino", CPU)
     assert encoder.encode([np.zeros((encoder.size, encoder.size, 3), np.uint8)])[0].shape == (16,)
 
 
 def test_the_folder_of_a_whole_clip_serves(tmp_path, crops):
-    vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
-              "image_size": 28, "patch_size": 14, "projection_dim": 10}
-    text = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
-            "vocab_size": 20, "projection_dim": 10}
+    vision = {
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "image_size": 28,
+        "patch_size": 14,
+        "projection_dim": 10,
+    }
+    text = {
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "vocab_size": 20,
+        "projection_dim": 10,
+    }
     CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=10)).save_pretrained(tmp_path / "clip")
     encoder = ClipEncoder(tmp_path / "clip", CPU)
     assert (encoder.size, encoder.dim) == (28, 10)

@@ -7,24 +7,24 @@ import numpy as np
 import pytest
 import torch
 
-from data.builders import builder
-from data.building.build import build
-from data.building.jobs import RawError
-from data.building.options import BuildOptions as GenericOptions
-from data.care import examine
-from data.dataset import ShardSet
-from data.encoding.encoders import EncoderError
-from data.encoding.image_encoders import ClipEncoder, DinoEncoder, LatentEncoder
-from data.encoding.text_encoders import PooledTextEncoder, T5TextEncoder
-from data.movie_post_production import readers
-from data.movie_post_production.captions import read_captions
-from data.movie_post_production.crops import cut
-from data.movie_post_production.job import MovieJob
-from data.movie_post_production.options import BuildOptions
-from data.movie_post_production.schema import movie_post_production_schema, valid_objects
-from data.schema import SchemaError
-from data.shards import ShardWriter, index_path
-from data.stream import collate
+from stagecoach.data.builders import builder
+from stagecoach.data.building.build import build
+from stagecoach.data.building.jobs import RawError
+from stagecoach.data.building.options import BuildOptions as GenericOptions
+from stagecoach.data.encoding.encoders import EncoderError
+from stagecoach.data.encoding.image_encoders import ClipEncoder, DinoEncoder, LatentEncoder
+from stagecoach.data.encoding.text_encoders import PooledTextEncoder, T5TextEncoder
+from stagecoach.data.format.schema import SchemaError
+from stagecoach.data.format.shards import ShardWriter, index_path
+from stagecoach.data.maintenance import preview
+from stagecoach.data.movie_post_production import readers
+from stagecoach.data.movie_post_production.captions import read_captions
+from stagecoach.data.movie_post_production.crops import cut
+from stagecoach.data.movie_post_production.job import MovieJob
+from stagecoach.data.movie_post_production.options import BuildOptions
+from stagecoach.data.movie_post_production.schema import movie_post_production_schema, valid_objects
+from stagecoach.data.streaming.dataset import ShardSet
+from stagecoach.data.streaming.stream import collate
 from tests.data.movie_post_production.conftest import PICTURES, TEXT_LENGTH
 
 CPU = torch.device("cpu")
@@ -38,8 +38,10 @@ def make(raw, output, options, **generic) -> dict:
 
 
 def read_all(output) -> dict:
-    sets = [ShardSet.open(path, examine.built_schema(examine.read_manifest(path)))
-            for path in examine.splits(output).values()]
+    sets = [
+        ShardSet.open(path, preview.built_schema(preview.read_manifest(path)))
+        for path in preview.splits(output).values()
+    ]
     return {s.key: s for shards in sets for s in (shards.read(i) for i in range(len(shards)))}
 
 
@@ -69,9 +71,12 @@ def test_samples_hold_what_the_encoders_make_of_the_files(samples, synthetic, en
     for key, sample in samples.items():
         picture = pictures[key]
         crops = [cut(readers.read_image(o.reference.image), o.reference.box, (28, 28)) for o in picture.objects]
-        expected = {"latent": vae.encode([np.asarray(readers.read_image(picture.image))])[0],
-                    "t5": t5.encode([picture.caption])[0], "pooled": pooled.encode([picture.caption])[0],
-                    "object_text": torch.stack(pooled.encode([f"{o.category}, {o.caption}" for o in picture.objects]))}
+        expected = {
+            "latent": vae.encode([np.asarray(readers.read_image(picture.image))])[0],
+            "t5": t5.encode([picture.caption])[0],
+            "pooled": pooled.encode([picture.caption])[0],
+            "object_text": torch.stack(pooled.encode([f"{o.category}, {o.caption}" for o in picture.objects])),
+        }
         for name, value in expected.items():
             torch.testing.assert_close(floats(sample.arrays[name]), value, atol=1e-3, rtol=2**-7)
         for name, encoder in (("clip", clip), ("dino", dino)):
@@ -117,8 +122,15 @@ def test_a_reader_may_leave_previews_and_object_texts_out(shards):
 
 def test_the_manifest_names_the_encoders_and_sums_the_split(shards):
     train = ShardSet.open(shards / "train", SCHEMA)
-    assert set(train.manifest.encoders) == {"vae", "text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2",
-                                            "image_encoder", "dino"}
+    assert set(train.manifest.encoders) == {
+        "vae",
+        "text_encoder",
+        "tokenizer",
+        "text_encoder_2",
+        "tokenizer_2",
+        "image_encoder",
+        "dino",
+    }
     assert train.manifest.encoders["dino"]["name"] == "Dinov2Model"
     assert len(train.manifest.encoders["vae"]["sha256"]) == 64
     found = [train.read(i).arrays for i in range(len(train))]
@@ -137,8 +149,10 @@ def test_a_sample_at_full_size_takes_the_bytes_of_the_plan(tmp_path):
     sizes = {"h": 128, "w": 128, "L": 512, "N": 18}
     dtypes = {"bf16": np.uint16, "f16": np.float16, "f32": np.float32, "u8": np.uint8}
     arrays = {f.name: np.zeros([sizes.get(dim, dim) for dim in f.shape], dtypes[f.dtype]) for f in schema.fields}
-    meta = {"caption": "c" * 400, "objects": [{"caption": "o" * 120, "category": "thing", "object_id": i}
-                                              for i in range(18)]}
+    meta = {
+        "caption": "c" * 400,
+        "objects": [{"caption": "o" * 120, "category": "thing", "object_id": i} for i in range(18)],
+    }
     with ShardWriter(tmp_path, schema) as writer:
         writer.add("a", arrays, meta)
     index = json.loads(index_path(tmp_path / writer.shards[0]["name"]).read_text())
@@ -157,8 +171,19 @@ def test_a_part_makes_about_one_shard(synthetic, options):
 
 def test_pictures_are_cropped_to_the_size_of_their_shape(raw, edit, options, tmp_path):
     """A picture of 64 x 96 for a size of 64 x 64 loses a sixth on either side, and what stood there."""
-    edit(raw, 2, lambda e: e["objects"].append({"object_id": 90, "category_name": "edge", "caption": "",
-                                                "bbox": [0.0, 0.2, 0.1, 0.9], "depth_label": "midground"}))
+    edit(
+        raw,
+        2,
+        lambda e: e["objects"].append(
+            {
+                "object_id": 90,
+                "category_name": "edge",
+                "caption": "",
+                "bbox": [0.0, 0.2, 0.1, 0.9],
+                "depth_label": "midground",
+            }
+        ),
+    )
     samples = make(raw, tmp_path / "out", options(sizes=((64, 64),), preview=32))
     sample = samples["scene_00002"]
     assert sample.arrays["latent"].shape == (16, 8, 8)
@@ -195,11 +220,17 @@ def write_precomputed(raw, samples, encoders, convention: str) -> None:
     for sample in samples.values():
         name, latent = sample.meta["image_id"], floats(sample.arrays["latent"])
         latent = {"flux": latent, "raw": latent / vae.scale + vae.shift, "scaled": latent + vae.shift * vae.scale}[
-            convention]
+            convention
+        ]
         torch.save(latent[None], raw / readers.LATENTS / f"{name}.pt")
-        torch.save({"t5_text_embeddings": floats(sample.arrays["t5"])[None], "global_caption": sample.meta["caption"],
-                    "clip_pooled_embeddings": floats(sample.arrays["pooled"])[None]},
-                   raw / readers.TEXTS / f"{name}.pt")
+        torch.save(
+            {
+                "t5_text_embeddings": floats(sample.arrays["t5"])[None],
+                "global_caption": sample.meta["caption"],
+                "clip_pooled_embeddings": floats(sample.arrays["pooled"])[None],
+            },
+            raw / readers.TEXTS / f"{name}.pt",
+        )
         for folder, field in ((readers.CLIP_VECTORS, "clip"), (readers.DINO_VECTORS, "dino")):
             for entry, vector in zip(sample.meta["objects"], sample.arrays[field].astype(np.float32), strict=True):
                 owner = entry.get("ref_image_id", name), entry.get("ref_object_id", entry["object_id"])
@@ -212,8 +243,9 @@ PRECOMPUTED = ("latents", "text", "clip", "dino")
 @pytest.mark.parametrize("convention", ["flux", "raw", "scaled"])
 def test_what_is_precomputed_is_read_as_it_is(raw, samples, encoders, options, tmp_path, convention):
     write_precomputed(raw, samples, encoders, convention)
-    chosen = options(precomputed=PRECOMPUTED, latent_convention=convention, clip=None, dino=None, clip_dim=12,
-                     dino_dim=16)
+    chosen = options(
+        precomputed=PRECOMPUTED, latent_convention=convention, clip=None, dino=None, clip_dim=12, dino_dim=16
+    )
     found = make(raw, tmp_path / "out", chosen)
     assert set(found) == set(samples)
     for key, sample in found.items():
@@ -224,16 +256,21 @@ def test_what_is_precomputed_is_read_as_it_is(raw, samples, encoders, options, t
         torch.testing.assert_close(*latents, atol=2e-3, rtol=2**-7)
         for name in ("clip", "dino"):
             np.testing.assert_allclose(sample.arrays[name], samples[key].arrays[name], atol=2e-3)
-    manifest = ShardSet.open(tmp_path / "out/train", examine.built_schema(examine.read_manifest(
-        tmp_path / "out/train"))).manifest
+    manifest = ShardSet.open(
+        tmp_path / "out/train", preview.built_schema(preview.read_manifest(tmp_path / "out/train"))
+    ).manifest
     assert {role: entry["name"] for role, entry in manifest.encoders.items()} == dict.fromkeys(
-        ("vae", "text_encoder", "text_encoder_2", "image_encoder", "dino"), "precomputed")
+        ("vae", "text_encoder", "text_encoder_2", "image_encoder", "dino"), "precomputed"
+    )
 
 
-@pytest.mark.parametrize(("spoil", "message"), [
-    (lambda z: z * 0.5, "off the one of the picture"), (lambda z: z.flip(-1), "off the one of the picture")])
-def test_latents_that_are_not_those_of_their_pictures_stop_the_build(raw, samples, encoders, options, tmp_path, spoil,
-                                                                     message):
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [(lambda z: z * 0.5, "off the one of the picture"), (lambda z: z.flip(-1), "off the one of the picture")],
+)
+def test_latents_that_are_not_those_of_their_pictures_stop_the_build(
+    raw, samples, encoders, options, tmp_path, spoil, message
+):
     """Regression D17: half the contrast is what pixels in 0..1 for -1..1 leave."""
     write_precomputed(raw, samples, encoders, "flux")
     for path in (raw / readers.LATENTS).iterdir():
@@ -242,10 +279,15 @@ def test_latents_that_are_not_those_of_their_pictures_stop_the_build(raw, sample
         make(raw, tmp_path / "out", options(precomputed=("latents",)), skip_bad=True)
 
 
-@pytest.mark.parametrize(("what", "file"), [
-    ("latents", "latents/vae_full_images/scene_00001.pt"), ("text", "latents/text_embeddings/scene_00001.pt"),
-    ("clip", "embedding/clip_cropped_boxes/scene_00001_obj1.npy"),
-    ("dino", "embedding/dino_cropped_boxes/scene_00001_obj1.npy")])
+@pytest.mark.parametrize(
+    ("what", "file"),
+    [
+        ("latents", "latents/vae_full_images/scene_00001.pt"),
+        ("text", "latents/text_embeddings/scene_00001.pt"),
+        ("clip", "embedding/clip_cropped_boxes/scene_00001_obj1.npy"),
+        ("dino", "embedding/dino_cropped_boxes/scene_00001_obj1.npy"),
+    ],
+)
 def test_a_missing_file_is_a_skipped_sample_never_zeros(raw, samples, encoders, options, tmp_path, what, file):
     """Regression D22."""
     write_precomputed(raw, samples, encoders, "flux")
@@ -316,10 +358,16 @@ def test_a_job_can_be_sent_to_a_worker(synthetic, options):
     assert set(sample.arrays) == {f.name for f in job.schema.fields}
 
 
-@pytest.mark.parametrize(("changes", "message"), [
-    ({"clip": None}, "no folder of the clip encoder is given, expected --clip DIR or 'clip' among"),
-    ({"precomputed": ("depth",)}, r"precomputed \['depth'\] found"), ({"sizes": ()}, "no size is given"),
-    ({"text_length": 0}, "text_length 0 found, expected at least 1"), ({"preview": -1}, "preview -1 found")])
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"clip": None}, "no folder of the clip encoder is given, expected --clip DIR or 'clip' among"),
+        ({"precomputed": ("depth",)}, r"precomputed \['depth'\] found"),
+        ({"sizes": ()}, "no size is given"),
+        ({"text_length": 0}, "text_length 0 found, expected at least 1"),
+        ({"preview": -1}, "preview -1 found"),
+    ],
+)
 def test_options_that_make_no_sense_are_refused(options, changes, message):
     with pytest.raises(ValueError, match=message):
         options(**changes)
@@ -338,7 +386,7 @@ def test_a_picture_of_a_sample_shows_boxes_and_says_what_they_are(samples):
     assert picture.shape[0] == 320
     x1, y1, *_ = (sample.arrays["boxes"][1] * 320).round().astype(int)
     colour = [(214, 40, 40), (232, 150, 20), (40, 90, 220)][sample.arrays["depth"][1]]
-    edge = picture[y1 + 20, max(x1 - 1, 0):x1 + 3]
+    edge = picture[y1 + 20, max(x1 - 1, 0) : x1 + 3]
     assert (edge == colour).all(-1).any()
     assert (picture[:, 330:] < 128).any(), "words beside it"
     del sample.arrays["image"]

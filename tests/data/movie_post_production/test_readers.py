@@ -5,9 +5,9 @@ import pytest
 import torch
 from PIL import Image
 
-from data.building.jobs import RawError
-from data.movie_post_production.captions import read_captions
-from data.movie_post_production.readers import (
+from stagecoach.data.building.jobs import RawError
+from stagecoach.data.movie_post_production.captions import read_captions
+from stagecoach.data.movie_post_production.readers import (
     latent_path,
     read_image,
     read_latent,
@@ -33,15 +33,18 @@ def test_a_vector_comes_in_single_precision(tmp_path, dtype):
     np.testing.assert_array_equal(read_vector(save(tmp_path / "a.npy", UNIT.astype(dtype)), 12), UNIT)
 
 
-@pytest.mark.parametrize(("value", "message"), [
-    (np.ones(12, np.float32), r"a\.npy: a vector of length 3\.464 found, expected a finite one of length 1"),
-    (np.zeros(12, np.float32), "a vector of length 0 found"),
-    (UNIT * np.nan, "float32 with numbers that are not finite"),
-    (UNIT[:8], r"shape \(8,\) found, expected \(12,\); give its width by --clip-dim"),
-    (UNIT[None], r"shape \(1, 12\) found"),
-    (UNIT.astype(complex), "complex128 with numbers that are not finite or not real"),
-    (np.array(["a"]), "not a .npy file of numbers"),
-])
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (np.ones(12, np.float32), r"a\.npy: a vector of length 3\.464 found, expected a finite one of length 1"),
+        (np.zeros(12, np.float32), "a vector of length 0 found"),
+        (UNIT * np.nan, "float32 with numbers that are not finite"),
+        (UNIT[:8], r"shape \(8,\) found, expected \(12,\); give its width by --clip-dim"),
+        (UNIT[None], r"shape \(1, 12\) found"),
+        (UNIT.astype(complex), "complex128 with numbers that are not finite or not real"),
+        (np.array(["a"]), "not a .npy file of numbers"),
+    ],
+)
 def test_a_vector_of_another_kind_is_named(tmp_path, value, message):
     with pytest.raises(RawError, match=message):
         read_vector(save(tmp_path / "a.npy", value), 12)
@@ -68,14 +71,17 @@ def test_a_latent_is_read_from_either_kind_of_file(tmp_path, name, shape):
     np.testing.assert_array_equal(found.numpy(), value.reshape(16, 4, 6).astype(np.float32))
 
 
-@pytest.mark.parametrize(("value", "message"), [
-    (torch.zeros(1, 4, 8, 8), r"shape \(1, 4, 8, 8\) found, expected \[1, 16, h, w\]"),
-    (torch.zeros(1, 16, 7, 8), "with even h and w"),
-    (torch.zeros(2, 16, 8, 8), r"shape \(2, 16, 8, 8\)"),
-    (torch.full((16, 8, 8), torch.inf), "'latent' has numbers that are not finite"),
-    ({"latent": torch.zeros(16, 8, 8)}, "holds dict, expected one tensor"),
-    (Image.new("RGB", (4, 4)), r"not readable by torch\.load with weights_only .* write plain tensors"),
-])
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (torch.zeros(1, 4, 8, 8), r"shape \(1, 4, 8, 8\) found, expected \[1, 16, h, w\]"),
+        (torch.zeros(1, 16, 7, 8), "with even h and w"),
+        (torch.zeros(2, 16, 8, 8), r"shape \(2, 16, 8, 8\)"),
+        (torch.full((16, 8, 8), torch.inf), "'latent' has numbers that are not finite"),
+        ({"latent": torch.zeros(16, 8, 8)}, "holds dict, expected one tensor"),
+        (Image.new("RGB", (4, 4)), r"not readable by torch\.load with weights_only .* write plain tensors"),
+    ],
+)
 def test_a_latent_of_another_kind_is_named(tmp_path, value, message):
     with pytest.raises(RawError, match=message):
         read_latent(save(tmp_path / "a.pt", value), 16)
@@ -89,8 +95,12 @@ def test_a_damaged_latent_is_named(tmp_path):
 
 
 def text(**changes):
-    return {"t5_text_embeddings": torch.ones(1, 6, 24, dtype=torch.float16), "global_caption": "a ball",
-            "clip_pooled_embeddings": torch.ones(1, 20), **changes}
+    return {
+        "t5_text_embeddings": torch.ones(1, 6, 24, dtype=torch.float16),
+        "global_caption": "a ball",
+        "clip_pooled_embeddings": torch.ones(1, 20),
+        **changes,
+    }
 
 
 def test_text_states_are_those_two_that_flux_takes(tmp_path):
@@ -100,14 +110,20 @@ def test_text_states_are_those_two_that_flux_takes(tmp_path):
     assert t5.eq(1).all()
 
 
-@pytest.mark.parametrize(("value", "message"), [
-    (text(t5_text_embeddings=torch.ones(1, 4, 24)), r"has shape \[1, 4, 24\], expected \[1, 6, 24\]; FLUX takes all"),
-    (text(clip_pooled_embeddings=torch.ones(20, 1)), r"'clip_pooled_embeddings' has shape \[20, 1\]"),
-    (text(clip_pooled_embeddings=None), "'clip_pooled_embeddings' is NoneType, expected a tensor; found keys"),
-    (text(global_caption="a cone"), "made for the caption 'a cone', expected 'a ball'"),
-    (text(t5_text_embeddings=torch.full((1, 6, 24), torch.nan)), "'t5_text_embeddings' has numbers that are not"),
-    (torch.zeros(3), "holds Tensor, expected t5_text_embeddings"),
-])
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (
+            text(t5_text_embeddings=torch.ones(1, 4, 24)),
+            r"has shape \[1, 4, 24\], expected \[1, 6, 24\]; FLUX takes all",
+        ),
+        (text(clip_pooled_embeddings=torch.ones(20, 1)), r"'clip_pooled_embeddings' has shape \[20, 1\]"),
+        (text(clip_pooled_embeddings=None), "'clip_pooled_embeddings' is NoneType, expected a tensor; found keys"),
+        (text(global_caption="a cone"), "made for the caption 'a cone', expected 'a ball'"),
+        (text(t5_text_embeddings=torch.full((1, 6, 24), torch.nan)), "'t5_text_embeddings' has numbers that are not"),
+        (torch.zeros(3), "holds Tensor, expected t5_text_embeddings"),
+    ],
+)
 def test_text_states_of_another_kind_are_named(tmp_path, value, message):
     with pytest.raises(RawError, match=message):
         read_text(save(tmp_path / "a.pt", value), "a ball", 6, 24, 20)

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data.movie_post_production.captions import read_captions
-from data.movie_post_production.scene import COLOURS, MIN_SIDE, render
-from data.movie_post_production.synthetic import write_synthetic
+from stagecoach.data.movie_post_production.captions import read_captions
+from stagecoach.data.movie_post_production.scene import COLOURS, MIN_SIDE, render
+from stagecoach.data.movie_post_production.synthetic import write_synthetic
 
 PICTURES = range(12)
 
@@ -102,9 +102,14 @@ def test_an_odd_last_picture_has_no_partner(tmp_path):
     assert not read_captions(tmp_path / "raw")[1]
 
 
-@pytest.mark.parametrize(("pictures", "size", "message"), [
-    (0, (64, 64), "0 pictures of 1 sizes"), (1, (16, 64), "pictures of 16 x 64 asked for"),
-    (1, (64, 192), "not more than 2.5 to 1")])
+@pytest.mark.parametrize(
+    ("pictures", "size", "message"),
+    [
+        (0, (64, 64), "0 pictures of 1 sizes"),
+        (1, (16, 64), "pictures of 16 x 64 asked for"),
+        (1, (64, 192), "not more than 2.5 to 1"),
+    ],
+)
 def test_what_cannot_be_rendered_is_refused_and_leaves_nothing(tmp_path, pictures, size, message):
     with pytest.raises(ValueError, match=message):
         write_synthetic(tmp_path / "raw", pictures, [size], seed=0)

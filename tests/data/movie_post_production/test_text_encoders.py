@@ -5,8 +5,8 @@ import torch
 from diffusers import FluxPipeline
 from transformers import AutoTokenizer, CLIPTextConfig, CLIPTextModel, T5EncoderModel
 
-from data.encoding.encoders import EncoderError
-from data.encoding.text_encoders import PooledTextEncoder, T5TextEncoder
+from stagecoach.data.encoding.encoders import EncoderError
+from stagecoach.data.encoding.text_encoders import PooledTextEncoder, T5TextEncoder
 
 CPU = torch.device("cpu")
 TEXTS = ["a striped red ball in front", "caf&eacute; \n\t 日本", "word " * 200, ""]
@@ -15,11 +15,14 @@ TEXTS = ["a striped red ball in front", "caf&eacute; \n\t 日本", "word " * 200
 @pytest.fixture(scope="module")
 def pipeline(encoders) -> FluxPipeline:
     return FluxPipeline(
-        scheduler=None, vae=None, transformer=None,
+        scheduler=None,
+        vae=None,
+        transformer=None,
         text_encoder=CLIPTextModel.from_pretrained(encoders / "text_encoder"),
         tokenizer=AutoTokenizer.from_pretrained(encoders / "tokenizer"),
         text_encoder_2=T5EncoderModel.from_pretrained(encoders / "text_encoder_2"),
-        tokenizer_2=AutoTokenizer.from_pretrained(encoders / "tokenizer_2"))
+        tokenizer_2=AutoTokenizer.from_pretrained(encoders / "tokenizer_2"),
+    )
 
 
 @pytest.mark.parametrize("length", [64, 512])
@@ -50,14 +53,23 @@ def test_many_texts_come_back_in_order(encoders):
 
 
 def test_a_tokenizer_of_another_encoder_is_refused(encoders, tmp_path):
-    CLIPTextModel(CLIPTextConfig(vocab_size=100, hidden_size=8, intermediate_size=8, num_hidden_layers=1,
-                                 num_attention_heads=2)).save_pretrained(tmp_path / "text_encoder")
+    CLIPTextModel(
+        CLIPTextConfig(vocab_size=100, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2)
+    ).save_pretrained(tmp_path / "text_encoder")
     with pytest.raises(EncoderError, match="tokens found, expected at most the 100"):
         PooledTextEncoder(tmp_path / "text_encoder", encoders / "tokenizer", CPU)
 
 
 def test_a_text_encoder_of_fewer_tokens_is_refused(encoders, tmp_path):
-    CLIPTextModel(CLIPTextConfig(vocab_size=1000, hidden_size=8, intermediate_size=8, num_hidden_layers=1,
-                                 num_attention_heads=2, max_position_embeddings=20)).save_pretrained(tmp_path / "short")
+    CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=1000,
+            hidden_size=8,
+            intermediate_size=8,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            max_position_embeddings=20,
+        )
+    ).save_pretrained(tmp_path / "short")
     with pytest.raises(EncoderError, match="a text encoder of 20 tokens found, expected 77"):
         PooledTextEncoder(tmp_path / "short", encoders / "tokenizer", CPU)

@@ -14,18 +14,18 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from data.files import DamagedError
-from data.stores import node_cache
-from data.stores.node_cache import NodeCache
-from data.stores.opening import open_storage
-from data.stores.storage import CacheOptions, UnreachableError, read_at
+from stagecoach.data.files import DamagedError
+from stagecoach.data.stores import node_cache
+from stagecoach.data.stores.node_cache import NodeCache
+from stagecoach.data.stores.opening import open_storage
+from stagecoach.data.stores.storage import CacheOptions, UnreachableError, read_at
 
 SIZE = 20_000
 ROOT = Path(__file__).parents[3]
 
 CHILD = """
 import os, sys, time
-from data.stores.node_cache import NodeCache
+from stagecoach.data.stores.node_cache import NodeCache
 directory, limit, log, pause, *numbers = sys.argv[1:]
 cache = NodeCache(directory, int(limit))
 for number in numbers:
@@ -106,9 +106,11 @@ def start(tmp_path):
 @pytest.fixture
 def downloads(tmp_path):
     """``(number, pid)`` of the downloads that the processes began."""
+
     def read():
         path = tmp_path / "log"
         return [tuple(map(int, line.split())) for line in path.read_text().splitlines()] if path.exists() else []
+
     return read
 
 
@@ -133,8 +135,12 @@ def test_file_is_downloaded_once_and_nothing_else_stays(cache):
 
 def test_place_size_and_hash_all_tell_files_apart(cache):
     fetch(cache, 1)
-    for key in ((url(2), SIZE, digest(1)), (url(1), SIZE + 1, digest(1)), (url(1), SIZE, digest(2)),
-                (url(1), SIZE, None)):
+    for key in (
+        (url(2), SIZE, digest(1)),
+        (url(1), SIZE + 1, digest(1)),
+        (url(1), SIZE, digest(2)),
+        (url(1), SIZE, None),
+    ):
         assert cache.open(*key) is None
 
 
@@ -157,9 +163,14 @@ def test_reader_keeps_what_is_removed(cache):
     os.close(handle)
 
 
-@pytest.mark.parametrize(("data", "sentence"), [
-    (b"x" * SIZE, "differs from the sha256"), (b"", "differs from the sha256"), (b"x" * (SIZE + 1), "20001 bytes came"),
-])
+@pytest.mark.parametrize(
+    ("data", "sentence"),
+    [
+        (b"x" * SIZE, "differs from the sha256"),
+        (b"", "differs from the sha256"),
+        (b"x" * (SIZE + 1), "20001 bytes came"),
+    ],
+)
 def test_wrong_content_is_not_kept(cache, data, sentence):
     with pytest.raises(DamagedError, match=sentence):
         fetch(cache, 1, data)
@@ -237,8 +248,9 @@ def test_processes_download_each_file_once(cache, start, downloads):
 
 
 def test_processes_never_hold_more_than_allowed(cache, start):
-    children = [start(cache, numbers, 0.002) for numbers in
-                ([1, 2, 3, 4, 5, 6], [6, 5, 4, 3, 2, 1], [3, 4, 1, 6, 2, 5])]
+    children = [
+        start(cache, numbers, 0.002) for numbers in ([1, 2, 3, 4, 5, 6], [6, 5, 4, 3, 2, 1], [3, 4, 1, 6, 2, 5])
+    ]
     most = 0
     while any(child.poll() is None for child in children):
         most = max(most, bytes_in(cache.directory))

@@ -15,16 +15,21 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from data.files import DamagedError
-from data.stores import remote
-from data.stores.opening import open_storage
-from data.stores.remote import RemoteStorage
-from data.stores.storage import CacheOptions, UnreachableError
+from stagecoach.data.files import DamagedError
+from stagecoach.data.stores import remote
+from stagecoach.data.stores.opening import open_storage
+from stagecoach.data.stores.remote import RemoteStorage
+from stagecoach.data.stores.storage import CacheOptions, UnreachableError
 
 CONTENT = os.urandom(300_000)
-FILES = {"/set/a.tar": CONTENT, "/set/manifest.json": b"{}", "/set/empty": b"", "/set/a b%.tar": b"odd name",
-         "/set/": b'<a href="../">up</a><a href="?C=N">sort</a><a href="a.tar">a</a><a href="a%20b%25.tar">b</a>'
-                  b'<a href="train/">t</a>'}
+FILES = {
+    "/set/a.tar": CONTENT,
+    "/set/manifest.json": b"{}",
+    "/set/empty": b"",
+    "/set/a b%.tar": b"odd name",
+    "/set/": b'<a href="../">up</a><a href="?C=N">sort</a><a href="a.tar">a</a><a href="a%20b%25.tar">b</a>'
+    b'<a href="train/">t</a>',
+}
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -63,7 +68,7 @@ class Handler(BaseHTTPRequestHandler):
         headers = {"Content-Range": f"bytes {first}-{last}/{len(body)}"}
         if fault == "compressed":
             headers["Content-Encoding"] = "gzip"
-        return self.answer(206, body[first:last + 1], headers, drop=fault == "drop", slow=fault == "trickle")
+        return self.answer(206, body[first : last + 1], headers, drop=fault == "drop", slow=fault == "trickle")
 
     def answer(self, status, body, headers, drop=False, slow=False):
         self.send_response(status)
@@ -73,11 +78,11 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if slow:
             for place in range(len(body)):
-                self.wfile.write(body[place:place + 1])
+                self.wfile.write(body[place : place + 1])
                 if self.server.ended.wait(0.05):
                     break
         else:
-            self.wfile.write(body[:len(body) // 2] if drop else body)
+            self.wfile.write(body[: len(body) // 2] if drop else body)
         self.close_connection = drop or slow
 
 
@@ -121,8 +126,9 @@ def test_range_is_asked_for_and_compression_declined(server):
     assert (path, wanted, headers["Accept-Encoding"]) == ("/set/a.tar", ("1000", "5999"), "identity")
 
 
-@pytest.mark.parametrize("faults", [[500, 500], [503], [429], ["drop"], ["reset", "reset", "reset"], ["fewer"],
-                                    ["later", "earlier"]])
+@pytest.mark.parametrize(
+    "faults", [[500, 500], [503], [429], ["drop"], ["reset", "reset", "reset"], ["fewer"], ["later", "earlier"]]
+)
 def test_what_passes_is_tried_again(server, faults):
     server.faults = list(faults)
     assert open_storage(server.url, retries=4).read_range("a.tar", 1000, 5000) == CONTENT[1000:6000]
@@ -137,11 +143,17 @@ def test_outage_is_not_a_missing_file(server):
         open_storage(server.url, retries=1).exists("a.tar")
 
 
-@pytest.mark.parametrize(("fault", "cause"), [
-    (500, "status 500"), ("drop", "ClientPayloadError"), ("reset", "ServerDisconnectedError"),
-    ("fewer", "4990 of 5000"), ("later", "sent bytes 1005-6004 when asked for 1000-5999"),
-    ("earlier", "sent bytes 995-5994 when asked for 1000-5999"),
-])
+@pytest.mark.parametrize(
+    ("fault", "cause"),
+    [
+        (500, "status 500"),
+        ("drop", "ClientPayloadError"),
+        ("reset", "ServerDisconnectedError"),
+        ("fewer", "4990 of 5000"),
+        ("later", "sent bytes 1005-6004 when asked for 1000-5999"),
+        ("earlier", "sent bytes 995-5994 when asked for 1000-5999"),
+    ],
+)
 def test_what_does_not_pass_ends_with_url_attempts_and_cause(server, fault, cause):
     server.always = fault
     started = time.monotonic()
@@ -170,12 +182,16 @@ def test_unreachable_host_ends(monkeypatch):
         open_storage("http://127.0.0.1:9/set", timeout=5, retries=1).read("manifest.json")
 
 
-@pytest.mark.parametrize(("name", "fault", "kind", "sentence"), [
-    ("b.tar", None, DamagedError, "b.tar: missing"), ("a.tar", 403, UnreachableError, "attempt 1 .status 403"),
-    ("a.tar", 401, UnreachableError, "attempt 1 .status 401"),
-    ("a.tar", "no ranges", UnreachableError, "ignores the Range header"),
-    ("a.tar", "compressed", UnreachableError, "in the coding 'gzip'"),
-])
+@pytest.mark.parametrize(
+    ("name", "fault", "kind", "sentence"),
+    [
+        ("b.tar", None, DamagedError, "b.tar: missing"),
+        ("a.tar", 403, UnreachableError, "attempt 1 .status 403"),
+        ("a.tar", 401, UnreachableError, "attempt 1 .status 401"),
+        ("a.tar", "no ranges", UnreachableError, "ignores the Range header"),
+        ("a.tar", "compressed", UnreachableError, "in the coding 'gzip'"),
+    ],
+)
 def test_what_cannot_pass_fails_at_once(server, name, fault, kind, sentence):
     server.always = fault
     with pytest.raises(kind, match=sentence):
@@ -235,7 +251,7 @@ def test_server_without_ranges_is_read_through_the_cache(server, monkeypatch, tm
     server.always = "no ranges"
     storage = open_storage(server.url, CacheOptions(tmp_path, 10**6))
     for offset in (1000, 0, 299_000):
-        assert storage.read_range("a.tar", offset, 1000, len(CONTENT)) == CONTENT[offset:offset + 1000]
+        assert storage.read_range("a.tar", offset, 1000, len(CONTENT)) == CONTENT[offset : offset + 1000]
     whole = [wanted for _, wanted, _ in server.requests if wanted is None]
     assert len(whole) == 1
 
@@ -266,7 +282,7 @@ def test_forked_child_reads_and_its_parent_goes_on(server):
 
 FORK = """
 import os, sys
-from data.stores.opening import open_storage
+from stagecoach.data.stores.opening import open_storage
 storage = open_storage(sys.argv[1], timeout=5, retries=0)
 storage.read_range("a.tar", 0, 10)
 pid = os.fork()
@@ -278,8 +294,13 @@ print(len(storage.read_range("a.tar", 0, 10)))
 
 
 def test_child_that_ends_leaves_its_parents_connections_alone(server):
-    found = subprocess.run([sys.executable, "-c", FORK, server.url], capture_output=True, text=True, timeout=30,
-                           cwd=Path(__file__).parents[3])
+    found = subprocess.run(
+        [sys.executable, "-c", FORK, server.url],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        cwd=Path(__file__).parents[3],
+    )
     assert (found.stdout, found.stderr) == ("10\n", "")
 
 
@@ -342,9 +363,11 @@ def test_global_random_state_is_left_alone(server):
 
 
 def test_local_folder_needs_no_fsspec():
-    code = ("import sys; sys.modules['fsspec'] = None\nfrom data.stores.opening import open_storage\n"
-            "assert open_storage('.').names()\n"
-            "try:\n    open_storage('s3://a/b')\nexcept ValueError as error:\n    print(error)")
+    code = (
+        "import sys; sys.modules['fsspec'] = None\nfrom data.stores.opening import open_storage\n"
+        "assert open_storage('.').names()\n"
+        "try:\n    open_storage('s3://a/b')\nexcept ValueError as error:\n    print(error)"
+    )
     root = Path(__file__).parents[3]
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root)
     assert "pip install fsspec" in found.stdout

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data.files import DamagedError
-from data.stores.cached import CachedStorage
-from data.stores.opening import open_storage
-from data.stores.remote import RemoteStorage
-from data.stores.storage import CacheOptions, LocalStorage, UnreachableError
+from stagecoach.data.files import DamagedError
+from stagecoach.data.stores.cached import CachedStorage
+from stagecoach.data.stores.opening import open_storage
+from stagecoach.data.stores.remote import RemoteStorage
+from stagecoach.data.stores.storage import CacheOptions, LocalStorage, UnreachableError
 
 CONTENT = os.urandom(5000)
 
@@ -47,7 +47,7 @@ def test_local_files_are_named_measured_and_read(folder):
 def test_range_is_exact_or_an_error_that_names_the_file(folder, offset, size):
     storage = open_storage(folder / "train")
     if offset + size <= len(CONTENT):
-        assert storage.read_range("a.tar", offset, size) == CONTENT[offset:offset + size]
+        assert storage.read_range("a.tar", offset, size) == CONTENT[offset : offset + size]
     else:
         with pytest.raises(DamagedError, match=r"a\.tar: \d+ of \d+ bytes at offset"):
             storage.read_range("a.tar", offset, size)
@@ -75,7 +75,7 @@ def test_threads_share_a_local_storage(folder):
     storage = open_storage(folder / "train")
     with ThreadPoolExecutor(8) as pool:
         found = list(pool.map(lambda n: storage.read_range("a.tar", n, 1000), range(0, 4000, 7)))
-    assert found == [CONTENT[n:n + 1000] for n in range(0, 4000, 7)]
+    assert found == [CONTENT[n : n + 1000] for n in range(0, 4000, 7)]
 
 
 @pytest.mark.parametrize("form", ["{}", "file://{}", "file:{}", "FILE://localhost{}"])
@@ -86,20 +86,27 @@ def test_local_paths_and_file_urls_are_the_same_folder(folder, form):
     assert storage.directory == folder
 
 
-@pytest.mark.parametrize(("place", "sentence"), [
-    ("file://otherhost/a", "names the host 'otherhost'"),
-    ("simplecache::s3://bucket/a", "chains file systems"),
-    ("nosuch://bucket/a", "nosuch: URLs are unknown to fsspec"),
-])
+@pytest.mark.parametrize(
+    ("place", "sentence"),
+    [
+        ("file://otherhost/a", "names the host 'otherhost'"),
+        ("simplecache::s3://bucket/a", "chains file systems"),
+        ("nosuch://bucket/a", "nosuch: URLs are unknown to fsspec"),
+    ],
+)
 def test_place_that_cannot_be_read_is_refused_when_opened(place, sentence):
     with pytest.raises(ValueError, match=sentence):
         open_storage(place)
 
 
-@pytest.mark.parametrize(("url", "module", "package"), [
-    ("s3://bucket/a", "s3fs.S3FileSystem", "s3fs"), ("gs://bucket/a", "gcsfs.GCSFileSystem", "gcsfs"),
-    ("http://host/a", "fsspec.implementations.http.HTTPFileSystem", "aiohttp"),
-])
+@pytest.mark.parametrize(
+    ("url", "module", "package"),
+    [
+        ("s3://bucket/a", "s3fs.S3FileSystem", "s3fs"),
+        ("gs://bucket/a", "gcsfs.GCSFileSystem", "gcsfs"),
+        ("http://host/a", "fsspec.implementations.http.HTTPFileSystem", "aiohttp"),
+    ],
+)
 def test_missing_driver_names_the_package_to_install(monkeypatch, url, module, package):
     def missing(name):
         assert name == module

@@ -4,12 +4,12 @@ import torch
 from diffusers import UNet2DConditionModel, UNetMotionModel
 from torch import nn
 
-from models.dance_with_music.base import load_base
-from models.dance_with_music.config import SIZES, DanceConfig
-from models.dance_with_music.identity import copies
-from models.dance_with_music.network import DanceNetwork, build_network
-from models.dance_with_music.reference import ReferenceNet
-from models.dance_with_music.unet import DenoisingUnet, image_base, motion_arguments, motion_base
+from stagecoach.models.dance_with_music.base import load_base
+from stagecoach.models.dance_with_music.champ.reference import ReferenceNet
+from stagecoach.models.dance_with_music.champ.unet import DenoisingUnet, image_base, motion_arguments, motion_base
+from stagecoach.models.dance_with_music.config import SIZES, DanceConfig
+from stagecoach.models.dance_with_music.identity.attention import copies
+from stagecoach.models.dance_with_music.network import DanceNetwork, build_network
 
 TINY = SIZES["tiny"]
 CROSS, WIDTH = TINY.unet.cross_dim, TINY.unet.widths[0]
@@ -19,8 +19,7 @@ def library_unet(motion: bool = False, config: DanceConfig = TINY) -> nn.Module:
     """diffusers' own, at random; gains and biases too, so that none can be mixed up unseen."""
     with torch.random.fork_rng():
         torch.manual_seed(5)
-        unet = (UNetMotionModel(**motion_arguments(config)) if motion
-                else UNet2DConditionModel(**config.unet.unet2d()))
+        unet = UNetMotionModel(**motion_arguments(config)) if motion else UNet2DConditionModel(**config.unet.unet2d())
         for parameter in unet.parameters():
             if parameter.ndim == 1:
                 parameter.data += 0.1 * torch.randn_like(parameter)
@@ -40,8 +39,9 @@ def make_denoiser(unet: nn.Module, dtype: torch.dtype = torch.float32, config: D
 def make_reference(unet: UNet2DConditionModel, dtype: torch.dtype = torch.float32) -> ReferenceNet:
     reference = ReferenceNet(image_base(TINY), dtype)
     known = reference.state_dict()
-    reference.load_state_dict({name: value.clone() for name, value in unet.state_dict().items() if name in known},
-                              assign=True)
+    reference.load_state_dict(
+        {name: value.clone() for name, value in unet.state_dict().items() if name in known}, assign=True
+    )
     return reference.to(dtype)
 
 
@@ -61,18 +61,24 @@ def open_zeros(network: nn.Module, size: float = 0.1) -> nn.Module:
     return network
 
 
-def make_conditions(frames: int = 3, side: tuple[int, int] = (8, 8), b: int = 2, count: int = 1, seed: int = 0,
-                    ) -> dict:
+def make_conditions(frames: int = 3, side: tuple[int, int] = (8, 8), b: int = 2, count: int = 1, seed: int = 0) -> dict:
     g = torch.Generator().manual_seed(seed)
 
     def everyone() -> torch.Tensor:
         return torch.ones(b, dtype=torch.bool)
 
-    return {"references": torch.randn(b, count, 4, *side, generator=g), "reference_given": everyone(),
-            "clip": torch.randn(b, count, CROSS, generator=g), "clip_given": everyone(),
-            "face": torch.randn(b, 512, generator=g), "face_given": everyone(),
-            "guidance": {"pose": torch.rand(b, frames, 134, *side, generator=g)}, "guidance_given": everyone(),
-            "guidance_scale": 1.0, "identity_scale": 1.0}
+    return {
+        "references": torch.randn(b, count, 4, *side, generator=g),
+        "reference_given": everyone(),
+        "clip": torch.randn(b, count, CROSS, generator=g),
+        "clip_given": everyone(),
+        "face": torch.randn(b, 512, generator=g),
+        "face_given": everyone(),
+        "guidance": {"pose": torch.rand(b, frames, 134, *side, generator=g)},
+        "guidance_given": everyone(),
+        "guidance_scale": 1.0,
+        "identity_scale": 1.0,
+    }
 
 
 def make_noisy(frames: int = 3, side: tuple[int, int] = (8, 8), b: int = 2, seed: int = 1) -> tuple:

@@ -3,9 +3,9 @@
 import torch
 from diffusers import UNetSpatioTemporalConditionModel
 
-from models.dance_with_music.config import SIZES
-from models.dance_with_music.identity import copies
-from models.dance_with_music.svd import SvdDenoiser, svd_base
+from stagecoach.models.dance_with_music.config import SIZES
+from stagecoach.models.dance_with_music.identity.attention import copies
+from stagecoach.models.dance_with_music.svd.unet import SvdDenoiser, svd_base
 
 TINY = SIZES["tiny-svd"]
 
@@ -35,8 +35,16 @@ def make_inputs(frames: int = 3, side: tuple[int, int] = (8, 8), b: int = 2, see
     h, w = side
     everyone = torch.ones(b, dtype=torch.bool)
     dim = TINY.unet.cross_dim
-    return {"x": torch.randn(b, frames, 4, h, w, generator=g), "level": torch.randn(b, generator=g),
-            "conditions": {"references": torch.randn(b, 1, 4, h, w, generator=g), "reference_given": everyone,
-                           "clip": torch.randn(b, 1, dim, generator=g), "clip_given": everyone, "identity_scale": 1.0},
-            "guidance": torch.randn(b, frames, TINY.unet.widths[0], h, w, generator=g),
-            "tokens": torch.randn(b, 4, dim, generator=g)}
+    return {
+        "x": torch.randn(b, frames, 4, h, w, generator=g),
+        "level": torch.randn(b, generator=g),
+        "conditions": {
+            "references": torch.randn(b, 1, 4, h, w, generator=g),
+            "reference_given": everyone,
+            "clip": torch.randn(b, 1, dim, generator=g),
+            "clip_given": everyone,
+            "identity_scale": 1.0,
+        },
+        "guidance": torch.randn(b, frames, TINY.unet.widths[0], h, w, generator=g),
+        "tokens": torch.randn(b, 4, dim, generator=g),
+    }

@@ -7,15 +7,20 @@ import torch
 from diffusers import MotionAdapter, UNet2DConditionModel, UNetSpatioTemporalConditionModel
 from safetensors.torch import save_file
 
-from models.dance_with_music.base import check_base, load_base, open_base, uniform_units
-from models.dance_with_music.config import SIZES
-from models.dance_with_music.network import build_network
+from stagecoach.models.dance_with_music.base import check_base, load_base, open_base, uniform_units
+from stagecoach.models.dance_with_music.config import SIZES
+from stagecoach.models.dance_with_music.network import build_network
 
 TINY, SVD = SIZES["tiny"], SIZES["tiny-svd"]
-TO_ANIMATEDIFF = ((".motion_modules.0.", ".motion_modules.0.temporal_transformer."),
-                  (".motion_modules.1.", ".motion_modules.1.temporal_transformer."),
-                  ("attn1.", "attention_blocks.0."), ("attn2.", "attention_blocks.1."),
-                  ("norm1.", "norms.0."), ("norm2.", "norms.1."), ("norm3.", "ff_norm."))
+TO_ANIMATEDIFF = (
+    (".motion_modules.0.", ".motion_modules.0.temporal_transformer."),
+    (".motion_modules.1.", ".motion_modules.1.temporal_transformer."),
+    ("attn1.", "attention_blocks.0."),
+    ("attn2.", "attention_blocks.1."),
+    ("norm1.", "norms.0."),
+    ("norm2.", "norms.1."),
+    ("norm3.", "ff_norm."),
+)
 
 
 def shake(model, seed=5):
@@ -34,11 +39,23 @@ def files(tmp_path_factory):
     unet.save_pretrained(root / "unet")
     unet.save_pretrained(root / "half", variant="fp16")
     shake(unet, 6)
-    torch.save({name: value for name, value in unet.state_dict().items()
-                if not name.startswith(("conv_norm_out", "conv_out"))}, root / "reference_unet.pth")
-    motion = shake(MotionAdapter(block_out_channels=TINY.unet.widths, motion_layers_per_block=1,
-                                 motion_num_attention_heads=TINY.motion.heads,
-                                 motion_norm_num_groups=TINY.unet.groups, motion_max_seq_length=32))
+    torch.save(
+        {
+            name: value
+            for name, value in unet.state_dict().items()
+            if not name.startswith(("conv_norm_out", "conv_out"))
+        },
+        root / "reference_unet.pth",
+    )
+    motion = shake(
+        MotionAdapter(
+            block_out_channels=TINY.unet.widths,
+            motion_layers_per_block=1,
+            motion_num_attention_heads=TINY.motion.heads,
+            motion_norm_num_groups=TINY.unet.groups,
+            motion_max_seq_length=32,
+        )
+    )
     motion.save_pretrained(root / "motion")
     state = {}
     for name, value in motion.state_dict().items():
@@ -57,8 +74,9 @@ def files(tmp_path_factory):
 
 
 def with_weights(config, random=False, **paths):
-    weights = config.weights.model_copy(update={name: path if isinstance(path, dict) else str(path)
-                                                for name, path in paths.items()})
+    weights = config.weights.model_copy(
+        update={name: path if isinstance(path, dict) else str(path) for name, path in paths.items()}
+    )
     return config.model_copy(update={"weights": weights, "allow_random_init": random})
 
 
@@ -91,8 +109,9 @@ def test_the_denoisers_weights_are_the_folders_and_what_has_none_starts_as_its_c
     assert all(torch.equal(denoiser[name], stored[name]) for name in stored)
     assert adapters
     assert all(torch.equal(denoiser[name], stored[name.replace("processor.id_to_", "to_")]) for name in adapters)
-    assert set(stored) - set(reference) == {f"{tail}.{part}" for tail in ("conv_norm_out", "conv_out")
-                                            for part in ("weight", "bias")}
+    assert set(stored) - set(reference) == {
+        f"{tail}.{part}" for tail in ("conv_norm_out", "conv_out") for part in ("weight", "bias")
+    }
     assert all(torch.equal(reference[name], stored[name]) for name in reference)
     # A copy, not the same storage: the two train apart.
     assert denoiser["conv_in.weight"].data_ptr() != reference["conv_in.weight"].data_ptr()
@@ -144,8 +163,7 @@ def test_own_parts_are_read_as_an_adapter_has_them(files, tmp_path):
     for part, prefix in (("m2p", "m2p."), ("face_tokens", "face_tokens."), ("pose", "guidance.encoders.pose.")):
         paths[part] = tmp_path / f"{part}.safetensors"
         save_file({name: p.data for name, p in trained.named_parameters() if name.startswith(prefix)}, paths[part])
-    config = published(files, m2p=paths["m2p"], face_tokens=paths["face_tokens"],
-                       guidance={"pose": str(paths["pose"])})
+    config = published(files, m2p=paths["m2p"], face_tokens=paths["face_tokens"], guidance={"pose": str(paths["pose"])})
     network = load(config, 2)
     for part in ("m2p", "face_tokens", "guidance"):
         pairs = zip(getattr(network, part).parameters(), getattr(trained, part).parameters(), strict=True)
@@ -158,14 +176,17 @@ def test_own_parts_are_read_as_an_adapter_has_them(files, tmp_path):
 def test_each_frozen_weight_of_the_base_is_placed_once_and_none_that_trains(stage):
     network, placed = build_network(TINY, stage), []
 
-    def place(unit):
+    def on_loaded(unit):
         assert all(p.device.type == "cpu" for p in unit.parameters())
         placed.append(unit)
 
-    load_base(network, TINY, "cpu", torch.float32, place)
+    load_base(network, TINY, "cpu", torch.float32, on_loaded)
     covered = [id(p) for unit in placed for p in unit.parameters()]
-    frozen = {id(p) for name, p in network.named_parameters()
-              if name.startswith(("denoising_unet", "reference_unet")) and not p.requires_grad}
+    frozen = {
+        id(p)
+        for name, p in network.named_parameters()
+        if name.startswith(("denoising_unet", "reference_unet")) and not p.requires_grad
+    }
     assert len(covered) == len(set(covered))
     assert set(covered) == frozen
     units = [p for _, unit in uniform_units(network) for p in unit.parameters()]
@@ -198,7 +219,7 @@ def test_another_model_is_refused_by_name(files, tmp_path):
     with pytest.raises(ValueError, match=r"unet\.pth: \d+ names .* not in the model that the config describes"):
         open_base(published(files, reference_unet=files / "unet.pth"))
     data = (files / "reference_unet.pth").read_bytes()
-    (tmp_path / "cut.pth").write_bytes(data[:len(data) // 2])
+    (tmp_path / "cut.pth").write_bytes(data[: len(data) // 2])
     with pytest.raises(ValueError, match=r"cut\.pth: not readable as weights that torch\.save wrote .* cut short"):
         open_base(published(files, reference_unet=tmp_path / "cut.pth"))
     more = TINY.unet.model_copy(update={"heads": 8})
@@ -214,4 +235,5 @@ def test_another_model_is_refused_by_name(files, tmp_path):
 def test_a_sentence_tells_where_each_part_is_from(files):
     assert check_base(TINY) == "denoising_unet drawn at random, reference_unet drawn at random, motion drawn at random"
     assert check_base(with_weights(SVD, denoising_unet=files / "unet.pth")) == (
-        f"denoising_unet from {files / 'unet.pth'}, identity_adapter from {files / 'unet.pth'}")
+        f"denoising_unet from {files / 'unet.pth'}, identity_adapter from {files / 'unet.pth'}"
+    )

@@ -7,13 +7,26 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler
 from diffusers.training_utils import compute_snr
 
-from models.dance_with_music.config import SIZES
-from models.dance_with_music.diffusion import alphas_cumprod, draw_noised, late_signal, noised, sigma_of, v_weight
-from models.dance_with_music.loss_config import DiffusionConfig
-from models.layers.keyed import keyed_randn, rng_keys
+from stagecoach.models.common.keyed import keyed_randn, rng_keys
+from stagecoach.models.dance_with_music.config import SIZES
+from stagecoach.models.dance_with_music.diffusion import (
+    alphas_cumprod,
+    draw_noised,
+    late_signal,
+    noised,
+    sigma_of,
+    v_weight,
+)
+from stagecoach.models.dance_with_music.loss_config import DiffusionConfig
 
-SETTINGS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "rescale_betas_zero_snr": True,
-            "prediction_type": "v_prediction", "timestep_spacing": "trailing"}
+SETTINGS = {
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "rescale_betas_zero_snr": True,
+    "prediction_type": "v_prediction",
+    "timestep_spacing": "trailing",
+}
 
 
 def batch_of(count: int) -> dict:
@@ -45,8 +58,15 @@ def test_input_target_and_estimate_are_those_of_v_prediction(latents):
 
 def test_the_offset_shifts_whole_channels_by_the_same_in_all_frames(latents):
     with_offset, without = (
-        noised(SIZES["tiny"].model_copy(update={"diffusion": DiffusionConfig(noise_offset=offset)}), batch_of(4),
-               torch.zeros_like(latents), torch.full((4,), 999.0), "noise").x for offset in (0.05, 0))
+        noised(
+            SIZES["tiny"].model_copy(update={"diffusion": DiffusionConfig(noise_offset=offset)}),
+            batch_of(4),
+            torch.zeros_like(latents),
+            torch.full((4,), 999.0),
+            "noise",
+        ).x
+        for offset in (0.05, 0)
+    )
     shift = with_offset - without
     torch.testing.assert_close(shift, shift[:, :1, :, :1, :1].expand_as(shift))
     assert shift[:, 0, :, 0, 0].std() == pytest.approx(0.05, rel=0.5)
@@ -57,8 +77,11 @@ def test_weights_are_those_of_min_snr():
     scheduler, steps = DDPMScheduler(**SETTINGS), torch.arange(1000)
     snr = compute_snr(scheduler, steps)
     signal = alphas_cumprod()
-    expected = {"min_snr": snr.clamp_max(5) / (snr + 1), "champ": (snr + 1).clamp_max(5) / (snr + 1),
-                "none": torch.ones(1000)}
+    expected = {
+        "min_snr": snr.clamp_max(5) / (snr + 1),
+        "champ": (snr + 1).clamp_max(5) / (snr + 1),
+        "none": torch.ones(1000),
+    }
     for kind, values in expected.items():
         torch.testing.assert_close(v_weight(signal, DiffusionConfig(weighting=kind)), values, atol=1e-5, rtol=1e-3)
     assert v_weight(signal, DiffusionConfig())[-1] == 0
@@ -67,6 +90,7 @@ def test_weights_are_those_of_min_snr():
 
 def test_sigmas_follow_the_published_interpolated_cosine_schedule():
     """As StableAnimator draws them: its uniform number counts from the largest sigma."""
+
     def cosine(t, logsnr_min, logsnr_max):
         t_min, t_max = math.atan(math.exp(-0.5 * logsnr_max)), math.atan(math.exp(-0.5 * logsnr_min))
         return -2 * math.log(math.tan(t_min + t * (t_max - t_min)))
@@ -89,13 +113,14 @@ def test_svd_has_the_input_the_estimate_and_the_weighted_error_of_edm(latents):
     found = noised(SIZES["tiny-svd"], batch, latents, sigma, "noise")
     noise, wide = keyed_randn(batch, "noise", latents.shape[1:]), sigma.view(-1, 1, 1, 1, 1)
     noisy, output = latents + wide * noise, torch.randn_like(latents)
-    torch.testing.assert_close(found.x, noisy / (wide ** 2 + 1).sqrt(), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(found.x, noisy / (wide**2 + 1).sqrt(), atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(found.level, 0.25 * sigma.log())
-    estimate = noisy / (wide ** 2 + 1) - wide / (wide ** 2 + 1).sqrt() * output
+    estimate = noisy / (wide**2 + 1) - wide / (wide**2 + 1).sqrt() * output
     torch.testing.assert_close(found.estimate(output), estimate, atol=1e-4, rtol=1e-4)
-    published = ((1 + wide ** 2) / wide ** 2 * (estimate - latents) ** 2).flatten(1).mean(1)
-    torch.testing.assert_close(found.weight * (output - found.v).square().flatten(1).mean(1), published, rtol=1e-2,
-                               atol=1e-4)
+    published = ((1 + wide**2) / wide**2 * (estimate - latents) ** 2).flatten(1).mean(1)
+    torch.testing.assert_close(
+        found.weight * (output - found.v).square().flatten(1).mean(1), published, rtol=1e-2, atol=1e-4
+    )
 
 
 @pytest.mark.parametrize("size", ["tiny", "tiny-svd"])

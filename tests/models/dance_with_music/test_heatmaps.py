@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.dance_with_music.heatmaps import (
+from stagecoach.models.dance_with_music.heatmaps import (
     axis_marginals,
     coordinates,
     gaussian_marginals,
@@ -77,7 +77,7 @@ def test_x_goes_along_columns_and_y_along_rows():
 def test_rendered_maps_are_the_two_dimensional_gaussian_times_the_confidence():
     point, conf = torch.tensor([[[[0.6, 0.3]]]]), torch.tensor([[[0.7]]])
     row, column = torch.meshgrid(torch.arange(FULL) + 0.5, torch.arange(FULL) + 0.5, indexing="ij")
-    expected = torch.exp(-((column - 0.6 * FULL) ** 2 + (row - 0.3 * FULL) ** 2) / (2 * SIGMA ** 2))
+    expected = torch.exp(-((column - 0.6 * FULL) ** 2 + (row - 0.3 * FULL) ** 2) / (2 * SIGMA**2))
     found = render_heatmaps(point, conf, FULL, SIGMA)[0, 0, 0]
     torch.testing.assert_close(found, 0.7 * expected / expected.sum(), atol=1e-7, rtol=1e-4)
 

@@ -4,10 +4,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from models.dance_with_music.diffusion import Noised
-from models.dance_with_music.heatmaps import gaussian_marginals, heatmap, render_heatmaps
-from models.dance_with_music.loss_config import LossConfig
-from models.dance_with_music.losses import (
+from stagecoach.models.dance_with_music.diffusion import Noised
+from stagecoach.models.dance_with_music.heatmaps import gaussian_marginals, heatmap, render_heatmaps
+from stagecoach.models.dance_with_music.loss_config import LossConfig
+from stagecoach.models.dance_with_music.losses import (
     diffusion_loss,
     face_loss,
     heat_error,
@@ -26,16 +26,23 @@ def drawn():
     generator = torch.Generator().manual_seed(1)
     xy = 0.2 + 0.6 * torch.rand(B, T, 134, 2, generator=generator)
     conf = torch.rand(B, T, 134, generator=generator)
-    output = {"logits_x": torch.randn(B, T, 134, R, generator=generator) / 10,
-              "logits_y": torch.randn(B, T, 134, R, generator=generator) / 10,
-              "conf": torch.randn(B, T, 134, generator=generator)}
+    output = {
+        "logits_x": torch.randn(B, T, 134, R, generator=generator) / 10,
+        "logits_y": torch.randn(B, T, 134, R, generator=generator) / 10,
+        "conf": torch.randn(B, T, 134, generator=generator),
+    }
     return output, xy, conf
 
 
 def noised(latents: torch.Tensor, signal: float) -> Noised:
     count = len(latents)
-    return Noised(torch.randn_like(latents), torch.zeros(count), torch.randn_like(latents),
-                  torch.full((count,), signal), torch.linspace(0.5, 1, count))
+    return Noised(
+        torch.randn_like(latents),
+        torch.zeros(count),
+        torch.randn_like(latents),
+        torch.full((count,), signal),
+        torch.linspace(0.5, 1, count),
+    )
 
 
 def test_heat_is_the_cross_entropy_over_all_pixels_for_both_heads(drawn):
@@ -55,16 +62,18 @@ def test_a_perfect_prediction_leaves_the_entropy_of_its_targets(drawn):
     entropy = -(x * x.log()).sum(-1) - (y * y.log()).sum(-1)
     expected = weighted_mean(entropy, conf * found)
     there = F.binary_cross_entropy(conf, conf, reduction="none").flatten(1).mean(1)
-    torch.testing.assert_close(pose_loss(perfect, xy, conf, TAU, CONSTANTS), expected + 0.1 * there, rtol=1e-2,
-                               atol=1e-2)
+    torch.testing.assert_close(
+        pose_loss(perfect, xy, conf, TAU, CONSTANTS), expected + 0.1 * there, rtol=1e-2, atol=1e-2
+    )
 
 
 def test_points_that_were_not_found_do_not_count(drawn):
     output, xy, conf = drawn
     constants = CONSTANTS.model_copy(update={"confidence": 0.0})
     moved = torch.where((conf > 0.3).unsqueeze(-1), xy, torch.full_like(xy, float("nan")))
-    torch.testing.assert_close(pose_loss(output, moved, conf, TAU, constants),
-                               pose_loss(output, xy, conf, TAU, constants))
+    torch.testing.assert_close(
+        pose_loss(output, moved, conf, TAU, constants), pose_loss(output, xy, conf, TAU, constants)
+    )
     nothing = pose_loss(output, xy, torch.zeros_like(conf), TAU, constants)
     assert torch.equal(nothing, torch.zeros(B))
 
@@ -93,8 +102,7 @@ def test_diffusion_weighs_faces_and_noise_levels():
     error = (prediction - noisy.v).square()
     expected = noisy.weight * (error * (1 + 2 * faces.unsqueeze(2))).flatten(1).mean(1)
     torch.testing.assert_close(diffusion_loss(noisy, prediction, faces, 3.0), expected)
-    torch.testing.assert_close(diffusion_loss(noisy, prediction, faces, 1.0),
-                               noisy.weight * error.flatten(1).mean(1))
+    torch.testing.assert_close(diffusion_loss(noisy, prediction, faces, 1.0), noisy.weight * error.flatten(1).mean(1))
 
 
 def test_identity_looks_at_faces_only():
@@ -102,8 +110,9 @@ def test_identity_looks_at_faces_only():
     noisy, faces = noised(latents, 0.25), torch.zeros(B, T, 8, 8)
     faces[0, :, 2:4, 2:4] = 1
     estimate = latents + 2.0 * (1 - faces).unsqueeze(2) + 0.5
-    torch.testing.assert_close(latent_identity_loss(noisy, estimate, latents, faces, 3.0),
-                               torch.tensor([3.0 * 0.25 * 0.25, 0.0]))
+    torch.testing.assert_close(
+        latent_identity_loss(noisy, estimate, latents, faces, 3.0), torch.tensor([3.0 * 0.25 * 0.25, 0.0])
+    )
 
 
 def test_motion_is_matched_not_removed():
@@ -113,7 +122,6 @@ def test_motion_is_matched_not_removed():
     assert temporal_loss(noisy, latents, latents).eq(0).all()
     torch.testing.assert_close(temporal_loss(noisy, latents + 1, latents), torch.zeros(B), atol=1e-6, rtol=0)
     still = latents[:, :1].expand_as(latents)
-    torch.testing.assert_close(temporal_loss(noisy, still, latents),
-                               0.5 * latents.diff(dim=1).abs().flatten(1).mean(1))
+    torch.testing.assert_close(temporal_loss(noisy, still, latents), 0.5 * latents.diff(dim=1).abs().flatten(1).mean(1))
     single = noised(latents[:, :1], 0.5)
     assert temporal_loss(single, latents[:, :1] + 1, latents[:, :1]).eq(0).all()

@@ -7,14 +7,14 @@ import math
 import pytest
 import torch
 
-from models.dance_with_music.metrics import identity_cosine, motion, over, pose_error_px, psnr, total
+from stagecoach.models.dance_with_music.metrics import identity_cosine, motion, over, pose_error_px, psnr, total
 
 
 def test_pose_error_is_in_pixels_of_the_picture_over_confident_points():
     target = torch.full((2, 3, 134, 2), 0.5)
     xy = target.clone()
-    xy[0, :, 0] += torch.tensor([3 / 64, 4 / 32])   # 3 columns and 4 rows: 5 pixels
-    xy[1, :, 1] = torch.nan                         # a point that was not found
+    xy[0, :, 0] += torch.tensor([3 / 64, 4 / 32])  # 3 columns and 4 rows: 5 pixels
+    xy[1, :, 1] = torch.nan  # a point that was not found
     conf = torch.ones(2, 3, 134)
     conf[1, :, 1] = 0.3
     error, count = pose_error_px(xy, target, conf, 32, 64)
@@ -50,8 +50,8 @@ def test_identity_is_the_cosine_with_the_reference_where_both_have_a_face():
 def test_psnr_is_that_of_floats():
     truth = torch.zeros(1, 2, 3, 8, 8)
     frames = truth.clone()
-    frames[:, 0] += 0.2    # a tenth of the range: 20 dB
-    frames[:, 1] += 2.0    # what leaves the range is cut: half of it, 6 dB
+    frames[:, 0] += 0.2  # a tenth of the range: 20 dB
+    frames[:, 1] += 2.0  # what leaves the range is cut: half of it, 6 dB
     found, count = psnr(frames, truth)
     assert found.item() / count.item() == pytest.approx((20 + 20 * math.log10(2)) / 2, abs=1e-4)
 

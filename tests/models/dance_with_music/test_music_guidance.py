@@ -2,12 +2,13 @@
 
 import torch
 
-from models import get_family
-from models.dance_with_music.config import SIZES, WeightsConfig
+from stagecoach.models import get_family
+from stagecoach.models.dance_with_music.config import SIZES, WeightsConfig
 
 TINY = SIZES["tiny"]
-GUIDED = TINY.model_copy(update={
-    "plan": "guidance", "guidance": TINY.guidance.model_copy(update={"types": ("pose", "music")})})
+GUIDED = TINY.model_copy(
+    update={"plan": "guidance", "guidance": TINY.guidance.model_copy(update={"types": ("pose", "music")})}
+)
 
 
 def begun(config, stage):
@@ -18,8 +19,10 @@ def begun(config, stage):
     for name, parameter in network.named_parameters():
         if "music_norm" in name:
             torch.nn.init.ones_(parameter)
-    family.begin(network, {"music_sum": music.sum(0).tolist(), "music_square_sum": music.square().sum(0).tolist(),
-                           "frame_count": 100})
+    family.init_from_statistics(
+        network,
+        {"music_sum": music.sum(0).tolist(), "music_square_sum": music.square().sum(0).tolist(), "frame_count": 100},
+    )
     return network, music.float()
 
 

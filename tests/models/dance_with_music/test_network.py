@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from models.dance_with_music.config import SIZES, DanceConfig
-from models.dance_with_music.network import build_network
-from models.dance_with_music.stages import make_stages
+from stagecoach.models.dance_with_music.config import SIZES, DanceConfig
+from stagecoach.models.dance_with_music.network import build_network
+from stagecoach.models.dance_with_music.stages import make_stages
+from stagecoach.trainer.freeze import trainable_names
 from tests.models.dance_with_music.champ_inputs import TINY, make_conditions, make_network, make_noisy, open_zeros
-from trainer.freeze import trainable_names
 
 
 def change(config, **values):
@@ -15,8 +15,12 @@ def change(config, **values):
 
 
 PLANS = {"stages": {"joint": True}, "guidance": {"plan": "guidance"}, "late-m2p": {"m2p_in_motion": 0.01}}
-CASES = [(backbone, plan, stage) for backbone in ("tiny", "tiny-svd") for plan in PLANS
-         for stage in range(1, {"stages": 5, "guidance": 2, "late-m2p": 4}[plan])]
+CASES = [
+    (backbone, plan, stage)
+    for backbone in ("tiny", "tiny-svd")
+    for plan in PLANS
+    for stage in range(1, {"stages": 5, "guidance": 2, "late-m2p": 4}[plan])
+]
 
 
 @pytest.mark.parametrize(("size", "plan", "stage"), CASES)
@@ -33,8 +37,10 @@ def test_what_a_stage_trains_is_built_in_fp32_and_the_rest_of_the_base_in_the_ne
 
 @pytest.mark.parametrize("size", ["tiny", "tiny-svd"])
 def test_a_phase_holds_what_it_needs(size):
-    parts = {stage: {name for name, _ in build_network(change(SIZES[size], joint=True), stage).named_children()}
-             for stage in (1, 2, 3, 4)}
+    parts = {
+        stage: {name for name, _ in build_network(change(SIZES[size], joint=True), stage).named_children()}
+        for stage in (1, 2, 3, 4)
+    }
     rest = {"guidance", "face_tokens", "denoising_unet"} | ({"reference_unet"} if size == "tiny" else set())
     assert parts == {1: {"m2p"}, 2: {"m2p"} | rest, 3: {"m2p"} | rest, 4: {"m2p"} | rest}
     alone = build_network(change(SIZES[size], plan="guidance"), 1)
@@ -42,8 +48,7 @@ def test_a_phase_holds_what_it_needs(size):
 
 
 def test_first_values_of_our_own_do_not_depend_on_the_stage():
-    first, *others = (dict(build_network(change(TINY, joint=True), stage).named_parameters())
-                      for stage in (2, 1, 3, 4))
+    first, *others = (dict(build_network(change(TINY, joint=True), stage).named_parameters()) for stage in (2, 1, 3, 4))
     for other in others:
         for name, parameter in other.items():
             if not parameter.is_meta:

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from models.dance_with_music.stages import make_stages
-from models.dance_with_music.validate import validate
+from stagecoach.models.dance_with_music.stages import make_stages
+from stagecoach.models.dance_with_music.validate import validate
 from tests.models.dance_with_music.test_step import changed
 from tests.tiny_dance import make_network, progress_at
 

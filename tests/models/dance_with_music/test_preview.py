@@ -7,20 +7,26 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from data.dance_with_music.dancer import Looks, dancer_points, pose_angles
-from data.dance_with_music.picture import BEAT
-from data.dance_with_music.song import Song
-from models.dance_with_music.base import load_base
-from models.dance_with_music.config import SIZES, DanceConfig
-from models.dance_with_music.network import build_network
-from models.dance_with_music.preview import PANEL, PREDICTED, TITLE, TRUE, preview
-from models.dance_with_music.schedules import window_frames
-from models.family import Progress
-from models.layers.keyed import rng_keys
+from stagecoach.data.dance_with_music.dancer import Looks, dancer_points, pose_angles
+from stagecoach.data.dance_with_music.picture import BEAT
+from stagecoach.data.dance_with_music.song import Song
+from stagecoach.models.common.keyed import rng_keys
+from stagecoach.models.dance_with_music.base import load_base
+from stagecoach.models.dance_with_music.config import SIZES, DanceConfig
+from stagecoach.models.dance_with_music.network import build_network
+from stagecoach.models.dance_with_music.preview import PANEL, PREDICTED, TITLE, TRUE, preview
+from stagecoach.models.dance_with_music.schedules import window_frames
+from stagecoach.models.family import Progress
 
 GUIDANCE = SIZES["tiny"].model_copy(update={"plan": "guidance"})
-CASES = {"m2p": (SIZES["tiny"], 1), "image": (SIZES["tiny"], 2), "motion": (SIZES["tiny"], 3),
-         "guidance": (GUIDANCE, 1), "image-svd": (SIZES["tiny-svd"], 2), "motion-svd": (SIZES["tiny-svd"], 3)}
+CASES = {
+    "m2p": (SIZES["tiny"], 1),
+    "image": (SIZES["tiny"], 2),
+    "motion": (SIZES["tiny"], 3),
+    "guidance": (GUIDANCE, 1),
+    "image-svd": (SIZES["tiny-svd"], 2),
+    "motion-svd": (SIZES["tiny-svd"], 3),
+}
 
 
 class _Helpers:
@@ -56,19 +62,26 @@ def _batch(config: DanceConfig, stage: int, count: int = 2) -> dict:
         beats[n, at[at < frames]] = 1
     h, w = config.picture.latent
     face = F.normalize(torch.randn(count, 2, 512, generator=g), dim=-1)
-    return {"key": [f"dance_{n}" for n in range(count)], "uid": torch.arange(count),
-            "rng_key": rng_keys(0, stage, range(count)), "window_start": torch.zeros(count, dtype=torch.int64),
-            "latents": torch.randn(count, frames, 4, h, w, generator=g).half(),
-            "ref_latents": torch.randn(count, 2, 4, h, w, generator=g).half(),
-            "ref_frame": torch.tensor([[-1, 0]]).expand(count, 2),
-            "ref_clip": torch.randn(count, 2, config.unet.cross_dim, generator=g).half(), "ref_arcface": face,
-            "ref_arcface_norm": torch.full((count, 2), 20.0), "ref_face_valid": torch.ones(count, 2, dtype=torch.uint8),
-            "pose_xy": torch.from_numpy(np.array(points) * 65535).round().to(torch.int32),
-            "pose_conf": torch.full((count, frames, 134), 242, dtype=torch.uint8),
-            "face_box": torch.tensor([0.4, 0.2, 0.6, 0.4]).expand(count, frames, 4).half(),
-            "face_valid": torch.ones(count, frames, dtype=torch.uint8),
-            "music": torch.randn(count, frames, config.m2p.music_dim, generator=g).half(), "beat": beats,
-            "onset": torch.rand(count, frames, generator=g).half()}
+    return {
+        "key": [f"dance_{n}" for n in range(count)],
+        "uid": torch.arange(count),
+        "rng_key": rng_keys(0, stage, range(count)),
+        "window_start": torch.zeros(count, dtype=torch.int64),
+        "latents": torch.randn(count, frames, 4, h, w, generator=g).half(),
+        "ref_latents": torch.randn(count, 2, 4, h, w, generator=g).half(),
+        "ref_frame": torch.tensor([[-1, 0]]).expand(count, 2),
+        "ref_clip": torch.randn(count, 2, config.unet.cross_dim, generator=g).half(),
+        "ref_arcface": face,
+        "ref_arcface_norm": torch.full((count, 2), 20.0),
+        "ref_face_valid": torch.ones(count, 2, dtype=torch.uint8),
+        "pose_xy": torch.from_numpy(np.array(points) * 65535).round().to(torch.int32),
+        "pose_conf": torch.full((count, frames, 134), 242, dtype=torch.uint8),
+        "face_box": torch.tensor([0.4, 0.2, 0.6, 0.4]).expand(count, frames, 4).half(),
+        "face_valid": torch.ones(count, frames, dtype=torch.uint8),
+        "music": torch.randn(count, frames, config.m2p.music_dim, generator=g).half(),
+        "beat": beats,
+        "onset": torch.rand(count, frames, generator=g).half(),
+    }
 
 
 def _progress(stage: int, step: int = 0, total: int = 10) -> Progress:
@@ -88,28 +101,28 @@ def test_each_sample_has_a_picture_that_does_not_change_by_itself(case):
         assert np.array_equal(picture, again[key])
         # A short window may have no slowest moment.
         assert (picture[-12:-6] == TRUE).all(-1).any() or case != "m2p"
-        below = picture[rows * (PANEL + TITLE):]
+        below = picture[rows * (PANEL + TITLE) :]
         assert (below == BEAT).all(-1).any() == bool(batch["beat"][batch["key"].index(key)].any())
 
 
 def test_poses_are_drawn_true_over_predicted():
     config = SIZES["tiny"]
     network, batch = _network(config, 1), _batch(config, 1, 1)
-    picture, = preview(network, batch, _progress(1)).values()
+    (picture,) = preview(network, batch, _progress(1)).values()
     first = slice(0, PANEL + TITLE)
     with torch.no_grad():
         for parameter in network.m2p.parameters():
             parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(2)))
-    moved, = preview(network, batch, _progress(1)).values()
+    (moved,) = preview(network, batch, _progress(1)).values()
     assert np.array_equal(picture[first], moved[first])
-    assert not np.array_equal(picture[PANEL + TITLE:2 * (PANEL + TITLE)], moved[PANEL + TITLE:2 * (PANEL + TITLE)])
+    assert not np.array_equal(picture[PANEL + TITLE : 2 * (PANEL + TITLE)], moved[PANEL + TITLE : 2 * (PANEL + TITLE)])
     assert PREDICTED != TRUE
 
 
 def test_the_drawn_frames_stand_beside_the_reference_that_they_come_from():
     config = SIZES["tiny"]
     network, batch = _network(config, 2), _batch(config, 2, 1)
-    batch["ref_frame"] = torch.tensor([[-1, 0]])      # the second is a frame of the window and so is left
+    batch["ref_frame"] = torch.tensor([[-1, 0]])  # the second is a frame of the window and so is left
     preview(network, batch, _progress(2))
     true, drawn, reference = network.helpers.decoded
     shown = config.sampling.shown
@@ -132,9 +145,12 @@ def test_every_rank_calls_the_denoiser_as_often_whatever_its_samples_hold():
     handle = network.denoising_unet.register_forward_hook(lambda *_: calls.append(1))
     preview(network, batch, _progress(3))
     full = len(calls)
-    empty = batch | {"ref_face_valid": torch.zeros(2, 2, dtype=torch.uint8),
-                     "face_valid": torch.zeros_like(batch["face_valid"]),
-                     "pose_conf": torch.zeros_like(batch["pose_conf"]), "beat": torch.zeros_like(batch["beat"])}
+    empty = batch | {
+        "ref_face_valid": torch.zeros(2, 2, dtype=torch.uint8),
+        "face_valid": torch.zeros_like(batch["face_valid"]),
+        "pose_conf": torch.zeros_like(batch["pose_conf"]),
+        "beat": torch.zeros_like(batch["beat"]),
+    }
     preview(network, empty, _progress(3))
     handle.remove()
     assert full == config.sampling.steps
@@ -148,7 +164,7 @@ def test_a_clip_longer_than_the_window_is_drawn_in_parts():
     handle = network.denoising_unet.register_forward_hook(lambda module, given, out: lengths.append(given[0].shape[1]))
     preview(network, batch, _progress(3))
     handle.remove()
-    assert lengths == [4, 4] * config.sampling.steps     # frames 0-3 and 2-5 of 6
+    assert lengths == [4, 4] * config.sampling.steps  # frames 0-3 and 2-5 of 6
 
 
 def test_with_an_arcface_the_faces_are_compared_with_the_reference():
@@ -158,8 +174,8 @@ def test_with_an_arcface_the_faces_are_compared_with_the_reference():
 
     config = SIZES["tiny"]
     batch = _batch(config, 2, 1)
-    silent, = preview(_network(config, 2), batch, _progress(2)).values()
-    told, = preview(_network(config, 2, Constant()), batch, _progress(2)).values()
+    (silent,) = preview(_network(config, 2), batch, _progress(2)).values()
+    (told,) = preview(_network(config, 2, Constant()), batch, _progress(2)).values()
     row = slice(3 * (PANEL + TITLE), 3 * (PANEL + TITLE) + TITLE)
     assert not np.array_equal(silent[row], told[row])
-    assert np.array_equal(silent[row.stop:], told[row.stop:])
+    assert np.array_equal(silent[row.stop :], told[row.stop :])

@@ -6,10 +6,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from models.dance_with_music.clip import read_clip, read_references
-from models.dance_with_music.config import SIZES
-from models.dance_with_music.faces import crop_faces
-from models.dance_with_music.quality import MOST_FRAMES, decoded_metrics
+from stagecoach.models.dance_with_music.clip import read_clip, read_references
+from stagecoach.models.dance_with_music.config import SIZES
+from stagecoach.models.dance_with_music.identity.faces import crop_faces
+from stagecoach.models.dance_with_music.quality import MOST_FRAMES, decoded_metrics
 from tests.models.dance_with_music.test_preview import _batch, _Helpers
 
 
@@ -51,8 +51,9 @@ def test_identity_is_that_of_the_references_face():
     network = _Network(_Colours().eval())
     pictures = network.helpers.vae(clip.latents[:, 0])
     faces = crop_faces(pictures[:, None], clip.face_box[:, :1], clip.xy[:, :1], clip.conf[:, :1])[:, 0]
-    own = type(references)(references.latents, references.clip, _Colours()(faces), references.length,
-                           references.has_face)
+    own = type(references)(
+        references.latents, references.clip, _Colours()(faces), references.length, references.has_face
+    )
     one = clip.at(torch.zeros(2, 1, dtype=torch.int64))
     found = decoded_metrics(network, one.latents, one, own)
     assert found["val_identity_cosine"][0] / found["val_identity_cosine"][1] == pytest.approx(1, abs=1e-4)

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from data.dance_with_music.dancer import KEY_POSES, Looks, dancer_points
-from data.dance_with_music.skeleton import draw_skeleton
-from models.dance_with_music import rendering
-from models.dance_with_music.rendering import face_masks, render_skeletons
+from stagecoach.data.dance_with_music.dancer import KEY_POSES, Looks, dancer_points
+from stagecoach.data.dance_with_music.skeleton import draw_skeleton
+from stagecoach.models.dance_with_music import rendering
+from stagecoach.models.dance_with_music.rendering import face_masks, render_skeletons
 
 
 def dancer(number=0):
@@ -16,8 +16,13 @@ def dancer(number=0):
 
 
 def render(xy, conf, height, width):
-    return render_skeletons(torch.tensor(xy)[None, None].float(), torch.tensor(conf)[None, None].float(), height,
-                            width)[0, 0].permute(1, 2, 0).numpy()
+    return (
+        render_skeletons(torch.tensor(xy)[None, None].float(), torch.tensor(conf)[None, None].float(), height, width)[
+            0, 0
+        ]
+        .permute(1, 2, 0)
+        .numpy()
+    )
 
 
 @pytest.mark.parametrize(("side", "overlap"), [(128, 0.65), (512, 0.85)])

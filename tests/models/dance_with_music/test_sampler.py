@@ -10,8 +10,8 @@ from diffusers import DDIMScheduler, EulerDiscreteScheduler
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.dance_with_music.loss_config import DiffusionConfig, SamplingConfig
-from models.dance_with_music.sampler import ddim, euler, guided, karras_sigmas, unconditional, windows
+from stagecoach.models.dance_with_music.loss_config import DiffusionConfig, SamplingConfig
+from stagecoach.models.dance_with_music.sampler import ddim, euler, guided, karras_sigmas, unconditional, windows
 
 SHAPE = (2, 3, 4, 2, 2)
 
@@ -24,8 +24,9 @@ def _noise(seed: int = 0, shape=SHAPE) -> torch.Tensor:
 def test_ddim_reaches_the_latents_whose_velocity_it_is_told(steps):
     """The first step is from pure noise: zero terminal SNR."""
     x0, noise = _noise(1), _noise(2)
-    alphas = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear",
-                           rescale_betas_zero_snr=True).alphas_cumprod
+    alphas = DDIMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", rescale_betas_zero_snr=True
+    ).alphas_cumprod
     seen = []
 
     def velocity(x, t):
@@ -45,9 +46,19 @@ def test_ddim_reaches_the_latents_whose_velocity_it_is_told(steps):
 @pytest.mark.parametrize("steps", [4, 25])
 def test_euler_is_the_librarys_with_the_configuration_of_svd(steps):
     scheduler = EulerDiscreteScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", interpolation_type="linear",
-        num_train_timesteps=1000, prediction_type="v_prediction", sigma_max=700.0, sigma_min=0.002, steps_offset=1,
-        timestep_spacing="leading", timestep_type="continuous", use_karras_sigmas=True)
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        interpolation_type="linear",
+        num_train_timesteps=1000,
+        prediction_type="v_prediction",
+        sigma_max=700.0,
+        sigma_min=0.002,
+        steps_offset=1,
+        timestep_spacing="leading",
+        timestep_type="continuous",
+        use_karras_sigmas=True,
+    )
     scheduler.set_timesteps(steps)
     assert torch.allclose(karras_sigmas(steps).float(), scheduler.sigmas, rtol=1e-4)
     noise, weight = _noise(3), _noise(4)
@@ -64,10 +75,18 @@ def test_euler_is_the_librarys_with_the_configuration_of_svd(steps):
 
 def _conditions(frames: int = 3) -> dict:
     yes = torch.ones(2, dtype=torch.bool)
-    return {"references": _noise(5, (2, 1, 4, 2, 2)), "reference_given": yes, "clip": _noise(6, (2, 1, 8)),
-            "clip_given": yes, "face": _noise(7, (2, 512)), "face_given": yes,
-            "guidance": {"pose": _noise(8, (2, frames, 4, 2, 2))}, "guidance_given": yes, "guidance_scale": 1.5,
-            "identity_scale": 1.0}
+    return {
+        "references": _noise(5, (2, 1, 4, 2, 2)),
+        "reference_given": yes,
+        "clip": _noise(6, (2, 1, 8)),
+        "clip_given": yes,
+        "face": _noise(7, (2, 512)),
+        "face_given": yes,
+        "guidance": {"pose": _noise(8, (2, frames, 4, 2, 2))},
+        "guidance_given": yes,
+        "guidance_scale": 1.5,
+        "identity_scale": 1.0,
+    }
 
 
 def test_without_conditions_means_without_those_that_training_drops():
@@ -98,8 +117,9 @@ def test_guidance_leads_from_the_null_over_the_condition():
 
     found = guided(denoise, conditions, null, SamplingConfig(guidance=3.0))(x, level)
     assert torch.allclose(found, _fake(x, 3 * level, conditions), atol=1e-5)
-    assert torch.equal(guided(denoise, conditions, null, SamplingConfig(guidance=1.0))(x, level),
-                       _fake(x, level, conditions))
+    assert torch.equal(
+        guided(denoise, conditions, null, SamplingConfig(guidance=1.0))(x, level), _fake(x, level, conditions)
+    )
     assert calls == [4, 2]
 
 
@@ -114,7 +134,7 @@ def test_long_clips_are_averaged_where_windows_overlap_and_each_sees_its_own_gui
 
     predict = guided(denoise, conditions, conditions, SamplingConfig(guidance=1.0, window=4, overlap=2))
     found = predict(x, torch.zeros(2)) - conditions["guidance"]["pose"]
-    assert calls == [4, 4, 4, 4]                  # 0-3, 2-5, 4-7, 5-8
+    assert calls == [4, 4, 4, 4]  # 0-3, 2-5, 4-7, 5-8
     expected = torch.tensor([1, 1, 1.5, 1.5, 2.5, 3, 3.5, 3.5, 4])
     assert torch.allclose(found, expected.view(1, -1, 1, 1, 1).expand_as(found), atol=1e-5)
 

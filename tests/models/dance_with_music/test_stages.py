@@ -3,13 +3,13 @@
 import pytest
 import torch
 
-from models.dance_with_music.config import SIZES, DanceConfig
-from models.dance_with_music.family import DanceWithMusicFamily
-from models.dance_with_music.parts import part_of
-from models.dance_with_music.stages import make_stages
-from models.family import Progress
-from trainer.adapter import trained_before
-from trainer.freeze import trainable_names
+from stagecoach.models.dance_with_music.config import SIZES, DanceConfig
+from stagecoach.models.dance_with_music.family import DanceWithMusicFamily
+from stagecoach.models.dance_with_music.parts import part_of
+from stagecoach.models.dance_with_music.stages import make_stages
+from stagecoach.models.family import Progress
+from stagecoach.trainer.adapter import trained_before
+from stagecoach.trainer.freeze import trainable_names
 
 FAMILY = DanceWithMusicFamily()
 
@@ -36,8 +36,11 @@ def test_champ_trains_what_the_guide_counts_in_b_and_c():
     assert count(numbers, "reference_unet") == 840_698_240
     assert count(numbers, "face_tokens") == 33_188_352
     assert count(numbers, "identity_adapter") == 19_169_280
-    assert count(numbers, "guidance_pose") + count(
-        numbers, "denoising_unet", "reference_unet", "face_tokens", "identity_adapter") == 1_756_428_836
+    assert (
+        count(numbers, "guidance_pose")
+        + count(numbers, "denoising_unet", "reference_unet", "face_tokens", "identity_adapter")
+        == 1_756_428_836
+    )
     assert all(name in numbers for name, _ in network.m2p.named_parameters(prefix="m2p"))
     assert not any(name.startswith("reference_unet.up_blocks.3") for name in numbers)
     network, numbers = trained(config, 3)
@@ -53,11 +56,18 @@ def test_svd_trains_attentions_then_time():
     assert count(numbers, "face_tokens") == 57_183_232
     assert sum(numbers.values()) - count(numbers, "m2p") == 853_383_045
     assert {name for name in numbers if name.startswith("denoising_unet")} == {
-        name for name, _ in network.named_parameters() if "attentions" in name and name.startswith("denoising_unet")}
+        name for name, _ in network.named_parameters() if "attentions" in name and name.startswith("denoising_unet")
+    }
     network, numbers = trained(config, 3)
     assert sum(numbers.values()) == 656_076_838
-    assert set(numbers) == {name for name, _ in network.named_parameters() if any(part in name for part in (
-        "temporal_transformer_blocks", "temporal_res_block", "time_mixer", "time_pos_embed"))}
+    assert set(numbers) == {
+        name
+        for name, _ in network.named_parameters()
+        if any(
+            part in name
+            for part in ("temporal_transformer_blocks", "temporal_res_block", "time_mixer", "time_pos_embed")
+        )
+    }
 
 
 @pytest.mark.parametrize("size", ["tiny", "tiny-svd"])
@@ -88,16 +98,21 @@ def test_music_to_pose_opens_in_b_with_its_losses():
     config = changed("champ-sd15")
     stage = make_stages(config)[1]
     entry = next(entry for entry in stage.trainable if entry.pattern == "m2p")
-    assert (entry.lr_scale, entry.opens) == (0.1, 0.8)
+    assert (entry.lr_scale, entry.start_fraction) == (0.1, 0.8)
     weight = next(term.weight for term in stage.losses if term.name == "pose")
     assert [weight.at(Progress(step, 1000, 2, 0)) for step in (0, 799, 800, 1000)] == [0, 0, 0.5, 0.5]
 
 
 def test_the_seeds_losses_and_weights():
-    weights = [{term.name: term.weight.end if term.weight.end is not None else term.weight.start
-                for term in stage.losses} for stage in make_stages(changed("champ-sd15"))]
-    assert weights == [{"pose": 0.5, "face": 0.1}, {"diffusion": 1.0, "id": 0.1, "pose": 0.5, "face": 0.1},
-                       {"diffusion": 1.0, "id": 0.1, "temporal": 0.1}]
+    weights = [
+        {term.name: term.weight.end if term.weight.end is not None else term.weight.start for term in stage.losses}
+        for stage in make_stages(changed("champ-sd15"))
+    ]
+    assert weights == [
+        {"pose": 0.5, "face": 0.1},
+        {"diffusion": 1.0, "id": 0.1, "pose": 0.5, "face": 0.1},
+        {"diffusion": 1.0, "id": 0.1, "temporal": 0.1},
+    ]
 
 
 @pytest.mark.parametrize("size", ["tiny", "tiny-svd"])
@@ -112,8 +127,11 @@ def test_what_was_trained_before_is_the_same_in_a_later_stages_network(size):
 
 @pytest.mark.parametrize("size", ["tiny", "tiny-svd"])
 def test_every_weight_belongs_to_a_part_of_its_own(size):
-    names = [name for stage in (1, 2, 3) for name, _ in
-             FAMILY.build(changed(size), stage, "meta", torch.float32).named_parameters()]
+    names = [
+        name
+        for stage in (1, 2, 3)
+        for name, _ in FAMILY.build(changed(size), stage, "meta", torch.float32).named_parameters()
+    ]
     found = {part_of(name) for name in names}
     expected = {"m2p", "guidance_pose", "face_tokens", "reference_unet", "identity_adapter", "motion", "denoising_unet"}
     if size == "tiny-svd":
@@ -127,4 +145,8 @@ def test_the_guides_older_plan_has_one_stage():
     stages = make_stages(changed("champ-sd15", plan="guidance"))
     assert [stage.name for stage in stages] == ["guidance"]
     assert {entry.pattern.split(".")[0] for entry in stages[0].trainable} == {
-        "guidance", "face_tokens", "denoising_unet", "reference_unet"}
+        "guidance",
+        "face_tokens",
+        "denoising_unet",
+        "reference_unet",
+    }

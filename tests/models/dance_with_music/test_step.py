@@ -3,15 +3,18 @@
 import pytest
 import torch
 
-from data.dance_with_music.schema import KEYPOINTS
-from models.dance_with_music.conditions import at_frames, make_conditions, predict_poses, read_batch
-from models.dance_with_music.config import SIZES, DanceConfig
-from models.dance_with_music.custom_loss import CUSTOM_LOSSES, register_custom_loss
-from models.dance_with_music.stages import make_stages
+from stagecoach.data.dance_with_music.schema import KEYPOINTS
+from stagecoach.models.dance_with_music.conditions import at_frames, make_conditions, predict_poses, read_batch
+from stagecoach.models.dance_with_music.config import SIZES, DanceConfig
+from stagecoach.models.dance_with_music.custom_loss import CUSTOM_LOSSES, register_custom_loss
+from stagecoach.models.dance_with_music.stages import make_stages
 from tests.tiny_dance import make_network, progress_at
 
-STAGES = [(size, plan, stage) for size in ("tiny", "tiny-svd") for plan, stage in (
-    ("stages", 1), ("stages", 2), ("stages", 3), ("stages", 4), ("guidance", 1))]
+STAGES = [
+    (size, plan, stage)
+    for size in ("tiny", "tiny-svd")
+    for plan, stage in (("stages", 1), ("stages", 2), ("stages", 3), ("stages", 4), ("guidance", 1))
+]
 
 
 def changed(size: str = "tiny", **values) -> DanceConfig:
@@ -38,8 +41,8 @@ def test_each_stage_gives_its_losses_and_gradients_to_all_that_trains(dance, siz
         progress = progress_at(step, 10, stage)
         result = network(batch, progress)
         assert set(result["losses"]) == {term.name for term in make_stages(config)[stage - 1].losses} | (
-            {"pose", "face"} if network.phase == "motion" else set()) | (
-            {"temporal"} if network.phase == "image" else set())
+            {"pose", "face"} if network.phase == "motion" else set()
+        ) | ({"temporal"} if network.phase == "image" else set())
         for value in result["losses"].values():
             assert value.shape == (2,)
             assert value.dtype == torch.float32
@@ -122,8 +125,7 @@ def test_the_guidance_is_a_mixture_of_the_true_and_the_predicted_poses(dance):
     network, batch = make_network(config, 2), dance.batch(config, 2)
     true, half, predicted = (conditions_at(network, batch, step)[0] for step in (8, 9, 10))
     for name in ("pose", "music"):
-        torch.testing.assert_close(half["guidance"][name],
-                                   (true["guidance"][name] + predicted["guidance"][name]) / 2)
+        torch.testing.assert_close(half["guidance"][name], (true["guidance"][name] + predicted["guidance"][name]) / 2)
     assert not torch.equal(true["guidance"]["pose"], predicted["guidance"]["pose"])
     assert torch.equal(true["guidance"]["music"], predicted["guidance"]["music"])
     assert not true["guidance"]["pose"].requires_grad

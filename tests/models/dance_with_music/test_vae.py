@@ -6,13 +6,17 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, AutoencoderKLTemporalDecoder
 
-from models.dance_with_music.arcface import ArcFace
-from models.dance_with_music.config import SIZES
-from models.dance_with_music.vae import AT_ONCE, check_helpers, make_decoder, make_helpers
+from stagecoach.models.dance_with_music.config import SIZES
+from stagecoach.models.dance_with_music.identity.arcface import ArcFace
+from stagecoach.models.dance_with_music.vae import AT_ONCE, check_helpers, make_decoder, make_helpers
 
 TINY = SIZES["tiny"]
-FOUR = {"block_out_channels": (32,) * 4, "down_block_types": ("DownEncoderBlock2D",) * 4, "layers_per_block": 1,
-        "scaling_factor": 0.3}
+FOUR = {
+    "block_out_channels": (32,) * 4,
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "layers_per_block": 1,
+    "scaling_factor": 0.3,
+}
 
 
 def with_weights(random=False, **paths):

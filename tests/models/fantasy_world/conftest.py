@@ -4,22 +4,32 @@ import pytest
 import torch
 from diffusers import WanTransformer3DModel
 
-from models.fantasy_world.base import load_base
-from models.fantasy_world.config import SIZES, FantasyWorldConfig
-from models.fantasy_world.network import build_network
+from stagecoach.models.fantasy_world.base import load_base
+from stagecoach.models.fantasy_world.config import SIZES, FantasyWorldConfig
+from stagecoach.models.fantasy_world.network import build_network
 
 TINY = SIZES["tiny"]
-AGGREGATOR = FantasyWorldConfig.model_validate({
-    **TINY.model_dump(),
-    "geometry": "aggregator",
-    "clip": {"frames": 9, "height": 32, "width": 48},
-    "backbone": {"layers": 6, "heads": 2, "head_dim": 24, "ffn_dim": 64, "text_dim": 16, "in_channels": 36,
-                 "image_dim": 16},
-    "aggregator": {"dim": 32, "heads": 2, "pose_hidden": 16},
-    "camera_control": {"layers": 4, "features": 24, "hidden": 16, "rank": 8},
-    "interaction": {"heads": 2, "head_dim": 24},
-    "dpt": {**TINY.dpt.model_dump(), "shared_trunk": False},
-    "camera_head": {"width": 64, "heads": 2, "layers": 2, "mlp_ratio": 2, "hidden": 32}})
+AGGREGATOR = FantasyWorldConfig.model_validate(
+    {
+        **TINY.model_dump(),
+        "geometry": "aggregator",
+        "clip": {"frames": 9, "height": 32, "width": 48},
+        "backbone": {
+            "layers": 6,
+            "heads": 2,
+            "head_dim": 24,
+            "ffn_dim": 64,
+            "text_dim": 16,
+            "in_channels": 36,
+            "image_dim": 16,
+        },
+        "aggregator": {"dim": 32, "heads": 2, "pose_hidden": 16},
+        "camera_control": {"layers": 4, "features": 24, "hidden": 16, "rank": 8},
+        "interaction": {"heads": 2, "head_dim": 24},
+        "dpt": {**TINY.dpt.model_dump(), "shared_trunk": False},
+        "camera_head": {"width": 64, "heads": 2, "layers": 2, "mlp_ratio": 2, "hidden": 32},
+    }
+)
 """The 14 B design at the smallest widths: image-to-video, cameras in four of six blocks."""
 DESIGNS = {"wan": TINY, "aggregator": AGGREGATOR}
 
@@ -58,8 +68,10 @@ def with_base(config, folder):
 @pytest.fixture(scope="session")
 def make_network():
     """``make_network(config, stage, dtype)`` with the base in place."""
+
     def make(config, stage, dtype=torch.float32):
         network = build_network(config, stage, "cpu", dtype)
         load_base(network, config, "cpu", dtype)
         return network
+
     return make

@@ -2,7 +2,7 @@
 
 import torch
 
-from models.fantasy_world.config import FantasyWorldConfig
+from stagecoach.models.fantasy_world.config import FantasyWorldConfig
 
 
 def make_inputs(config: FantasyWorldConfig, batch: int = 2, seed: int = 0, kept: int = 3) -> dict:

@@ -8,9 +8,9 @@ import torch
 from diffusers import WanTransformer3DModel
 from safetensors.torch import load_file, save_file
 
-from models.fantasy_world.base import load_base, open_base
-from models.fantasy_world.config import SIZES
-from models.fantasy_world.network import build_network
+from stagecoach.models.fantasy_world.base import load_base, open_base
+from stagecoach.models.fantasy_world.config import SIZES
+from stagecoach.models.fantasy_world.network import build_network
 from tests.models.fantasy_world.inputs import make_inputs
 
 
@@ -46,13 +46,15 @@ def test_frozen_weights_have_the_values_and_dtypes_that_diffusers_gives_them(tin
     network = make_network(tiny, 2, dtype)
     frozen = {name: p for name, p in network.named_parameters() if not p.requires_grad}
     assert len(frozen) == len(model)
-    pairs = {"pcb.1.attn1.to_q.weight": "blocks.1.attn1.to_q.weight",
-             "irg.0.video_block.attention.norm2.weight": "blocks.2.norm2.weight",
-             "irg.3.video_block.modulation.scale_shift_table": "blocks.5.scale_shift_table",
-             "irg.3.video_block.feed_forward.ffn.net.2.bias": "blocks.5.ffn.net.2.bias",
-             "stem.condition_embedder.time_proj.weight": "condition_embedder.time_proj.weight",
-             "stem.condition_embedder.time_embedder.linear_1.bias": "condition_embedder.time_embedder.linear_1.bias",
-             "out.scale_shift_table": "scale_shift_table"}
+    pairs = {
+        "pcb.1.attn1.to_q.weight": "blocks.1.attn1.to_q.weight",
+        "irg.0.video_block.attention.norm2.weight": "blocks.2.norm2.weight",
+        "irg.3.video_block.modulation.scale_shift_table": "blocks.5.scale_shift_table",
+        "irg.3.video_block.feed_forward.ffn.net.2.bias": "blocks.5.ffn.net.2.bias",
+        "stem.condition_embedder.time_proj.weight": "condition_embedder.time_proj.weight",
+        "stem.condition_embedder.time_embedder.linear_1.bias": "condition_embedder.time_embedder.linear_1.bias",
+        "out.scale_shift_table": "scale_shift_table",
+    }
     for name, base_name in pairs.items():
         assert frozen[name].dtype == model[base_name].dtype
         assert torch.equal(frozen[name], model[base_name])
@@ -83,11 +85,11 @@ def test_nothing_stays_on_the_meta_device(config, make_network):
 def test_each_frozen_unit_is_placed_once_and_complete(config):
     network, placed = build_network(config, 2), []
 
-    def place(unit):
+    def on_loaded(unit):
         assert all(p.device.type == "cpu" for p in unit.parameters())
         placed.append(unit)
 
-    load_base(network, config, "cpu", torch.float32, place)
+    load_base(network, config, "cpu", torch.float32, on_loaded)
     covered = [id(p) for unit in placed for p in unit.parameters()]
     assert len(covered) == len(set(covered))
     assert set(covered) == {id(p) for p in network.parameters() if not p.requires_grad}
@@ -110,11 +112,20 @@ def copy_base(folder, target, change=None, config=None):
     (target / "config.json").write_text(json.dumps({**described, **(config or {})}))
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    (lambda s: {n: t for n, t in s.items() if "blocks.4.ffn" not in n}, r"4 names \('blocks.4.ffn.*missing"),
-    (lambda s: {**s, "blocks.0.lora.weight": torch.zeros(1)},
-     r"diffusion_pytorch_model.safetensors: 1 names \('blocks.0.lora.weight'\) not in the model"),
-    (lambda s: {**s, "proj_out.bias": torch.zeros(3)}, r"'proj_out.bias' has shape \[3\], the config expects \[64\]")])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: {n: t for n, t in s.items() if "blocks.4.ffn" not in n}, r"4 names \('blocks.4.ffn.*missing"),
+        (
+            lambda s: {**s, "blocks.0.lora.weight": torch.zeros(1)},
+            r"diffusion_pytorch_model.safetensors: 1 names \('blocks.0.lora.weight'\) not in the model",
+        ),
+        (
+            lambda s: {**s, "proj_out.bias": torch.zeros(3)},
+            r"'proj_out.bias' has shape \[3\], the config expects \[64\]",
+        ),
+    ],
+)
 def test_a_wrong_weight_file_is_one_sentence_with_file_and_names(tiny, tmp_path, change, message):
     copy_base(Path(tiny.base), tmp_path, change)
     config = tiny.model_copy(update={"base": str(tmp_path)})

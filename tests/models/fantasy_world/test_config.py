@@ -3,7 +3,7 @@
 import pytest
 from pydantic import ValidationError
 
-from models.fantasy_world.config import SIZES, SPECIAL_TOKENS, ClipConfig, FantasyWorldConfig
+from stagecoach.models.fantasy_world.config import SIZES, SPECIAL_TOKENS, ClipConfig, FantasyWorldConfig
 
 
 def change(size="tiny", **values):
@@ -18,13 +18,20 @@ def test_the_papers_clip_has_its_numbers_of_tokens():
     assert clip.tokens + SPECIAL_TOKENS * clip.grid[0] == 16422
 
 
-@pytest.mark.parametrize(("values", "message"), [
-    ({"clip": {"frames": 10, "height": 64, "width": 96}}, r"clip.frames is 10, expected 4\(f - 1\) \+ 1, such as 9"),
-    ({"clip": {"frames": 9, "height": 60, "width": 96}}, "clip.height is 60, expected a multiple of 16"),
-    ({"split": 6}, "split is 6, expected 1 to 5"),
-    ({"frames_per_step": 10}, "frames_per_step is 10, expected at most the 9 frames"),
-    ({"splitt": 2}, "splitt"),
-    ({"split": 3}, r"dpt.taps is \(1, 2, 3, 4\), expected four ascending 1-based layers that end at the last")])
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (
+            {"clip": {"frames": 10, "height": 64, "width": 96}},
+            r"clip.frames is 10, expected 4\(f - 1\) \+ 1, such as 9",
+        ),
+        ({"clip": {"frames": 9, "height": 60, "width": 96}}, "clip.height is 60, expected a multiple of 16"),
+        ({"split": 6}, "split is 6, expected 1 to 5"),
+        ({"frames_per_step": 10}, "frames_per_step is 10, expected at most the 9 frames"),
+        ({"splitt": 2}, "splitt"),
+        ({"split": 3}, r"dpt.taps is \(1, 2, 3, 4\), expected four ascending 1-based layers that end at the last"),
+    ],
+)
 def test_a_wrong_value_is_refused_with_what_was_expected(values, message):
     with pytest.raises(ValidationError, match=message):
         change(**values)

@@ -2,8 +2,8 @@
 
 import pytest
 
-from models.fantasy_world.config import SIZES
-from models.fantasy_world.network import build_network
+from stagecoach.models.fantasy_world.config import SIZES
+from stagecoach.models.fantasy_world.network import build_network
 
 
 def counts(size, stage):
@@ -46,9 +46,18 @@ def test_the_14b_size_has_the_published_counts():
     second, frozen = counts("wan2.1-14b", 2)
     assert frozen == 16_394_878_784
     assert first == {
-        "latent_bridge": 5_243_904, "geo_block": 605_171_328 - 136_832 - 10_240, "special_tokens": 136_832 + 10_240,
-        "geometry_time": 7_610_368, "camera_head": 233_009_170, "depth": 195_143_650, "points": 195_143_716}
+        "latent_bridge": 5_243_904,
+        "geo_block": 605_171_328 - 136_832 - 10_240,
+        "special_tokens": 136_832 + 10_240,
+        "geometry_time": 7_610_368,
+        "camera_head": 233_009_170,
+        "depth": 195_143_650,
+        "points": 195_143_716,
+    }
     assert sum(first.values()) == 1_241_322_136
     assert {name: n for name, n in second.items() if name not in first} == {
-        "cross_attention": 24 * 21_250_560, "pose_encoder": 34_692_096, "camera_adapters": 25 * 14_476_697}
+        "cross_attention": 24 * 21_250_560,
+        "pose_encoder": 34_692_096,
+        "camera_adapters": 25 * 14_476_697,
+    }
     assert {name: second[name] for name in first} == first

@@ -3,11 +3,11 @@ import re
 import pytest
 import torch
 
-from data.fantasy_world.cameras import encode_pose
-from models import get_family
-from models.family import Progress
-from models.fantasy_world.config import SIZES
-from models.fantasy_world.family import FantasyWorldFamily
+from stagecoach.data.fantasy_world.cameras import encode_pose
+from stagecoach.models import get_family
+from stagecoach.models.family import Progress
+from stagecoach.models.fantasy_world.config import SIZES
+from stagecoach.models.fantasy_world.family import FantasyWorldFamily
 from tests.models.fantasy_world.fakes import TINY, make_batch
 
 FAMILY = FantasyWorldFamily()
@@ -15,8 +15,10 @@ FAMILY = FantasyWorldFamily()
 
 def claims(config, stage: int) -> list[re.Pattern]:
     """Declared patterns as expressions over parameter names: ``*`` stands for one part."""
-    return [re.compile(re.escape(t.pattern).replace(r"\*", r"[^.]+") + r"\.")
-            for t in FAMILY.stages(config)[stage - 1].trainable]
+    return [
+        re.compile(re.escape(t.pattern).replace(r"\*", r"[^.]+") + r"\.")
+        for t in FAMILY.stages(config)[stage - 1].trainable
+    ]
 
 
 def progress(stage: int, step: int = 0) -> Progress:
@@ -49,8 +51,11 @@ def test_stages_are_numbered_and_weigh_the_losses_as_the_paper_does():
     weights = [{term.name: term.weight.at(progress(1)) for term in spec.losses} for spec in (first, second)]
     assert weights[0] == {"depth": 1, "points": 1, "camera": 3}
     assert weights[1] == {"depth": 1, "points": 1, "camera": 3, "diffusion": 1}
-    assert {(e.metric, e.below) for e in first.exits} == {("depth_loss", 0.1), ("point_loss", 0.5),
-                                                         ("camera_loss", 0.05)}
+    assert {(e.metric, e.below) for e in first.exits} == {
+        ("depth_loss", 0.1),
+        ("point_loss", 0.5),
+        ("camera_loss", 0.05),
+    }
 
 
 def test_lambda_scales_the_geometry_of_stage_two_only():

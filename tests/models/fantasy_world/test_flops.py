@@ -2,9 +2,9 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from models.fantasy_world.config import SIZES, ClipConfig, FantasyWorldConfig
-from models.fantasy_world.family import FantasyWorldFamily
-from models.fantasy_world.flops import cost_table
+from stagecoach.models.fantasy_world.config import SIZES, ClipConfig, FantasyWorldConfig
+from stagecoach.models.fantasy_world.family import FantasyWorldFamily
+from stagecoach.models.fantasy_world.flops import cost_table
 
 FAMILY = FantasyWorldFamily()
 
@@ -14,12 +14,20 @@ def inputs(config: FantasyWorldConfig, device: str = "meta") -> list:
     extra = []
     with torch.device(device):
         if config.image_to_video:
-            extra = [torch.zeros(1, config.backbone.in_channels - 16, f, h, w),
-                     torch.zeros(1, 257, config.backbone.image_dim)]
-        return [torch.randn(1, 16, f, h, w), torch.full((1,), 500.0), torch.randn(1, 7, config.backbone.text_dim),
-                torch.eye(3, 4).expand(1, clip.frames, 3, 4),
-                torch.tensor([90.0, 90.0, clip.width / 2, clip.height / 2]).expand(1, clip.frames, 4),
-                torch.ones(1, dtype=torch.bool), torch.arange(config.frames_per_step).expand(1, -1), *extra]
+            extra = [
+                torch.zeros(1, config.backbone.in_channels - 16, f, h, w),
+                torch.zeros(1, 257, config.backbone.image_dim),
+            ]
+        return [
+            torch.randn(1, 16, f, h, w),
+            torch.full((1,), 500.0),
+            torch.randn(1, 7, config.backbone.text_dim),
+            torch.eye(3, 4).expand(1, clip.frames, 3, 4),
+            torch.tensor([90.0, 90.0, clip.width / 2, clip.height / 2]).expand(1, clip.frames, 4),
+            torch.ones(1, dtype=torch.bool),
+            torch.arange(config.frames_per_step).expand(1, -1),
+            *extra,
+        ]
 
 
 @pytest.mark.parametrize(("size", "tolerance"), [("tiny", 0.01), ("wan2.1-1.3b", 0.02), ("wan2.1-14b", 0.02)])

@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from models.fantasy_world.camera_head import CameraHead, FrameExpansion
-from models.fantasy_world.config import SIZES, SPECIAL_TOKENS, CameraHeadConfig, DPTConfig
-from models.fantasy_world.dpt import DenseHeads, SpatialFusion, position_code
-from models.fantasy_world.temporal import TemporalDoubling, TemporalUpsampler
+from stagecoach.models.fantasy_world.config import SIZES, SPECIAL_TOKENS, CameraHeadConfig, DPTConfig
+from stagecoach.models.fantasy_world.heads.camera_head import CameraHead, FrameExpansion
+from stagecoach.models.fantasy_world.heads.dpt import DenseHeads, SpatialFusion, position_code
+from stagecoach.models.fantasy_world.heads.temporal import TemporalDoubling, TemporalUpsampler
 
 DPT = DPTConfig(taps=(1, 2, 3, 4), channels=(8, 8, 12, 12), features=8, hidden=8, last=4, chunk=3)
 
@@ -60,8 +60,9 @@ def test_camera_tokens_are_expanded_in_the_order_of_time():
     assert expansion(tokens)[0, :, 0].tolist() == [0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3]
 
 
-@pytest.mark.parametrize(("height", "width", "grid"), [(64, 96, (3, 4, 6)), (60, 90, (2, 4, 6)), (48, 112, (3, 3, 7)),
-                                                       (37, 53, (1, 2, 3))])
+@pytest.mark.parametrize(
+    ("height", "width", "grid"), [(64, 96, (3, 4, 6)), (60, 90, (2, 4, 6)), (48, 112, (3, 3, 7)), (37, 53, (1, 2, 3))]
+)
 @pytest.mark.parametrize("shared_trunk", [True, False])
 def test_outputs_have_the_size_of_the_input_frames_and_lawful_values(height, width, grid, shared_trunk):
     heads = make_heads(shared_trunk=shared_trunk)
@@ -108,8 +109,9 @@ def test_the_deepest_tap_is_enlarged_most():
     fusion = next(module for module in heads.modules() if isinstance(module, SpatialFusion))
     fusion.register_forward_pre_hook(lambda module, args: streams.extend(args[2:]))
     heads(taps, torch.zeros(1, 1, dtype=torch.long), (1, 5, 7), 80, 112)
-    reached = [torch.autograd.grad(s.sum(), taps[3], allow_unused=True, retain_graph=True)[0] is not None
-               for s in streams]
+    reached = [
+        torch.autograd.grad(s.sum(), taps[3], allow_unused=True, retain_graph=True)[0] is not None for s in streams
+    ]
     assert reached == [True, False, False, False]
 
 

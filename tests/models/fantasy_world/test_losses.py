@@ -5,9 +5,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.fantasy_world import losses
-from models.fantasy_world.loss_config import LossConfig
-from models.fantasy_world.targets import Targets
+from stagecoach.models.fantasy_world import losses
+from stagecoach.models.fantasy_world.heads.targets import Targets
+from stagecoach.models.fantasy_world.loss_config import LossConfig
 
 DEFAULT = LossConfig()
 PLAIN = LossConfig(error_quantile=1.0)
@@ -18,33 +18,48 @@ def scene(batch: int = 2, frames: int = 3, height: int = 8, width: int = 12, see
     depth = 2 + 0.01 * torch.randn(batch, frames, height, width, generator=g)
     depth[..., :2, :2] = 4  # gives the frame a depth range, against which a temporal change counts as small
     valid = torch.rand(batch, frames, height, width, generator=g) > 0.2
-    return Targets(frames=torch.arange(frames).expand(batch, frames), depth=torch.where(valid, depth, 0.0), valid=valid,
-                   points=torch.randn(batch, frames, height, width, 3, generator=g),
-                   poses=torch.cat([torch.randn(batch, 5, 3, generator=g),
-                                    torch.nn.functional.normalize(torch.rand(batch, 5, 4, generator=g), dim=-1),
-                                    torch.rand(batch, 5, 2, generator=g)], -1))
+    return Targets(
+        frames=torch.arange(frames).expand(batch, frames),
+        depth=torch.where(valid, depth, 0.0),
+        valid=valid,
+        points=torch.randn(batch, frames, height, width, 3, generator=g),
+        poses=torch.cat(
+            [
+                torch.randn(batch, 5, 3, generator=g),
+                torch.nn.functional.normalize(torch.rand(batch, 5, 4, generator=g), dim=-1),
+                torch.rand(batch, 5, 2, generator=g),
+            ],
+            -1,
+        ),
+    )
 
 
 def guesses(targets: Targets, seed: int = 1) -> dict[str, torch.Tensor]:
     g = torch.Generator().manual_seed(seed)
     shape = targets.depth.shape
-    leaves = {"depth": torch.rand(shape, generator=g) + 1, "depth_confidence": 1 + torch.rand(shape, generator=g),
-              "points": torch.randn(*shape, 3, generator=g), "points_confidence": 1 + torch.rand(shape, generator=g),
-              "pose_0": torch.randn(targets.poses.shape, generator=g),
-              "pose_1": torch.randn(targets.poses.shape, generator=g)}
+    leaves = {
+        "depth": torch.rand(shape, generator=g) + 1,
+        "depth_confidence": 1 + torch.rand(shape, generator=g),
+        "points": torch.randn(*shape, 3, generator=g),
+        "points_confidence": 1 + torch.rand(shape, generator=g),
+        "pose_0": torch.randn(targets.poses.shape, generator=g),
+        "pose_1": torch.randn(targets.poses.shape, generator=g),
+    }
     return {name: leaf.requires_grad_() for name, leaf in leaves.items()}
 
 
 def evaluate(guess: dict, targets: Targets, config: LossConfig = DEFAULT) -> dict[str, torch.Tensor]:
-    return {"depth": losses.depth_loss(guess["depth"], guess["depth_confidence"], targets, config),
-            "points": losses.points_loss(guess["points"], guess["points_confidence"], targets, config),
-            "camera": losses.camera_loss([guess["pose_0"], guess["pose_1"]], targets.poses, config)}
+    return {
+        "depth": losses.depth_loss(guess["depth"], guess["depth_confidence"], targets, config),
+        "points": losses.points_loss(guess["points"], guess["points_confidence"], targets, config),
+        "camera": losses.camera_loss([guess["pose_0"], guess["pose_1"]], targets.poses, config),
+    }
 
 
 def row(x, index: int):
     if isinstance(x, Targets):
-        return Targets(**{name: value[index:index + 1] for name, value in vars(x).items()})
-    return {name: value[index:index + 1] for name, value in x.items()}
+        return Targets(**{name: value[index : index + 1] for name, value in vars(x).items()})
+    return {name: value[index : index + 1] for name, value in x.items()}
 
 
 def test_batch_of_two_equals_two_of_one():
@@ -80,8 +95,12 @@ def test_invalid_pixels_have_no_influence():
     guess = guesses(targets)
     before = evaluate(guess, targets)
     noise = torch.where(targets.valid, 0.0, 1000.0)
-    changed = dict(guess, depth=guess["depth"] + noise, points=guess["points"] - noise[..., None],
-                   depth_confidence=guess["depth_confidence"] + noise)
+    changed = dict(
+        guess,
+        depth=guess["depth"] + noise,
+        points=guess["points"] - noise[..., None],
+        depth_confidence=guess["depth_confidence"] + noise,
+    )
     for name, value in evaluate(changed, targets).items():
         torch.testing.assert_close(value, before[name])
 
@@ -90,9 +109,11 @@ def test_perfect_prediction_with_confidence_one_has_loss_zero_and_finite_gradien
     targets = scene()
     leaves = [t.clone().requires_grad_() for t in (targets.depth, targets.points, targets.poses)]
     ones = torch.ones_like(targets.depth)
-    terms = [losses.depth_loss(leaves[0], ones, targets, LossConfig()),
-             losses.points_loss(leaves[1], ones, targets, LossConfig()),
-             losses.camera_loss([leaves[2]], targets.poses, LossConfig())]
+    terms = [
+        losses.depth_loss(leaves[0], ones, targets, LossConfig()),
+        losses.points_loss(leaves[1], ones, targets, LossConfig()),
+        losses.camera_loss([leaves[2]], targets.poses, LossConfig()),
+    ]
     for term in terms:
         torch.testing.assert_close(term, torch.zeros(2))
     sum(t.sum() for t in terms).backward()
@@ -167,8 +188,13 @@ def test_temporal_term_skips_moving_edges_and_frames_that_are_no_neighbours():
     depth[:, :, 0] = 4.0
     depth[:, 1, 1] = 3.0  # a change of half the range: an edge passed
     valid = torch.ones_like(depth, dtype=torch.bool)
-    targets = Targets(frames=torch.tensor([[0, 1]]), depth=depth, valid=valid, points=torch.zeros(1, 2, 4, 4, 3),
-                      poses=torch.zeros(1, 2, 9))
+    targets = Targets(
+        frames=torch.tensor([[0, 1]]),
+        depth=depth,
+        valid=valid,
+        points=torch.zeros(1, 2, 4, 4, 3),
+        poses=torch.zeros(1, 2, 9),
+    )
     still = torch.full_like(depth, 2.0)
     torch.testing.assert_close(losses.temporal_gradient_matching(still, targets, LossConfig()), torch.zeros(1))
     apart = Targets(**{**vars(targets), "frames": torch.tensor([[0, 5]])})
@@ -225,8 +251,10 @@ def test_losses_are_fp32_for_bf16_predictions():
 def test_losses_and_gradients_are_finite_for_any_finite_prediction(scale, seed, visible):
     targets = scene(seed=seed)
     targets.valid.copy_(torch.rand(targets.valid.shape, generator=torch.Generator().manual_seed(seed)) < visible)
-    guess = {name: (value.detach() * (1 if "confidence" in name else scale)).requires_grad_()
-             for name, value in guesses(targets, seed).items()}
+    guess = {
+        name: (value.detach() * (1 if "confidence" in name else scale)).requires_grad_()
+        for name, value in guesses(targets, seed).items()
+    }
     terms = evaluate(guess, targets)
     assert all(torch.isfinite(value).all() for value in terms.values())
     sum(value.sum() for value in terms.values()).backward()

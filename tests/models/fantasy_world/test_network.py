@@ -5,10 +5,10 @@ import torch
 from diffusers.models.transformers.transformer_wan import WanTransformerBlock
 from torch.utils.checkpoint import checkpoint
 
-from models.family import Progress
-from models.fantasy_world.backbone import SplitWanBlock
-from models.fantasy_world.config import SPECIAL_TOKENS
-from models.fantasy_world.network import build_network
+from stagecoach.models.family import Progress
+from stagecoach.models.fantasy_world.backbone import SplitWanBlock
+from stagecoach.models.fantasy_world.config import SPECIAL_TOKENS
+from stagecoach.models.fantasy_world.network import build_network
 from tests.models.fantasy_world.fakes import make_batch
 from tests.models.fantasy_world.inputs import make_inputs, open_gates
 
@@ -49,8 +49,13 @@ def test_outputs_have_the_documented_shapes(config, make_network):
     result = make_network(config, 2).predict(**make_inputs(config, batch=2, kept=3))
     clip = config.clip
     shapes, dense = {n: tuple(v.shape) for n, v in result.items() if n != "poses"}, (2, 3, clip.height, clip.width)
-    assert shapes == {"video": (2, 16, *clip.latent), "depth": dense, "depth_confidence": dense,
-                      "points": (*dense, 3), "points_confidence": dense}
+    assert shapes == {
+        "video": (2, 16, *clip.latent),
+        "depth": dense,
+        "depth_confidence": dense,
+        "points": (*dense, 3),
+        "points_confidence": dense,
+    }
     assert [tuple(p.shape) for p in result["poses"]] == [(2, clip.frames, 9)] * config.camera_head.iterations
 
 
@@ -63,8 +68,10 @@ def test_own_modules_start_alike_in_both_stages(config):
 
 
 def test_what_stage_one_trains_has_its_name_in_stage_two(config):
-    first, second = ({name: p.shape for name, p in build_network(config, stage, "meta").named_parameters()
-                      if p.requires_grad} for stage in STAGES)
+    first, second = (
+        {name: p.shape for name, p in build_network(config, stage, "meta").named_parameters() if p.requires_grad}
+        for stage in STAGES
+    )
     assert first.items() <= second.items()
     new = {name.split(".")[2 if name.startswith("irg") else 0] for name in second.keys() - first}
     assert new - {"pose_encoder"} == {"camera_adapters", "cross_attention"}
@@ -78,11 +85,11 @@ def test_a_batch_of_two_equals_two_batches_of_one(config, make_network, stage):
     with torch.no_grad():
         both = network.predict(**inputs)
         for b in range(2):
-            one = network.predict(**{name: value[b:b + 1] for name, value in inputs.items()})
+            one = network.predict(**{name: value[b : b + 1] for name, value in inputs.items()})
             for name, value in both.items():
                 pairs = zip(value, one[name], strict=True) if name == "poses" else [(value, one[name])]
                 for left, right in pairs:
-                    torch.testing.assert_close(left[b:b + 1], right, rtol=1e-5, atol=1e-5)
+                    torch.testing.assert_close(left[b : b + 1], right, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -122,6 +129,7 @@ def test_a_withheld_camera_changes_nothing_by_its_value(config, make_network, st
     inputs = make_inputs(config, batch=1)
     moved = inputs["extrinsics"] + torch.tensor([0.0, 0, 0, 0.5])
     with torch.no_grad():
+
         def depth(given, cameras):
             changed = {**inputs, "camera_given": torch.tensor([given]), "extrinsics": cameras}
             return network.predict(**changed)["depth"]
@@ -146,8 +154,10 @@ def test_recompute_changes_no_gradient(config, make_network, stage):
     units = network.recompute_units()
     assert len(set(map(id, units))) == len(units)
     for unit in units:
+
         def recomputed(*args, forward=unit.forward):
             return checkpoint(forward, *args, use_reentrant=False)
+
         unit.forward = recomputed
     found = gradients(network, inputs)
     assert found.keys() == expected.keys()
@@ -193,7 +203,8 @@ def test_the_forward_runs_on_the_meta_device(config, stage):
 def test_attention_covers_as_many_tokens_as_the_layout_says(config, make_network):
     network, lengths = make_network(config, 2), set()
     network.irg[0].cross_attention.attend.register_forward_pre_hook(
-        lambda module, args: lengths.add((args[0].shape[1], args[1].shape[1])))
+        lambda module, args: lengths.add((args[0].shape[1], args[1].shape[1]))
+    )
     network.predict(**make_inputs(config))
     n, g = config.clip.tokens, config.clip.tokens + SPECIAL_TOKENS * config.clip.grid[0]
     assert lengths == {(n, g), (g, n)}
@@ -206,7 +217,7 @@ def test_text_that_is_too_long_and_odd_latents_are_refused(config, make_network)
         network.predict(**{**inputs, "text": torch.zeros(2, length + 1, dim)})
     _, h, w = config.clip.latent
     with pytest.raises(ValueError, match=f"latent of {h} x {w - 1} was given"):
-        network.predict(**{**inputs, "latents_noisy": inputs["latents_noisy"][..., :w - 1]})
+        network.predict(**{**inputs, "latents_noisy": inputs["latents_noisy"][..., : w - 1]})
 
 
 def test_camera_tokens_of_different_latent_frames_can_carry_different_poses(config, make_network):

@@ -4,8 +4,8 @@ import pytest
 import torch
 from diffusers.models.transformers.transformer_wan import WanAttention, WanAttnProcessor
 
-from models.fantasy_world.config import SPECIAL_TOKENS
-from models.fantasy_world.rope import RotaryTables, rotate
+from stagecoach.models.fantasy_world.config import SPECIAL_TOKENS
+from stagecoach.models.fantasy_world.rope import RotaryTables, rotate
 
 LATENT = torch.empty(1, 16, 3, 8, 12)  # grid (3, 4, 6)
 
@@ -19,8 +19,9 @@ def angles(head_dim, frame, y, x):
 def test_a_head_of_128_is_split_44_42_42_with_theta_10000():
     step = angles(128, 1, 1, 1)  # the frequencies themselves
     found = [step[1], step[21], step[22 + 1], step[22 + 20]]
-    torch.testing.assert_close(torch.stack(found), torch.tensor([0.6579332247, 1.519911e-4, 0.6449466771, 1.550516e-4]),
-                               rtol=1e-5, atol=0)
+    torch.testing.assert_close(
+        torch.stack(found), torch.tensor([0.6579332247, 1.519911e-4, 0.6449466771, 1.550516e-4]), rtol=1e-5, atol=0
+    )
     assert torch.equal(angles(128, 1, 0, 0)[22:], torch.zeros(42))
     assert torch.equal(angles(128, 0, 0, 1)[:43], torch.zeros(43))
 
@@ -48,12 +49,16 @@ def test_rotation_equals_that_of_diffusers():
     attention = WanAttention(64, 2, 32, processor=WanAttnProcessor())
     rotation = RotaryTables([32]).video(32, LATENT)
     x = torch.randn(1, 72, 64)
-    q, k, v = (part.unflatten(2, (2, 32)) for part in (attention.norm_q(attention.to_q(x)),
-                                                       attention.norm_k(attention.to_k(x)), attention.to_v(x)))
+    q, k, v = (
+        part.unflatten(2, (2, 32))
+        for part in (attention.norm_q(attention.to_q(x)), attention.norm_k(attention.to_k(x)), attention.to_v(x))
+    )
     mixed = torch.nn.functional.scaled_dot_product_attention(
-        *(part.transpose(1, 2) for part in (rotate(q, rotation), rotate(k, rotation), v)))
-    torch.testing.assert_close(attention.to_out[0](mixed.transpose(1, 2).flatten(2)),
-                               attention(x, None, None, rotation))
+        *(part.transpose(1, 2) for part in (rotate(q, rotation), rotate(k, rotation), v))
+    )
+    torch.testing.assert_close(
+        attention.to_out[0](mixed.transpose(1, 2).flatten(2)), attention(x, None, None, rotation)
+    )
 
 
 def test_the_backward_keeps_no_copy_of_the_activations():

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from data.fantasy_world.cameras import encode_pose
-from data.pictures import turbo
-from models.family import Progress
-from models.fantasy_world.preview import draw_paths, preview
-from models.fantasy_world.targets import all_frames, make_targets
-from models.fantasy_world.validate import validate
+from stagecoach.data.fantasy_world.cameras import encode_pose
+from stagecoach.data.pictures import turbo
+from stagecoach.models.family import Progress
+from stagecoach.models.fantasy_world.heads.targets import all_frames, make_targets
+from stagecoach.models.fantasy_world.preview import draw_paths, preview
+from stagecoach.models.fantasy_world.validate import validate
 from tests.models.fantasy_world.fakes import TINY, FakeNetwork, make_batch
 
 STEP = Progress(step=0, total_steps=10, stage=1, seed=0, training=False)
@@ -18,8 +18,12 @@ STEP = Progress(step=0, total_steps=10, stage=1, seed=0, training=False)
 def statistics_of(batch: dict) -> dict:
     depth = batch["depth"].double()
     poses = encode_pose(batch["extrinsics"], batch["intrinsics"], *depth.shape[-2:])
-    return {"depth_sum": depth.sum().item(), "depth_count": int((depth > 0).sum()),
-            "camera_sum": poses.double().sum(0).tolist(), "camera_count": len(poses)}
+    return {
+        "depth_sum": depth.sum().item(),
+        "depth_count": int((depth > 0).sum()),
+        "camera_sum": poses.double().sum(0).tolist(),
+        "camera_count": len(poses),
+    }
 
 
 def mean(metric) -> float:
@@ -48,7 +52,8 @@ def test_baselines_are_the_training_means():
     constant = train["depth"][train["depth"] > 0].double().mean().item()
     truth = held_out["depth"].float()
     assert mean(metrics["val_depth_error_baseline"]) == pytest.approx(
-        (truth[truth > 0] - constant).abs().mean().item(), rel=1e-4)
+        (truth[truth > 0] - constant).abs().mean().item(), rel=1e-4
+    )
     poses = [make_targets(b, all_frames(b, TINY.clip.frames)).poses for b in (train, held_out)]
     error = (poses[1] - poses[0].mean(0)).abs()
     assert mean(metrics["val_camera_error_baseline"]) == pytest.approx(error.mean().item(), rel=1e-4)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from data.stream import collate
-from models.family import Progress
-from models.layers.keyed import rng_keys
-from models.movie_post_production.config import SIZES, MoviePostConfig
-from models.movie_post_production.family import MoviePostProductionFamily
+from stagecoach.data.streaming.stream import collate
+from stagecoach.models.common.keyed import rng_keys
+from stagecoach.models.family import Progress
+from stagecoach.models.movie_post_production.config import SIZES, MoviePostConfig
+from stagecoach.models.movie_post_production.family import MoviePostProductionFamily
 from tests.tiny_movie import make_tiny_movie
 
 FAMILY = MoviePostProductionFamily()
@@ -38,6 +38,7 @@ def make_batch(movie, config):
         indices = list(indices)
         batch = collate(schema, [samples.read(i) for i in indices])
         return batch | {"uid": torch.tensor(indices), "rng_key": rng_keys(0, stage, indices)}
+
     return make
 
 
@@ -45,6 +46,7 @@ def make_batch(movie, config):
 def make_network(config):
     """A network of ``stage`` with its base and helpers; ``moved``: adapters away from their first values, so that all
     of them have an influence."""
+
     def make(stage: int, moved: bool = False, changed: MoviePostConfig | None = None, dtype=torch.float32):
         network = FAMILY.build(changed or config, stage, "cpu", dtype)
         FAMILY.load_base(network, changed or config, "cpu", dtype)
@@ -55,6 +57,7 @@ def make_network(config):
                     with torch.no_grad():
                         parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
         return network
+
     return make
 
 
@@ -62,4 +65,5 @@ def make_network(config):
 def progress():
     def make(stage: int = 1, step: int = 50, training: bool = True) -> Progress:
         return Progress(step, 100, stage, 0, training)
+
     return make

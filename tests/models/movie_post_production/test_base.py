@@ -8,9 +8,9 @@ import torch
 from diffusers import FluxPipeline, FluxTransformer2DModel
 from safetensors.torch import load_file
 
-from models.movie_post_production.base import frozen_units, load_base, open_base
-from models.movie_post_production.config import SIZES
-from models.movie_post_production.network import build_network, grid_ids
+from stagecoach.models.movie_post_production.base import frozen_units, load_base, open_base
+from stagecoach.models.movie_post_production.config import SIZES
+from stagecoach.models.movie_post_production.network import build_network, grid_ids
 from tests.models.movie_post_production.inputs import BOXES, make_inputs, make_network, open_gates
 
 TINY = SIZES["tiny"]
@@ -45,9 +45,15 @@ def reference(config, inputs, dtype, model=None):
     model = model or FluxTransformer2DModel.from_pretrained(config.base, torch_dtype=dtype)
     latent, (h, w) = inputs["latent"].to(dtype), config.image.grid
     with torch.no_grad():
-        tokens = model(packed(latent), inputs["t5"].to(dtype), inputs["pooled"].to(dtype), inputs["t"],
-                       FluxPipeline._prepare_latent_image_ids(1, h, w, "cpu", dtype),
-                       torch.zeros(inputs["t5"].shape[1], 3), inputs["guidance"]).sample
+        tokens = model(
+            packed(latent),
+            inputs["t5"].to(dtype),
+            inputs["pooled"].to(dtype),
+            inputs["t"],
+            FluxPipeline._prepare_latent_image_ids(1, h, w, "cpu", dtype),
+            torch.zeros(inputs["t5"].shape[1], 3),
+            inputs["guidance"],
+        ).sample
     return FluxPipeline._unpack_latents(tokens, 16 * h, 16 * w, 8).float()
 
 
@@ -74,8 +80,12 @@ def test_new_adapters_leave_flux_as_it_is_bit_for_bit(config, dtype, stage, cast
 @pytest.mark.parametrize("how", ["padding", "withheld"])
 def test_without_references_trained_adapters_leave_flux_as_it_is_bit_for_bit(config, dtype, second_ff, space, how):
     """R14(a): no reference, or all withheld, whatever the adapters have learned."""
-    config = config.model_copy(update={"layout": config.layout.model_copy(update={"second_ff": second_ff}),
-                                       "modulation": config.modulation.model_copy(update={"space": space})})
+    config = config.model_copy(
+        update={
+            "layout": config.layout.model_copy(update={"second_ff": second_ff}),
+            "modulation": config.modulation.model_copy(update={"space": space}),
+        }
+    )
     inputs = make_inputs(config, BOXES if how == "withheld" else [[[0.0] * 4], [[0.0] * 4]])
     if how == "withheld":
         inputs["instances"]["layout_given"][:] = False
@@ -119,11 +129,11 @@ def test_frozen_weights_are_the_files_and_nothing_stays_on_the_meta_device(confi
 def test_each_frozen_weight_is_placed_once_and_none_of_ours(config):
     network, placed = build_network(config, 3), []
 
-    def place(unit):
+    def on_loaded(unit):
         assert all(p.device.type == "cpu" for p in unit.parameters())
         placed.append(unit)
 
-    load_base(network, config, "cpu", torch.float32, place)
+    load_base(network, config, "cpu", torch.float32, on_loaded)
     covered = [id(p) for unit in placed for p in unit.parameters()]
     assert len(covered) == len(set(covered))
     assert set(covered) == {id(p) for p in network.parameters() if not p.requires_grad}

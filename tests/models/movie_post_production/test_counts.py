@@ -4,8 +4,7 @@ import pytest
 import torch
 from diffusers import FluxTransformer2DModel
 
-from models.movie_post_production.alpha import AlphaPredictor
-from models.movie_post_production.config import (
+from stagecoach.models.movie_post_production.config import (
     DOUBLE_TARGETS,
     SINGLE_TARGETS,
     SIZES,
@@ -13,8 +12,9 @@ from models.movie_post_production.config import (
     InstanceConfig,
     ModulationConfig,
 )
-from models.movie_post_production.instance import InstanceEncoder
-from models.movie_post_production.network import build_network
+from stagecoach.models.movie_post_production.layout.instance_tokens import InstanceEncoder
+from stagecoach.models.movie_post_production.modulation.alpha import AlphaPredictor
+from stagecoach.models.movie_post_production.network import build_network
 
 FULL = SIZES["flux-dev"]
 QKV, ADDED = ("to_q", "to_k", "to_v"), ("add_q_proj", "add_k_proj", "add_v_proj")
@@ -38,8 +38,9 @@ def counts(config, stage):
 
 
 def change(config, **parts):
-    return config.model_copy(update={
-        name: getattr(config, name).model_copy(update=value) for name, value in parts.items()})
+    return config.model_copy(
+        update={name: getattr(config, name).model_copy(update=value) for name, value in parts.items()}
+    )
 
 
 def size(module):
@@ -67,8 +68,16 @@ def test_the_design_has_the_counts_of_the_page():
     # Beside the page's modules: learned nulls (section 1.3) and the text of the objects.
     assert first["null_references"] == 768 + 1024
     assert first["instance_text"] == 768 * 3072 + 3072
-    assert set(third) == {*listed, "lora", "base", "modulation_head", "modulation", "feedback", "null_references",
-                          "instance_text"}
+    assert set(third) == {
+        *listed,
+        "lora",
+        "base",
+        "modulation_head",
+        "modulation",
+        "feedback",
+        "null_references",
+        "instance_text",
+    }
 
 
 def test_the_switches_have_the_counts_of_the_page():
@@ -79,11 +88,17 @@ def test_the_switches_have_the_counts_of_the_page():
     assert ModulationConfig().rank is None
 
 
-@pytest.mark.parametrize(("scope", "targets", "rank", "expected"), [
-    ("global", QKV, 128, 134_479_872), ("global", QKV + ADDED, 128, 179_306_496),
-    ("global", QKV + ADDED + OUTS, 128, 209_190_912), ("layout_branch", QKV, 128, 18_874_368),
-    ("layout_branch", DOUBLE_TARGETS + SINGLE_TARGETS[3:], 128, 118_358_016),
-    ("layout_branch", DOUBLE_TARGETS + SINGLE_TARGETS[3:], 4, 3_698_688)])
+@pytest.mark.parametrize(
+    ("scope", "targets", "rank", "expected"),
+    [
+        ("global", QKV, 128, 134_479_872),
+        ("global", QKV + ADDED, 128, 179_306_496),
+        ("global", QKV + ADDED + OUTS, 128, 209_190_912),
+        ("layout_branch", QKV, 128, 18_874_368),
+        ("layout_branch", DOUBLE_TARGETS + SINGLE_TARGETS[3:], 128, 118_358_016),
+        ("layout_branch", DOUBLE_TARGETS + SINGLE_TARGETS[3:], 4, 3_698_688),
+    ],
+)
 def test_lora_has_the_counts_of_the_page(scope, targets, rank, expected):
     config = change(FULL, layout={"second_ff": True}, lora={"scope": scope, "targets": targets, "rank": rank})
     assert counts(config, 1)["lora"] == expected

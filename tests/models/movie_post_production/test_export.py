@@ -7,17 +7,17 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
 from safetensors.torch import load_file, save_file
 
-from models.family import Progress
-from models.movie_post_production.config import MoviePostConfig
-from models.movie_post_production.export import diffusers_lora
-from models.movie_post_production.family import MoviePostProductionFamily
-from models.movie_post_production.instances import make_instances
-from models.movie_post_production.latents import pack, unpack
-from models.movie_post_production.lora import lora_layers
-from models.movie_post_production.step import predict, without_references
-from trainer.adapter import AdapterCard, write_adapter
-from trainer.export import export_adapter
-from trainer.freeze import trainable_names
+from stagecoach.models.family import Progress
+from stagecoach.models.movie_post_production.config import MoviePostConfig
+from stagecoach.models.movie_post_production.export import diffusers_lora
+from stagecoach.models.movie_post_production.family import MoviePostProductionFamily
+from stagecoach.models.movie_post_production.latents import pack, unpack
+from stagecoach.models.movie_post_production.layout.instances import make_instances
+from stagecoach.models.movie_post_production.lora import lora_layers
+from stagecoach.models.movie_post_production.step import predict, without_references
+from stagecoach.trainer.adapter import AdapterCard, write_adapter
+from stagecoach.trainer.export import export_adapter
+from stagecoach.trainer.freeze import trainable_names
 
 FAMILY = MoviePostProductionFamily()
 RUNNING = Progress(5, 10, 1, 0, training=False)
@@ -26,20 +26,34 @@ RUNNING = Progress(5, 10, 1, 0, training=False)
 def pipeline_for(network, config: MoviePostConfig) -> FluxPipeline:
     """FluxPipeline around a transformer of the same frozen weights."""
     transformer = FluxTransformer2DModel(**config.backbone.diffusers())
-    frozen = {name.replace("base_layer.", ""): p.detach() for name, p in network.state_dict().items()
-              if "lora_" not in name}
+    frozen = {
+        name.replace("base_layer.", ""): p.detach() for name, p in network.state_dict().items() if "lora_" not in name
+    }
     found = transformer.load_state_dict(frozen, strict=False)
     assert not found.missing_keys
-    return FluxPipeline(scheduler=FlowMatchEulerDiscreteScheduler(), vae=None, text_encoder=None, tokenizer=None,
-                        text_encoder_2=None, tokenizer_2=None, transformer=transformer)
+    return FluxPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(),
+        vae=None,
+        text_encoder=None,
+        tokenizer=None,
+        text_encoder_2=None,
+        tokenizer_2=None,
+        transformer=transformer,
+    )
 
 
 def flux_velocity(pipe: FluxPipeline, batch: dict, x_t: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
     h, w = (side // 2 for side in x_t.shape[-2:])
     ids = FluxPipeline._prepare_latent_image_ids(len(x_t), h, w, "cpu", torch.float32)
-    out = pipe.transformer(hidden_states=pack(x_t), encoder_hidden_states=batch["t5"].float(),
-                           pooled_projections=batch["pooled"].float(), timestep=t, img_ids=ids,
-                           txt_ids=torch.zeros(batch["t5"].shape[1], 3), guidance=torch.ones_like(t)).sample
+    out = pipe.transformer(
+        hidden_states=pack(x_t),
+        encoder_hidden_states=batch["t5"].float(),
+        pooled_projections=batch["pooled"].float(),
+        timestep=t,
+        img_ids=ids,
+        txt_ids=torch.zeros(batch["t5"].shape[1], 3),
+        guidance=torch.ones_like(t),
+    ).sample
     return unpack(out, h, w)
 
 
@@ -52,15 +66,17 @@ def scoped(config: MoviePostConfig, scope: str) -> MoviePostConfig:
 def adapter_of(network, config: MoviePostConfig, folder):
     names = trainable_names(network, FAMILY.stages(config)[0])
     tensors = {name: p.detach().clone() for name, p in network.named_parameters() if name in names}
-    card = AdapterCard("movie_post_production", "tiny", 1, "layout", 1, "recipe", "base", None, "raw",
-                       config.model_dump(mode="json"))
+    card = AdapterCard(
+        "movie_post_production", "tiny", 1, "layout", 1, "recipe", "base", None, "raw", config.model_dump(mode="json")
+    )
     write_adapter(folder, tensors, card)
     return folder
 
 
 @torch.no_grad()
-def test_a_pipeline_with_the_exported_lora_paints_what_the_trained_network_paints(config, make_network, make_batch,
-                                                                                  tmp_path):
+def test_a_pipeline_with_the_exported_lora_paints_what_the_trained_network_paints(
+    config, make_network, make_batch, tmp_path
+):
     """Scope global, a scale that is not 1, through launch/export.py's function, the file and load_lora_weights."""
     config = scoped(config, "global")
     network = make_network(1, moved=True, changed=config)

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from models.movie_post_production.config import SIZES, FeedbackConfig
-from models.movie_post_production.feedback import FeedbackBridge, box_means
+from stagecoach.models.movie_post_production.config import SIZES, FeedbackConfig
+from stagecoach.models.movie_post_production.feedback import FeedbackBridge, box_means
 from tests.models.movie_post_production.inputs import make_inputs, make_network, open_gates
 
 TINY = SIZES["tiny"]
@@ -77,7 +77,7 @@ def test_the_gradient_of_a_later_bridge_passes_through_what_an_earlier_one_cause
     out = []
     network.transformer_blocks[0].feedback.register_forward_hook(lambda _, args, result: out.append(result))
     network.predict(**inputs)
-    gradient, = torch.autograd.grad(found[0].square().sum(), out[0])
+    (gradient,) = torch.autograd.grad(found[0].square().sum(), out[0])
     assert gradient.abs().max() > 0
 
 

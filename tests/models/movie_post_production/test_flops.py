@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from models.movie_post_production.config import SIZES, ImageConfig
-from models.movie_post_production.flops import cost_table, still_blocks
-from models.movie_post_production.network import build_network
+from stagecoach.models.movie_post_production.config import SIZES, ImageConfig
+from stagecoach.models.movie_post_production.flops import cost_table, still_blocks
+from stagecoach.models.movie_post_production.network import build_network
 from tests.models.movie_post_production.inputs import make_inputs, make_network, open_gates
 
 BOXES = [[[0.0, 0.0, 0.5, 0.5], [0.25, 0.25, 0.75, 0.75], [0.5, 0.0, 1.0, 0.5]]]
@@ -19,26 +19,55 @@ def meta_inputs(config):
     where = {"boxes", "valid", "layout_given"}
     instances = {name: value if name in where else value.to("meta") for name, value in inputs["instances"].items()}
     return {name: value if name == "instances" else value.to("meta") for name, value in inputs.items()} | {
-        "instances": instances}
+        "instances": instances
+    }
 
 
 def change(config, **parts):
-    return config.model_copy(update={
-        name: getattr(config, name).model_copy(update=value) for name, value in parts.items()})
+    return config.model_copy(
+        update={name: getattr(config, name).model_copy(update=value) for name, value in parts.items()}
+    )
 
 
 VARIANTS = {
-    "tiny": SIZES["tiny"], "flux-dev": FULL,
-    "published": change(SIZES["tiny"], layout={"second_ff": True}, lora={"targets": (
-        "to_q", "to_k", "to_v", "add_q_proj", "add_k_proj", "add_v_proj", "to_out.0", "to_add_out", "norm1.linear",
-        "norm1_context.linear", "ff.net.2", "ff_context.net.2", "norm.linear", "proj_mlp", "proj_out")}),
-    "seed": change(SIZES["tiny"], lora={"scope": "global", "targets": ("to_q", "to_k", "to_v")},
-                   modulation={"space": "scalar12"}, feedback={"kind": "full"}),
+    "tiny": SIZES["tiny"],
+    "flux-dev": FULL,
+    "published": change(
+        SIZES["tiny"],
+        layout={"second_ff": True},
+        lora={
+            "targets": (
+                "to_q",
+                "to_k",
+                "to_v",
+                "add_q_proj",
+                "add_k_proj",
+                "add_v_proj",
+                "to_out.0",
+                "to_add_out",
+                "norm1.linear",
+                "norm1_context.linear",
+                "ff.net.2",
+                "ff_context.net.2",
+                "norm.linear",
+                "proj_mlp",
+                "proj_out",
+            )
+        },
+    ),
+    "seed": change(
+        SIZES["tiny"],
+        lora={"scope": "global", "targets": ("to_q", "to_k", "to_v")},
+        modulation={"space": "scalar12"},
+        feedback={"kind": "full"},
+    ),
 }
 
 
-@pytest.mark.parametrize(("variant", "stage"), [("flux-dev", 3)] + [
-    (variant, stage) for variant in ("tiny", "published", "seed") for stage in (1, 2, 3)])
+@pytest.mark.parametrize(
+    ("variant", "stage"),
+    [("flux-dev", 3)] + [(variant, stage) for variant in ("tiny", "published", "seed") for stage in (1, 2, 3)],
+)
 def test_forward_is_what_the_flop_counter_counts(variant, stage):
     config = VARIANTS[variant]
     network = build_network(config, stage, "meta")
@@ -48,8 +77,10 @@ def test_forward_is_what_the_flop_counter_counts(variant, stage):
     assert counted == pytest.approx(counter.get_total_flops(), rel=0.01)
 
 
-@pytest.mark.parametrize(("pixels", "forward", "trained", "recomputed"), [
-    (256, 10.3, 21.1, 31.4), (512, 21.5, 44.6, 66.1), (768, 41.9, 89.4, 131.3), (1024, 74.4, 163.6, 238.0)])
+@pytest.mark.parametrize(
+    ("pixels", "forward", "trained", "recomputed"),
+    [(256, 10.3, 21.1, 31.4), (512, 21.5, 44.6, 66.1), (768, 41.9, 89.4, 131.3), (1024, 74.4, 163.6, 238.0)],
+)
 def test_the_backbone_costs_what_the_design_page_computed(pixels, forward, trained, recomputed):
     """Section 6.1, TFLOP; the page's training counts two linear and three attention passes, and one more of each with
     recompute; ours 2.5 times attention in the backward, as flash-attention does."""
@@ -63,8 +94,10 @@ def test_the_backbone_costs_what_the_design_page_computed(pixels, forward, train
 
 def test_parts_cost_what_the_design_page_computed():
     """Section 6.1: a second feed-forward 4.3 TFLOP, segment attention about 0.3 at a cover of 2."""
-    plain, more = ({row.module: row for row in cost_table(config, 2)}
-                   for config in (FULL, change(FULL, layout={"second_ff": True})))
+    plain, more = (
+        {row.module: row for row in cost_table(config, 2)}
+        for config in (FULL, change(FULL, layout={"second_ff": True}))
+    )
     name = "transformer_blocks.layout_branch"
     assert (more[name].linear - plain[name].linear) / 1e12 == pytest.approx(4.3, rel=0.01)
     segments = plain[name].attention + plain[f"single_{name}"].attention
@@ -109,8 +142,12 @@ def test_blocks_before_the_first_trained_module_pay_for_no_gradient():
 
 @pytest.mark.parametrize("stage", [1, 2])
 def test_activation_bytes_are_what_autograd_keeps(stage):
-    config = change(SIZES["tiny"], image={"height": 256, "width": 256}, lora={"rank": 8},
-                    backbone={"heads": 4, "head_dim": 64, "rope_axes": (16, 24, 24)})
+    config = change(
+        SIZES["tiny"],
+        image={"height": 256, "width": 256},
+        lora={"rank": 8},
+        backbone={"heads": 4, "head_dim": 64, "rope_axes": (16, 24, 24)},
+    )
     network = open_gates(make_network(config, stage, torch.bfloat16))
     for parameter in network.parameters():
         if parameter.requires_grad:

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from models.movie_post_production.config import SIZES, MoviePostConfig
-from models.movie_post_production.decode import make_decoder, make_dino
-from models.movie_post_production.family import MoviePostProductionFamily
-from models.movie_post_production.helper_costs import identity_costs
+from stagecoach.models.movie_post_production.config import SIZES, MoviePostConfig
+from stagecoach.models.movie_post_production.family import MoviePostProductionFamily
+from stagecoach.models.movie_post_production.helper_costs import identity_costs
+from stagecoach.models.movie_post_production.identity.decode import make_decoder, make_dino
 
 FAMILY = MoviePostProductionFamily()
 

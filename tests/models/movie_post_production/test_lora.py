@@ -4,31 +4,40 @@ import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
 
-from models.family import LossTerm, Schedule, StageSpec, Trainable
-from models.movie_post_production.base import open_base
-from models.movie_post_production.config import DOUBLE_TARGETS, SINGLE_TARGETS, SIZES, MoviePostConfig
-from models.movie_post_production.lora import lora_layers, lora_state, target_layers, trainable_patterns
+from stagecoach.models.family import LossTerm, Schedule, StageSpec, Trainable
+from stagecoach.models.movie_post_production.base import open_base
+from stagecoach.models.movie_post_production.config import DOUBLE_TARGETS, SINGLE_TARGETS, SIZES, MoviePostConfig
+from stagecoach.models.movie_post_production.lora import lora_layers, lora_state, target_layers, trainable_patterns
+from stagecoach.trainer.freeze import freeze
+from stagecoach.trainer.subset import TrainableSubset
 from tests.models.movie_post_production.inputs import make_inputs, make_network, open_gates
 from tests.models.movie_post_production.test_base import reference
-from trainer.freeze import freeze
-from trainer.subset import TrainableSubset
 
 TINY = SIZES["tiny"]
 
 
 def with_lora(second_ff=False, **lora):
-    return MoviePostConfig.model_validate({**TINY.model_dump(), "lora": {**TINY.lora.model_dump(), **lora},
-                                           "layout": {**TINY.layout.model_dump(), "second_ff": second_ff}})
+    return MoviePostConfig.model_validate(
+        {
+            **TINY.model_dump(),
+            "lora": {**TINY.lora.model_dump(), **lora},
+            "layout": {**TINY.layout.model_dump(), "second_ff": second_ff},
+        }
+    )
 
 
 EVERY = tuple(dict.fromkeys(DOUBLE_TARGETS + SINGLE_TARGETS))
-CONFIGS = {"tiny": TINY, "every target": with_lora(second_ff=True, targets=EVERY),
-           "global": with_lora(scope="global", targets=("to_q", "to_k", "to_v"), alpha=8)}
+CONFIGS = {
+    "tiny": TINY,
+    "every target": with_lora(second_ff=True, targets=EVERY),
+    "global": with_lora(scope="global", targets=("to_q", "to_k", "to_v"), alpha=8),
+}
 
 
 def spec(config, extra=()):
-    return StageSpec(1, "test", tuple(Trainable(p) for p in (*trainable_patterns(config), *extra)),
-                     (LossTerm("fit", Schedule(1.0)),))
+    return StageSpec(
+        1, "test", tuple(Trainable(p) for p in (*trainable_patterns(config), *extra)), (LossTerm("fit", Schedule(1.0)),)
+    )
 
 
 @pytest.mark.parametrize("name", CONFIGS)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from models.layers.flow_matching import add_noise, shift_sigma, velocity
-from models.layers.keyed import rng_keys
-from models.movie_post_production import losses
-from models.movie_post_production.identity import clean_estimate
-from models.movie_post_production.loss_config import FlowMatchingConfig
+from stagecoach.models.common.flow_matching import add_noise, shift_sigma, velocity
+from stagecoach.models.common.keyed import rng_keys
+from stagecoach.models.movie_post_production import losses
+from stagecoach.models.movie_post_production.identity.loss import clean_estimate
+from stagecoach.models.movie_post_production.loss_config import FlowMatchingConfig
 
 
 def keyed(count: int) -> dict:
@@ -18,8 +18,12 @@ def keyed(count: int) -> dict:
 
 def test_the_shift_by_resolution_is_that_of_flux():
     """R1: e^mu of 256, 1024, 2304 and 4096 tokens, and t = 0.5 moved by it."""
-    expected = {256: (1.648721, .622459), 1024: (1.877611, .652489), 2304: (2.331861, .699867),
-                4096: (3.158193, .759511)}
+    expected = {
+        256: (1.648721, 0.622459),
+        1024: (1.877611, 0.652489),
+        2304: (2.331861, 0.699867),
+        4096: (3.158193, 0.759511),
+    }
     for tokens, (shift, half) in expected.items():
         assert losses.resolution_shift(tokens) == pytest.approx(shift, abs=1e-6)
         assert shift_sigma(torch.tensor(0.5), losses.resolution_shift(tokens)).item() == pytest.approx(half, abs=1e-6)
@@ -84,8 +88,8 @@ def test_without_a_prior_its_loss_and_gradient_are_zero():
 def test_the_learning_rate_follows_the_warm_up_and_the_cosine_of_the_recipe():
     """R11 of both profiles' stage 1: 0, 5e-5, 1e-4, 5e-5, 0 at steps 0, 500, 1000, 35500, 70000, counted in optimizer
     steps whatever the world size (D15)."""
-    from trainer.engine import learning_rate
-    from trainer.recipe import StageRecipe
+    from stagecoach.trainer.engine import learning_rate
+    from stagecoach.trainer.recipe import StageRecipe
 
     stage = StageRecipe(steps=70000, global_batch=8, learning_rate=1e-4, warmup_steps=1000, schedule="cosine")
     for step, expected in ((500, 5e-5), (1000, 1e-4), (35500, 5e-5), (70000, 0)):

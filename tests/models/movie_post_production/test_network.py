@@ -4,20 +4,28 @@ import pytest
 import torch
 from torch import nn
 
-from models.family import LossTerm, Schedule, StageSpec, Trainable
-from models.movie_post_production.config import SIZES, LayoutConfig, ModulationConfig, MoviePostConfig
-from models.movie_post_production.lora import trainable_patterns
-from models.movie_post_production.network import build_network
+from stagecoach.models.family import LossTerm, Schedule, StageSpec, Trainable
+from stagecoach.models.movie_post_production.config import SIZES, LayoutConfig, ModulationConfig, MoviePostConfig
+from stagecoach.models.movie_post_production.lora import trainable_patterns
+from stagecoach.models.movie_post_production.network import build_network
+from stagecoach.trainer.activation_checkpointing import apply_activation_checkpointing
+from stagecoach.trainer.freeze import freeze
+from stagecoach.trainer.subset import TrainableSubset, WholeNetwork
 from tests.models.movie_post_production.inputs import BOXES, make_inputs, make_network, open_gates
-from trainer.freeze import freeze
-from trainer.recompute import apply_recompute
-from trainer.subset import TrainableSubset, WholeNetwork
 
 TINY = SIZES["tiny"]
 SCALAR = TINY.model_copy(update={"modulation": ModulationConfig(space="scalar12")})
 DEPTH = TINY.model_copy(update={"layout": LayoutConfig(double_blocks=(0, 3), overlap="depth", second_ff=True)})
-LAYOUT = ("alpha_predictor", "null_references", "instance_encoder", "instance_text", "layout_head",
-          "transformer_blocks.*.layout_out", "single_transformer_blocks.*.layout_out", *trainable_patterns(TINY))
+LAYOUT = (
+    "alpha_predictor",
+    "null_references",
+    "instance_encoder",
+    "instance_text",
+    "layout_head",
+    "transformer_blocks.*.layout_out",
+    "single_transformer_blocks.*.layout_out",
+    *trainable_patterns(TINY),
+)
 MODULATION = ("modulation_head", "transformer_blocks.*.modulation")
 TRAINABLE = {1: LAYOUT, 2: LAYOUT + MODULATION, 3: ("transformer_blocks.*.feedback",)}
 
@@ -133,8 +141,12 @@ def test_layout_is_added_to_the_box_not_put_in_its_place():
 def test_each_layout_block_has_a_map_of_its_own_and_there_is_one_layout_head():
     """D3, D4."""
     network = make_network(TINY, 3)
-    maps = [block.layout_out for kind in (network.transformer_blocks, network.single_transformer_blocks)
-            for block in kind if block.layout_out is not None]
+    maps = [
+        block.layout_out
+        for kind in (network.transformer_blocks, network.single_transformer_blocks)
+        for block in kind
+        if block.layout_out is not None
+    ]
     assert len({id(m.weight) for m in maps}) == len(maps) == 3
     assert [name for name, _ in network.named_modules() if name.endswith("layout_head")] == ["layout_head"]
 
@@ -150,12 +162,13 @@ def test_no_parameter_comes_or_changes_shape_with_use_or_stage():
 
 
 @pytest.mark.parametrize("stage", [1, 3])
-@pytest.mark.parametrize("policy", ["block", "selective"])
+@pytest.mark.parametrize("policy", ["full", "selective"])
 def test_recomputation_keeps_less_and_gives_the_same_gradients(stage, policy):
     """D16."""
+
     def run(policy):
         network, inputs, kept = open_gates(make_network(TINY, stage)), make_inputs(TINY), {}
-        assert apply_recompute(network.recompute_units(), policy) == (0 if policy == "none" else 6)
+        assert apply_activation_checkpointing(network.recompute_units(), policy) == (0 if policy == "none" else 6)
 
         def pack(tensor):
             kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
@@ -186,8 +199,11 @@ def test_modules_are_called_as_often_for_any_number_of_references():
         found.append(list(calls))
     assert found[0] == found[1] == found[2]
     assert all(f"transformer_blocks.{i}.layout_out" in found[2] for i in (0, 3))
-    leaves = {name for name, module in network.named_modules()
-              if isinstance(module, nn.Linear) and any(p.requires_grad for p in module.parameters())}
+    leaves = {
+        name
+        for name, module in network.named_modules()
+        if isinstance(module, nn.Linear) and any(p.requires_grad for p in module.parameters())
+    }
     assert leaves <= set(found[2])
 
 
@@ -258,8 +274,15 @@ def test_the_engines_module_owns_all_that_trains(stage):
     assert {id(p) for p in WholeNetwork(network).parameters()} > {id(p) for p in subset.parameters()}
 
 
-@pytest.mark.parametrize("change", [{"double_blocks": [4]}, {"double_blocks": [3, 0]}, {"double_blocks": []},
-                                    {"double_blocks": [0], "single_blocks": []}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"double_blocks": [4]},
+        {"double_blocks": [3, 0]},
+        {"double_blocks": []},
+        {"double_blocks": [0], "single_blocks": []},
+    ],
+)
 def test_layout_blocks_that_are_not_there_are_refused(change):
     with pytest.raises(ValueError, match=r"layout\.(double|single)_blocks is"):
         MoviePostConfig.model_validate({**TINY.model_dump(), "layout": change})

@@ -5,17 +5,18 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from models.movie_post_production.config import MoviePostConfig
-from models.movie_post_production.preview import BLUE, CROP, PANEL_HEIGHT, RED, draw, draw_boxes, preview
+from stagecoach.models.movie_post_production.config import MoviePostConfig
+from stagecoach.models.movie_post_production.preview import BLUE, CROP, PANEL_HEIGHT, RED, draw, draw_boxes, preview
 
 
 @pytest.mark.parametrize("stage", [1, 2])
-def test_ground_truth_and_sample_stand_side_by_side_and_do_not_change_by_themselves(make_network, make_batch, progress,
-                                                                                    stage):
+def test_ground_truth_and_sample_stand_side_by_side_and_do_not_change_by_themselves(
+    make_network, make_batch, progress, stage
+):
     network = make_network(stage)
     found = preview(network, make_batch([0], stage), progress(stage, 0, False))
     again = preview(network, make_batch([0], stage), progress(stage, 90, False))
-    (key, picture), = found.items()
+    ((key, picture),) = found.items()
     assert key == make_batch([0])["key"][0]
     assert picture.dtype == np.uint8
     assert picture.shape[1] >= 2 * PANEL_HEIGHT

@@ -8,15 +8,21 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 
-from models.movie_post_production.metrics import distribution, over
-from models.movie_post_production.sampler import euler, sigmas
+from stagecoach.models.movie_post_production.metrics import distribution, over
+from stagecoach.models.movie_post_production.sampler import euler, sigmas
 
 
 @pytest.mark.parametrize(("steps", "tokens"), [(28, 4096), (28, 1024), (4, 16)])
 def test_levels_are_those_of_the_librarys_pipeline(steps, tokens):
     """D19: shifted, not linear; as FluxPipeline sets them."""
-    scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True, base_shift=0.5, max_shift=1.15,
-                                                base_image_seq_len=256, max_image_seq_len=4096)
+    scheduler = FlowMatchEulerDiscreteScheduler(
+        shift=3.0,
+        use_dynamic_shifting=True,
+        base_shift=0.5,
+        max_shift=1.15,
+        base_image_seq_len=256,
+        max_image_seq_len=4096,
+    )
     mu = calculate_shift(tokens, 256, 4096, 0.5, 1.15)
     scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps), mu=mu)
     assert torch.allclose(sigmas(steps, tokens), scheduler.sigmas.float(), atol=1e-6)
@@ -41,6 +47,8 @@ def test_metrics_are_sums_and_counts_over_what_is_valid():
     values, mask = torch.tensor([[0.1, 0.9, torch.nan]]), torch.tensor([[True, True, False]])
     assert [x.item() for x in over(values, mask)] == [pytest.approx(1.0), 2]
     parts = distribution("alpha_distribution", values, mask)
-    assert list(parts) == [f"alpha_distribution/{a}-{b}" for a, b in (
-        ("0.0", "0.2"), ("0.2", "0.4"), ("0.4", "0.6"), ("0.6", "0.8"), ("0.8", "1.0"))]
+    assert list(parts) == [
+        f"alpha_distribution/{a}-{b}"
+        for a, b in (("0.0", "0.2"), ("0.2", "0.4"), ("0.4", "0.6"), ("0.6", "0.8"), ("0.8", "1.0"))
+    ]
     assert [x.item() for x, _ in parts.values()] == [1, 0, 0, 0, 1]

@@ -5,18 +5,21 @@ from __future__ import annotations
 import pytest
 import torch
 
-import models
-from models.movie_post_production.config import MoviePostConfig
-from models.movie_post_production.stages import identity_weight, make_stages
-from trainer.adapter import trained_before
-from trainer.freeze import freeze_table, trainable_names
-from trainer.recipe import load_recipe
+from stagecoach import models
+from stagecoach.models.movie_post_production.config import MoviePostConfig
+from stagecoach.models.movie_post_production.stages import identity_weight, make_stages
+from stagecoach.trainer.adapter import trained_before
+from stagecoach.trainer.freeze import freeze_table, trainable_names
+from stagecoach.trainer.recipe import load_recipe
 
 
 @pytest.fixture(autouse=True)
 def registered(monkeypatch):
-    monkeypatch.setitem(models.FAMILIES, "movie_post_production",
-                        "models.movie_post_production.family:MoviePostProductionFamily")
+    monkeypatch.setitem(
+        models.FAMILIES,
+        "movie_post_production",
+        "stagecoach.models.movie_post_production.family:MoviePostProductionFamily",
+    )
 
 
 def rows(network, spec) -> set[str]:
@@ -28,8 +31,15 @@ def test_each_stage_trains_what_the_matrix_says(config, make_network):
     specs = make_stages(config)
     names = {spec.index: set(trainable_names(make_network(spec.index), spec)) for spec in specs}
     tops = {stage: {name.split(".")[0] for name in found} for stage, found in names.items()}
-    layout = {"alpha_predictor", "null_references", "instance_encoder", "instance_text", "layout_head",
-              "transformer_blocks", "single_transformer_blocks"}
+    layout = {
+        "alpha_predictor",
+        "null_references",
+        "instance_encoder",
+        "instance_text",
+        "layout_head",
+        "transformer_blocks",
+        "single_transformer_blocks",
+    }
     assert tops == {1: layout, 2: layout | {"modulation_head"}, 3: {"transformer_blocks"}}
     assert names[1] < names[2]
     assert {name.split(".")[2] for name in names[3]} == {"feedback"}
@@ -54,7 +64,7 @@ def test_the_same_adapters_start_at_the_same_values_in_every_stage(make_network)
     assert all(parameter.equal(third[name]) for name, parameter in first.items())
 
 
-@pytest.mark.parametrize("profile", ["sound", "seed"])
+@pytest.mark.parametrize("profile", ["default", "reference"])
 def test_steps_rates_and_batches_are_the_guides_in_both_profiles(profile):
     """D13: each stage counts from 0 to its own number of steps; D23: one recipe says it all."""
     recipe = load_recipe(family="movie_post_production", profile=profile)
@@ -64,19 +74,24 @@ def test_steps_rates_and_batches_are_the_guides_in_both_profiles(profile):
     assert [stages[i].warmup_steps for i in (1, 2, 3)] == [1000, 2000, 500]
     assert {stage.schedule for stage in stages.values()} == {"cosine"}
     assert {stage.global_batch for stage in stages.values()} == {8}
-    assert {stage.checkpoint_every for stage in stages.values()} == {1000 if profile == "sound" else 100}
+    assert {stage.checkpoint_every for stage in stages.values()} == {1000 if profile == "default" else 100}
     config = recipe.family_config(2)
     assert config.lora.rank == 128
     weights = {term.name: term.weight.end or term.weight.start for term in recipe.stage_spec(2).losses}
-    assert weights == {"flow_matching": 1, "in_box": 0, "dino_identity": 10,
-                       "alpha_prior": 0.01 if profile == "sound" else 0}
+    assert weights == {
+        "flow_matching": 1,
+        "in_box": 0,
+        "dino_identity": 10,
+        "alpha_prior": 0.01 if profile == "default" else 0,
+    }
     assert "dino_identity" not in {term.name for term in recipe.stage_spec(1).losses}
 
 
 def test_profiles_differ_where_the_page_says_that_the_seed_is_unsound():
     """D19."""
-    sound, seed = (load_recipe(family="movie_post_production", profile=name).family_config(2)
-                   for name in ("sound", "seed"))
+    sound, seed = (
+        load_recipe(family="movie_post_production", profile=name).family_config(2) for name in ("default", "reference")
+    )
     assert (sound.losses.flow_matching.guidance, seed.losses.flow_matching.guidance) == (1.0, 3.5)
     assert (sound.losses.flow_matching.t_sampling, seed.losses.flow_matching.t_sampling) == ("logit_normal", "uniform")
     assert (sound.lora.scope, seed.lora.scope) == ("layout_branch", "global")
@@ -101,7 +116,7 @@ def test_the_identity_weight_rises_and_may_start_whole(config, progress):
     assert identity_weight(MoviePostConfig.model_validate(values)).at(progress(2, 0)) == 10
 
 
-@pytest.mark.parametrize("profile", ["sound", "seed"])
+@pytest.mark.parametrize("profile", ["default", "reference"])
 def test_full_size_networks_train_what_is_declared(profile):
     """On the meta device; every pattern names a module, none is claimed twice."""
     recipe = load_recipe(family="movie_post_production", profile=profile)

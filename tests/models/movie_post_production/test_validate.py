@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from models.movie_post_production.instances import make_instances
-from models.movie_post_production.validate import swapped_references, validate
+from stagecoach.models.movie_post_production.layout.instances import make_instances
+from stagecoach.models.movie_post_production.validate import swapped_references, validate
 
 ERRORS = ("val_flow_loss", "val_in_box_error", "val_in_box_colour_error")
 

@@ -9,11 +9,10 @@ import pytest
 import torch
 import yaml
 
-from models import FAMILIES
-from models.family import ModuleCost
-from tests.toy import ToyConfig, ToyFamily
-from trainer.planning import planner
-from trainer.planning.planner import (
+from stagecoach.models import FAMILIES
+from stagecoach.models.family import ModuleCost
+from stagecoach.trainer.planning import planner
+from stagecoach.trainer.planning.planner import (
     Cluster,
     Sizes,
     activation_bytes,
@@ -23,7 +22,8 @@ from trainer.planning.planner import (
     state_bytes,
     traffic_bytes,
 )
-from trainer.recipe import Recipe, read_ds_config
+from stagecoach.trainer.recipe import Recipe, read_ds_config
+from tests.toy import ToyConfig, ToyFamily
 
 SEED = Sizes(trained=956_000_000, frozen=1_420_000_000, frozen_bytes=2_840_000_000, width=2)
 
@@ -51,8 +51,13 @@ def test_a_plan_counts_the_parameters_of_the_network_and_of_each_module():
     total = sum(p.numel() for p in network.parameters())
     assert (found["trainable"], found["frozen"]) == (total - frozen, frozen)
     second = sum(p.numel() for layer in network.layers for p in layer.second.parameters())
-    assert found["modules"]["layers.*.second"] == {"modules": 2, "trainable": second, "frozen": 0, "lr_scale": 0.5,
-                                                    "opens": 0.0}
+    assert found["modules"]["layers.*.second"] == {
+        "modules": 2,
+        "trainable": second,
+        "frozen": 0,
+        "lr_scale": 0.5,
+        "start_fraction": 0.0,
+    }
     assert sum(row["frozen"] for row in found["modules"].values()) == frozen
     assert (found["gpus"], found["micro_batch"], found["accumulation"]) == (4, 2, 1)
 
@@ -71,7 +76,7 @@ def test_states_are_those_of_the_published_estimate_for_wan_1_3b():
     assert sum(state_bytes(SEED, 1, "replicate", 64, in_fp32).values()) / 2**30 == pytest.approx(9.9, abs=0.06)
     parts = state_bytes(SEED, 3, "shard", 64, {"zero_optimization": {"stage": 3}})
     assert parts["frozen"] + parts["trainable"] == pytest.approx(2 * 2.376e9 / 64)
-    assert parts["masters_and_adam"] == pytest.approx(12 * 0.956e9 / 64)
+    assert parts["master_weights_and_adam"] == pytest.approx(12 * 0.956e9 / 64)
 
 
 def test_traffic_is_that_of_the_published_estimate():
@@ -90,17 +95,18 @@ def test_traffic_is_that_of_the_published_estimate():
 def test_offload_takes_masters_off_the_gpu_and_hpz_adds_a_copy_to_it():
     plain = state_bytes(SEED, 3, "replicate", 8, ds_config(3))
     offloaded = state_bytes(SEED, 3, "replicate", 8, ds_config(3, offload_optimizer={"device": "cpu"}))
-    assert plain["masters_and_adam"] == 12 * SEED.trained / 8
-    assert offloaded["masters_and_adam"] == 0
+    assert plain["master_weights_and_adam"] == 12 * SEED.trained / 8
+    assert offloaded["master_weights_and_adam"] == 0
     secondary = state_bytes(SEED, 3, "replicate", 64, ds_config(3, zero_hpz_partition_size=8))
     assert secondary["gathered"] - state_bytes(SEED, 3, "replicate", 64, ds_config(3))["gathered"] == 2 * 956e6 / 8
 
 
-COSTS = [ModuleCost("stem", 10.0, 4.0, "still"),
-         ModuleCost("layers.first", 100.0, 40.0, "trained", activation_bytes=80.0, boundary_bytes=4.0,
-                    attention_bytes=6.0),
-         ModuleCost("layers.frozen", 20.0, 8.0, "passed", activation_bytes=10.0),
-         ModuleCost("head", 7.0, 0.0, "trained", head=True, activation_bytes=3.0, boundary_bytes=2.0)]
+COSTS = [
+    ModuleCost("stem", 10.0, 4.0, "still"),
+    ModuleCost("layers.first", 100.0, 40.0, "trained", activation_bytes=80.0, boundary_bytes=4.0, attention_bytes=6.0),
+    ModuleCost("layers.frozen", 20.0, 8.0, "passed", activation_bytes=10.0),
+    ModuleCost("head", 7.0, 0.0, "trained", head=True, activation_bytes=3.0, boundary_bytes=2.0),
+]
 
 
 def test_flops_split_into_linear_attention_and_heads_and_add_what_each_policy_recomputes():
@@ -108,7 +114,7 @@ def test_flops_split_into_linear_attention_and_heads_and_add_what_each_policy_re
     assert found["forward_parts"] == {"linear": 130.0, "attention": 52.0, "heads": 7.0}
     assert found["training_parts"] == {"linear": 10 + 300 + 40.0, "attention": 4 + 140 + 28.0, "heads": 21.0}
     assert found["training"] == sum(c.forward + c.backward for c in COSTS) == sum(found["training_parts"].values())
-    assert found["by_recompute"] == {"none": 543.0, "selective": 663.0, "block": 711.0}
+    assert found["by_activation_checkpointing"] == {"none": 543.0, "selective": 663.0, "full": 711.0}
 
 
 def test_recompute_keeps_the_inputs_of_all_units_and_everything_of_one():
@@ -116,12 +122,17 @@ def test_recompute_keeps_the_inputs_of_all_units_and_everything_of_one():
     units = recompute_units(network, ToyFamily().recompute_units(network))
     assert units == {"layers": 2}
     # One of two layers is half of 90 bytes; the head is no unit, so it keeps its 3.
-    assert activation_bytes(COSTS, units) == {"none": 93.0, "block": 45 + 4 + 3.0, "selective": 45 + 4 + 3 + 6.0}
+    assert activation_bytes(COSTS, units) == {"none": 93.0, "full": 45 + 4 + 3.0, "selective": 45 + 4 + 3 + 6.0}
 
 
 def option(zero, seconds, fits=True, total=10e9):
-    return {"zero": zero, "frozen": "replicate", "step_seconds": seconds, "fits": fits,
-            "memory_bytes": {"total": total, "activations": 2e9}}
+    return {
+        "zero": zero,
+        "frozen": "replicate",
+        "step_seconds": seconds,
+        "fits": fits,
+        "memory_bytes": {"total": total, "activations": 2e9},
+    }
 
 
 def test_the_advice_names_the_fastest_that_fits_and_by_how_much():
@@ -152,5 +163,7 @@ def test_sharing_among_more_gpus_or_sharding_the_frozen_weights_makes_each_hold_
     def stage(gpus=4, **changes):
         return planner.plan(Recipe.model_validate(toy_values(**changes)), Cluster(gpus=gpus))["stages"]["1"]
 
-    assert stage(8)["memory_bytes"]["masters_and_adam"] == stage(4)["memory_bytes"]["masters_and_adam"] / 2
+    assert (
+        stage(8)["memory_bytes"]["master_weights_and_adam"] == stage(4)["memory_bytes"]["master_weights_and_adam"] / 2
+    )
     assert stage(4)["memory_bytes"]["frozen"] > stage(4, frozen="shard")["memory_bytes"]["frozen"]

@@ -9,12 +9,12 @@ from collections import namedtuple
 import pytest
 import torch
 
-from models import FAMILIES
+from stagecoach.models import FAMILIES
+from stagecoach.trainer.planning import preflight as module
+from stagecoach.trainer.planning.preflight import preflight, requirements
+from stagecoach.trainer.recipe import ROOT, load_recipe
 from tests.toy import ToyFamily, write_toy_shards
 from tests.trainer.finished import damage, finish_stage_one, toy_recipe_file
-from trainer.planning import preflight as module
-from trainer.planning.preflight import preflight, requirements
-from trainer.recipe import ROOT, load_recipe
 
 
 @pytest.fixture(autouse=True)
@@ -63,11 +63,11 @@ def test_with_json_standard_output_is_one_object_and_a_failure_exits_with_1(tmp_
 
 
 def test_a_wrong_recipe_is_a_failed_check_too(tmp_path, monkeypatch, capfd):
-    file = toy_recipe_file(tmp_path / "toy.yaml", tmp_path / "run", tmp_path, recompte="none")
+    file = toy_recipe_file(tmp_path / "toy.yaml", tmp_path / "run", tmp_path, activation_checkpoint="none")
     monkeypatch.setattr(sys, "argv", ["verify.py", "--recipe", str(file), "--json"])
     assert module.main("") == 1
     (only,) = json.loads(capfd.readouterr().out)["checks"]
-    assert only["message"].endswith("unknown key recompte; did you mean 'recompute'?")
+    assert only["message"].endswith("unknown key activation_checkpoint; did you mean 'activation_checkpointing'?")
 
 
 def test_a_damaged_tar_is_found_with_full_and_named(tmp_path, shards):
@@ -135,7 +135,8 @@ def test_base_weights_are_looked_at_by_the_family(tmp_path, shards, monkeypatch)
 
     monkeypatch.setattr(ToyFamily, "check_base", look)
     assert failed(check(recipe_of(tmp_path, shards))) == {
-        "base weights": "base/model.safetensors: 3 names not in the model"}
+        "base weights": "base/model.safetensors: 3 names not in the model"
+    }
 
 
 def test_versions_are_held_against_setup_py(monkeypatch):

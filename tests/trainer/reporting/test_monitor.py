@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from trainer.recipe import Recipe, load_recipe
-from trainer.reporting.monitor import Monitor, read_run_record
-from trainer.reporting.sinks import read_metrics
+from stagecoach.trainer.recipe import Recipe, load_recipe
+from stagecoach.trainer.reporting.monitor import Monitor, read_run_record
+from stagecoach.trainer.reporting.sinks import read_metrics
 
 
 @pytest.fixture

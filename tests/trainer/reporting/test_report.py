@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from trainer.reporting.chart import HEIGHT, POINTS, WIDTH, Series, line_chart, thinned
-from trainer.reporting.report import EMBED_BYTES, chart_groups, write_report
+from stagecoach.trainer.reporting.chart import HEIGHT, POINTS, WIDTH, Series, line_chart, thinned
+from stagecoach.trainer.reporting.report import EMBED_BYTES, chart_groups, write_report
 
 VOID = {"meta", "img", "br"}
 
@@ -49,23 +49,58 @@ def run(tmp_path: Path) -> Path:
     records = []
     for step in range(0, 101, 10):
         part = step / 100
-        records.append({"stage": 1, "step": step, "time": 0.0, "loss": 2 - part, "depth_loss": 0.5 - 0.45 * part,
-                        "step_seconds": 0.1})
+        records.append(
+            {
+                "stage": 1,
+                "step": step,
+                "time": 0.0,
+                "loss": 2 - part,
+                "depth_loss": 0.5 - 0.45 * part,
+                "step_seconds": 0.1,
+            }
+        )
         if step % 50 == 0:
-            records.append({"stage": 1, "step": step, "time": 0.0, "val_depth_error": 0.9 - 0.6 * part,
-                            "val_depth_error_withheld": 0.95 - 0.5 * part, "val_depth_error_baseline": 0.4,
-                            "val_camera_error": 0.5, "val_camera_error_baseline": 0.3})
+            records.append(
+                {
+                    "stage": 1,
+                    "step": step,
+                    "time": 0.0,
+                    "val_depth_error": 0.9 - 0.6 * part,
+                    "val_depth_error_withheld": 0.95 - 0.5 * part,
+                    "val_depth_error_baseline": 0.4,
+                    "val_camera_error": 0.5,
+                    "val_camera_error_baseline": 0.3,
+                }
+            )
     records.append({"stage": 2, "step": 10, "time": 0.0, "loss": None, "diffusion_loss": 1.25})
     folder.mkdir()
     (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     module = {"pattern": "irg.*.geo_block", "modules": 4, "parameters": 1234567, "lr_scale": 0.5}
-    (folder / "run.json").write_text(json.dumps({
-        "starts": [{"time": "2025-01-01T00:00:00+00:00", "stage": 1, "step": 0, "host": "node<1>", "world_size": 2,
-                    "argv": ["launch/stage1.py", "--set", "a=<b>"], "versions": {"torch": "2.13.0"},
-                    "commit": "c" * 40}],
-        "stage1": {"name": "latent bridging", "modules": [module, module | {"lr_scale": None}], "trainable": 1234567,
-                   "frozen": 1234567, "exits": [{"metric": "depth_loss", "below": 0.1},
-                                                {"metric": "camera_loss", "below": 0.05}]}}))
+    (folder / "run.json").write_text(
+        json.dumps(
+            {
+                "starts": [
+                    {
+                        "time": "2025-01-01T00:00:00+00:00",
+                        "stage": 1,
+                        "step": 0,
+                        "host": "node<1>",
+                        "world_size": 2,
+                        "argv": ["launch/stage1.py", "--set", "a=<b>"],
+                        "versions": {"torch": "2.13.0"},
+                        "commit": "c" * 40,
+                    }
+                ],
+                "stage1": {
+                    "name": "latent bridging",
+                    "modules": [module, module | {"lr_scale": None}],
+                    "trainable": 1234567,
+                    "frozen": 1234567,
+                    "exits": [{"metric": "depth_loss", "below": 0.1}, {"metric": "camera_loss", "below": 0.05}],
+                },
+            }
+        )
+    )
     return folder
 
 
@@ -129,8 +164,11 @@ def test_the_newest_pictures_are_inside_and_large_ones_are_linked(run):
     Image.fromarray(noise).save(run / "previews/stage1/step_100/large.png")
     assert (run / "previews/stage1/step_100/large.png").stat().st_size > EMBED_BYTES
     write_report(run)
-    sources = {attributes["alt"]: attributes["src"]
-               for tag, attributes in Checked((run / "report.html").read_text()).tags if tag == "img"}
+    sources = {
+        attributes["alt"]: attributes["src"]
+        for tag, attributes in Checked((run / "report.html").read_text()).tags
+        if tag == "img"
+    }
     assert set(sources) == {"new", "large"}
     assert sources["new"].startswith("data:image/png;base64,")
     assert sources["large"] == "previews/stage1/step_100/large.png"
@@ -149,12 +187,17 @@ def test_a_folder_without_metrics_is_named(tmp_path):
 
 def test_names_share_a_chart_by_their_beginning():
     names = ["loss/depth", "camera_loss_given", "camera_loss", "loss", "camera_loss_withheld", "camera"]
-    assert chart_groups(names) == {"loss/depth": ["loss/depth"], "loss": ["loss"],
-                                   "camera": ["camera", "camera_loss", "camera_loss_given", "camera_loss_withheld"]}
+    assert chart_groups(names) == {
+        "loss/depth": ["loss/depth"],
+        "loss": ["loss"],
+        "camera": ["camera", "camera_loss", "camera_loss_given", "camera_loss_withheld"],
+    }
 
 
-@given(st.lists(st.floats(allow_nan=True, allow_infinity=True, width=32), min_size=1, max_size=40),
-       st.lists(st.floats(-1e6, 1e6), max_size=2))
+@given(
+    st.lists(st.floats(allow_nan=True, allow_infinity=True, width=32), min_size=1, max_size=40),
+    st.lists(st.floats(-1e6, 1e6), max_size=2),
+)
 def test_any_curve_makes_a_chart_whose_lines_stay_inside(values, levels):
     chart = line_chart([Series("a<b", list(enumerate(values)))], [("level", level) for level in levels])
     found = re.search(r"<svg.*</svg>", chart)

@@ -1,0 +1,153 @@
+"""A tar from its first byte to its last in one pass: its samples, its sha256, and whether it really ends."""
+
+from __future__ import annotations
+
+import os
+import re
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import BinaryIO
+
+from stagecoach.data.files import DamagedError
+from stagecoach.data.format.checksum import crc32
+
+NAME = re.compile(r"(?P<key>(?:.*/|)[^./]+)\.(?P<member>[^/]*)", re.DOTALL)
+"""``<folders>/<key>.<member>``; the key ends at the first dot of the base name."""
+
+META = re.compile(r"__[^/]*__($|/)")
+CHUNK = 1 << 20
+
+
+@dataclass(frozen=True)
+class TarSample:
+    """Neighbouring members of one key: name without the key -> (offset of the data in the tar, data)."""
+
+    key: str
+    members: dict[str, tuple[int, bytes]]
+
+    def places(self) -> dict[str, list[int]]:
+        """Offset, size and crc32 by member, as an index has them."""
+        return {name: [offset, len(data), crc32(data)] for name, (offset, data) in self.members.items()}
+
+
+class TarWalk:
+    """Iterating gives the samples of an uncompressed tar in its order, each once, and holds one at a time.
+
+    Names are split as webdataset splits them; what it passes over (folders, links, names without an extension,
+    ``__meta__`` files) is passed over. Raises ``DamagedError`` naming the tar where it cannot be read to its end mark,
+    where something follows the mark, and where the members of a sample are not neighbours or come twice.
+
+    A context manager. ``digest()`` reads what is left, also after a failure, and returns the sha256 of the whole file.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+
+    def __enter__(self) -> TarWalk:
+        try:
+            self._handle = open(self.path, "rb", buffering=CHUNK)
+        except OSError as error:
+            raise DamagedError(
+                f"{self.path}: cannot be opened ({error.strerror}), expected a tar; copy it again or "
+                f"run build_shards.py repair"
+            ) from error
+        self._file = _Hashed(self._handle)
+        self.bytes = self._file.size
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._handle.close()
+
+    def digest(self) -> str:
+        try:
+            self._file.seek(self.bytes)
+        except OSError as error:
+            raise DamagedError(
+                f"{self.path}: cannot be read behind byte {self._file.tell()} ({error.strerror}), "
+                f"expected {self.bytes} bytes; copy or build it again"
+            ) from error
+        return self._file.hash.hexdigest()
+
+    def __iter__(self) -> Iterator[TarSample]:
+        seen: set[str] = set()
+        current: TarSample | None = None
+        for name, offset, data in self._members():
+            found = NAME.fullmatch(name)
+            if found is None or META.match(name):
+                continue
+            key, member = found["key"], found["member"]
+            if current is None or key != current.key:
+                if current is not None:
+                    yield current
+                if key in seen:
+                    raise DamagedError(
+                        f"{self.path}: the members of sample {key!r} are not side by side; write the "
+                        f"tar again sorted by name"
+                    )
+                seen.add(key)
+                current = TarSample(key, {})
+            if member in current.members:
+                raise DamagedError(
+                    f"{self.path}: sample {key!r} has {member!r} twice, expected each member once; write the tar again"
+                )
+            current.members[member] = (offset, data)
+        if current is not None:
+            yield current
+
+    def _members(self) -> Iterator[tuple[str, int, bytes]]:
+        last = "the start"
+        try:
+            with tarfile.open(fileobj=self._file, mode="r:") as tar:
+                while (info := tar.next()) is not None:
+                    tar.members.clear()  # tarfile remembers all headers otherwise
+                    if not info.isfile():
+                        continue
+                    if info.issparse() or not 0 <= info.size <= self.bytes - info.offset_data:
+                        raise tarfile.ReadError(f"member {info.name!r} of {info.size} bytes does not lie in the file")
+                    self._file.seek(info.offset_data)
+                    yield info.name, info.offset_data, self._file.read(info.size)
+                    last = repr(info.name)
+            # tarfile takes a damaged header in the middle for the end; the real end is marked by two blocks of zeros.
+            rest, zeros = self._file.last, bytes(tarfile.BLOCKSIZE)
+            marked = rest == zeros and self._file.read(tarfile.BLOCKSIZE) == zeros
+            clean = marked and all(not any(rest) for rest in iter(lambda: self._file.read(CHUNK), b""))
+        except (OSError, EOFError, OverflowError, tarfile.TarError, ValueError) as error:
+            raise DamagedError(
+                f"{self.path}: not a readable, uncompressed tar behind {last} ({error}); build or copy "
+                f"it again, or run build_shards.py repair"
+            ) from error
+        if not clean:
+            what = "something follows the end mark" if marked else "no end mark"
+            raise DamagedError(
+                f"{self.path}: {what} behind {last} at byte {tar.offset} of {self.bytes}, expected two "
+                f"blocks of zeros and nothing else; it was cut, damaged or joined, copy or write it "
+                f"again"
+            )
+
+
+class _Hashed:
+    """A file that is only read forwards, and hashed on the way."""
+
+    def __init__(self, handle: BinaryIO) -> None:
+        self._handle, self._place = handle, 0
+        self.size = os.fstat(handle.fileno()).st_size
+        self.hash, self.last = sha256(), b""
+
+    def tell(self) -> int:
+        return self._place
+
+    def read(self, size: int) -> bytes:
+        # A damaged header may tell of any size: no more is asked for than there is.
+        self.last = self._handle.read(max(min(size, self.size - self._place), 0))
+        self._place += len(self.last)
+        self.hash.update(self.last)
+        return self.last
+
+    def seek(self, place: int) -> None:
+        if place < self._place:
+            raise OSError(f"byte {place} comes before {self._place}, which was read")
+        while self._place < place and self.read(min(place - self._place, CHUNK)):
+            pass

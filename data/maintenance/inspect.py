@@ -1,0 +1,73 @@
+"""What is in a set of shards: counts, bytes, and how sizes and lengths are spread."""
+
+from __future__ import annotations
+
+from collections import Counter
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stagecoach.data.format.index import read_index
+from stagecoach.data.format.shards import read_manifest
+from stagecoach.data.maintenance.check import built_schema, find_sets
+from stagecoach.data.progress import Track, untracked
+
+BINS = 12
+"""Most rows of a histogram."""
+
+
+def inspect(directory: Path, track: Track = untracked) -> dict[str, dict[str, Any]]:
+    """By split: schema, counts, bytes by field, histograms of the bytes of a sample and of each named dimension of the
+    schema, encoders, fingerprint. Read from manifest and indices alone. Raises ``DamagedError`` naming a bad one."""
+    return {name: _inspect(path, track) for name, path in find_sets(directory).items()}
+
+
+def _inspect(path: Path, track: Track) -> dict[str, Any]:
+    manifest = read_manifest(path)
+    schema = built_schema(manifest)
+    fields: Counter[str] = Counter()
+    weights: Counter[int] = Counter()
+    sizes: dict[str, Counter[int]] = {dim: Counter() for dim in schema.dims}
+    for entry in track(manifest.shards, f"reading {path.name}", len(manifest.shards)):
+        index = read_index(path, entry)
+        for row in index["samples"]:
+            for member, (_, size, _) in row["members"].items():
+                fields[member.partition(".")[0]] += size
+            weights[sum(size for _, size, _ in row["members"].values())] += 1
+            for dim, size in zip(index.get("dims", ()), row.get("sizes", ()), strict=True):
+                if size is not None and dim in sizes:
+                    sizes[dim][size] += 1
+    return {
+        "schema": schema.name,
+        "version": schema.version,
+        "samples": sum(entry["samples"] for entry in manifest.shards),
+        "shards": len(manifest.shards),
+        "bytes": sum(entry["bytes"] for entry in manifest.shards),
+        "field_bytes": dict(sorted(fields.items())),
+        "sample_bytes": histogram(weights),
+        "dims": {dim: histogram(counts) for dim, counts in sizes.items()},
+        "encoders": manifest.encoders,
+        "heads": manifest.heads,
+        "dropped": manifest.dropped,
+        "lost": list(manifest.lost),
+        "fingerprint": manifest.fingerprint,
+    }
+
+
+def histogram(counts: Counter[int]) -> dict[str, Any] | None:
+    """``min``, ``mean``, ``max``, and ``bins`` of [low, high, samples], both ends included: one for each size where
+    there are at most ``BINS``, else ``BINS`` of equal width. None for no sample."""
+    if not counts:
+        return None
+    low, high, total = min(counts), max(counts), sum(counts.values())
+    if len(counts) <= BINS:
+        bins = [[size, size, counts[size]] for size in sorted(counts)]
+    else:
+        edges = np.linspace(low, high + 1, BINS + 1).astype(np.int64).tolist()
+        bins = [
+            [first, after - 1, sum(n for size, n in counts.items() if first <= size < after)]
+            for first, after in pairwise(edges)
+        ]
+    return {"min": low, "mean": sum(size * n for size, n in counts.items()) / total, "max": high, "bins": bins}

@@ -1,0 +1,70 @@
+"""What a tar really holds: each sample found by its headers, checked, decoded against the schema."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stagecoach.data.files import DamagedError
+from stagecoach.data.format.decode import decode_sample, has_head
+from stagecoach.data.format.index import Row
+from stagecoach.data.format.schema import SampleSchema, sample_sizes
+from stagecoach.data.format.tar_walk import TarSample, TarWalk
+
+Take = Callable[[str, dict[str, np.ndarray], dict[str, Any]], None]
+"""Given key, arrays and meta of a sample."""
+
+
+@dataclass
+class TarScan:
+    """``rows``: as an index has them, in the order of the tar, of all samples that could be reached. ``bad``: key ->
+    why this sample does not fit the schema (``sizes`` of its row is None). ``error``: why the walk ended early."""
+
+    bytes: int = 0
+    sha256: str = ""
+    error: str | None = None
+    rows: list[Row] = field(default_factory=list)
+    bad: dict[str, str] = field(default_factory=dict)
+
+
+def scan_tar(path: Path, schema: SampleSchema, heads: bool, take: Take | None = None) -> TarScan:
+    """Read a tar once, from end to end, holding one sample at a time; ``take`` is given each that fits the schema.
+    Damage is told, not raised."""
+    found = TarScan()
+    try:
+        with TarWalk(path) as walk:
+            found.bytes = walk.bytes
+            try:
+                for sample in walk:
+                    _look(found, sample, path, schema, heads, take)
+            except DamagedError as error:
+                found.error = str(error)
+            found.sha256 = walk.digest()
+    except DamagedError as error:
+        found.error = str(error)
+    return found
+
+
+def _look(found: TarScan, sample: TarSample, path: Path, schema: SampleSchema, heads: bool, take: Take | None) -> None:
+    row: Row = {"key": sample.key, "sizes": None, "members": sample.places()}
+    found.rows.append(row)
+    try:
+        data = {name: memoryview(data) for name, (_, data) in sample.members.items()}
+        arrays, meta = decode_sample(schema, data, f"{path}: sample {sample.key!r}", heads)
+    except ValueError as error:
+        found.bad[sample.key] = str(error)
+        return
+    row["sizes"] = sample_sizes(schema, {name: array.shape for name, array in arrays.items()})
+    if take is not None:
+        take(sample.key, arrays, meta)
+
+
+def first_has_head(path: Path) -> bool:
+    """Whether the first sample of a tar begins as our writer begins them. Raises ``DamagedError`` as ``TarWalk``."""
+    with TarWalk(path) as walk:
+        first = next(iter(walk), None)
+    return first is not None and "json" in first.members and has_head(first.members["json"][1])

@@ -1,0 +1,1 @@
+"""CHAMP on Stable Diffusion 1.5: denoising and reference UNets, motion modules, guidance encoders."""

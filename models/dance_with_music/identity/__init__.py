@@ -1,0 +1,1 @@
+"""Identity: face encoder, face tokens, identity attention and loss."""

@@ -1,0 +1,60 @@
+"""Identity adapters: the spatial cross-attentions read the face tokens too, on the level of what they read already
+(StableAnimator, arXiv 2411.17697, section 3.3). Both backbones use them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from stagecoach.models.common.attention import Attend
+from stagecoach.models.dance_with_music.own_layers import OwnLinear
+
+ALIGN_EPS, LARGEST_GAIN = 1e-5, 100.0
+"""Face tokens start at zero, where the published division by 1e-5 alone would let a first gradient overflow fp16."""
+
+
+class IdentityAdapter(nn.Module):
+    """The ``processor`` of a cross-attention: keys and values for the face tokens. They start as copies of that
+    layer's own ``to_k`` and ``to_v`` or from published weights, and are on the meta device until then."""
+
+    def __init__(self, cross_dim: int, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        with torch.device("meta"):
+            self.id_to_k = OwnLinear(cross_dim, width, bias=False)
+            self.id_to_v = OwnLinear(cross_dim, width, bias=False)
+        self.attend = Attend()
+
+    def forward(self, q: Tensor, z: Tensor, tokens: Tensor, scale: float) -> Tensor:
+        """``q`` ``[B F, N, heads, d]``, queries of F frames per sample; ``z`` ``[B F, N, C]``, what they read of the
+        picture; ``tokens`` ``[B, K, D]`` -> ``z`` with ``scale`` times what they read of the face, moved to its mean
+        and standard deviation."""
+        k, v = (layer(tokens).unflatten(-1, (self.heads, -1)) for layer in (self.id_to_k, self.id_to_v))
+        frames = q.shape[0] // tokens.shape[0]
+        face = self.attend(q, over_frames(k, frames), over_frames(v, frames))
+        return z + scale * align(face, z)
+
+
+def align(face: Tensor, picture: Tensor) -> Tensor:
+    """``face`` ``[M, N, C]`` with the mean and the standard deviation that ``picture`` has over (tokens, channels),
+    computed in fp32. A constant ``face`` (zero tokens) becomes the mean."""
+    x, y = face.float(), picture.float()
+    spread = (y.std((1, 2), keepdim=True) / (x.std((1, 2), keepdim=True) + ALIGN_EPS)).clamp_max(LARGEST_GAIN)
+    aligned = (x - x.mean((1, 2), keepdim=True)) * spread + y.mean((1, 2), keepdim=True)
+    return aligned.to(picture.dtype)
+
+
+def over_frames(x: Tensor, frames: int) -> Tensor:
+    """``[B, ...]`` -> ``[B frames, ...]``, each sample's entry for each of its frames; a view where B is 1."""
+    return x.unsqueeze(1).expand(-1, frames, *x.shape[1:]).reshape(-1, *x.shape[1:])
+
+
+def copies(network: nn.Module) -> dict[str, str]:
+    """Name of each ``id_to_k`` and ``id_to_v`` weight -> that of the ``to_k`` or ``to_v`` that it starts from."""
+    found = {}
+    for name, module in network.named_modules():
+        if isinstance(module, IdentityAdapter):
+            for part in ("k", "v"):
+                layer = name.rpartition(".processor")[0]
+                found[f"{name}.id_to_{part}.weight"] = f"{layer}.to_{part}.weight"
+    return found

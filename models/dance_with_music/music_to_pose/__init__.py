@@ -1,0 +1,1 @@
+"""MusicToPose: the network, its heads, beat metrics and ONNX export."""

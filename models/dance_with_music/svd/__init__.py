@@ -1,0 +1,1 @@
+"""StableAnimator on Stable Video Diffusion: its UNet, attention and pose net."""

@@ -1,0 +1,1 @@
+"""Camera conditioning: Plücker rays and camera adapters."""

@@ -1,0 +1,142 @@
+"""Camera control of the 14 B video branch: per-pixel Plücker coordinates to features, features into the
+cross-attention (after AC3D, as in the published FantasyWorld)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from diffusers.models.attention_dispatch import dispatch_attention_fn
+from diffusers.models.transformers.transformer_wan import WanAttention
+from torch import Tensor, nn
+
+from stagecoach.models.fantasy_world.backbone import SplitWanBlock
+from stagecoach.models.fantasy_world.camera.plucker import PLUCKER_CHANNELS, plucker
+from stagecoach.models.fantasy_world.config import PATCH, VAE_SPACE, CameraControlConfig
+from stagecoach.models.fantasy_world.geometry.branch import ZeroLinear
+from stagecoach.models.fantasy_world.rope import Rotation
+
+_TEXT_LENGTH = 512
+"""How diffusers tells the text from the image states in front of it."""
+
+
+class CameraEncoder(nn.Module):
+    """Cameras -> one feature vector per token of the video stream; 0 where the camera is withheld."""
+
+    def __init__(self, config: CameraControlConfig, dim: int) -> None:
+        super().__init__()
+        folded = PLUCKER_CHANNELS * VAE_SPACE**2
+        self.full_rate = nn.Sequential(
+            nn.Conv2d(folded, folded, 1),
+            nn.GroupNorm(2, folded),
+            nn.Conv2d(folded, folded, 1),
+            nn.GroupNorm(2, folded),
+            nn.ReLU(),
+        )
+        self.half_rate = nn.Sequential(nn.Conv2d(folded, 2 * folded, 1), nn.GroupNorm(2, 2 * folded), nn.ReLU())
+        self.patches = nn.Conv2d(2 * folded, dim, PATCH, stride=PATCH)
+        self.mix = nn.Sequential(
+            nn.Linear(dim, dim // 2),
+            nn.LayerNorm(dim // 2),
+            nn.GELU(),
+            nn.Linear(dim // 2, config.features),
+            nn.LayerNorm(config.features),
+        )
+
+    def forward(self, folded: Tensor, given: Tensor) -> Tensor:
+        """``[B, F, 384, H / 8, W / 8]`` and bool ``[B]`` -> ``[B, f h w, features]``."""
+        x = halve_time(per_frame(self.full_rate, folded))
+        x = halve_time(per_frame(self.half_rate, x))
+        x = per_frame(self.patches, x).permute(0, 1, 3, 4, 2).flatten(1, 3)
+        return self.mix(x) * given[:, None, None].to(x.dtype)
+
+
+class CameraAdapter(nn.Module):
+    """What a block adds to its cross-attention's output, before the frozen output projection; 0 at first."""
+
+    def __init__(self, config: CameraControlConfig, dim: int) -> None:
+        super().__init__()
+        self.camera = nn.Linear(config.features, config.features)
+        self.video_in = nn.Linear(dim, config.hidden)
+        self.video_out = nn.Linear(config.hidden, config.features)
+        self.down, self.up = nn.Linear(config.features, config.rank), ZeroLinear(config.rank, dim)
+
+    def forward(self, x: Tensor, features: Tensor) -> Tensor:
+        """``[B, N, d]``, ``[B, N, features]`` -> ``[B, N, d]``."""
+        mixed = self.camera(features) + self.video_out(F.gelu(self.video_in(x)))
+        return self.up(F.relu(self.down(mixed)))
+
+
+class ControlledWanBlock(SplitWanBlock):
+    """A frozen Wan block whose cross-attention an adapter may reach into. It may also be called as a whole."""
+
+    def forward(
+        self,
+        x: Tensor,
+        context: Tensor,
+        projection: Tensor,
+        rotation: Rotation,
+        features: Tensor | None,
+        adapter: CameraAdapter | None,
+    ) -> Tensor:
+        return self.close(*self.open(x, context, projection, rotation, features, adapter))
+
+    def open(
+        self,
+        x: Tensor,
+        context: Tensor,
+        projection: Tensor,
+        rotation: Rotation,
+        features: Tensor | None,
+        adapter: CameraAdapter | None,
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        if adapter is None:
+            return super().open(x, context, projection, rotation)
+        half = self.attention
+        shift, scale, gate, *feed_forward = self.modulation(projection)
+        x = half.self_attention(x, shift, scale, gate, *rotation)
+        normed = half.norm2(x.float()).type_as(x)
+        return x + controlled_cross_attention(half.attn2, normed, context, features, adapter), tuple(feed_forward)
+
+
+def controlled_cross_attention(
+    attn: WanAttention, x: Tensor, context: Tensor, features: Tensor, adapter: CameraAdapter
+) -> Tensor:
+    """diffusers' Wan cross-attention over image and text states, with the adapter between mixing and projection."""
+
+    def attend(key: Tensor, value: Tensor) -> Tensor:
+        q, k, v = (part.unflatten(2, (attn.heads, -1)) for part in (query, key, value))
+        return dispatch_attention_fn(q, k, v, backend=attn.processor._attention_backend).flatten(2)
+
+    image, text = context[:, :-_TEXT_LENGTH], context[:, -_TEXT_LENGTH:]
+    query = attn.norm_q(attn.to_q(x))
+    mixed = attend(attn.norm_k(attn.to_k(text)), attn.to_v(text))
+    if attn.add_k_proj is not None:
+        mixed = mixed + attend(attn.norm_added_k(attn.add_k_proj(image)), attn.add_v_proj(image))
+    mixed = mixed + adapter(mixed, features)
+    for layer in attn.to_out:
+        mixed = layer(mixed)
+    return mixed
+
+
+def fold_plucker(extrinsics: Tensor, intrinsics: Tensor, height: int, width: int, dtype: torch.dtype) -> Tensor:
+    """Plücker coordinates with 8 x 8 pixels folded into channels: ``[B, F, 384, H / 8, W / 8]``. Frame by frame, so
+    that the fp32 picture of one frame is held at a time."""
+    frames = []
+    for frame in range(intrinsics.shape[1]):
+        one = slice(frame, frame + 1)
+        rays = plucker(extrinsics[:, one], intrinsics[:, one], height, width)[:, 0]
+        frames.append(F.pixel_unshuffle(rays.permute(0, 3, 1, 2), VAE_SPACE).to(dtype))
+    return torch.stack(frames, 1)
+
+
+def halve_time(x: Tensor) -> Tensor:
+    """``[B, 2n + 1, ...]`` -> ``[B, n + 1, ...]``: means of neighbours, the first frame by itself. Twice, it groups
+    frames as the Wan VAE does."""
+    if x.shape[1] == 1:
+        return x
+    return torch.cat([x[:, :1], x[:, 1:].unflatten(1, (-1, 2)).mean(2)], 1)
+
+
+def per_frame(layer: nn.Module, x: Tensor) -> Tensor:
+    """Apply a 2-D layer to ``[B, F, C, h, w]``."""
+    return layer(x.flatten(0, 1)).unflatten(0, x.shape[:2])

@@ -1,0 +1,1 @@
+"""The geometry branch: bridge, blocks, and its exchange with the video stream."""

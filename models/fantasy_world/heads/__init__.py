@@ -1,0 +1,1 @@
+"""Heads for depth, points and cameras, and their targets."""

@@ -1,0 +1,1 @@
+"""Identity loss: decoded windows seen by DINOv2."""

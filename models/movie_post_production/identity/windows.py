@@ -1,0 +1,63 @@
+"""Which part of a latent is decoded for a box, and where the box lies in the decoded picture."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from stagecoach.data.movie_post_production.schema import LATENT_STRIDE
+from stagecoach.models.movie_post_production.identity.resize import resize_weights
+
+
+@dataclass(frozen=True)
+class Windows:
+    """``rows`` fp32 ``[B, K, S_h, h]`` and ``columns`` ``[B, K, S_w, w]`` cut the windows out of the latent (see
+    ``resize.resample``). ``boxes`` fp32 ``[B, K, 4]``: x1 y1 x2 y2 of the box in pixels of the decoded window."""
+
+    rows: Tensor
+    columns: Tensor
+    boxes: Tensor
+
+
+def pixel_boxes(boxes: Tensor, height: int, width: int) -> Tensor:
+    """Boxes ``[..., 4]`` in parts of the picture -> whole pixels, fp32: rounded, at least one pixel wide and high, as
+    ``data.movie_post_production.crops.cut`` does."""
+    size = torch.tensor([width, height], dtype=torch.float64, device=boxes.device)
+    low = torch.minimum((boxes[..., :2].double() * size).round(), size - 1)
+    high = torch.maximum((boxes[..., 2:].double() * size).round(), low + 1)
+    return torch.cat([low, high], -1).float()
+
+
+def windows(boxes: Tensor, height: int, width: int, side: int, margin: int) -> Windows:
+    """Windows of ``side`` (or of the latent's ``height`` and ``width``, where these are less) around ``boxes``
+    ``[B, K, 4]`` in parts of the picture, with ``margin`` latents beside the box where the picture has them.
+
+    The window lies on whole latents, and the latent is taken as it is; only where box and margin need a larger one is
+    it made smaller, equally along both axes.
+    """
+    pixels = pixel_boxes(boxes, LATENT_STRIDE * height, LATENT_STRIDE * width).double()
+    size = torch.tensor([width, height], dtype=torch.float64, device=boxes.device)
+    out = size.clamp_max(side)
+    low, high = (pixels[..., :2] / LATENT_STRIDE).floor(), (pixels[..., 2:] / LATENT_STRIDE).ceil()
+    needed = torch.minimum(high - low + 2 * margin, size)
+    reduction = (needed / out).amax(-1, keepdim=True).clamp_min(1)
+    extent = reduction * out
+    # The epsilon undoes the rounding of a quotient that is a whole number.
+    start = ((low + high - extent) / 2 + 1e-6).floor()
+    start = torch.minimum(start.clamp_min(0), size - extent)
+    zero = torch.zeros_like(start[..., 0])
+    columns, rows = (
+        resize_weights(start[..., axis], extent[..., axis], int(out[axis]), int(size[axis]), zero, zero + size[axis])
+        for axis in (0, 1)
+    )
+    inside = (pixels - LATENT_STRIDE * start.repeat(1, 1, 2)) / reduction
+    return Windows(rows, columns, inside.float())
+
+
+def crop_weights(boxes: Tensor, height: int, width: int, out: int) -> tuple[Tensor, Tensor]:
+    """Rows and columns (see ``resize.resample``) that cut ``boxes`` ``[B, K, 4]`` in pixels out of a picture of
+    ``height x width`` and fill a square of side ``out`` with each, whatever its aspect ratio."""
+    x1, y1, x2, y2 = boxes.unbind(-1)
+    return (resize_weights(y1, y2 - y1, out, height, y1, y2), resize_weights(x1, x2 - x1, out, width, x1, x2))

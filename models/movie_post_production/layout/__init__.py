@@ -1,0 +1,1 @@
+"""Layout: which tokens a box covers, instance tokens and Assemble-Attn."""

@@ -1,0 +1,76 @@
+"""What the network is told of a picture's references, made of a batch."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from stagecoach.data.movie_post_production.schema import valid_objects
+from stagecoach.models.common.keyed import keyed_rand
+from stagecoach.models.family import Batch, Progress
+from stagecoach.models.movie_post_production.config import MoviePostConfig
+
+Instances = dict[str, Tensor]
+"""References of B pictures, padded to N >= 1 slots:
+
+- ``boxes`` fp32 ``[B, N, 4]``, x1 y1 x2 y2 as parts of the picture; ``valid`` bool ``[B, N]``; ``depth`` int64
+  ``[B, N]``, codes of ``DEPTH_LABELS``;
+- ``clip`` ``[B, N, Dc]``, ``dino`` ``[B, N, Dd]``, unit vectors of the crops, and ``clip_given``, ``dino_given`` bool
+  ``[B, N]``: where False a learned null stands in;
+- with ``instance.text``: ``text`` ``[B, N, pooled_dim]`` and ``text_given`` bool ``[B, N]``;
+- ``layout_given`` bool ``[B]``: where False the picture is made as if it had no references.
+"""
+
+
+def make_instances(batch: Batch, config: MoviePostConfig, progress: Progress) -> Instances:
+    """The references of a micro-batch. What is withheld is keyed by the sample, and nothing is outside of training.
+
+    A batch without objects gets one empty slot, so that every rank calls the same modules. Raises ``ValueError`` for
+    more objects than ``instance.max_refs`` and for vectors of another width than the recipe's.
+    """
+    own = config.instance
+    boxes = batch["boxes"].float()
+    count = boxes.shape[1]
+    if count > own.max_refs:
+        raise ValueError(
+            f"a picture with {count} objects was given, expected at most instance.max_refs = "
+            f"{own.max_refs}; raise it or build the shards with fewer"
+        )
+    valid = valid_objects(boxes)
+    instances = {
+        "boxes": boxes,
+        "valid": valid,
+        "depth": batch["depth"].long(),
+        "clip": batch["clip"],
+        "dino": batch["dino"],
+    }
+    for name, width in (("clip", own.clip_dim), ("dino", own.dino_dim)):
+        check_width(name, batch[name], width)
+    dropped = _drop(batch, "reference_dropout", own.reference_dropout, progress, own.max_refs)[:, :count]
+    for name in ("clip", "dino"):
+        instances[f"{name}_given"] = (batch[name] != 0).any(-1) & ~dropped
+    if own.text:
+        text = batch.get("object_text")
+        if text is None:
+            text = batch["clip"].new_zeros(*valid.shape, config.backbone.pooled_dim)
+        withheld = _drop(batch, "object_text_dropout", own.text_dropout, progress, own.max_refs)[:, :count]
+        instances["text"], instances["text_given"] = text, (text != 0).any(-1) & ~withheld
+    if count == 0:
+        instances = {name: F.pad(value, (0,) * (2 * value.ndim - 3) + (1,)) for name, value in instances.items()}
+    instances["layout_given"] = ~_drop(batch, "layout_dropout", own.layout_dropout, progress, 1)[:, 0]
+    return instances
+
+
+def check_width(name: str, vectors: Tensor, expected: int) -> None:
+    """Raise ``ValueError`` where reference vectors ``[B, N, D]`` are not ``expected`` wide."""
+    if vectors.shape[-1] != expected:
+        raise ValueError(
+            f"{name} vectors of {vectors.shape[-1]} numbers were given, expected instance.{name}_dim = "
+            f"{expected}; set it to what the shards were built with"
+        )
+
+
+def _drop(batch: Batch, purpose: str, probability: float, progress: Progress, count: int) -> Tensor:
+    """bool ``[B, count]``, True with ``probability``; a sample's draws do not depend on how far it is padded."""
+    drawn = keyed_rand(batch, purpose, (count,)) < probability
+    return drawn & progress.training

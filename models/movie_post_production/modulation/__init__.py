@@ -1,0 +1,1 @@
+"""Identity modulation: per-token offsets of FLUX's AdaLN."""

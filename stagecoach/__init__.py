@@ -1,0 +1,3 @@
+"""Stagecoach: a DeepSpeed trainer for diffusion adapters, in stages."""
+
+__version__ = "0.2.0"

@@ -1,0 +1,59 @@
+"""Samples of unknown origin are counted by every family from their arrays alone."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from stagecoach.data.builders import BUILDERS
+from stagecoach.data.format.schema import DTYPES
+from stagecoach.data.maintenance.indexing import family_schema
+from stagecoach.data.maintenance.recompute_statistics import Counted, StatisticsRecount, merge
+
+BF16_ONE = 0x3F80
+
+
+def arrays_of(schema, value: dict) -> dict[str, np.ndarray]:
+    """Zeros in the sizes of the schema, named dimensions being 3, but for ``value`` by field."""
+    found = {}
+    for spec in schema.fields:
+        shape = tuple(3 if isinstance(dim, str) else dim for dim in spec.shape)
+        found[spec.name] = np.full(shape, value.get(spec.name, 0), DTYPES.get(spec.dtype, np.uint8))
+    return found
+
+
+def numbers(value) -> np.ndarray:
+    return np.concatenate([np.ravel(np.asarray(entry, np.float64)) for entry in value.values()])
+
+
+@pytest.mark.parametrize("family", sorted(BUILDERS))
+def test_parts_add_up_to_the_whole(family):
+    schema = family_schema(family)
+    ones = {"intrinsics": 1, "extrinsics": 1}
+    samples = [(f"s{number}", arrays_of(schema, {**ones, "depth": 1 if number else 0}), {}) for number in range(3)]
+
+    def counted(chosen, without=frozenset()):
+        recount = StatisticsRecount(family, without)
+        for sample in chosen:
+            recount.take(*sample)
+        return recount.result()
+
+    whole = counted(samples)
+    assert whole.problem == ""
+    assert np.isfinite(numbers(whole.values)).all()
+    assert merge([counted(samples[:1]), counted(samples[1:])]) == whole
+    assert counted(samples, frozenset({"s0"})) == counted(samples[1:])
+
+
+def test_bits_of_bf16_are_counted_as_numbers():
+    recount = StatisticsRecount("movie_post_production", frozenset())
+    recount.take("s", arrays_of(family_schema("movie_post_production"), {"latent": BF16_ONE}), {})
+    found = recount.result().values
+    assert found["latent_sum"] == [found["latent_count"]] * 16
+
+
+def test_parts_of_other_sizes_make_no_whole():
+    assert merge([Counted({"a": [1]}, ""), Counted({"a": [1, 2]}, "")]).values is None
+    assert merge([Counted({"a": 1}, ""), Counted(None, "why")]) == Counted(None, "why")
+    assert merge([Counted(None, "")]) == Counted(None, "")
+    assert StatisticsRecount("nobody", frozenset()).result().problem == "no family 'nobody' is known here"
