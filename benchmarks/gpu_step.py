@@ -48,7 +48,7 @@ def measure(recipe: Recipe, index: int, *, plain: bool = False, warmup: int = 3,
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
     backend = resolve_backend(recipe.attention, device, dtype)
     network = family.build(config, index, device, dtype)
-    family.load_base(network, config, device, dtype)
+    family.load_base(network, config, device)
     set_backend(network, backend)
     trained = freeze(network, spec)
     trainable = sum(p.numel() for p in network.parameters() if p.requires_grad)

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -19,13 +20,11 @@ from torch import Tensor, nn
 
 from stagecoach.data.format.schema import SampleSchema
 from stagecoach.data.streaming.windows import Window
+from stagecoach.models.common.materialise import OnLoaded, WeightSource, load_base, without_lora
 
 Batch = dict[str, Any]
 """Tensors of one micro-batch, each ``[B, ...]`` on the compute device, but for ``rng_key`` (int64 ``[B]``, on the CPU;
 ``models.common.keyed`` reads it) and ``key`` (a list of the B sample names)."""
-
-OnLoaded = Callable[[nn.Module], None]
-"""Called with each frozen unit when its weights are in place; ``frozen: shard`` partitions the unit there and then."""
 
 
 @dataclass(frozen=True)
@@ -90,8 +89,8 @@ class ExitCriterion:
 @dataclass(frozen=True)
 class Trainable:
     """Modules that train in a stage. ``pattern`` is a dotted module name in which ``*`` stands for one part. Before the
-    fraction ``start_fraction`` of the stage their learning rate is 0; then it is ``lr_scale`` times the stage's, reached over as
-    many steps as the stage warms up."""
+    fraction ``start_fraction`` of the stage their learning rate is 0; then it is ``lr_scale`` times the stage's,
+    reached over as many steps as the stage warms up."""
 
     pattern: str
     lr_scale: float = 1.0
@@ -182,16 +181,24 @@ class Family(ABC):
         """
 
     @abstractmethod
+    def open_base(self, config: Any) -> WeightSource:
+        """Where the frozen weights are read from, checked by names and shapes, without reading them all. Raises
+        ``ValueError`` naming the file and the names that are missing or left over."""
+
+    def base_name(self, config: Any, name: str) -> str | None:
+        """Where the network's tensor ``name`` stands in ``open_base``; None where it does not."""
+        return without_lora(name)
+
     def load_base(
-        self,
-        network: nn.Module,
-        config: BaseModel,
-        device: torch.device | str,
-        dtype: torch.dtype,
-        on_loaded: OnLoaded | None = None,
+        self, network: nn.Module, config: Any, device: torch.device | str, on_loaded: OnLoaded | None = None
     ) -> str:
-        """Put the frozen weights (and what starts as a copy of them) in place, unit by unit, and return the sha256
-        that stands for them. Raises ``ValueError`` naming the file and the names that are missing or left over."""
+        """Fill all of ``network`` that is on the meta device (see ``materialise.load_base``) and return the sha256 that
+        stands for the base. Raises ``ValueError`` as ``open_base``, and naming what stays on the meta device."""
+        return load_base(network, self.open_base(config), partial(self.base_name, config), device, on_loaded)
+
+    def check_base(self, config: Any) -> str:
+        """A sentence on the base weights. Raises ``ValueError`` as ``open_base``."""
+        return f"base {self.open_base(config).where}"
 
     def init_from_statistics(self, network: nn.Module, statistics: Mapping[str, Any]) -> None:
         """Set first values that depend on the data, from the ``statistics`` of the training split's manifest, before an
@@ -201,11 +208,6 @@ class Family(ABC):
     def adapter_file(self, name: str) -> str:
         """The file of an adapter, without its ending, that the parameter ``name`` is written to."""
         return "model"
-
-    def check_base(self, config: BaseModel) -> str:
-        """A sentence on the base weights that ``config`` names, from names and shapes alone, without reading them all.
-        Raises ``ValueError`` as ``load_base`` would."""
-        return f"{self.name} looks at its base weights when it loads them"
 
     def helpers(
         self, config: BaseModel, stage: int, device: torch.device | str, dtype: torch.dtype

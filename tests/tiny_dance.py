@@ -68,7 +68,7 @@ def make_network(config: DanceConfig, stage: int, **statistics: Any) -> torch.nn
     """The network of a stage on the CPU in fp32, at its first values, with what the stage trains requiring grad."""
     family = DanceWithMusicFamily()
     network = family.build(config, stage, "cpu", torch.float32)
-    family.load_base(network, config, "cpu", torch.float32)
+    family.load_base(network, config, "cpu")
     freeze(network, family.stages(config)[stage - 1])
     if statistics:
         family.init_from_statistics(network, statistics)

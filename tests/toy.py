@@ -108,7 +108,13 @@ class ToyFamily(Family):
                     layer.first.to(dtype)
         return network
 
-    def load_base(self, network, config, device, dtype, on_loaded=None):
+    def open_base(self, config):
+        raise AssertionError("a toy has no base to open")
+
+    def check_base(self, config):
+        return "no base"
+
+    def load_base(self, network, config, device, on_loaded=None):
         if on_loaded is not None:
             for layer in network.layers:
                 on_loaded(layer.frozen)

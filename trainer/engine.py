@@ -66,7 +66,8 @@ def parameter_groups(network: nn.Module, trained: dict[str, Trainable], recipe: 
             "lr_scale": scale,
             "start_fraction": start_fraction,
             "weight_decay": recipe.optimizer.weight_decay if decays else 0.0,
-            "name": f"lr_x{scale:g}{f'_from_{start_fraction:g}' if start_fraction else ''}_{'decay' if decays else 'no_decay'}",
+            "name": f"lr_x{scale:g}{f'_from_{start_fraction:g}' if start_fraction else ''}"
+            f"_{'decay' if decays else 'no_decay'}",
         }
         for (scale, start_fraction, decays), params in groups.items()
     ]

@@ -256,10 +256,10 @@ def build_network(recipe: Recipe, family: Family, config: Any, index: int, world
         # Block by block: each is partitioned as soon as its weights are there, so that no rank ever holds them all.
         on_loaded = partition_on_arrival(recipe, dtype)
         network = family.build(config, index, "cpu", dtype)
-        base = family.load_base(network, config, "cpu", dtype, on_loaded)
+        base = family.load_base(network, config, "cpu", on_loaded)
     else:
         network = family.build(config, index, world.device, dtype)
-        base = family.load_base(network, config, world.device, dtype)
+        base = family.load_base(network, config, world.device)
     set_backend(network, backend)
     return network, base
 

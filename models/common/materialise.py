@@ -1,7 +1,8 @@
-"""Where frozen weights come from: a folder of safetensors, a file of another project, or numbers drawn by tensor name.
+"""The frozen base of a network: where its weights come from, and how they get into place.
 
-A backbone is built on the meta device. Its weights are then put in place unit by unit, so that a rank never holds more
-than it keeps, plus one tensor.
+A base is built on the meta device (``meta_model``). ``load_base`` then fills it unit by unit from a folder of
+safetensors, a file of another project, or random numbers that depend on a tensor's name, so that a rank never holds
+more than it keeps, plus one tensor.
 """
 
 from __future__ import annotations
@@ -27,13 +28,19 @@ Shapes = Mapping[str, tuple[int, ...]]
 Rename = Callable[[str], str | None]
 """From a name in a file to that in the model, None for what the model has no use for."""
 
+OnLoaded = Callable[[nn.Module], None]
+"""Called with each frozen unit when its weights are in place; ``frozen: shard`` partitions the unit there and then."""
+
 CONFIG_FILE = "config.json"
 VARIANTS = (".fp16.", ".bf16.", ".non_ema.")
 """Marks of files that hold the same weights again; those in 16 bits are read where the plain ones are missing."""
 
 
 class WeightSource(ABC):
-    """Named tensors."""
+    """Named tensors. ``expected``: their names and shapes; ``where``: a few words for a message."""
+
+    expected: Shapes
+    where: str
 
     @abstractmethod
     def read(self, name: str) -> Tensor:
@@ -52,7 +59,7 @@ class SafetensorsFolder(WeightSource):
     """
 
     def __init__(self, folder: str | Path, expected: Shapes, rename: Rename | None = None) -> None:
-        self.folder = Path(folder)
+        self.folder, self.expected, self.where = Path(folder), expected, f"from {folder}"
         self.files = [self.folder / name for name in _list_files(self.folder)]
         if not self.files:
             raise ValueError(
@@ -79,7 +86,7 @@ class WeightFile(WeightSource):
     publish their weights. It is mapped and not read at once. Raises ``ValueError`` as ``SafetensorsFolder`` does."""
 
     def __init__(self, path: str | Path, expected: Shapes, rename: Rename | None = None) -> None:
-        self.path = Path(path)
+        self.path, self.expected, self.where = Path(path), expected, f"from {path}"
         self._tensors: dict[str, Tensor] | None = None
         if self.path.suffix != ".safetensors":
             self._tensors = _map_tensors(self.path)
@@ -108,6 +115,8 @@ class RandomWeights(WeightSource):
     """Weights drawn by tensor name: the same on every rank and whichever are read. Gains are 1, biases 0, tables and
     embeddings normal with std 1 / sqrt(width), other weights uniform within 1 / sqrt(fan in), PyTorch's default."""
 
+    where = "drawn at random"
+
     def __init__(self, expected: Shapes) -> None:
         self.expected = dict(expected)
 
@@ -127,14 +136,30 @@ class RandomWeights(WeightSource):
         return sha256_json({"random": {name: list(shape) for name, shape in self.expected.items()}})
 
 
+class Parts(WeightSource):
+    """Several sources as one: tensor ``name`` of part ``p`` is ``p/name``. A source may serve two parts."""
+
+    def __init__(self, parts: Mapping[str, WeightSource]) -> None:
+        self.parts = dict(parts)
+        self.expected = {f"{part}/{n}": shape for part, source in parts.items() for n, shape in source.expected.items()}
+        self.where = ", ".join(f"{part} {source.where}" for part, source in parts.items())
+
+    def read(self, name: str) -> Tensor:
+        part, _, inner = name.partition("/")
+        return self.parts[part].read(inner)
+
+    def digest(self) -> str:
+        digests = {id(source): source.digest() for source in {id(s): s for s in self.parts.values()}.values()}
+        return sha256_json({part: digests[id(source)] for part, source in self.parts.items()})
+
+
 def open_folder(
-    base: str | None, model: nn.Module, settings: Mapping[str, Any], random: bool, what: str, key: str = "base"
+    base: str | None, kind: type[nn.Module], settings: Mapping[str, Any], random: bool, what: str, key: str = "base"
 ) -> WeightSource:
-    """Where the weights of ``model`` (on the meta device) are read from, checked: the folder ``base`` in diffusers
-    layout, whose ``config.json`` must agree with ``settings``, or with ``random`` and no base numbers drawn by name.
-    Raises ``ValueError`` where there is neither; ``what`` and ``key`` say in it what the setting ``key`` should hold.
-    """
-    shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    """The weights of ``kind(**settings)``, checked by name and shape: the folder ``base`` in diffusers layout, whose
+    ``config.json`` must agree with ``settings``, or with ``random`` and no base numbers drawn by name. Raises
+    ``ValueError`` where there is neither; ``what`` and ``key`` say in it what the setting ``key`` should hold."""
+    shapes = {name: tuple(value.shape) for name, value in meta_model(kind, settings).state_dict().items()}
     if base is None:
         needs(key, f"the local path of {what} in diffusers layout", random)
         return RandomWeights(shapes)
@@ -143,7 +168,7 @@ def open_folder(
 
 
 def needs(key: str, what: str, random: bool) -> None:
-    """Raises ``ValueError`` about the setting ``key``, which is not set, unless first values may be ``random``."""
+    """Raises ``ValueError`` about the setting ``key``, which is not set, unless initial values may be ``random``."""
     if not random:
         raise ValueError(
             f"{key} is not set, expected {what}; allow_random_init: true trains on random weights, for "
@@ -162,25 +187,83 @@ def check_config(folder: str | Path, settings: Mapping[str, Any]) -> None:
             raise ValueError(f"{path}: {name} is {value!r}, the recipe's backbone expects {expected!r}")
 
 
+def meta_model(kind: type[nn.Module], settings: Mapping[str, Any], dtype: torch.dtype | None = None) -> nn.Module:
+    """``kind(**settings)``, a model of diffusers, frozen, on the meta device, where it costs nothing and lends its
+    parts; in ``dtype``, but for what diffusers keeps in fp32."""
+    with torch.device("meta"):
+        model = kind(**settings)
+    model = model.to("meta").requires_grad_(False)  # some modules make tensors on the CPU in any case
+    kept = set(getattr(kind, "_keep_in_fp32_modules", None) or ())
+    for name, value in model.state_dict(keep_vars=True).items() if dtype else ():
+        if value.is_floating_point() and not kept & set(name.split(".")):
+            value.data = value.data.to(dtype)
+    return model
+
+
 @torch.no_grad()
-def materialise(
-    module: nn.Module,
+def load_base(
+    network: nn.Module,
     source: WeightSource,
     base_name: Callable[[str], str | None],
     device: torch.device | str,
-    dtype: Callable[[str], torch.dtype] | None = None,
-) -> None:
-    """Fill the parameters of ``module`` from ``source``: ``base_name`` maps a parameter's name to the source's (None:
-    not from there), ``dtype`` the source's name to the dtype to keep it in (None: that which the parameter has).
-    ``requires_grad`` stays as it is."""
-    for name, parameter in list(module.named_parameters()):
-        stored = base_name(name)
-        if stored is None:
-            continue
-        # What a file maps is copied, for the mapping must not be written to nor kept.
-        value = source.read(stored).to(device=device, dtype=dtype(stored) if dtype else parameter.dtype, copy=True)
-        owner = module.get_submodule(name.rpartition(".")[0])
-        setattr(owner, name.rpartition(".")[2], nn.Parameter(value, requires_grad=parameter.requires_grad))
+    on_loaded: OnLoaded | None = None,
+    split: Callable[[nn.Module], bool] = lambda module: False,
+) -> str:
+    """Fill all of ``network`` that is on the meta device, parameters and persistent buffers, and return the sha256 that
+    stands for ``source``.
+
+    Args:
+        base_name: from a name in the network to that in ``source``, None where it has none.
+        on_loaded: called with each frozen unit as soon as it is filled.
+        split: whether a module is too large for a unit.
+
+    Tensors keep their dtype and ``requires_grad``. Raises ``ValueError`` naming a tensor that stays on the meta device.
+    """
+    for prefix, unit, whole in units(network, split):
+        arriving = whole and any(p.is_meta for p in unit.parameters())
+        for name, tensor in [*unit.named_parameters(recurse=whole), *unit.named_buffers(recurse=whole)]:
+            stored = base_name(f"{prefix}{name}") if tensor.is_meta else None
+            if stored in source.expected:
+                put(unit, name, source.read(stored), device)
+        if on_loaded is not None and arriving and not any(p.requires_grad for p in unit.parameters()):
+            on_loaded(unit)
+    left = [name for name, tensor in (*network.named_parameters(), *network.named_buffers()) if tensor.is_meta]
+    if left:
+        raise ValueError(
+            f"{_some(left)} of {type(network).__name__} still on the meta device once the base is loaded "
+            f"({source.where}), expected among its weights; a tensor that a module computes for itself must be made on "
+            "the network's device when that is built"
+        )
+    return source.digest()
+
+
+def units(
+    module: nn.Module, split: Callable[[nn.Module], bool], prefix: str = ""
+) -> Iterator[tuple[str, nn.Module, bool]]:
+    """The largest sub-modules, lists aside, whose parameters are alike: all train or none, all on the meta device or
+    none. Gives the prefix of its names, the module, and True; False for a module that is split, for what it holds
+    itself."""
+    kinds = {(p.requires_grad, p.is_meta) for p in module.parameters()}
+    whole = bool(prefix) and len(kinds) < 2 and not isinstance(module, nn.ModuleList) and not split(module)
+    yield prefix, module, whole
+    if not whole:
+        for name, child in module.named_children():
+            yield from units(child, split, f"{prefix}{name}.")
+
+
+def without_lora(name: str) -> str:
+    """The name of a layer's own tensor before ``peft`` wrapped the layer."""
+    return name.replace(".base_layer.", ".")
+
+
+def put(module: nn.Module, name: str, value: Tensor, device: torch.device | str) -> None:
+    """Put ``value`` on ``device`` where ``module`` has the parameter or buffer ``name``, in its dtype."""
+    path, _, own = name.rpartition(".")
+    owner = module.get_submodule(path)
+    old = getattr(owner, own)
+    # What a file maps is copied, for the mapping must not be written to nor kept.
+    value = value.to(device=device, dtype=old.dtype, copy=True)
+    setattr(owner, own, nn.Parameter(value, old.requires_grad) if isinstance(old, nn.Parameter) else value)
 
 
 @contextmanager

@@ -1,8 +1,8 @@
-"""Putting first weights in place, part by part: published, our own of an earlier run, copies, or random numbers."""
+"""Initial weights, part by part: published, our own of an earlier run, copies, or random numbers."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from stagecoach.data.files import sha256_json
 from stagecoach.models.common.materialise import (
+    OnLoaded,
+    Parts,
     RandomWeights,
     Rename,
     SafetensorsFolder,
@@ -19,8 +20,9 @@ from stagecoach.models.common.materialise import (
     WeightFile,
     WeightSource,
     check_config,
-    materialise,
+    load_base,
     needs,
+    put,
 )
 from stagecoach.models.dance_with_music.champ.guidance import GuidanceBank
 from stagecoach.models.dance_with_music.champ.reference import ReferenceNet
@@ -40,11 +42,9 @@ from stagecoach.models.dance_with_music.published import (
     reference_name,
 )
 from stagecoach.models.dance_with_music.svd.unet import svd_base
-from stagecoach.models.family import OnLoaded
 
-Sources = dict[str, WeightSource]
-"""By part: ``denoising_unet``, ``reference_unet``, ``motion`` (champ); where files are given ``identity_adapter``,
-``m2p``, ``face_tokens`` and ``guidance.<type>``. Names inside are those of the module that a part fills."""
+OWN = ("m2p", "face_tokens", "guidance")
+"""Parts of our own, which a file may be given for."""
 
 
 class RandomMotion(RandomWeights):
@@ -54,37 +54,30 @@ class RandomMotion(RandomWeights):
         return torch.zeros(self.expected[name]) if ".proj_out." in name else super().read(name)
 
 
-def load_base(
-    network: DanceNetwork,
-    config: DanceConfig,
-    device: torch.device | str,
-    dtype: torch.dtype,
-    on_loaded: OnLoaded | None = None,
+def fill_base(
+    network: DanceNetwork, config: DanceConfig, device: torch.device | str, on_loaded: OnLoaded | None = None
 ) -> str:
-    """Fill what has first values of its own, unit by unit, in the dtype that the network has it in; ``place`` is called
-    with each frozen unit. Returns the sha256 that stands for all files that ``config.weights`` names but the helpers',
-    the same in every stage. Raises ``ValueError`` naming file and names where one is missing or does not hold exactly
-    what the config describes."""
+    """Put the weights of all parts in place; see ``Family.load_base``. The sha256 stands for all files that
+    ``config.weights`` names but the helpers', and is the same in every stage."""
     sources = open_base(config)
-    for prefix, unit in uniform_units(network):
-        for part, source in sources.items():
-            materialise(
-                unit,
-                source,
-                lambda name, prefix=prefix, part=part: stored_name(f"{prefix}.{name}", part, sources),
-                device,
-            )
-        if on_loaded is not None and prefix.split(".")[0] in ("denoising_unet", "reference_unet") and is_frozen(unit):
-            on_loaded(unit)
-    return digest(sources)
+    for part, source in sources.parts.items():
+        module = part.replace("guidance.", "guidance.encoders.")
+        if module.split(".")[0] in OWN and hasattr(network, module.split(".")[0]):
+            for name in source.expected:
+                put(network.get_submodule(module), name, source.read(name), device)
+    return load_base(network, sources, partial(stored_name, sources.parts), device, on_loaded, split=_holds_layers)
 
 
-def open_base(config: DanceConfig) -> Sources:
+def open_base(config: DanceConfig) -> Parts:
     """Where the weights of every part are read from, checked for all stages at once, so that the first one finds what
-    the last would miss."""
+    the last would miss: ``denoising_unet``, ``reference_unet``, ``motion`` (champ); where files are given
+    ``identity_adapter``, ``m2p``, ``face_tokens`` and ``guidance.<type>``. Names inside are those of the module that a
+    part fills."""
     paths, shapes, svd = config.weights, expected_shapes(config), config.backbone == "svd"
     settings = config.unet.spatio_temporal() if svd else config.unet.unet2d()
-    sources = {"denoising_unet": _open("denoising_unet", paths.denoising_unet, shapes, denoiser_name, config, settings)}
+    sources: dict[str, WeightSource] = {
+        "denoising_unet": _open("denoising_unet", paths.denoising_unet, shapes, denoiser_name, config, settings)
+    }
     if not svd:
         sources["reference_unet"] = (
             sources["denoising_unet"]
@@ -106,7 +99,7 @@ def open_base(config: DanceConfig) -> Sources:
                 f"weights.guidance names {kind!r}, expected among guidance.types, {', '.join(config.guidance.types)}"
             )
         sources[f"guidance.{kind}"] = WeightFile(path, ours, partial(guidance_name, kind=kind, ours=set(ours)))
-    return sources
+    return Parts(sources)
 
 
 def expected_shapes(config: DanceConfig) -> dict[str, Shapes]:
@@ -133,60 +126,22 @@ def expected_shapes(config: DanceConfig) -> dict[str, Shapes]:
     return found
 
 
-def check_base(config: DanceConfig) -> str:
-    """One sentence on the parts, from names and shapes alone. Raises ``ValueError`` as ``open_base`` does."""
-    said = []
-    for part, source in open_base(config).items():
-        where = (
-            "drawn at random"
-            if isinstance(source, RandomWeights)
-            else (f"from {source.folder if isinstance(source, SafetensorsFolder) else source.path}")
-        )
-        said.append(f"{part} {where}")
-    return ", ".join(said)
+def stored_name(parts: Container[str], name: str) -> str:
+    """Where the network's tensor ``name`` stands among ``parts``."""
+    part, _, inner = name.partition(".")
+    if MOTION in name:
+        part = "motion"
+    elif IDENTITY.fullmatch(name):
+        if "identity_adapter" in parts:
+            part = "identity_adapter"
+        else:  # a copy of that layer's own projection
+            inner = inner.replace("processor.id_to_", "to_")
+    return f"{part}/{inner}"
 
 
-def digest(sources: Sources) -> str:
-    """A source that two parts share is read once."""
-    found: dict[int, str] = {}
-    for source in sources.values():
-        if id(source) not in found:
-            found[id(source)] = source.digest()
-    return sha256_json({part: found[id(source)] for part, source in sources.items()})
-
-
-def stored_name(name: str, part: str, sources: Mapping[str, Any]) -> str | None:
-    """Where the network's parameter ``name`` stands in the source of ``part``; None where it is not from there."""
-    module, _, inner = name.partition(".")
-    if module == "denoising_unet":
-        if MOTION in name:
-            return inner if part == "motion" else None
-        if IDENTITY.fullmatch(name):
-            if "identity_adapter" in sources:
-                return inner if part == "identity_adapter" else None
-            # A copy of that layer's own projection.
-            return inner.replace("processor.id_to_", "to_") if part == "denoising_unet" else None
-    if module == "guidance":
-        kind, _, inner = inner.removeprefix("encoders.").partition(".")
-        module = f"guidance.{kind}"
-    return inner if part == module else None
-
-
-def uniform_units(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
-    """Name and module of the largest sub-modules, lists aside, whose parameters all train or are all frozen, each at
-    most a layer of a UNet."""
-    for name, child in module.named_children():
-        path = f"{prefix}.{name}" if prefix else name
-        states = {p.requires_grad for p in child.parameters()}
-        whole = prefix and not isinstance(child, nn.ModuleList) and not hasattr(child, "resnets")
-        if len(states) == 1 and whole:
-            yield path, child
-        elif states:
-            yield from uniform_units(child, path)
-
-
-def is_frozen(unit: nn.Module) -> bool:
-    return not any(p.requires_grad for p in unit.parameters())
+def _holds_layers(module: nn.Module) -> bool:
+    """A UNet or one of its blocks; its layers are loaded one by one."""
+    return hasattr(module, "down_blocks") or hasattr(module, "resnets")
 
 
 def _open(

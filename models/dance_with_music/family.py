@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from stagecoach.data.dance_with_music.schema import dance_schema
 from stagecoach.data.format.schema import SampleSchema
 from stagecoach.data.streaming.windows import Window
-from stagecoach.models.dance_with_music.base import check_base, load_base
+from stagecoach.models.common.materialise import OnLoaded, WeightSource
+from stagecoach.models.dance_with_music.base import fill_base, open_base
 from stagecoach.models.dance_with_music.config import SIZES, DanceConfig
 from stagecoach.models.dance_with_music.flops import cost_table
 from stagecoach.models.dance_with_music.music_to_pose.normalisation import MusicNorm
@@ -23,7 +24,7 @@ from stagecoach.models.dance_with_music.schedules import window_frames
 from stagecoach.models.dance_with_music.stages import make_stages
 from stagecoach.models.dance_with_music.vae import Helpers, check_helpers, make_helpers
 from stagecoach.models.dance_with_music.validate import validate
-from stagecoach.models.family import Batch, Family, ModuleCost, OnLoaded, Progress, StageSpec
+from stagecoach.models.family import Batch, Family, ModuleCost, Progress, StageSpec
 
 
 class DanceWithMusicFamily(Family):
@@ -46,22 +47,20 @@ class DanceWithMusicFamily(Family):
     def build(self, config: DanceConfig, stage: int, device: torch.device | str, dtype: torch.dtype) -> nn.Module:
         return build_network(config, stage, device, dtype)
 
+    def open_base(self, config: DanceConfig) -> WeightSource:
+        return open_base(config)
+
     def check_base(self, config: DanceConfig) -> str:
-        """One sentence about the weights of all parts and the helpers. Raises ``ValueError`` as ``load_base``."""
-        return f"{check_base(config)}; {check_helpers(config)}"
+        """On the weights of all parts and the helpers."""
+        return f"{open_base(config).where}; {check_helpers(config)}"
 
     def load_base(
-        self,
-        network: nn.Module,
-        config: DanceConfig,
-        device: torch.device | str,
-        dtype: torch.dtype,
-        on_loaded: OnLoaded | None = None,
+        self, network: nn.Module, config: DanceConfig, device: torch.device | str, on_loaded: OnLoaded | None = None
     ) -> str:
         """The weights of all parts, and the helpers beside the network: hidden from its module tree, so that no engine
         partitions them."""
-        digest = load_base(network, config, device, dtype, on_loaded)
-        helpers = self.helpers(config, network.stage, device, dtype)
+        digest = fill_base(network, config, device, on_loaded)
+        helpers = self.helpers(config, network.stage, device, network.dtype)
         if helpers:
             network.__dict__["helpers"] = Helpers(helpers["vae"], helpers.get("arcface"))
         return digest

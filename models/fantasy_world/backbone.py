@@ -13,11 +13,11 @@ from diffusers import WanTransformer3DModel
 from diffusers.models.transformers.transformer_wan import WanTransformerBlock
 from torch import Tensor, nn
 
-from stagecoach.models.fantasy_world.config import PATCH, BackboneConfig
+from stagecoach.models.fantasy_world.config import PATCH
 from stagecoach.models.fantasy_world.rope import Rotation
 
-KEEP_FP32 = tuple(name for name in WanTransformer3DModel._keep_in_fp32_modules if name != "rope")
-"""Parts of parameter names that stay fp32 in a 16-bit backbone."""
+HALVES = ("modulation", "attention", "feed_forward")
+"""Parts of a ``SplitWanBlock``, which hold tensors under the names that they have in the whole block."""
 
 
 class BlockModulation(nn.Module):
@@ -86,11 +86,6 @@ class SplitWanBlock(nn.Module):
     def close(self, x: Tensor, carried: tuple[Tensor, ...]) -> Tensor:
         return self.feed_forward(x, *carried)
 
-    def base_name(self, name: str) -> str | None:
-        """Where a parameter of this module stands in the block it was made of; None for one that is not of it."""
-        part, inner = name.split(".", 1)
-        return inner if part in ("modulation", "attention", "feed_forward") else None
-
 
 class Stem(nn.Module):
     """Patches and conditions of the backbone."""
@@ -127,12 +122,16 @@ class OutputHead(nn.Module):
         return x.permute(0, 6, 1, 2, 4, 3, 5).flatten(5, 6).flatten(3, 4)
 
 
-def meta_base(config: BackboneConfig) -> WanTransformer3DModel:
-    """The whole backbone on the meta device, where it costs nothing and lends its parts."""
-    with torch.device("meta"):
-        return WanTransformer3DModel(**config.diffusers())
-
-
-def kept_dtype(base_name: str, dtype: torch.dtype) -> torch.dtype:
-    """The dtype that diffusers keeps a weight in when it loads the base in ``dtype``."""
-    return torch.float32 if set(base_name.split(".")) & set(KEEP_FP32) else dtype
+def base_name(split: int, name: str) -> str | None:
+    """Where a tensor of the network stands in diffusers' model; None for one of ours. ``split``: the base's block that
+    the first IRG layer starts from."""
+    kind, _, inner = name.partition(".")
+    if kind in ("stem", "out"):
+        return inner
+    if kind not in ("pcb", "irg"):
+        return None
+    index, _, inner = inner.partition(".")
+    if kind == "irg":
+        index, inner = int(index) + split, inner.partition(".")[2]
+    half, _, rest = inner.partition(".")
+    return f"blocks.{index}.{rest if half in HALVES else inner}"

@@ -7,12 +7,14 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from diffusers import WanTransformer3DModel
 from torch import Tensor, nn
 
 from stagecoach.data.fantasy_world.schema import fantasy_world_schema
 from stagecoach.data.format.schema import SampleSchema
-from stagecoach.models.family import Batch, Family, ModuleCost, OnLoaded, Progress, StageSpec
-from stagecoach.models.fantasy_world.base import load_base, open_base
+from stagecoach.models.common.materialise import WeightSource, open_folder
+from stagecoach.models.family import Batch, Family, ModuleCost, Progress, StageSpec
+from stagecoach.models.fantasy_world.backbone import base_name
 from stagecoach.models.fantasy_world.config import SIZES, FantasyWorldConfig
 from stagecoach.models.fantasy_world.flops import cost_table
 from stagecoach.models.fantasy_world.network import build_network
@@ -42,20 +44,17 @@ class FantasyWorldFamily(Family):
     ) -> nn.Module:
         return build_network(config, stage, device, dtype)
 
-    def check_base(self, config: FantasyWorldConfig) -> str:
-        """One sentence about the base weights, read from the files' headers. Raises ``ValueError`` as ``load_base``."""
-        open_base(config)
-        return f"{config.base}: every name and shape of the backbone" if config.base else "drawn by tensor name"
+    def open_base(self, config: FantasyWorldConfig) -> WeightSource:
+        return open_folder(
+            config.base,
+            WanTransformer3DModel,
+            config.backbone.diffusers(),
+            config.allow_random_init,
+            "the Wan transformer",
+        )
 
-    def load_base(
-        self,
-        network: nn.Module,
-        config: FantasyWorldConfig,
-        device: torch.device | str,
-        dtype: torch.dtype,
-        on_loaded: OnLoaded | None = None,
-    ) -> str:
-        return load_base(network, config, device, dtype, on_loaded)
+    def base_name(self, config: FantasyWorldConfig, name: str) -> str | None:
+        return base_name(config.split, name)
 
     def recompute_units(self, network: nn.Module) -> Iterable[nn.Module]:
         return network.recompute_units()

@@ -9,7 +9,8 @@ from diffusers import WanTransformer3DModel
 from torch import Tensor, nn
 
 from stagecoach.data.fantasy_world.cameras import encode_pose
-from stagecoach.models.fantasy_world.backbone import SplitWanBlock, kept_dtype, meta_base
+from stagecoach.models.common.materialise import meta_model
+from stagecoach.models.fantasy_world.backbone import SplitWanBlock
 from stagecoach.models.fantasy_world.camera.camera_control import (
     CameraAdapter,
     CameraEncoder,
@@ -27,16 +28,14 @@ from stagecoach.models.fantasy_world.streams import FantasyWorld
 def build_network(
     config: FantasyWorldConfig, stage: int, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
 ) -> FantasyWorld:
-    """The network of ``stage`` (1 or 2): own modules on ``device`` in fp32, at first values that do not depend on the
+    """The network of ``stage`` (1 or 2): own modules on ``device`` in fp32, at initial values that do not depend on the
     stage; the frozen base, and the geometry blocks that start as copies of it, on the meta device until ``load_base``.
 
     ``dtype`` is that of the frozen base and of the activations; an engine in bf16 casts the trainable part to it.
     """
-    base = meta_base(config.backbone)
-    for name, parameter in base.named_parameters():
-        parameter.data = parameter.data.to(kept_dtype(name, dtype))
+    base = meta_model(WanTransformer3DModel, config.backbone.diffusers(), dtype)
     design = {"wan": WanFantasyWorld, "aggregator": AggregatorFantasyWorld}[config.geometry]
-    return design(config, stage, base.requires_grad_(False), device, dtype)
+    return design(config, stage, base, device, dtype)
 
 
 class WanFantasyWorld(FantasyWorld):

@@ -7,12 +7,13 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from diffusers import FluxTransformer2DModel
 from torch import Tensor, nn
 
 from stagecoach.data.format.schema import SampleSchema
 from stagecoach.data.movie_post_production.schema import movie_post_production_schema
-from stagecoach.models.family import Batch, Family, ModuleCost, OnLoaded, Progress, StageSpec
-from stagecoach.models.movie_post_production.base import load_base, open_base
+from stagecoach.models.common.materialise import OnLoaded, WeightSource, open_folder
+from stagecoach.models.family import Batch, Family, ModuleCost, Progress, StageSpec
 from stagecoach.models.movie_post_production.config import SIZES, MoviePostConfig
 from stagecoach.models.movie_post_production.export import diffusers_lora
 from stagecoach.models.movie_post_production.flops import cost_table
@@ -52,25 +53,26 @@ class MoviePostProductionFamily(Family):
     def build(self, config: MoviePostConfig, stage: int, device: torch.device | str, dtype: torch.dtype) -> nn.Module:
         return build_network(config, stage, device, dtype)
 
+    def open_base(self, config: MoviePostConfig) -> WeightSource:
+        return open_folder(
+            config.base,
+            FluxTransformer2DModel,
+            config.backbone.diffusers(),
+            config.allow_random_init,
+            "the FLUX transformer",
+        )
+
     def check_base(self, config: MoviePostConfig) -> str:
-        """One sentence about the base weights and the helpers. Raises ``ValueError`` as ``load_base``."""
-        open_base(config)
-        helpers = check_helpers(config.vae, config.dino, config.allow_random_init)
-        base = f"{config.base}: every name and shape of the backbone" if config.base else "drawn by tensor name"
-        return f"{base}; {helpers}"
+        """Also of the helpers."""
+        return f"{super().check_base(config)}; {check_helpers(config.vae, config.dino, config.allow_random_init)}"
 
     def load_base(
-        self,
-        network: nn.Module,
-        config: MoviePostConfig,
-        device: torch.device | str,
-        dtype: torch.dtype,
-        on_loaded: OnLoaded | None = None,
+        self, network: nn.Module, config: MoviePostConfig, device: torch.device | str, on_loaded: OnLoaded | None = None
     ) -> str:
         """The backbone's weights, and the helpers beside the network: hidden from its module tree, so that no engine
         partitions them."""
-        digest = load_base(network, config, device, dtype, on_loaded)
-        helpers = self.helpers(config, network.stage, device, dtype)
+        digest = super().load_base(network, config, device, on_loaded)
+        helpers = self.helpers(config, network.stage, device, network.dtype)
         network.__dict__["helpers"] = Helpers(helpers["vae"], helpers.get("dino"))
         return digest
 

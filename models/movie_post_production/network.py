@@ -8,10 +8,10 @@ import torch
 from diffusers import FluxTransformer2DModel
 from torch import Tensor, nn
 
-from stagecoach.models.common.materialise import keyed_init
+from stagecoach.models.common.materialise import keyed_init, meta_model
 from stagecoach.models.family import Batch, Progress
 from stagecoach.models.movie_post_production.blocks import DoubleBlock, References, SingleBlock
-from stagecoach.models.movie_post_production.config import PATCH, BackboneConfig, MoviePostConfig
+from stagecoach.models.movie_post_production.config import PATCH, MoviePostConfig
 from stagecoach.models.movie_post_production.feedback import FeedbackBridge
 from stagecoach.models.movie_post_production.latents import pack, unpack
 from stagecoach.models.movie_post_production.layers import OwnLinear, adapted, plain
@@ -40,19 +40,11 @@ from stagecoach.models.movie_post_production.step import training_step
 def build_network(
     config: MoviePostConfig, stage: int, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
 ) -> MoviePostNetwork:
-    """The network of ``stage`` (1 to 3): own modules on ``device`` in fp32, at first values that do not depend on the
+    """The network of ``stage`` (1 to 3): own modules on ``device`` in fp32, at initial values that do not depend on the
     stage; the frozen base on the meta device until ``load_base``. ``dtype`` is that of the base and of activations."""
-    base = meta_base(config.backbone).requires_grad_(False)
-    for parameter in base.parameters():
-        parameter.data = parameter.data.to(dtype)
+    base = meta_model(FluxTransformer2DModel, config.backbone.diffusers(), dtype)
     inject(base, config, device)
     return MoviePostNetwork(config, stage, base, device, dtype)
-
-
-def meta_base(config: BackboneConfig) -> FluxTransformer2DModel:
-    """The whole backbone on the meta device, where it costs nothing and lends its parts."""
-    with torch.device("meta"):
-        return FluxTransformer2DModel(**config.diffusers())
 
 
 class MoviePostNetwork(nn.Module):
@@ -91,7 +83,7 @@ class MoviePostNetwork(nn.Module):
         self.norm_out, self.proj_out = base.norm_out, base.proj_out
 
     def own(self, name: str, make: Callable[[], nn.Module]) -> nn.Module:
-        """A module of our own, whose first values depend on its name only and so are those of every stage."""
+        """A module of our own, whose initial values depend on its name only and so are those of every stage."""
         with keyed_init(name, self._device):
             return make()
 

@@ -26,7 +26,7 @@ def plain_losses(recipe: Recipe, index: int = 1, init: Path | None = None) -> li
     config, stage = recipe.family_config(index), recipe.stages[index]
     specs = family.stages(config)
     network = family.build(config, index, "cpu", torch.float32)
-    family.load_base(network, config, "cpu", torch.float32)
+    family.load_base(network, config, "cpu")
     entries = freeze(network, specs[index - 1])
     schema = family.schema(config)
     data = ShardSet.open(Path(recipe.data) / "train", schema)

@@ -188,7 +188,7 @@ def test_a_bf16_run_changes_nearly_all_weights_because_masters_are_fp32(pair, sh
 
     family, config = get_family("fantasy_world"), recipe.family_config(1)
     network = family.build(config, 1, "cpu", torch.bfloat16)
-    family.load_base(network, config, "cpu", torch.bfloat16)
+    family.load_base(network, config, "cpu")
     first = dict(network.named_parameters())
     changed, total = 0, 0
     for name, tensor in load_file(Path(adapter) / "model.safetensors").items():

@@ -24,7 +24,7 @@ def test_a_bf16_step_mixes_no_devices_and_waits_for_none(name, profile, stage):
     family, recipe = get_family(name), load_recipe(family=name, profile=profile)
     config = recipe.family_config(stage)
     network = family.build(config, stage, "cpu", torch.bfloat16)
-    family.load_base(network, config, "cpu", torch.bfloat16)
+    family.load_base(network, config, "cpu")
     freeze(network, family.stages(config)[stage - 1])
     helpers = [
         part for part in vars(network.__dict__.get("helpers", nn.Module())).values() if isinstance(part, nn.Module)

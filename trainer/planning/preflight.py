@@ -65,7 +65,7 @@ def preflight(
         yield Check("batches", False, str(error))
     for source in recipe.sources:
         for split in ("train", "val"):
-            yield _run(f"{split} shards", _shards, recipe, stages, source.place, split, full)
+            yield _run(f"{split} shards", _shards, recipe, stages, source.path, split, full)
     yield _run("base weights", _base, recipe, stages)
     for position, index in enumerate(stages):
         if index > 1 or (init and position == 0):

@@ -11,6 +11,7 @@ from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch import Tensor, nn
 
+from stagecoach.models.common.materialise import meta_model
 from stagecoach.models.dance_with_music.champ.attention import use_attend
 from stagecoach.models.dance_with_music.champ.blocks import Layer, list_layers, run_layers
 from stagecoach.models.dance_with_music.champ.motion import use_positions
@@ -32,14 +33,12 @@ run of characters). The denoiser's queries read the face tokens too, so they do 
 
 def image_base(config: DanceConfig) -> UNet2DConditionModel:
     """Stable Diffusion's UNet on the meta device, where it costs nothing and lends its parts."""
-    with torch.device("meta"):
-        return UNet2DConditionModel(**config.unet.unet2d())
+    return meta_model(UNet2DConditionModel, config.unet.unet2d())
 
 
 def motion_base(config: DanceConfig) -> UNetMotionModel:
     """The same with motion modules."""
-    with torch.device("meta"):
-        return UNetMotionModel(**motion_arguments(config))
+    return meta_model(UNetMotionModel, motion_arguments(config))
 
 
 def motion_arguments(config: DanceConfig) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from stagecoach.data.dance_with_music.schema import LATENT_CHANNELS
 from stagecoach.models.common.constants import constant
+from stagecoach.models.common.materialise import meta_model
 from stagecoach.models.dance_with_music.config import DanceConfig, UnetConfig
 from stagecoach.models.dance_with_music.svd.attention import SpatioTemporalTransformer
 
@@ -49,9 +50,7 @@ run of characters). The queries of the spatial ones read the face tokens too, so
 
 def svd_base(config: UnetConfig) -> UNetSpatioTemporalConditionModel:
     """The whole UNet on the meta device, where it costs nothing and lends its parts."""
-    with torch.device("meta"):
-        unet = UNetSpatioTemporalConditionModel(**config.spatio_temporal())
-    return unet.to("meta")  # diffusers makes the mixing factors on the CPU whatever the device
+    return meta_model(UNetSpatioTemporalConditionModel, config.spatio_temporal())
 
 
 class SvdDenoiser(nn.Module):

@@ -4,7 +4,8 @@ import json
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from diffusers import SD3Transformer2DModel
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from stagecoach.models.common.materialise import (
@@ -12,7 +13,8 @@ from stagecoach.models.common.materialise import (
     SafetensorsFolder,
     WeightFile,
     keyed_init,
-    materialise,
+    load_base,
+    meta_model,
     open_folder,
 )
 
@@ -111,17 +113,10 @@ def test_what_is_wrong_with_a_file_is_said_with_the_files_name_for_a_tensor(tmp_
 
 
 def test_a_base_that_is_not_set_is_an_error_unless_it_may_be_random():
-    model = nn.Linear(2, 3, device="meta")
-    assert set(open_folder(None, model, {}, True, "a layer").read("weight").shape) == {2, 3}
+    layer = (nn.Linear, {"in_features": 2, "out_features": 3})
+    assert open_folder(None, *layer, True, "a layer").read("weight").shape == (3, 2)
     with pytest.raises(ValueError, match=r"^vae\.base is not set, expected the local path of a layer"):
-        open_folder(None, model, {}, False, "a layer", "vae.base")
-
-
-def test_without_a_dtype_parameters_keep_theirs():
-    module = nn.ModuleDict({"a": nn.Linear(2, 3, device="meta")})
-    module["a"].weight.data = module["a"].weight.data.bfloat16()
-    materialise(module, RandomWeights(SHAPES), lambda name: name, "cpu")
-    assert (module["a"].weight.dtype, module["a"].bias.dtype) == (torch.bfloat16, torch.float32)
+        open_folder(None, *layer, False, "a layer", "vae.base")
 
 
 def test_the_digest_is_that_of_the_content(tmp_path):
@@ -141,23 +136,55 @@ def test_random_weights_depend_on_their_name_only():
     assert torch.equal(one.read("a.bias"), torch.zeros(3))
 
 
-def test_parameters_keep_requires_grad_and_take_the_dtype_asked_for():
+def test_what_is_on_the_meta_device_is_filled_in_its_dtype_and_nothing_else():
     module = nn.ModuleDict({"a": nn.Linear(2, 3, device="meta"), "own": nn.Linear(1, 1)})
     module["a"].weight.requires_grad_(False)
-    own = module["own"].weight
-    source = RandomWeights(SHAPES)
-    materialise(
-        module,
-        source,
-        lambda name: name if name.startswith("a.") else None,
-        "cpu",
-        lambda name: torch.float32 if name.endswith("bias") else torch.bfloat16,
-    )
+    module["a"].weight.data = module["a"].weight.data.bfloat16()
+    own, source, loaded = module["own"].weight, RandomWeights(SHAPES), []
+    assert load_base(module, source, lambda name: name, "cpu", loaded.append) == source.digest()
     assert torch.equal(module["a"].weight, source.read("a.weight").bfloat16())
     assert module["a"].bias.dtype == torch.float32
     assert not module["a"].weight.requires_grad
     assert module["a"].bias.requires_grad
     assert module["own"].weight is own
+    assert loaded == []
+
+
+def test_what_stays_on_the_meta_device_is_named():
+    class Table(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a = nn.Linear(2, 3)
+            self.register_buffer("computed", torch.zeros(2), persistent=False)
+
+    with pytest.raises(ValueError, match=r"1 names \('computed'\) of Table still on the meta device .*drawn at random"):
+        load_base(meta_model(Table, {}), RandomWeights(SHAPES), lambda name: name, "cpu")
+
+
+def test_a_folder_of_diffusers_is_loaded_with_its_persistent_buffers(tmp_path):
+    settings = {
+        "sample_size": 8,
+        "num_layers": 2,
+        "attention_head_dim": 8,
+        "num_attention_heads": 2,
+        "joint_attention_dim": 12,
+        "caption_projection_dim": 16,
+        "pooled_projection_dim": 10,
+        "pos_embed_max_size": 6,
+    }
+    saved = SD3Transformer2DModel(**settings)
+    saved.save_pretrained(tmp_path)
+    model, loaded = meta_model(SD3Transformer2DModel, settings, torch.bfloat16), []
+    assert model.pos_embed.pos_embed.is_meta
+    source = open_folder(str(tmp_path), SD3Transformer2DModel, settings, False, "SD3")
+    load_base(model, source, lambda name: name, "cpu", loaded.append)
+    stored = load_file(tmp_path / "diffusion_pytorch_model.safetensors")
+    assert torch.equal(model.pos_embed.pos_embed, stored["pos_embed.pos_embed"].bfloat16())
+    expected = SD3Transformer2DModel.from_pretrained(tmp_path, torch_dtype=torch.bfloat16).state_dict()
+    found = model.state_dict()
+    assert set(found) == set(expected)
+    assert all(torch.equal(found[n], v) and found[n].dtype == v.dtype for n, v in expected.items())
+    assert {id(p) for unit in loaded for p in unit.parameters()} == {id(p) for p in model.parameters()}
 
 
 def test_keyed_init_depends_on_the_name_and_leaves_the_outer_randomness_alone():

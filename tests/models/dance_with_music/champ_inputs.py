@@ -4,7 +4,7 @@ import torch
 from diffusers import UNet2DConditionModel, UNetMotionModel
 from torch import nn
 
-from stagecoach.models.dance_with_music.base import load_base
+from stagecoach.models.dance_with_music.base import fill_base
 from stagecoach.models.dance_with_music.champ.reference import ReferenceNet
 from stagecoach.models.dance_with_music.champ.unet import DenoisingUnet, image_base, motion_arguments, motion_base
 from stagecoach.models.dance_with_music.config import SIZES, DanceConfig
@@ -48,7 +48,7 @@ def make_reference(unet: UNet2DConditionModel, dtype: torch.dtype = torch.float3
 def make_network(stage: int = 2, config: DanceConfig = TINY) -> DanceNetwork:
     """With its first weights in place: the base at random, fresh motion modules."""
     network = build_network(config, stage)
-    load_base(network, config, "cpu", torch.float32)
+    fill_base(network, config, "cpu")
     return network
 
 

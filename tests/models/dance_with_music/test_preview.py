@@ -11,7 +11,7 @@ from stagecoach.data.dance_with_music.dancer import Looks, dancer_points, pose_a
 from stagecoach.data.dance_with_music.picture import BEAT
 from stagecoach.data.dance_with_music.song import Song
 from stagecoach.models.common.keyed import rng_keys
-from stagecoach.models.dance_with_music.base import load_base
+from stagecoach.models.dance_with_music.base import fill_base
 from stagecoach.models.dance_with_music.config import SIZES, DanceConfig
 from stagecoach.models.dance_with_music.network import build_network
 from stagecoach.models.dance_with_music.preview import PANEL, PREDICTED, TITLE, TRUE, preview
@@ -45,7 +45,7 @@ class _Helpers:
 
 def _network(config: DanceConfig, stage: int, arcface=None):
     network = build_network(config, stage)
-    load_base(network, config, "cpu", torch.float32)
+    fill_base(network, config, "cpu")
     network.__dict__["helpers"] = _Helpers(arcface)
     return network.eval()
 

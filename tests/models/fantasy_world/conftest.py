@@ -4,8 +4,8 @@ import pytest
 import torch
 from diffusers import WanTransformer3DModel
 
-from stagecoach.models.fantasy_world.base import load_base
 from stagecoach.models.fantasy_world.config import SIZES, FantasyWorldConfig
+from stagecoach.models.fantasy_world.family import FantasyWorldFamily
 from stagecoach.models.fantasy_world.network import build_network
 
 TINY = SIZES["tiny"]
@@ -71,7 +71,7 @@ def make_network():
 
     def make(config, stage, dtype=torch.float32):
         network = build_network(config, stage, "cpu", dtype)
-        load_base(network, config, "cpu", dtype)
+        FantasyWorldFamily().load_base(network, config, "cpu")
         return network
 
     return make

@@ -8,10 +8,12 @@ import torch
 from diffusers import WanTransformer3DModel
 from safetensors.torch import load_file, save_file
 
-from stagecoach.models.fantasy_world.base import load_base, open_base
 from stagecoach.models.fantasy_world.config import SIZES
+from stagecoach.models.fantasy_world.family import FantasyWorldFamily
 from stagecoach.models.fantasy_world.network import build_network
 from tests.models.fantasy_world.inputs import make_inputs
+
+FAMILY = FantasyWorldFamily()
 
 
 def reference(config, inputs, dtype):
@@ -89,7 +91,7 @@ def test_each_frozen_unit_is_placed_once_and_complete(config):
         assert all(p.device.type == "cpu" for p in unit.parameters())
         placed.append(unit)
 
-    load_base(network, config, "cpu", torch.float32, on_loaded)
+    FAMILY.load_base(network, config, "cpu", on_loaded)
     covered = [id(p) for unit in placed for p in unit.parameters()]
     assert len(covered) == len(set(covered))
     assert set(covered) == {id(p) for p in network.parameters() if not p.requires_grad}
@@ -98,7 +100,7 @@ def test_each_frozen_unit_is_placed_once_and_complete(config):
 
 def test_the_hash_is_that_of_the_files_whatever_the_stage(tiny):
     def load(config, stage):
-        return load_base(build_network(config, stage), config, "cpu", torch.float32)
+        return FAMILY.load_base(build_network(config, stage), config, "cpu")
 
     first = load(tiny, 1)
     assert load(tiny, 2) == first
@@ -130,7 +132,7 @@ def test_a_wrong_weight_file_is_one_sentence_with_file_and_names(tiny, tmp_path,
     copy_base(Path(tiny.base), tmp_path, change)
     config = tiny.model_copy(update={"base": str(tmp_path)})
     with pytest.raises(ValueError, match=message) as error:
-        load_base(build_network(config, 1), config, "cpu", torch.float32)
+        FAMILY.load_base(build_network(config, 1), config, "cpu")
     assert str(tmp_path) in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -139,9 +141,9 @@ def test_another_number_of_heads_changes_no_shape_and_is_found_in_the_config(tin
     copy_base(Path(tiny.base), tmp_path, config={"num_attention_heads": 2, "attention_head_dim": 64})
     config = tiny.model_copy(update={"base": str(tmp_path)})
     with pytest.raises(ValueError, match=r"config.json: num_attention_heads is 2, the recipe's backbone expects 4"):
-        open_base(config)
+        FAMILY.open_base(config)
 
 
 def test_without_a_base_random_weights_must_be_asked_for():
     with pytest.raises(ValueError, match="base is not set"):
-        open_base(SIZES["wan2.1-1.3b"])
+        FAMILY.open_base(SIZES["wan2.1-1.3b"])

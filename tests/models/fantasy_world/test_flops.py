@@ -64,7 +64,7 @@ def test_no_gradient_is_paid_for_before_the_bridge_in_stage_one_nor_for_frozen_w
 def test_activation_bytes_are_what_autograd_keeps(config, stage):
     config = config.model_copy(update={"clip": ClipConfig(frames=9, height=128, width=192)})
     network = FAMILY.build(config, stage, "cpu", torch.bfloat16)
-    FAMILY.load_base(network, config, "cpu", torch.bfloat16)
+    FAMILY.load_base(network, config, "cpu")
     for parameter in network.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.bfloat16()  # as an engine in bf16 does

@@ -49,7 +49,7 @@ def make_network(config):
 
     def make(stage: int, moved: bool = False, changed: MoviePostConfig | None = None, dtype=torch.float32):
         network = FAMILY.build(changed or config, stage, "cpu", dtype)
-        FAMILY.load_base(network, changed or config, "cpu", dtype)
+        FAMILY.load_base(network, changed or config, "cpu")
         if moved:
             generator = torch.Generator().manual_seed(0)
             for parameter in network.parameters():

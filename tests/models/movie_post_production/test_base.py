@@ -8,11 +8,13 @@ import torch
 from diffusers import FluxPipeline, FluxTransformer2DModel
 from safetensors.torch import load_file
 
-from stagecoach.models.movie_post_production.base import frozen_units, load_base, open_base
+from stagecoach.models.family import Family
 from stagecoach.models.movie_post_production.config import SIZES
+from stagecoach.models.movie_post_production.family import MoviePostProductionFamily
 from stagecoach.models.movie_post_production.network import build_network, grid_ids
 from tests.models.movie_post_production.inputs import BOXES, make_inputs, make_network, open_gates
 
+FAMILY = MoviePostProductionFamily()
 TINY = SIZES["tiny"]
 
 
@@ -133,16 +135,15 @@ def test_each_frozen_weight_is_placed_once_and_none_of_ours(config):
         assert all(p.device.type == "cpu" for p in unit.parameters())
         placed.append(unit)
 
-    load_base(network, config, "cpu", torch.float32, on_loaded)
+    Family.load_base(FAMILY, network, config, "cpu", on_loaded)
     covered = [id(p) for unit in placed for p in unit.parameters()]
     assert len(covered) == len(set(covered))
     assert set(covered) == {id(p) for p in network.parameters() if not p.requires_grad}
-    assert len(placed) == len(list(frozen_units(network)))
 
 
 def test_the_hash_does_not_depend_on_the_stage_but_on_the_weights(config):
     def load(config, stage):
-        return load_base(build_network(config, stage), config, "cpu", torch.float32)
+        return Family.load_base(FAMILY, build_network(config, stage), config, "cpu")
 
     assert load(config, 1) == load(config, 3)
     assert load(TINY, 1) != load(config, 1)
@@ -154,13 +155,13 @@ def test_another_model_is_refused_by_name(config, folder, tmp_path):
     settings = json.loads((other / "config.json").read_text())
     (other / "config.json").write_text(json.dumps(settings | {"num_attention_heads": 4, "attention_head_dim": 8}))
     with pytest.raises(ValueError, match=r"other/config\.json: attention_head_dim is 8, .* expects 16"):
-        open_base(config.model_copy(update={"base": str(other)}))
+        FAMILY.open_base(config.model_copy(update={"base": str(other)}))
     with pytest.raises(ValueError, match="base is not set"):
-        open_base(TINY.model_copy(update={"allow_random_init": False}))
+        FAMILY.open_base(TINY.model_copy(update={"allow_random_init": False}))
     (other / "config.json").write_text(json.dumps(settings))
     deeper = config.backbone.model_copy(update={"single_blocks": 3})
     with pytest.raises(ValueError, match=r"num_single_layers is 2, .* expects 3"):
-        open_base(config.model_copy(update={"base": str(other), "backbone": deeper}))
+        FAMILY.open_base(config.model_copy(update={"base": str(other), "backbone": deeper}))
 
 
 def test_the_tiny_profile_of_the_design_page_has_its_parameters():

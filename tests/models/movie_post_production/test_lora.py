@@ -5,8 +5,8 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
 
 from stagecoach.models.family import LossTerm, Schedule, StageSpec, Trainable
-from stagecoach.models.movie_post_production.base import open_base
 from stagecoach.models.movie_post_production.config import DOUBLE_TARGETS, SINGLE_TARGETS, SIZES, MoviePostConfig
+from stagecoach.models.movie_post_production.family import MoviePostProductionFamily
 from stagecoach.models.movie_post_production.lora import lora_layers, lora_state, target_layers, trainable_patterns
 from stagecoach.trainer.freeze import freeze
 from stagecoach.trainer.subset import TrainableSubset
@@ -86,7 +86,7 @@ def test_the_base_path_does_not_run_the_lora_of_the_layout_branch():
     network = open_gates(make_network(CONFIGS["every target"], 1))
     flags = [p.requires_grad for p in network.parameters()]
     model = FluxTransformer2DModel(**TINY.backbone.diffusers())
-    source = open_base(TINY)
+    source = MoviePostProductionFamily().open_base(TINY)
     model.load_state_dict({name: source.read(name) for name in model.state_dict()})
     with torch.no_grad():
         velocity = network.predict(**inputs)["velocity"]
@@ -101,7 +101,7 @@ def test_an_exported_global_lora_gives_a_pipeline_the_output_of_training():
     inputs, network = make_inputs(config), open_gates(make_network(config, 1))
     inputs["instances"]["layout_given"][:] = False
     model = FluxTransformer2DModel(**config.backbone.diffusers())
-    source = open_base(config)
+    source = MoviePostProductionFamily().open_base(config)
     model.load_state_dict({name: source.read(name) for name in model.state_dict()})
     before = reference(config, inputs, torch.float32, model)
     pipeline = FluxPipeline(FlowMatchEulerDiscreteScheduler(), None, None, None, None, None, model)
