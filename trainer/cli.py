@@ -168,7 +168,7 @@ def _is_expected(error: BaseException) -> bool:
         return False
     paths = sysconfig.get_paths()
     for frame, _ in reversed(list(traceback.walk_tb(error.__traceback__))):
-        file = Path(frame.f_code.co_filename)
+        file = Path(frame.f_code.co_filename).resolve()  # the checkout imports through links
         if any(file.is_relative_to(ROOT / package) for package in PACKAGES):
             return True
         in_library = file.is_relative_to(paths["stdlib"]) and not file.is_relative_to(paths["purelib"])

@@ -141,7 +141,7 @@ def test_a_file_that_is_no_recipe_is_refused(tmp_path, text, words):
 def test_a_missing_file_a_profile_and_another_family_are_named(recipe_file, declared_family):
     assert "No such file" in refused(recipe_file.with_name("none.yaml"))
     with pytest.raises(RecipeError, match="did you mean 'default'"):
-        load_recipe(profile="soundd")
+        load_recipe(profile="defaultt")
     with pytest.raises(RecipeError, match="family is 'declared', but 'fantasy_world' was asked for"):
         load_recipe(recipe=recipe_file, family="fantasy_world")
 
