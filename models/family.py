@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from stagecoach.data.format.schema import SampleSchema
 from stagecoach.data.streaming.windows import Window
+from stagecoach.models.common.lora import export_lora
 from stagecoach.models.common.materialise import OnLoaded, WeightSource, load_base, without_lora
 
 Batch = dict[str, Any]
@@ -231,13 +232,16 @@ class Family(ABC):
         """Pictures of a held-out batch by name, uint8 ``[H, W, 3]``. Called on every rank with as many samples."""
         return {}
 
-    def diffusers_lora(self, config: BaseModel, stage: int, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The LoRA among an adapter's ``tensors`` as ``load_lora_weights`` of diffusers' pipelines takes it. Raises
-        ``ValueError`` for a family that trains none."""
-        raise ValueError(
-            f"family {self.name!r} trains no LoRA that a pipeline of diffusers could load; export its "
-            "adapter as it is, with --layout adapter"
-        )
+    def diffusers_lora(self, config: Any, stage: int, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The LoRA among an adapter's ``tensors`` as ``load_lora_weights`` of diffusers' pipelines takes it, fp32, its
+        scale in B. Raises ``ValueError`` where the network has none or the tensors do not hold all of it."""
+        state = export_lora(self.build(config, stage, "meta", torch.float32), tensors)
+        if not state:
+            raise ValueError(
+                f"family {self.name!r} trains no LoRA that a pipeline of diffusers could load; export its "
+                "adapter as it is, with --layout adapter"
+            )
+        return state
 
     def window(self, config: Any, stage: int, step: int, total_steps: int, epoch: int) -> Window | None:
         """The window of each clip that optimizer step ``step`` of a stage takes, None for whole samples. It may grow

@@ -15,7 +15,6 @@ from stagecoach.data.movie_post_production.schema import movie_post_production_s
 from stagecoach.models.common.materialise import OnLoaded, WeightSource, open_folder
 from stagecoach.models.family import Batch, Family, ModuleCost, Progress, StageSpec
 from stagecoach.models.movie_post_production.config import SIZES, MoviePostConfig
-from stagecoach.models.movie_post_production.export import diffusers_lora
 from stagecoach.models.movie_post_production.flops import cost_table
 from stagecoach.models.movie_post_production.helper_costs import identity_costs
 from stagecoach.models.movie_post_production.identity.decode import Helpers, check_helpers, make_decoder, make_dino
@@ -94,9 +93,6 @@ class MoviePostProductionFamily(Family):
     def flops(self, config: MoviePostConfig, stage: int) -> list[ModuleCost]:
         """Of the network, and of the identity loss's helpers where the stage has it."""
         return cost_table(config, stage) + (identity_costs(config) if stage >= IDENTITY_STAGE else [])
-
-    def diffusers_lora(self, config: MoviePostConfig, stage: int, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return diffusers_lora(config, stage, tensors)
 
     def preview(self, network: nn.Module, batch: Batch, progress: Progress) -> dict[str, np.ndarray]:
         return preview(network, batch, progress)

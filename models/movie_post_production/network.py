@@ -8,6 +8,7 @@ import torch
 from diffusers import FluxTransformer2DModel
 from torch import Tensor, nn
 
+from stagecoach.models.common.lora import inject_lora
 from stagecoach.models.common.materialise import keyed_init, meta_model
 from stagecoach.models.family import Batch, Progress
 from stagecoach.models.movie_post_production.blocks import DoubleBlock, References, SingleBlock
@@ -31,7 +32,7 @@ from stagecoach.models.movie_post_production.layout.regions import (
     shares,
     token_cover,
 )
-from stagecoach.models.movie_post_production.lora import inject
+from stagecoach.models.movie_post_production.lora import target_layers
 from stagecoach.models.movie_post_production.modulation.alpha import AlphaPredictor
 from stagecoach.models.movie_post_production.modulation.modulation import BlockModulation, ModulationHead
 from stagecoach.models.movie_post_production.step import training_step
@@ -43,7 +44,7 @@ def build_network(
     """The network of ``stage`` (1 to 3): own modules on ``device`` in fp32, at initial values that do not depend on the
     stage; the frozen base on the meta device until ``load_base``. ``dtype`` is that of the base and of activations."""
     base = meta_model(FluxTransformer2DModel, config.backbone.diffusers(), dtype)
-    inject(base, config, device)
+    inject_lora(base, target_layers(config), config.lora.rank, config.lora.alpha, device)
     return MoviePostNetwork(config, stage, base, device, dtype)
 
 

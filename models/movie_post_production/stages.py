@@ -16,9 +16,10 @@ What earlier stages trained is there in later ones and in their adapters, LoRA i
 
 from __future__ import annotations
 
+from stagecoach.models.common.lora import lora_patterns
 from stagecoach.models.family import AllowNoGradient, LossTerm, Schedule, StageSpec, Trainable
 from stagecoach.models.movie_post_production.config import MoviePostConfig
-from stagecoach.models.movie_post_production.lora import trainable_patterns
+from stagecoach.models.movie_post_production.lora import target_layers
 
 IDENTITY_STAGE = 2
 """The first stage with modulation and the identity loss."""
@@ -89,5 +90,5 @@ def _layout(config: MoviePostConfig) -> tuple[Trainable, ...]:
         patterns.append("instance_text")
     return (
         *(Trainable(pattern) for pattern in patterns),
-        *(Trainable(pattern, config.lora.lr_scale) for pattern in trainable_patterns(config)),
+        *(Trainable(pattern, config.lora.lr_scale) for pattern in lora_patterns(target_layers(config))),
     )

@@ -7,13 +7,12 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
 from safetensors.torch import load_file, save_file
 
+from stagecoach.models.common.lora import lora_layers
 from stagecoach.models.family import Progress
 from stagecoach.models.movie_post_production.config import MoviePostConfig
-from stagecoach.models.movie_post_production.export import diffusers_lora
 from stagecoach.models.movie_post_production.family import MoviePostProductionFamily
 from stagecoach.models.movie_post_production.latents import pack, unpack
 from stagecoach.models.movie_post_production.layout.instances import make_instances
-from stagecoach.models.movie_post_production.lora import lora_layers
 from stagecoach.models.movie_post_production.step import predict, without_references
 from stagecoach.trainer.adapter import AdapterCard, write_adapter
 from stagecoach.trainer.export import export_adapter
@@ -104,7 +103,7 @@ def test_layers_of_the_layout_branch_compute_the_same_in_a_pipeline(config, make
     config = scoped(config, "layout_branch")
     network = make_network(1, moved=True, changed=config)
     names = trainable_names(network, FAMILY.stages(config)[0])
-    state = diffusers_lora(config, 1, {name: p for name, p in network.named_parameters() if name in names})
+    state = FAMILY.diffusers_lora(config, 1, {name: p for name, p in network.named_parameters() if name in names})
     save_file(state, tmp_path / "lora.safetensors")
     pipe = pipeline_for(network, config)
     pipe.load_lora_weights(str(tmp_path), weight_name="lora.safetensors")
@@ -119,7 +118,7 @@ def test_layers_of_the_layout_branch_compute_the_same_in_a_pipeline(config, make
 
 def test_an_adapter_without_lora_is_refused(config):
     with pytest.raises(ValueError, match=r"lacks .* LoRA tensors"):
-        diffusers_lora(config, 1, {})
+        FAMILY.diffusers_lora(config, 1, {})
 
 
 def test_the_exported_file_holds_lora_alone(config, make_network, tmp_path):

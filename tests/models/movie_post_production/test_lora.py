@@ -4,10 +4,11 @@ import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
 
+from stagecoach.models.common.lora import lora_layers, lora_patterns, lora_state
 from stagecoach.models.family import LossTerm, Schedule, StageSpec, Trainable
 from stagecoach.models.movie_post_production.config import DOUBLE_TARGETS, SINGLE_TARGETS, SIZES, MoviePostConfig
 from stagecoach.models.movie_post_production.family import MoviePostProductionFamily
-from stagecoach.models.movie_post_production.lora import lora_layers, lora_state, target_layers, trainable_patterns
+from stagecoach.models.movie_post_production.lora import target_layers
 from stagecoach.trainer.freeze import freeze
 from stagecoach.trainer.subset import TrainableSubset
 from tests.models.movie_post_production.inputs import make_inputs, make_network, open_gates
@@ -36,7 +37,10 @@ CONFIGS = {
 
 def spec(config, extra=()):
     return StageSpec(
-        1, "test", tuple(Trainable(p) for p in (*trainable_patterns(config), *extra)), (LossTerm("fit", Schedule(1.0)),)
+        1,
+        "test",
+        tuple(Trainable(p) for p in (*lora_patterns(target_layers(config)), *extra)),
+        (LossTerm("fit", Schedule(1.0)),),
     )
 
 

@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch import nn
 
+from stagecoach.models.common.lora import lora_patterns
 from stagecoach.models.family import LossTerm, Schedule, StageSpec, Trainable
 from stagecoach.models.movie_post_production.config import SIZES, LayoutConfig, ModulationConfig, MoviePostConfig
-from stagecoach.models.movie_post_production.lora import trainable_patterns
+from stagecoach.models.movie_post_production.lora import target_layers
 from stagecoach.models.movie_post_production.network import build_network
 from stagecoach.trainer.activation_checkpointing import apply_activation_checkpointing
 from stagecoach.trainer.freeze import freeze
@@ -24,7 +25,7 @@ LAYOUT = (
     "layout_head",
     "transformer_blocks.*.layout_out",
     "single_transformer_blocks.*.layout_out",
-    *trainable_patterns(TINY),
+    *lora_patterns(target_layers(TINY)),
 )
 MODULATION = ("modulation_head", "transformer_blocks.*.modulation")
 TRAINABLE = {1: LAYOUT, 2: LAYOUT + MODULATION, 3: ("transformer_blocks.*.feedback",)}
