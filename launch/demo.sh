@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # From nothing to a trained adapter on two CPU ranks: synthetic raw data -> shards -> stage 1 -> stage 2 -> export.
-# Usage: launch/demo.sh FOLDER (made anew where it holds an unfinished demo; `make demo` calls it).
+# Usage: launch/demo.sh FOLDER (made again where it holds an unfinished demo; `make demo` calls it).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 out=${1:-demo}
@@ -20,7 +20,7 @@ if [ ! -f "$out/shards/train/manifest.json" ]; then
 fi
 python launch/build_shards.py check "$out/shards"
 
-echo "== training both stages on two ranks (ZeRO-3, bf16 with fp32 masters)"
+echo "== training both stages on two ranks (ZeRO-3, bf16 with fp32 master weights)"
 deepspeed --num_accelerators 2 launch/pipeline.py --family fantasy_world --profile demo \
     --data "$out/shards" --run "$out/run"
 python launch/export.py --adapter "$out/run/stage2/adapter" --output "$out/fantasy_world_tiny.safetensors" --dtype bf16
