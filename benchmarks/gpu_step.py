@@ -24,16 +24,16 @@ from torch import Tensor, nn
 from benchmarks.batches import synthetic_batch
 from stagecoach.models import get_family
 from stagecoach.models.common.attention import resolve_backend, set_backend
-from stagecoach.models.family import Batch, Progress, StageSpec, Trainable
+from stagecoach.models.family import Batch, Progress, Trainable
 from stagecoach.trainer.activation_checkpointing import apply_activation_checkpointing
 from stagecoach.trainer.cli import build_parser, json_output, parse, run_main
 from stagecoach.trainer.freeze import freeze
 from stagecoach.trainer.hardware import device_name, peak_flops, peak_memory_bytes
 from stagecoach.trainer.objective import weighted_total
-from stagecoach.trainer.recipe import Recipe, StageRecipe
+from stagecoach.trainer.recipe import Recipe
 from stagecoach.trainer.settings import overlay
+from stagecoach.trainer.stage_plan import StagePlan
 
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 Step = Callable[[Batch, Progress], float]
 """Forward, backward and update on a batch; the loss."""
 
@@ -43,19 +43,21 @@ def measure(recipe: Recipe, index: int, *, plain: bool = False, warmup: int = 3,
     CPU where it has none, whose times say nothing of a GPU's). Seconds and bytes; ``mfu`` counts no recomputed
     FLOPs."""
     recipe = with_random_base(recipe)
-    family, config, stage = get_family(recipe.family), recipe.family_config(index), recipe.stages[index]
-    spec, dtype = recipe.stage_spec(index), DTYPES[recipe.precision]
+    stage = recipe.stages[index]
+    stage = stage.model_copy(update={"global_batch": stage.micro_batch})
+    plan = StagePlan.resolve(recipe.model_copy(update={"stages": {**recipe.stages, index: stage}}), index)
+    family, config, dtype = plan.family, plan.config, plan.dtype
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
     backend = resolve_backend(recipe.attention, device, dtype)
     network = family.build(config, index, device, dtype)
     family.load_base(network, config, device)
     set_backend(network, backend)
-    trained = freeze(network, spec)
+    trained = freeze(network, plan.spec)
     trainable = sum(p.numel() for p in network.parameters() if p.requires_grad)
     apply_activation_checkpointing(family.recompute_units(network), recipe.activation_checkpointing)
-    step = (plain_step if plain else engine_step)(network, trained, recipe, stage, spec)
+    step = (plain_step if plain else engine_step)(network, trained, plan)
 
-    progress = Progress(0, stage.steps, index, recipe.seed)
+    progress = plan.progress(0)
     seconds, losses = [], []
     for i in range(warmup + steps):
         batch = synthetic_batch(family, config, stage.micro_batch, device, i, index)
@@ -127,24 +129,21 @@ def timed(step: Step, batch: Batch, progress: Progress, device: torch.device) ->
     return first.elapsed_time(last) / 1000, float(loss)
 
 
-def engine_step(
-    network: nn.Module, trained: dict[str, Trainable], recipe: Recipe, stage: StageRecipe, spec: StageSpec
-) -> Step:
+def engine_step(network: nn.Module, trained: dict[str, Trainable], plan: StagePlan) -> Step:
     """Through DeepSpeed, with the recipe's ZeRO stage on one rank."""
-    from stagecoach.data.streaming.stream import Batching
     from stagecoach.trainer.distributed import start
     from stagecoach.trainer.engine import deepspeed_config, parameter_groups, start_engine
     from stagecoach.trainer.subset import engine_module
 
     start()
     engine = start_engine(
-        engine_module(network, recipe.frozen),
-        parameter_groups(network, trained, recipe),
-        deepspeed_config(recipe, stage, Batching(stage.micro_batch, stage.micro_batch, 1)),
+        engine_module(network, plan.recipe.frozen),
+        parameter_groups(network, trained, plan.recipe.optimizer),
+        deepspeed_config(plan),
     )
 
     def step(batch: Batch, progress: Progress) -> Tensor:
-        loss = weighted_total(engine(batch, progress)["losses"], spec, stage.loss_weights, progress).mean()
+        loss = weighted_total(engine(batch, progress)["losses"], plan.spec, plan.stage.loss_weights, progress).mean()
         engine.backward(loss)
         engine.step()
         return loss.detach()
@@ -152,25 +151,24 @@ def engine_step(
     return step
 
 
-def plain_step(
-    network: nn.Module, trained: dict[str, Trainable], recipe: Recipe, stage: StageRecipe, spec: StageSpec
-) -> Step:
+def plain_step(network: nn.Module, trained: dict[str, Trainable], plan: StagePlan) -> Step:
     """PyTorch's AdamW on fp32 masters of trainable weights that are used in the recipe's precision."""
+    stage, settings = plan.stage, plan.recipe.optimizer
     weights = [p for p in network.parameters() if p.requires_grad]
     masters = [p.detach().float().clone() for p in weights]
     for weight in weights:
-        weight.data = weight.data.to(DTYPES[recipe.precision])
+        weight.data = weight.data.to(plan.dtype)
     optimizer = torch.optim.AdamW(
         masters,
         lr=stage.learning_rate,
-        betas=recipe.optimizer.betas,
-        eps=recipe.optimizer.eps,
-        weight_decay=recipe.optimizer.weight_decay,
+        betas=settings.betas,
+        eps=settings.eps,
+        weight_decay=settings.weight_decay,
         fused=True,
     )
 
     def step(batch: Batch, progress: Progress) -> Tensor:
-        loss = weighted_total(network(batch, progress)["losses"], spec, stage.loss_weights, progress).mean()
+        loss = weighted_total(network(batch, progress)["losses"], plan.spec, plan.stage.loss_weights, progress).mean()
         loss.backward()
         for weight, master in zip(weights, masters, strict=True):
             master.grad, weight.grad = None if weight.grad is None else weight.grad.float(), None

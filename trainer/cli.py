@@ -16,10 +16,8 @@ from typing import Any, NoReturn
 import torch.distributed as dist
 from pydantic import ValidationError
 
-from stagecoach.trainer.recipe import ROOT, Recipe, load_recipe
+from stagecoach.trainer.recipe import Recipe, load_recipe
 from stagecoach.trainer.settings import FirstRankError, RecipeError
-
-PACKAGES = ("data", "models", "trainer", "launch")
 
 
 def build_parser(description: str) -> argparse.ArgumentParser:
@@ -168,8 +166,8 @@ def _is_expected(error: BaseException) -> bool:
         return False
     paths = sysconfig.get_paths()
     for frame, _ in reversed(list(traceback.walk_tb(error.__traceback__))):
-        file = Path(frame.f_code.co_filename).resolve()  # the checkout imports through links
-        if any(file.is_relative_to(ROOT / package) for package in PACKAGES):
+        file = Path(frame.f_code.co_filename)
+        if frame.f_globals.get("__name__", "").startswith("stagecoach."):
             return True
         in_library = file.is_relative_to(paths["stdlib"]) and not file.is_relative_to(paths["purelib"])
         if not in_library and not str(file).startswith("<frozen"):

@@ -10,19 +10,16 @@ import deepspeed
 import torch
 from torch import nn
 
-from stagecoach.data.streaming.stream import Batching
 from stagecoach.models.family import Trainable, has_started
 from stagecoach.trainer.freeze import parameter_count
-from stagecoach.trainer.recipe import Recipe, StageRecipe, read_ds_config
+from stagecoach.trainer.recipe import OptimizerRecipe, StageRecipe, read_ds_config
+from stagecoach.trainer.stage_plan import StagePlan
 
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
-
-def deepspeed_config(
-    recipe: Recipe, stage: StageRecipe, batching: Batching, load_universal: bool = False
-) -> dict[str, Any]:
+def deepspeed_config(plan: StagePlan, load_universal: bool = False) -> dict[str, Any]:
     """The recipe's DeepSpeed JSON with what the recipe owns written into it: batch sizes, precision, optimizer and
     clipping."""
+    recipe, stage, batching = plan.recipe, plan.stage, plan.batching
     config = read_ds_config(recipe)
     config.update(
         train_batch_size=batching.global_batch,
@@ -52,7 +49,9 @@ def deepspeed_config(
     return config
 
 
-def parameter_groups(network: nn.Module, trained: dict[str, Trainable], recipe: Recipe) -> list[dict[str, Any]]:
+def parameter_groups(
+    network: nn.Module, trained: dict[str, Trainable], optimizer: OptimizerRecipe
+) -> list[dict[str, Any]]:
     """Optimizer groups by learning rate and by whether weight decay applies (to matrices and kernels; not to biases,
     norms, gates and tokens). None is empty or frozen: ZeRO-2 fails on groups of frozen parameters."""
     groups: dict[tuple[float, float, bool], list[nn.Parameter]] = {}
@@ -65,9 +64,10 @@ def parameter_groups(network: nn.Module, trained: dict[str, Trainable], recipe: 
             "params": params,
             "lr_scale": scale,
             "start_fraction": start_fraction,
-            "weight_decay": recipe.optimizer.weight_decay if decays else 0.0,
-            "name": f"lr_x{scale:g}{f'_from_{start_fraction:g}' if start_fraction else ''}"
-            f"_{'decay' if decays else 'no_decay'}",
+            "weight_decay": optimizer.weight_decay if decays else 0.0,
+            "name": f"lr_x{scale:g}"
+            + (f"_from_{start_fraction:g}" if start_fraction else "")
+            + ("_decay" if decays else "_no_decay"),
         }
         for (scale, start_fraction, decays), params in groups.items()
     ]

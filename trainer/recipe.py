@@ -18,7 +18,7 @@ from stagecoach.data.files import sha256_json
 from stagecoach.data.stores.storage import CacheOptions
 from stagecoach.data.streaming.mixture import Source
 from stagecoach.models import get_family
-from stagecoach.models.family import Family, StageSpec
+from stagecoach.models.family import Family
 from stagecoach.trainer.settings import (
     RecipeError,
     check_keys,
@@ -221,19 +221,16 @@ class Recipe(Strict):
         cache = self.stream.cache
         return None if cache is None else CacheOptions(Path(cache.directory), int(cache.gigabytes * 1e9))
 
-    def family_config(self, stage: int) -> BaseModel:
-        """The family's typed config in ``stage``: the size's, overlaid by ``model`` and the stage's ``model``."""
-        family = get_family(self.family)
+    def family_config(self, family: Family, stage: int) -> BaseModel:
+        """The typed config of ``family`` in ``stage``: the size's, overlaid by ``model`` and the stage's ``model``."""
+        if stage not in self.stages:
+            raise RecipeError(f"stage {stage} has no section in the recipe{did_you_mean(stage, self.stages)}")
         if self.size not in family.sizes:
             raise RecipeError(
                 f"size: {self.size!r} is unknown to family {self.family!r}{did_you_mean(self.size, family.sizes)}"
             )
-        values = overlay(family.sizes[self.size].model_dump(), overlay(self.model, self._stage(stage).model))
+        values = overlay(family.sizes[self.size].model_dump(), overlay(self.model, self.stages[stage].model))
         return family.config_type.model_validate(values)
-
-    def stage_spec(self, stage: int) -> StageSpec:
-        """The family's declaration of ``stage``."""
-        return _specs(get_family(self.family), self.family_config(stage))[stage]
 
     def deepspeed_file(self) -> Path:
         """The DeepSpeed JSON of this run. A relative ``ds_config`` that the working directory lacks is looked for in
@@ -243,11 +240,11 @@ class Recipe(Strict):
         path = Path(self.ds_config)
         return path if path.is_file() or path.is_absolute() else ROOT / path
 
-    def digest(self) -> str:
+    def digest(self, family: Family) -> str:
         """sha256 of what decides the numbers of the run, defaults filled in: all but the folders and the logging."""
         values = self.model_dump(exclude={"data", "run", "profile", "logging", "model"})
         for stage in self.stages:
-            values["stages"][stage]["model"] = self.family_config(stage).model_dump(mode="json")
+            values["stages"][stage]["model"] = self.family_config(family, stage).model_dump(mode="json")
         return sha256_json(values)
 
     def dump(self) -> str:
@@ -255,11 +252,6 @@ class Recipe(Strict):
         values = self.model_dump()
         values["optimizer"]["betas"] = list(self.optimizer.betas)
         return yaml.safe_dump(values, sort_keys=False, width=100, allow_unicode=True)
-
-    def _stage(self, stage: int) -> StageRecipe:
-        if stage not in self.stages:
-            raise RecipeError(f"stage {stage} has no section in the recipe{did_you_mean(stage, self.stages)}")
-        return self.stages[stage]
 
 
 def load_recipe(
@@ -312,15 +304,19 @@ def load_recipe(
         return str(path)
 
     merged: dict[Any, Any] = {}
-    for layer, where in layers:
+    for layer, _ in layers:
         merged = overlay(merged, layer)
-        stated_family = _family_of(merged, where)
-        check_keys(layer, Recipe, where, below=lambda here, known=stated_family: _config_model(known, here))
+    try:
+        known = get_family(str(merged["family"]))
+    except ValueError as error:
+        raise RecipeError(f"{source(('family',))}: {error}") from error
+    for layer, where in layers:
+        check_keys(layer, Recipe, where, below=lambda here: _config_model(known, here))
     try:
         result = Recipe.model_validate(merged)
     except ValidationError as error:
         raise explain(error, source) from error
-    _check(result, source)
+    _check(result, known, source)
     return result
 
 
@@ -346,12 +342,11 @@ def read_ds_config(recipe: Recipe) -> dict[str, Any]:
     return config
 
 
-def _check(recipe: Recipe, source: Callable[[tuple[str | int, ...]], str]) -> None:
+def _check(recipe: Recipe, family: Family, source: Callable[[tuple[str | int, ...]], str]) -> None:
     """What a recipe must be besides well typed: known to its family, and in agreement with its DeepSpeed JSON."""
-    family = get_family(recipe.family)
     for number, stage in recipe.stages.items():
         try:
-            config = recipe.family_config(number)
+            config = recipe.family_config(family, number)
         except ValidationError as error:
             inner = ("stages", number, "model")
             if not _has(recipe.model_dump(), (*inner, *error.errors()[0]["loc"])):
@@ -359,7 +354,7 @@ def _check(recipe: Recipe, source: Callable[[tuple[str | int, ...]], str]) -> No
             raise explain(error, source, inner) from error
         except RecipeError as error:
             raise RecipeError(f"{source(('size',))}: {error}") from error
-        specs = _specs(family, config)
+        specs = {spec.index: spec for spec in family.stages(config)}
         if number not in specs:
             raise RecipeError(
                 f"{source(('stages', number))}: stages.{number} is unknown to family {recipe.family!r}"
@@ -374,28 +369,17 @@ def _check(recipe: Recipe, source: Callable[[tuple[str | int, ...]], str]) -> No
 
 
 def _profile_file(family: str, profile: str) -> Path:
-    get_family(family)
     path = RECIPES / family / f"{profile}.yaml"
     if not path.is_file():
+        get_family(family)  # says so where the family itself is unknown
         there = [p.stem for p in (RECIPES / family).glob("*.yaml")]
         raise RecipeError(f"{path}: there is no profile {profile!r} of family {family!r}{did_you_mean(profile, there)}")
     return path
 
 
-def _family_of(values: dict[Any, Any], where: str) -> Family:
-    try:
-        return get_family(str(values["family"]))
-    except ValueError as error:
-        raise RecipeError(f"{where}: {error}") from error
-
-
 def _config_model(family: Family, path: tuple[str | int, ...]) -> type[BaseModel] | None:
     is_model = path == ("model",) or (len(path) == 3 and path[0] == "stages" and path[2] == "model")
     return family.config_type if is_model else None
-
-
-def _specs(family: Family, config: BaseModel) -> dict[int, StageSpec]:
-    return {spec.index: spec for spec in family.stages(config)}
 
 
 def _has(values: Any, path: tuple[str | int, ...]) -> bool:

@@ -7,16 +7,17 @@ import sys
 from pathlib import Path
 
 from stagecoach.data.files import DamagedError, atomic_file
-from stagecoach.models import get_family
 from stagecoach.trainer.adapter import read_card
 from stagecoach.trainer.cli import json_output, parse
 from stagecoach.trainer.distributed import World, on_first, start, stop
+from stagecoach.trainer.feed import device_batches
 from stagecoach.trainer.interrupt import EXIT_CODE, Interrupted, StopRequest
 from stagecoach.trainer.recipe import Recipe
-from stagecoach.trainer.reporting.monitor import Monitor
+from stagecoach.trainer.reporting.monitor import Monitor, RunMonitor
 from stagecoach.trainer.reporting.report import write_report
 from stagecoach.trainer.setup import StageSetup, adapter_directory, prepare_stage
 from stagecoach.trainer.stage import StageLoop, describe
+from stagecoach.trainer.stage_plan import StagePlan
 
 
 def run_stages(
@@ -27,12 +28,11 @@ def run_stages(
     In a run of several stages one whose adapter is already there and intact is not trained again. ``init`` is for the
     first of the stages. Raises ``Interrupted`` when a signal asked the run to stop and a checkpoint is written.
     """
-    known = [spec.index for spec in get_family(recipe.family).stages(recipe.family_config(min(recipe.stages)))]
     for index in stages:
-        if index not in known or index not in recipe.stages:
+        if index not in recipe.stages:
             raise ValueError(
                 f"family {recipe.family} at size {recipe.size} has no stage {index} in this recipe, "
-                f"expected one of {sorted(set(known) & set(recipe.stages))}"
+                f"expected one of {sorted(recipe.stages)}"
             )
     world = start()
     adapters = []
@@ -41,7 +41,7 @@ def run_stages(
             done = (
                 None
                 if dry_run or len(stages) == 1 or resume == "never"
-                else on_first(world, _finished, adapter_directory(Path(recipe.run), index))
+                else on_first(world, _finished, adapter_directory(recipe.run, index))
             )
             start_from = init if position == 0 else None
             if done is not None:
@@ -82,7 +82,8 @@ def main(description: str, stages: list[int] | None) -> int:
 def _train(recipe: Recipe, index: int, world: World, init: Path | None, resume: str, request: StopRequest) -> Path:
     notes: list[str] = []
     try:
-        setup = prepare_stage(recipe, index, world, init=init, resume=resume, tell=notes.append)
+        plan = StagePlan.resolve(recipe, index, world.size)
+        setup = prepare_stage(plan, world, init=init, resume=resume, tell=notes.append)
     except Exception:
         print("\n".join(notes), end="\n" if notes else "")
         raise
@@ -90,7 +91,7 @@ def _train(recipe: Recipe, index: int, world: World, init: Path | None, resume: 
     if world.is_first:
         with atomic_file(run / "recipe.yaml", "w") as handle:
             handle.write(recipe.dump())
-    monitor = Monitor(recipe, run, world.rank, index, setup.state.step)
+    monitor = RunMonitor(recipe, run, index, setup.start.state.step) if world.is_first else Monitor()
     try:
         describe(setup, monitor)
         for note in notes:
@@ -98,38 +99,30 @@ def _train(recipe: Recipe, index: int, world: World, init: Path | None, resume: 
         return StageLoop(setup, monitor, request).run()
     finally:
         monitor.close()
-        setup.engine.destroy()
+        setup.engine.deepspeed.destroy()
 
 
 def _dry_run(recipe: Recipe, index: int, world: World, init: Path | None) -> None:
     """Build everything and run one step on one sample per rank; nothing is written but a line on standard output."""
     stage = recipe.stages[index].model_copy(update={"global_batch": world.size, "micro_batch": 1})
     recipe = recipe.model_copy(update={"stages": {**recipe.stages, index: stage}})
-    setup = prepare_stage(
-        recipe,
-        index,
-        world,
-        init=init,
-        resume="never",
-        rehearsal=True,
-        tell=print if world.is_first else lambda _: None,
-    )
+    tell = print if world.is_first else lambda _: None
+    plan = StagePlan.resolve(recipe, index, world.size)
+    setup = prepare_stage(plan, world, init=init, resume="never", rehearsal=True, tell=tell)
     try:
         values = one_step(setup)
         if world.is_first:
             shown = ", ".join(f"{name} {value:.4g}" for name, value in sorted(values.items()))
-            print(f"dry run of stage {index} ({setup.spec.name}): one step on {world.size} samples: {shown}")
+            print(f"dry run of stage {index} ({plan.spec.name}): one step on {world.size} samples: {shown}")
     finally:
-        setup.engine.destroy()
+        setup.engine.deepspeed.destroy()
 
 
 def one_step(setup: StageSetup) -> dict[str, float]:
     """One optimizer step from the start of a prepared stage; the means that the loop would log."""
-    from stagecoach.trainer.feed import device_batches
-
-    loop = StageLoop(setup, Monitor.silent(), StopRequest())
-    setup.engine.module.train()
-    for _, _, batch in device_batches(setup.stream(0, 1), setup.world.device, setup.recipe.seed, setup.spec.index):
+    plan, loop = setup.plan, StageLoop(setup, Monitor(), StopRequest())
+    setup.engine.deepspeed.module.train()
+    for _, _, batch in device_batches(setup.stream(0, 1), setup.world.device, plan.recipe.seed, plan.index):
         loop.micro_step(batch)
     return loop.meter.reduce()
 

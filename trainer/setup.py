@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import deepspeed
 import torch
@@ -15,11 +14,8 @@ from torch import nn
 from stagecoach.data.files import sha256_json
 from stagecoach.data.streaming.mixture import DatasetMixture
 from stagecoach.data.streaming.plan import SamplePlan
-from stagecoach.data.streaming.stream import Batching, Stream
-from stagecoach.data.streaming.windows import Window
-from stagecoach.models import get_family
+from stagecoach.data.streaming.stream import Stream
 from stagecoach.models.common.attention import resolve_backend, set_backend
-from stagecoach.models.family import Family, StageSpec
 from stagecoach.trainer.activation_checkpointing import apply_activation_checkpointing
 from stagecoach.trainer.adapter import AdapterCard, check_predecessor, load_tensors, read_card, trained_before
 from stagecoach.trainer.checkpoint import (
@@ -32,125 +28,125 @@ from stagecoach.trainer.checkpoint import (
 )
 from stagecoach.trainer.distributed import World, on_first
 from stagecoach.trainer.ema import Ema
-from stagecoach.trainer.engine import DTYPES, deepspeed_config, parameter_groups, start_engine
+from stagecoach.trainer.engine import deepspeed_config, parameter_groups, start_engine
 from stagecoach.trainer.freeze import freeze
-from stagecoach.trainer.recipe import Recipe, StageRecipe
+from stagecoach.trainer.stage_plan import StagePlan
 from stagecoach.trainer.subset import engine_module
 
 
-def stage_directory(run: Path, stage: int) -> Path:
-    return run / f"stage{stage}"
+def stage_directory(run: str | Path, stage: int) -> Path:
+    return Path(run) / f"stage{stage}"
 
 
-def adapter_directory(run: Path, stage: int) -> Path:
+def adapter_directory(run: str | Path, stage: int) -> Path:
     return stage_directory(run, stage) / "adapter"
 
 
-@dataclass
-class StageSetup:
-    """A stage that is ready to train at ``state.step``."""
+@dataclass(frozen=True)
+class StageData:
+    """The samples of a stage: those to train on with their order, and those held out."""
 
-    recipe: Recipe
-    stage: StageRecipe
-    spec: StageSpec
-    specs: tuple[StageSpec, ...]
-    family: Family
-    config: Any
-    network: nn.Module
-    engine: deepspeed.DeepSpeedEngine
-    trainable: dict[str, nn.Parameter]
-    batching: Batching
-    train_set: DatasetMixture
-    plan: SamplePlan
+    train: DatasetMixture
+    order: SamplePlan
     held_out: DatasetMixture | None
+
+    @classmethod
+    def open(cls, plan: StagePlan, tell: Callable[[str], None]) -> StageData:
+        """Raises ``DamagedError``, ``SchemaError`` and ``ValueError`` where the shards do not fit the plan."""
+        recipe, options = plan.recipe, plan.recipe.stream
+        train = DatasetMixture.open(recipe.sources, "train", plan.schema, recipe.cache)
+        held_out = DatasetMixture.open_where_there(recipe.sources, "val", plan.schema, recipe.cache)
+        expected = {role: encoder.model_dump(exclude_none=True) for role, encoder in recipe.encoders.items()}
+        for part in (train, held_out):
+            if part is not None:
+                part.check_encoders(expected)
+        windows = [plan.window(step, len(train)) for step in (0, plan.stage.steps - 1)]
+        shortest = max((window.span for window in windows if window is not None), default=None)
+        members, short = train.members(shortest)
+        if short:
+            tell(f"{short:,} of {len(train):,} samples are left out: their clips are shorter than {shortest} frames")
+        order = SamplePlan(
+            members,
+            global_batch=plan.stage.global_batch,
+            seed=recipe.seed,
+            weights=train.weights,
+            active_shards=options.active_shards,
+            drop_last=options.drop_last,
+        )
+        if len(order.buckets) > 1:
+            sizes = zip(order.buckets, order.sizes, strict=True)
+            tell(
+                f"{len(order.buckets)} buckets of {', '.join(train.bucket_dims(shortest is not None))}: "
+                + ", ".join(f"{'x'.join(map(str, bucket))} ({size:,})" for bucket, size in sizes)
+            )
+        if order.left_out:
+            tell(
+                f"{order.left_out:,} of {sum(order.sizes):,} samples are left out of each epoch, others in each "
+                f"(stream.drop_last: true)"
+            )
+        return cls(train, order, held_out)
+
+    def fingerprint(self, active_shards: int) -> str:
+        """Of the training samples and all that their order depends on besides seed and global batch."""
+        if not active_shards and not self.order.drop_last:
+            return self.train.fingerprint
+        return sha256_json(
+            [self.train.fingerprint, {"active_shards": active_shards, "drop_last": self.order.drop_last}]
+        )
+
+
+@dataclass(frozen=True)
+class StageEngine:
+    """The network and what trains it."""
+
+    network: nn.Module
+    deepspeed: deepspeed.DeepSpeedEngine
+    trainable: dict[str, nn.Parameter]
+    """By the network's names."""
     ema: Ema | None
-    store: CheckpointStore
+
+
+@dataclass(frozen=True)
+class StartPoint:
+    """What a stage goes on from."""
+
     state: TrainingState
     base: str
+    """The hash that stands for the base weights."""
     predecessor: AdapterCard | None
     source: Path | None
     """Folder of the predecessor."""
+
+
+@dataclass(frozen=True)
+class StageSetup:
+    """A stage that is ready to train at ``start.state.step``."""
+
+    plan: StagePlan
+    data: StageData
+    engine: StageEngine
+    start: StartPoint
+    store: CheckpointStore
     world: World
 
     def stream(self, start: int, stop: int) -> Stream:
-        options = self.recipe.stream
+        options = self.plan.recipe.stream
         return Stream(
-            self.train_set,
-            plan=self.plan,
-            batching=self.batching,
+            self.data.train,
+            plan=self.data.order,
+            batching=self.plan.batching,
             rank=self.world.rank,
             start_step=start,
             stop_step=stop,
             workers=options.workers,
             prefetch=options.prefetch,
             timeout=options.timeout,
-            window=self.window,
+            window=lambda step: self.plan.window(step, len(self.data.train)),
         )
-
-    def window(self, step: int) -> Window | None:
-        return window_at(self.family, self.config, self.spec.index, self.stage, len(self.train_set), step)
-
-
-def window_at(family: Family, config: Any, index: int, stage: StageRecipe, samples: int, step: int) -> Window | None:
-    """The window of optimizer step ``step`` in a training set of so many ``samples``."""
-    return family.window(config, index, step, stage.steps, step * stage.global_batch // samples)
-
-
-def open_data(
-    recipe: Recipe, index: int, family: Family, config: Any, tell: Callable[[str], None]
-) -> tuple[DatasetMixture, SamplePlan, DatasetMixture | None]:
-    """Training samples with their order, and held-out samples, of stage ``index``."""
-    schema, stage = family.schema(config), recipe.stages[index]
-    train_set = DatasetMixture.open(recipe.sources, "train", schema, recipe.cache)
-    held_out = DatasetMixture.open(recipe.sources, "val", schema, recipe.cache)
-    expected = {role: encoder.model_dump(exclude_none=True) for role, encoder in recipe.encoders.items()}
-    for part in (train_set, held_out):
-        if part is not None:
-            part.check_encoders(expected)
-    windows = [
-        window
-        for step in (0, stage.steps - 1)
-        if (window := window_at(family, config, index, stage, len(train_set), step)) is not None
-    ]
-    shortest = max((window.span for window in windows), default=None)
-    members, short = train_set.members(shortest)
-    if short:
-        tell(f"{short:,} of {len(train_set):,} samples are left out: their clips are shorter than {shortest} frames")
-    plan = SamplePlan(
-        members,
-        global_batch=stage.global_batch,
-        seed=recipe.seed,
-        weights=train_set.weights,
-        active_shards=recipe.stream.active_shards,
-        drop_last=recipe.stream.drop_last,
-    )
-    if len(plan.buckets) > 1:
-        tell(
-            f"{len(plan.buckets)} buckets of {', '.join(train_set.bucket_dims(bool(windows)))}: "
-            + ", ".join(
-                f"{'x'.join(map(str, bucket))} ({size:,})"
-                for bucket, size in zip(plan.buckets, plan.sizes, strict=True)
-            )
-        )
-    if plan.left_out:
-        tell(
-            f"{plan.left_out:,} of {sum(plan.sizes):,} samples are left out of each epoch, others in each "
-            f"(stream.drop_last: true)"
-        )
-    return train_set, plan, held_out
-
-
-def data_fingerprint(recipe: Recipe, train_set: DatasetMixture) -> str:
-    """Of the training samples and all that their order depends on besides seed and global batch."""
-    order = {"active_shards": recipe.stream.active_shards, "drop_last": recipe.stream.drop_last}
-    if order == {"window": 0, "drop_last": False}:
-        return train_set.fingerprint
-    return sha256_json([train_set.fingerprint, order])
 
 
 def prepare_stage(
-    recipe: Recipe,
-    index: int,
+    plan: StagePlan,
     world: World,
     *,
     init: Path | None,
@@ -158,34 +154,29 @@ def prepare_stage(
     tell: Callable[[str], None] = print,
     rehearsal: bool = False,
 ) -> StageSetup:
-    """Build stage ``index`` and load what it goes on from. Every rank calls it.
+    """Build a stage and load what it goes on from. Every rank calls it.
 
     ``init``: the adapter to start from (None: that of the previous stage in the same run). ``resume``: ``auto``,
-    ``never`` or the path of a checkpoint. A ``rehearsal`` (dry run) starts from first values where the stage before has
-    not been trained yet. What can be known to be wrong by then is said before the network is built.
+    ``never`` or the path of a checkpoint. A ``rehearsal`` (dry run) starts from initial values where the stage before
+    has not been trained yet. What can be known to be wrong by then is said before the network is built.
     """
-    family = get_family(recipe.family)
-    config = recipe.family_config(index)
-    specs = family.stages(config)
-    spec, stage = specs[index - 1], recipe.stages[index]
-    batching = Batching(stage.global_batch, stage.micro_batch, world.size)
-    train_set, plan, held_out = open_data(recipe, index, family, config, tell)
-
-    run = Path(recipe.run)
+    recipe, family, index = plan.recipe, plan.family, plan.index
+    data = StageData.open(plan, tell)
     predecessor, source = None, None
     if index > 1:
-        source = init or adapter_directory(run, index - 1)
+        source = init or adapter_directory(recipe.run, index - 1)
         if rehearsal and init is None and not on_first(world, source.exists):
-            tell(f"stage {index} is rehearsed from first values: there is no {source} yet")
+            tell(f"stage {index} is rehearsed from initial values: there is no {source} yet")
+            source = None
         else:
             predecessor = on_first(world, read_card, source)
 
-    network, base = build_network(recipe, family, config, index, world)
-    trained = freeze(network, spec)
-    family.init_from_statistics(network, train_set.statistics)
-    if predecessor is not None:
+    network, base = build_network(plan, world)
+    trained = freeze(network, plan.spec)
+    family.init_from_statistics(network, data.train.statistics)
+    if predecessor is not None and source is not None:
         check_predecessor(predecessor, source, family=family.name, size=recipe.size, stage=index, base=base)
-        load_tensors(source, network, trained_before(network, specs, index))
+        load_tensors(source, network, trained_before(network, plan.specs, index))
 
     state = TrainingState(
         family=family.name,
@@ -196,12 +187,12 @@ def prepare_stage(
         zero=recipe.zero,
         precision=recipe.precision,
         frozen=recipe.frozen,
-        global_batch=stage.global_batch,
+        global_batch=plan.stage.global_batch,
         seed=recipe.seed,
-        shards=data_fingerprint(recipe, train_set),
+        shards=data.fingerprint(recipe.stream.active_shards),
         started_from=predecessor.sha256 if predecessor else None,
     )
-    store = CheckpointStore(stage_directory(run, index) / "checkpoints", recipe.keep_checkpoints)
+    store = CheckpointStore(stage_directory(recipe.run, index) / "checkpoints", recipe.keep_checkpoints)
     checkpoint = find_checkpoint(store, resume, state, world, tell)
 
     apply_activation_checkpointing(family.recompute_units(network), recipe.activation_checkpointing)
@@ -211,8 +202,8 @@ def prepare_stage(
     universal = checkpoint is not None and needs_universal(checkpoint[1], state)
     engine = start_engine(
         engine_module(network, recipe.frozen),
-        parameter_groups(network, trained, recipe),
-        deepspeed_config(recipe, stage, batching, universal),
+        parameter_groups(network, trained, recipe.optimizer),
+        deepspeed_config(plan, universal),
     )
     ema = Ema(engine, recipe.ema.decay) if recipe.ema else None
     if checkpoint is not None:
@@ -225,41 +216,24 @@ def prepare_stage(
         )
     trainable = {name: p for name, p in network.named_parameters() if p.requires_grad}
     return StageSetup(
-        recipe,
-        stage,
-        spec,
-        specs,
-        family,
-        config,
-        network,
-        engine,
-        trainable,
-        batching,
-        train_set,
-        plan,
-        held_out,
-        ema,
-        store,
-        state,
-        base,
-        predecessor,
-        source if predecessor else None,
-        world,
+        plan=plan,
+        data=data,
+        engine=StageEngine(network, engine, trainable, ema),
+        start=StartPoint(state, base, predecessor, source),
+        store=store,
+        world=world,
     )
 
 
-def build_network(recipe: Recipe, family: Family, config: Any, index: int, world: World) -> tuple[nn.Module, str]:
+def build_network(plan: StagePlan, world: World) -> tuple[nn.Module, str]:
     """The network of a stage with its base weights in place, and the hash that stands for these."""
-    dtype = DTYPES[recipe.precision]
-    backend = resolve_backend(recipe.attention, world.device, dtype)
-    if recipe.frozen == "shard":
-        # Block by block: each is partitioned as soon as its weights are there, so that no rank ever holds them all.
-        on_loaded = partition_on_arrival(recipe, dtype)
-        network = family.build(config, index, "cpu", dtype)
-        base = family.load_base(network, config, "cpu", on_loaded)
-    else:
-        network = family.build(config, index, world.device, dtype)
-        base = family.load_base(network, config, world.device)
+    family, shard = plan.family, plan.recipe.frozen == "shard"
+    backend = resolve_backend(plan.recipe.attention, world.device, plan.dtype)
+    # Block by block: each is partitioned as soon as its weights are there, so that no rank ever holds them all.
+    device = torch.device("cpu") if shard else world.device
+    on_loaded = partition_on_arrival(plan) if shard else None
+    network = family.build(plan.config, plan.index, device, plan.dtype)
+    base = family.load_base(network, plan.config, device, on_loaded)
     set_backend(network, backend)
     return network, base
 
@@ -282,14 +256,14 @@ def mark_leaf(module: nn.Module) -> None:
     module.register_forward_pre_hook(require_grad)
 
 
-def partition_on_arrival(recipe: Recipe, dtype: torch.dtype):
+def partition_on_arrival(plan: StagePlan) -> Callable[[nn.Module], None]:
     """A function that partitions a unit over the ranks with ``zero.Init``, as ZeRO-3 will use it."""
     config = {"train_micro_batch_size_per_gpu": 1, "zero_optimization": {"stage": 3}}
-    if recipe.precision != "fp32":
-        config[recipe.precision] = {"enabled": True}
+    if plan.recipe.precision != "fp32":
+        config[plan.recipe.precision] = {"enabled": True}
 
     def on_loaded(unit: nn.Module) -> None:
-        deepspeed.zero.Init(module=unit, config_dict_or_path=config, dtype=dtype)
+        deepspeed.zero.Init(module=unit, config_dict_or_path=config, dtype=plan.dtype)
 
     return on_loaded
 

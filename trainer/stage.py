@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,6 @@ import torch
 
 from stagecoach.data.files import DamagedError
 from stagecoach.data.streaming.stream import BadSample
-from stagecoach.models.family import Progress
 from stagecoach.trainer.adapter import AdapterCard, read_card, read_tensors, trained_before, write_adapter
 from stagecoach.trainer.bad_samples import BadSamples
 from stagecoach.trainer.distributed import on_first, totals
@@ -41,42 +41,40 @@ class StageLoop:
         self.s = setup
         self.monitor = monitor
         self.stop = stop
-        self.step = setup.state.step
-        self.skipped = setup.state.skipped
+        self.step = setup.start.state.step
+        self.skipped = setup.start.state.skipped
         self.skipped_in_a_row = 0
         self.meter = Meter(setup.world)
-        self.bad = BadSamples(setup.state.bad, setup.recipe.stream.bad_samples, len(setup.train_set))
+        plan, data = setup.plan, setup.data
+        self.bad = BadSamples(setup.start.state.bad, plan.recipe.stream.bad_samples, len(data.train))
         self.evaluator = None
-        if setup.held_out is not None and len(setup.held_out):
+        if data.held_out is not None and len(data.held_out):
             self.evaluator = Evaluator(
-                setup.family,
-                setup.network,
-                setup.engine,
-                setup.held_out,
-                setup.train_set.statistics,
+                plan.family,
+                setup.engine.network,
+                setup.engine.deepspeed,
+                data.held_out,
+                data.train.statistics,
                 setup.world,
-                setup.window(setup.stage.steps - 1),
+                plan.window(plan.stage.steps - 1, len(data.train)),
             )
-        costs = setup.family.flops(setup.config, setup.spec.index)
+        costs = plan.family.flops(plan.config, plan.index)
         self.flops_per_sample = sum(cost.forward + cost.backward for cost in costs)
         self.peak = peak_flops(device_name(setup.world.device))
 
-    def progress(self, training: bool = True) -> Progress:
-        return Progress(self.step, self.s.stage.steps, self.s.spec.index, self.s.recipe.seed, training)
-
     def run(self) -> Path:
         """Train to the end of the stage and return the adapter's directory. Raises ``Interrupted`` after saving."""
-        s = self.s
-        self.monitor.start(s.stage.steps, self.step)
-        before = frozen_checksums(s.network)
-        check = GradientCheck(s.network, s.spec, s.world) if self.step == 0 else None
+        s, plan, network = self.s, self.s.plan, self.s.engine.network
+        self.monitor.start(plan.stage.steps, self.step)
+        before = frozen_checksums(network)
+        check = GradientCheck(network, plan.spec, s.world) if self.step == 0 else None
         if self.step == 0:
             # The state before the first step is what every later number is compared with.
             self._evaluate(validate=True, preview=False)
-        s.engine.module.train()
-        accumulation = s.batching.accumulation
-        stream = s.stream(self.step, s.stage.steps)
-        batches = device_batches(stream, s.world.device, s.recipe.seed, s.spec.index)
+        s.engine.deepspeed.module.train()
+        accumulation = plan.batching.accumulation
+        stream = s.stream(self.step, plan.stage.steps)
+        batches = device_batches(stream, s.world.device, plan.recipe.seed, plan.index)
         while True:
             asked = time.monotonic()
             item = next(batches, None)
@@ -88,36 +86,37 @@ class StageLoop:
             if micro + 1 < accumulation:
                 continue
             self._after_step()
-            if check is not None and self.step >= s.stage.checked_steps:
+            if check is not None and self.step >= plan.stage.checked_steps:
                 check.finish(self.step)
                 check = None
             found, stream.bad = stream.bad, []
             self._boundary(found)
-        check_frozen(s.network, before)
+        check_frozen(network, before)
         return self._finish()
 
     def micro_step(self, batch: dict[str, Any]) -> None:
         """Forward and backward of one micro-batch; the optimizer steps at the accumulation boundary."""
-        s, progress = self.s, self.progress()
-        if s.engine.is_gradient_accumulation_boundary():
-            set_learning_rate(s.engine, s.stage, self.step)
-        output = s.engine(batch, progress)
-        total = weighted_total(output["losses"], s.spec, s.stage.loss_weights, progress)
+        plan, engine = self.s.plan, self.s.engine.deepspeed
+        progress = plan.progress(self.step)
+        if engine.is_gradient_accumulation_boundary():
+            set_learning_rate(engine, plan.stage, self.step)
+        output = engine(batch, progress)
+        total = weighted_total(output["losses"], plan.spec, plan.stage.loss_weights, progress)
         # Equal micro-batches: the mean over this one, averaged by DeepSpeed over accumulation and ranks, is the plain
         # mean over the samples of the global batch.
-        s.engine.backward(total.mean())
-        s.engine.step()
+        engine.backward(total.mean())
+        engine.step()
         self.meter.add_output(output, total.detach())
 
     def _after_step(self) -> None:
         s = self.s
         self.step += 1
         self.meter.steps += 1
-        self.meter.samples += s.stage.global_batch
-        if s.engine.was_step_applied():
+        self.meter.samples += s.plan.stage.global_batch
+        if s.engine.deepspeed.was_step_applied():
             self.skipped_in_a_row = 0
-            if s.ema is not None:
-                s.ema.update()
+            if s.engine.ema is not None:
+                s.engine.ema.update()
             return
         self.skipped += 1
         self.skipped_in_a_row += 1
@@ -125,7 +124,7 @@ class StageLoop:
             f"step {self.step}: non-finite loss or gradient, update skipped on all ranks "
             f"({self.skipped_in_a_row} in a row, {self.skipped} in all)"
         )
-        if self.skipped_in_a_row >= s.recipe.max_skipped:
+        if self.skipped_in_a_row >= s.plan.recipe.max_skipped:
             # Skipped steps change no weights, so an older checkpoint is where training last was sound.
             steps = s.store.steps()
             last = s.store.path(steps[-1]) if steps else None
@@ -136,7 +135,7 @@ class StageLoop:
 
     def _boundary(self, bad: list[BadSample]) -> None:
         """What happens between two steps: damaged samples, logging, evaluation, checkpoint, and stopping on request."""
-        s, stage = self.s, self.s.stage
+        s, stage, recipe = self.s, self.s.plan.stage, self.s.plan.recipe
         stops, damaged = totals(s.world, self.stop.received is not None, len(bad))
         if damaged:
             self._report(self.bad.gather(bad, s.world))
@@ -144,7 +143,7 @@ class StageLoop:
         due = {
             name: last or self.step % every == 0
             for name, every in (
-                ("log", s.recipe.logging.every),
+                ("log", recipe.logging.every),
                 ("validate", stage.validate_every),
                 ("preview", stage.preview_every),
             )
@@ -174,13 +173,13 @@ class StageLoop:
         s = self.s
         values = self.meter.reduce()
         values |= self.meter.rates()
-        norm = s.engine.get_global_grad_norm()
-        values["learning_rate"] = learning_rate(s.stage, self.step - 1)
+        norm = s.engine.deepspeed.get_global_grad_norm()
+        values["learning_rate"] = learning_rate(s.plan.stage, self.step - 1)
         values["gradient_norm"] = float(norm) if norm is not None else float("nan")
         values["skipped_steps"] = self.skipped
         values["bad_samples"] = len(self.bad.indices)
         values["memory_gib"] = peak_memory_bytes(s.world.device) / 2**30
-        values |= {alias: values[name] for alias, name in s.family.aliases.items() if name in values}
+        values |= {alias: values[name] for alias, name in s.plan.family.aliases.items() if name in values}
         if self.peak:
             per_device = values["samples_per_second"] / s.world.size
             values["mfu"] = per_device * self.flops_per_sample / self.peak
@@ -189,55 +188,47 @@ class StageLoop:
     def _evaluate(self, validate: bool, preview: bool) -> None:
         if self.evaluator is None or not (validate or preview):
             return
-        recipe, progress = self.s.recipe, self.progress(training=False)
+        plan, ema = self.s.plan, self.s.engine.ema
+        recipe, progress = plan.recipe, plan.progress(self.step, training=False)
         # Where an average is kept it is what will be used, so it is what is judged.
-        if self.s.ema is not None:
-            with self.s.ema.swapped_in():
-                self._show(recipe, progress, validate, preview)
-        else:
-            self._show(recipe, progress, validate, preview)
-
-    def _show(self, recipe: Any, progress: Progress, validate: bool, preview: bool) -> None:
-        if validate and recipe.validation_samples:
-            self.monitor.log(
-                self.step, self.evaluator.validate(progress, recipe.validation_samples, self.s.batching.micro)
-            )
-        if preview and recipe.preview_samples:
-            self.monitor.images(self.step, self.evaluator.preview(progress, recipe.preview_samples))
+        with ema.swapped_in() if ema is not None else nullcontext():
+            if validate and recipe.validation_samples:
+                values = self.evaluator.validate(progress, recipe.validation_samples, plan.batching.micro)
+                self.monitor.log(self.step, values)
+            if preview and recipe.preview_samples:
+                self.monitor.images(self.step, self.evaluator.preview(progress, recipe.preview_samples))
 
     def save(self) -> Path:
         s = self.s
         started = time.monotonic()
-        state = replace(s.state, step=self.step, skipped=self.skipped, bad=tuple(sorted(self.bad.indices)))
-        path = s.store.save(s.engine, s.trainable, state, s.recipe.dump(), s.ema, s.world)
+        state = replace(s.start.state, step=self.step, skipped=self.skipped, bad=tuple(sorted(self.bad.indices)))
+        path = s.store.save(s.engine.deepspeed, s.engine.trainable, state, s.plan.recipe.dump(), s.engine.ema, s.world)
         size = sum(p.stat().st_size for p in path.rglob("*") if p.is_file()) if s.world.is_first else 0
         self.monitor.message(f"checkpoint {path} ({size / 1e6:,.1f} MB, {time.monotonic() - started:.1f} s)")
         return path
 
     def _finish(self) -> Path:
         """Write the adapter: what this stage trained, and what earlier stages did, as it is in the network."""
-        s = self.s
-        if s.recipe.export_weights == "ema":
-            with s.ema.swapped_in():
-                tensors = full_parameters(s.engine, s.trainable, keep=s.world.is_first)
-        else:
-            tensors = full_parameters(s.engine, s.trainable, keep=s.world.is_first)
-        earlier = trained_before(s.network, s.specs, s.spec.index) - set(s.trainable)
+        s, plan, start, recipe = self.s, self.s.plan, self.s.start, self.s.plan.recipe
+        ema = s.engine.ema if recipe.export_weights == "ema" else None
+        with ema.swapped_in() if ema is not None else nullcontext():
+            tensors = full_parameters(s.engine.deepspeed, s.engine.trainable, keep=s.world.is_first)
+        earlier = trained_before(s.engine.network, plan.specs, plan.index) - set(s.engine.trainable)
         tensors |= self._carried(earlier)
-        directory = adapter_directory(Path(s.recipe.run), s.spec.index)
+        directory = adapter_directory(recipe.run, plan.index)
         card = AdapterCard(
-            family=s.family.name,
-            size=s.recipe.size,
-            stage=s.spec.index,
-            stage_name=s.spec.name,
+            family=plan.family.name,
+            size=recipe.size,
+            stage=plan.index,
+            stage_name=plan.spec.name,
             steps=self.step,
-            recipe=s.recipe.digest(),
-            base=s.base,
-            predecessor=s.predecessor.sha256 if s.predecessor else None,
-            export_weights=s.recipe.export_weights,
-            config=s.config.model_dump(mode="json"),
+            recipe=recipe.digest(plan.family),
+            base=start.base,
+            predecessor=start.predecessor.sha256 if start.predecessor else None,
+            export_weights=recipe.export_weights,
+            config=plan.config.model_dump(mode="json"),
         )
-        card = on_first(s.world, write_adapter, directory, tensors, card, s.family.adapter_file)
+        card = on_first(s.world, write_adapter, directory, tensors, card, plan.family.adapter_file)
         self.monitor.message(f"adapter {directory} ({card.parameters:,} parameters, sha256 {card.sha256[:12]})")
         return directory
 
@@ -245,16 +236,16 @@ class StageLoop:
         """What earlier stages trained and this one did not, on rank 0: from the adapter that the stage started from,
         in its fp32, or where that has been moved or changed meanwhile from the network, in the dtype that it is used
         in."""
-        s = self.s
-        if on_first(s.world, self._predecessor_is_there):
-            if not s.world.is_first:
-                return {}
-            return {name: tensor for name, tensor in read_tensors(s.source).items() if name in names}
-        return frozen_copies(s.network, names, keep=s.world.is_first)
+        source, world = self.s.start.source, self.s.world
+        if on_first(world, self._predecessor_is_there) and source is not None:
+            tensors = read_tensors(source) if world.is_first else {}
+            return {name: tensor for name, tensor in tensors.items() if name in names}
+        return frozen_copies(self.s.engine.network, names, keep=world.is_first)
 
     def _predecessor_is_there(self) -> bool:
         try:
-            return self.s.source is not None and read_card(self.s.source) == self.s.predecessor
+            start = self.s.start
+            return start.source is not None and read_card(start.source) == start.predecessor
         except (DamagedError, OSError) as error:
             self.monitor.message(f"{error}; what earlier stages trained is taken from the network instead")
             return False
@@ -275,38 +266,39 @@ def frozen_copies(network: torch.nn.Module, names: set[str], keep: bool) -> dict
 
 def describe(setup: StageSetup, monitor: Monitor) -> None:
     """The freeze table and the batch arithmetic, at start-up and in ``run.json``."""
-    rows = freeze_table(setup.network, setup.spec)
+    plan, network = setup.plan, setup.engine.network
+    recipe, stage, spec, batching = plan.recipe, plan.stage, plan.spec, plan.batching
+    rows = freeze_table(network, spec)
     trainable = sum(row.parameters for row in rows if row.lr_scale is not None)
     frozen = sum(row.parameters for row in rows if row.lr_scale is None)
-    batching = setup.batching
-    lines = [f"stage {setup.spec.index} ({setup.spec.name}): {trainable:,} parameters train, {frozen:,} are frozen"]
+    lines = [f"stage {spec.index} ({spec.name}): {trainable:,} parameters train, {frozen:,} are frozen"]
     for row in rows:
-        state = "frozen" if row.lr_scale is None else f"trains at {row.lr_scale * setup.stage.learning_rate:g}"
+        state = "frozen" if row.lr_scale is None else f"trains at {row.lr_scale * stage.learning_rate:g}"
         if row.start_fraction:
-            state += f" from step {math.ceil(row.start_fraction * setup.stage.steps)} on"
+            state += f" from step {math.ceil(row.start_fraction * stage.steps)} on"
         lines.append(f"  {row.pattern:<28} {row.modules:>4} modules {row.parameters:>15,}  {state}")
     lines.append(
         f"  global batch {batching.global_batch} = {setup.world.size} ranks x {batching.micro} samples x "
-        f"{batching.accumulation} accumulation; {setup.stage.steps} steps; ZeRO-{setup.recipe.zero}, "
-        f"{setup.recipe.precision}, frozen weights {setup.recipe.frozen}d, recompute "
-        f"{setup.recipe.activation_checkpointing}"
+        f"{batching.accumulation} accumulation; {stage.steps} steps; ZeRO-{recipe.zero}, "
+        f"{recipe.precision}, frozen weights {recipe.frozen.removesuffix('e')}ed, activation "
+        f"checkpointing {recipe.activation_checkpointing}"
     )
     dtypes: dict[str, int] = {}
-    for _, parameter in setup.network.named_parameters():
+    for _, parameter in network.named_parameters():
         kind = f"{'trained' if parameter.requires_grad else 'frozen'} {str(parameter.dtype).removeprefix('torch.')}"
         dtypes[kind] = dtypes.get(kind, 0) + 1
     lines.append("  tensors: " + ", ".join(f"{count} {kind}" for kind, count in sorted(dtypes.items())))
     monitor.message("\n".join(lines))
     monitor.facts(
         {
-            f"stage{setup.spec.index}": {
-                "name": setup.spec.name,
-                "steps": setup.stage.steps,
+            f"stage{spec.index}": {
+                "name": spec.name,
+                "steps": stage.steps,
                 "global_batch": batching.global_batch,
                 "modules": [vars(row) for row in rows],
                 "trainable": trainable,
                 "frozen": frozen,
-                "exits": [vars(criterion) for criterion in setup.spec.exits],
+                "exits": [vars(criterion) for criterion in spec.exits],
             }
         }
     )

@@ -41,20 +41,19 @@ class DatasetMixture:
     @classmethod
     def open(
         cls, sources: Sequence[Source], split: str, schema: SampleSchema, cache: CacheOptions | None = None
-    ) -> DatasetMixture | None:
-        """The ``split`` of each source that has one (all must have ``train``); None where none has it.
+    ) -> DatasetMixture:
+        """The ``split`` of each source. Raises ``DamagedError`` and ``SchemaError`` as ``ShardSet.open`` does."""
+        sets = [ShardSet.open(open_storage(source.path, cache).child(split), schema) for source in sources]
+        weights = [source.weight for source in sources if source.weight is not None]
+        return cls(sets, weights if len(sets) > 1 and len(weights) == len(sets) else None)
 
-        Raises ``DamagedError`` and ``SchemaError`` as ``ShardSet.open`` does.
-        """
-        places = [(source, open_storage(source.path, cache).child(split)) for source in sources]
-        having = [(source, storage) for source, storage in places if split == "train" or storage.exists(MANIFEST)]
-        if not having:
-            return None
-        weights = [source.weight for source, _ in having]
-        return cls(
-            [ShardSet.open(storage, schema) for _, storage in having],
-            None if len(having) < 2 or None in weights else weights,
-        )
+    @classmethod
+    def open_where_there(
+        cls, sources: Sequence[Source], split: str, schema: SampleSchema, cache: CacheOptions | None = None
+    ) -> DatasetMixture | None:
+        """As ``open``, of the sources that have such a split; None where none has it."""
+        having = [one for one in sources if open_storage(one.path, cache).child(split).exists(MANIFEST)]
+        return cls.open(having, split, schema, cache) if having else None
 
     def __len__(self) -> int:
         return self._ends[-1]

@@ -16,6 +16,7 @@ from benchmarks.gpu_step import measure
 from stagecoach.data.format.schema import DTYPES, check_sample
 from stagecoach.models import FAMILIES, get_family
 from stagecoach.trainer.recipe import load_recipe
+from stagecoach.trainer.stage_plan import StagePlan
 from tests.tiny_data import ROOT
 
 SMALL = ("--profile", "tiny", "--stage", "1", "--warmup", "1", "--steps", "1", "--json")
@@ -98,7 +99,7 @@ def test_every_stage_of_dance_with_music_is_timed(profile, stage):
         profile=profile,
         overrides=["model.weights.vae=weights/vae", "model.weights.denoising_unet=weights/unet"],
     )
-    family, config = get_family("dance_with_music"), recipe.family_config(stage)
+    family, config = get_family("dance_with_music"), StagePlan.resolve(recipe, stage).config
     batch = synthetic_batch(family, config, 2, "cpu", 0, stage)
     frames = config.frames
     assert batch["latents"].shape[1] == {1: frames.m2p, 2: frames.image, 3: frames.motion[1]}[stage]
@@ -122,7 +123,7 @@ def test_plain_steps_train_the_stage_and_report_every_number():
     assert found["samples_per_second"] * found["step_seconds"] == pytest.approx(2)
     assert found["mfu"] is None
     assert found["trainable"] > 0
-    costs = get_family("fantasy_world").flops(recipe.family_config(1), 1)
+    costs = get_family("fantasy_world").flops(StagePlan.resolve(recipe, 1).config, 1)
     assert found["flops_per_sample"] == sum(c.forward + c.backward for c in costs)
     assert found["last_loss"] < found["first_loss"]
 

@@ -10,7 +10,9 @@ from typing import Any
 from stagecoach.trainer.distributed import start
 from stagecoach.trainer.recipe import Recipe
 from stagecoach.trainer.run import run_stages
+from stagecoach.trainer.setup import StageSetup, prepare_stage
 from stagecoach.trainer.stage import StageLoop
+from stagecoach.trainer.stage_plan import StagePlan
 
 
 def toy_recipe(shards: str | list[dict[str, Any]], run: str, **changes: Any) -> Recipe:
@@ -54,6 +56,13 @@ def train(recipe: dict[str, Any], stages: list[int], **options: Any) -> list[str
 
 def train_dry(recipe: dict[str, Any], stages: list[int]) -> list[str]:
     return train(recipe, stages, dry_run=True)
+
+
+def prepared(recipe: dict[str, Any], stage: int, **options: Any) -> StageSetup:
+    """A stage of a dumped recipe before its first step."""
+    world = start()
+    plan = StagePlan.resolve(Recipe.model_validate(recipe), stage, world.size)
+    return prepare_stage(plan, world, **{"init": None, "resume": "never"} | options)
 
 
 def losses(run: str | Path, stage: int, name: str = "loss") -> list[float]:

@@ -10,21 +10,18 @@ from stagecoach.data.streaming.dataset import ShardSet
 from stagecoach.data.streaming.order import Order
 from stagecoach.data.streaming.stream import collate
 from stagecoach.data.streaming.windows import cut
-from stagecoach.models import get_family
 from stagecoach.models.common.keyed import rng_keys
-from stagecoach.models.family import Progress
 from stagecoach.trainer.adapter import load_tensors, trained_before
 from stagecoach.trainer.engine import group_rate, parameter_groups
 from stagecoach.trainer.freeze import freeze
 from stagecoach.trainer.recipe import Recipe
-from stagecoach.trainer.setup import window_at
+from stagecoach.trainer.stage_plan import StagePlan
 
 
 def plain_losses(recipe: Recipe, index: int = 1, init: Path | None = None) -> list[float]:
     """Loss of each step of stage ``index``, from adapter ``init`` where it is not the first."""
-    family = get_family(recipe.family)
-    config, stage = recipe.family_config(index), recipe.stages[index]
-    specs = family.stages(config)
+    plan = StagePlan.resolve(recipe, index)
+    family, config, stage, specs = plan.family, plan.config, plan.stage, plan.specs
     network = family.build(config, index, "cpu", torch.float32)
     family.load_base(network, config, "cpu")
     entries = freeze(network, specs[index - 1])
@@ -33,7 +30,7 @@ def plain_losses(recipe: Recipe, index: int = 1, init: Path | None = None) -> li
     family.init_from_statistics(network, data.manifest.statistics)
     if init is not None:
         load_tensors(init, network, trained_before(network, specs, index))
-    groups = parameter_groups(network, entries, recipe)
+    groups = parameter_groups(network, entries, recipe.optimizer)
     trained = [p for group in groups for p in group["params"]]
     optimizer = torch.optim.AdamW(groups, lr=stage.learning_rate)
     order = Order(data.shard_sizes, recipe.seed)
@@ -43,7 +40,7 @@ def plain_losses(recipe: Recipe, index: int = 1, init: Path | None = None) -> li
             group["lr"] = group_rate(group, stage, step)
         uids = range(step * stage.global_batch, (step + 1) * stage.global_batch)
         samples = [data.read(order.locate(uid)[1]) for uid in uids]
-        window = window_at(family, config, index, stage, len(data), step)
+        window = plan.window(step, len(data))
         if window is not None:
             samples, starts = zip(
                 *(cut(schema, sample, window, recipe.seed, uid) for sample, uid in zip(samples, uids, strict=True)),
@@ -53,7 +50,7 @@ def plain_losses(recipe: Recipe, index: int = 1, init: Path | None = None) -> li
         if window is not None:
             batch["window_start"] = torch.tensor(starts)
         batch |= {"uid": torch.tensor(list(uids)), "rng_key": rng_keys(recipe.seed, index, uids)}
-        progress = Progress(step, stage.steps, index, recipe.seed)
+        progress = plan.progress(step)
         output = network(batch, progress)["losses"]
         loss = sum(term.weight.at(progress) * output[term.name] for term in specs[index - 1].losses).mean()
         optimizer.zero_grad()

@@ -151,18 +151,12 @@ def train_from(recipe: dict, stage: int, init: Path) -> str:
 def most_gathered(recipe: dict, init: Path) -> tuple[int, int, int]:
     """Frozen numbers in all, those of the largest frozen block, and the most that were gathered at any time of an
     optimizer step of stage 2."""
-    from stagecoach.trainer.distributed import start
     from stagecoach.trainer.run import one_step
-    from stagecoach.trainer.setup import prepare_stage
 
-    setup = prepare_stage(Recipe.model_validate(recipe), 2, start(), init=init, resume="never")
-    frozen = [p for p in setup.network.parameters() if not p.requires_grad]
-    blocks = [
-        *setup.network.pcb,
-        *(layer.video_block for layer in setup.network.irg),
-        setup.network.stem,
-        setup.network.out,
-    ]
+    setup = cases.prepared(recipe, 2, init=init)
+    network = setup.engine.network
+    frozen = [p for p in network.parameters() if not p.requires_grad]
+    blocks = [*network.pcb, *(layer.video_block for layer in network.irg), network.stem, network.out]
     counts = [sum(p.ds_numel for p in block.parameters() if not p.requires_grad) for block in blocks]
     most = 0
 
@@ -170,11 +164,11 @@ def most_gathered(recipe: dict, init: Path) -> tuple[int, int, int]:
         nonlocal most
         most = max(most, sum(p.numel() for p in frozen))
 
-    hooks = [module.register_forward_hook(look) for module in setup.network.modules()]
+    hooks = [module.register_forward_hook(look) for module in network.modules()]
     one_step(setup)
     for hook in hooks:
         hook.remove()
-    setup.engine.destroy()
+    setup.engine.deepspeed.destroy()
     return sum(p.ds_numel for p in frozen), max(counts), most
 
 
@@ -185,8 +179,9 @@ def test_a_bf16_run_changes_nearly_all_weights_because_masters_are_fp32(pair, sh
     recipe = recipe.model_copy(update={"stages": {1: stage}})
     adapter = pair.run(cases.train, recipe.model_dump(), [1])[0][0]
     from stagecoach.models import get_family
+    from stagecoach.trainer.stage_plan import StagePlan
 
-    family, config = get_family("fantasy_world"), recipe.family_config(1)
+    family, config = get_family("fantasy_world"), StagePlan.resolve(recipe, 1).config
     network = family.build(config, 1, "cpu", torch.bfloat16)
     family.load_base(network, config, "cpu")
     first = dict(network.named_parameters())

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from stagecoach.trainer.recipe import Recipe
+from tests.distributed import cases
 from tests.distributed.test_movie_post_production import recipe_for
 from tests.tiny_movie import make_tiny_movie
 
@@ -34,25 +34,22 @@ def test_under_frozen_shard_at_most_one_block_of_frozen_weights_is_gathered(pair
 
 def most_gathered(recipe: dict) -> tuple[int, int, int]:
     """Frozen numbers in all, those of the largest block, and the most that were gathered at any time of an optimizer
-    step of stage 3, whose adapters are at their first values."""
-    from stagecoach.trainer.distributed import start
+    step of stage 3, whose adapters are at their initial values."""
     from stagecoach.trainer.run import one_step
-    from stagecoach.trainer.setup import prepare_stage
 
-    setup = prepare_stage(Recipe.model_validate(recipe), 3, start(), init=None, resume="never", rehearsal=True)
-    frozen = [p for p in setup.network.parameters() if not p.requires_grad]
-    counts = [
-        sum(p.ds_numel for p in block.parameters() if not p.requires_grad) for block in setup.network.recompute_units()
-    ]
+    setup = cases.prepared(recipe, 3, rehearsal=True)
+    network = setup.engine.network
+    frozen = [p for p in network.parameters() if not p.requires_grad]
+    counts = [sum(p.ds_numel for p in block.parameters() if not p.requires_grad) for block in network.recompute_units()]
     most = 0
 
     def look(*_):
         nonlocal most
         most = max(most, sum(p.numel() for p in frozen))
 
-    hooks = [module.register_forward_hook(look) for module in setup.network.modules()]
+    hooks = [module.register_forward_hook(look) for module in network.modules()]
     one_step(setup)
     for hook in hooks:
         hook.remove()
-    setup.engine.destroy()
+    setup.engine.deepspeed.destroy()
     return sum(p.ds_numel for p in frozen), max(counts), most

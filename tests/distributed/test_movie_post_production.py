@@ -156,22 +156,21 @@ def stop_from(recipe: dict, stage: int, step: int, init: Path) -> str:
 def train_one_sided(recipe: dict) -> list[float]:
     """Gradient norms of three steps of stage 2 in which the second rank's boxes are taken away."""
     from stagecoach.models.family import Progress
-    from stagecoach.trainer.distributed import start
     from stagecoach.trainer.feed import device_batches
     from stagecoach.trainer.objective import weighted_total
-    from stagecoach.trainer.setup import prepare_stage
 
-    setup = prepare_stage(Recipe.model_validate(recipe), 2, start(), init=None, resume="never", rehearsal=True)
-    setup.engine.module.train()
+    setup = cases.prepared(recipe, 2, rehearsal=True)
+    engine, plan = setup.engine.deepspeed, setup.plan
+    engine.module.train()
     norms = []
     for _, micro, batch in device_batches(setup.stream(0, 3), setup.world.device, 0, 2):
         if setup.world.rank == 1:
             batch["boxes"] = torch.zeros_like(batch["boxes"])
         progress = Progress(1, 3, 2, 0)
-        output = setup.engine(batch, progress)
-        setup.engine.backward(weighted_total(output["losses"], setup.spec, {}, progress).mean())
-        setup.engine.step()
-        if micro + 1 == setup.batching.accumulation:
-            norms.append(float(setup.engine.get_global_grad_norm()))
-    setup.engine.destroy()
+        output = engine(batch, progress)
+        engine.backward(weighted_total(output["losses"], plan.spec, {}, progress).mean())
+        engine.step()
+        if micro + 1 == plan.batching.accumulation:
+            norms.append(float(engine.get_global_grad_norm()))
+    engine.destroy()
     return norms

@@ -11,6 +11,7 @@ from stagecoach.models import get_family
 from stagecoach.models.family import Batch, Progress
 from stagecoach.trainer.freeze import freeze
 from stagecoach.trainer.recipe import load_recipe
+from stagecoach.trainer.stage_plan import StagePlan
 
 STEPS = [
     ("fantasy_world", "tiny", 1),
@@ -22,7 +23,7 @@ STEPS = [
 @pytest.mark.parametrize(("name", "profile", "stage"), STEPS)
 def test_a_bf16_step_mixes_no_devices_and_waits_for_none(name, profile, stage):
     family, recipe = get_family(name), load_recipe(family=name, profile=profile)
-    config = recipe.family_config(stage)
+    config = StagePlan.resolve(recipe, stage).config
     network = family.build(config, stage, "cpu", torch.bfloat16)
     family.load_base(network, config, "cpu")
     freeze(network, family.stages(config)[stage - 1])

@@ -39,7 +39,7 @@ def finish_stage_one(run: Path, recipe: Recipe | None = None) -> tuple[Path, dic
     names = trainable_names(network, family.stages(config)[0])
     tensors = {name: p.detach().clone() for name, p in network.named_parameters() if name in names}
     card = AdapterCard(
-        "toy", "tiny", 1, "one", 100, recipe.digest(), "toy-base", None, "raw", config.model_dump(mode="json")
+        "toy", "tiny", 1, "one", 100, recipe.digest(family), "toy-base", None, "raw", config.model_dump(mode="json")
     )
     write_adapter(run / "stage1" / "adapter", tensors, card)
     return run / "stage1" / "adapter", tensors

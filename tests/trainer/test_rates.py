@@ -19,7 +19,7 @@ def groups_of(start_fraction):
         for name, _ in network.named_parameters()
     }
     recipe = load_recipe(family="fantasy_world", profile="tiny")
-    return {group["name"]: group for group in parameter_groups(network, trained, recipe)}
+    return {group["name"]: group for group in parameter_groups(network, trained, recipe.optimizer)}
 
 
 def test_what_opens_late_has_groups_of_its_own():

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from stagecoach.models import get_family
 from stagecoach.trainer.recipe import DS_CONFIGS, OWNED, RECIPES, Recipe, StageRecipe, load_recipe, read_ds_config
 from stagecoach.trainer.settings import RecipeError, overlay, parse_override, read_yaml
+from stagecoach.trainer.stage_plan import StagePlan
 
 
 def refused(path: Path, *overrides: str) -> str:
@@ -150,10 +151,10 @@ def test_the_family_config_is_the_size_overlaid_by_the_run_and_then_by_the_stage
     recipe = load_recipe(
         recipe=recipe_file, size="large", overrides=["model.dropout=0.2", "stages.2.model.clip.frames=5"]
     )
-    assert (recipe.family_config(1).clip.frames, recipe.family_config(1).dropout) == (81, 0.2)
-    assert (recipe.family_config(2).clip.frames, recipe.family_config(2).dropout) == (5, 0.2)
+    assert (StagePlan.resolve(recipe, 1).config.clip.frames, StagePlan.resolve(recipe, 1).config.dropout) == (81, 0.2)
+    assert (StagePlan.resolve(recipe, 2).config.clip.frames, StagePlan.resolve(recipe, 2).config.dropout) == (5, 0.2)
     assert get_family("declared").sizes["large"].clip.frames == 81
-    assert recipe.stage_spec(2).name == "unified"
+    assert StagePlan.resolve(recipe, 2).spec.name == "unified"
 
 
 def test_a_dump_holds_every_default_and_loads_to_the_same_recipe(recipe_file, tmp_path):
@@ -170,7 +171,7 @@ def test_a_dump_holds_every_default_and_loads_to_the_same_recipe(recipe_file, tm
 
 def test_the_digest_follows_what_changes_the_numbers_and_nothing_else(recipe_file):
     def digest(*overrides: str) -> str:
-        return load_recipe(recipe=recipe_file, overrides=overrides).digest()
+        return load_recipe(recipe=recipe_file, overrides=overrides).digest(get_family("declared"))
 
     plain = digest()
     for same in (
@@ -255,9 +256,9 @@ def test_shipped_recipes_are_the_users_stages():
 
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*/*.yaml")), ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_every_shipped_recipe_loads_with_its_own_name(path):
-    pytest.importorskip(f"models.{path.parent.name}.family")
+    pytest.importorskip(f"stagecoach.models.{path.parent.name}.family")
     recipe = load_recipe(family=path.parent.name, profile=path.stem)
     assert recipe.profile == path.stem
     assert recipe.run == f"runs/{path.parent.name}/{path.stem}"
     for stage in recipe.stages:
-        assert recipe.stage_spec(stage).index == stage
+        assert StagePlan.resolve(recipe, stage).index == stage

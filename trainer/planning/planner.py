@@ -23,16 +23,14 @@ from typing import Any
 
 import torch
 
-from stagecoach.data.streaming.stream import Batching
-from stagecoach.models import get_family
 from stagecoach.models.family import ModuleCost
 from stagecoach.trainer.cli import build_parser, json_output, parse
 from stagecoach.trainer.freeze import freeze, freeze_table
 from stagecoach.trainer.hardware import PEAK_BF16
 from stagecoach.trainer.planning.plan_table import show
 from stagecoach.trainer.recipe import Recipe, read_ds_config
+from stagecoach.trainer.stage_plan import DTYPES, StagePlan
 
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 MEMORY = {
     "H20": 96e9,
     "H200": 141e9,
@@ -91,13 +89,9 @@ def plan(recipe: Recipe, cluster: Cluster) -> dict[str, Any]:
 
 def plan_stage(recipe: Recipe, index: int, cluster: Cluster) -> dict[str, Any]:
     """Parameters, FLOPs per sample, bytes per GPU by part, and time of one stage. FLOP = 2 multiply-adds."""
-    stage, spec = recipe.stages[index], recipe.stage_spec(index)
-    gpus = cluster.gpus or max(1, stage.global_batch // stage.micro_batch)
-    try:
-        batching = Batching(stage.global_batch, stage.micro_batch, gpus)
-    except ValueError as error:
-        raise ValueError(f"stage {index}: {error}") from error
-    family, config = get_family(recipe.family), recipe.family_config(index)
+    resolved = StagePlan.resolve(recipe, index, cluster.gpus)
+    stage, spec, batching = resolved.stage, resolved.spec, resolved.batching
+    gpus, family, config = batching.world_size, resolved.family, resolved.config
     network = family.build(config, index, "meta", DTYPES[recipe.precision])
     freeze(network, spec)
     sizes = measure(network, DTYPES[recipe.precision].itemsize)

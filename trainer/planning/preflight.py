@@ -19,12 +19,12 @@ from packaging.requirements import Requirement
 from stagecoach.data.files import MANIFEST
 from stagecoach.data.stores.opening import open_storage
 from stagecoach.data.streaming.dataset import ShardSet, verify_shards
-from stagecoach.models import get_family
 from stagecoach.models.common.attention import resolve_backend
 from stagecoach.trainer.adapter import check_predecessor, load_tensors, read_card, trained_before
 from stagecoach.trainer.cli import build_parser, json_output, parse
-from stagecoach.trainer.planning.planner import DTYPES, Cluster, plan_stage
+from stagecoach.trainer.planning.planner import Cluster, plan_stage
 from stagecoach.trainer.recipe import ROOT, Recipe
+from stagecoach.trainer.stage_plan import DTYPES, StagePlan
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,7 @@ def preflight(
         True,
         f"{recipe.family} {recipe.size}, stages {', '.join(map(str, stages))}, {recipe.deepspeed_file().name}",
     )
+    plans = {i: StagePlan.resolve(recipe, i) for i in stages}
     planned = {i: plan_stage(recipe, i, Cluster()) for i in stages}
     try:
         planned = {i: plan_stage(recipe, i, Cluster(gpus)) for i in stages} if gpus else planned
@@ -65,12 +66,12 @@ def preflight(
         yield Check("batches", False, str(error))
     for source in recipe.sources:
         for split in ("train", "val"):
-            yield _run(f"{split} shards", _shards, recipe, stages, source.path, split, full)
-    yield _run("base weights", _base, recipe, stages)
+            yield _run(f"{split} shards", _shards, plans, source.path, split, full)
+    yield _run("base weights", _base, plans)
     for position, index in enumerate(stages):
         if index > 1 or (init and position == 0):
             before = None if position == 0 else stages[position - 1]
-            yield _run(f"hand-off to stage {index}", _handoff, recipe, index, before, init if position == 0 else None)
+            yield _run(f"hand-off to stage {index}", _handoff, plans[index], before, init if position == 0 else None)
     yield _run("disk", _disk, recipe, planned)
     yield _run("device", _device, planned)
     yield _run("attention", _attention, recipe)
@@ -84,12 +85,11 @@ def _run(name: str, function: Callable[..., str], *args: Any) -> Check:
         return Check(name, False, " ".join(str(error).split()))
 
 
-def _shards(recipe: Recipe, stages: list[int], place: str, split: str, full: bool) -> str:
-    storage = open_storage(place).child(split)
+def _shards(plans: dict[int, StagePlan], path: str, split: str, full: bool) -> str:
+    storage = open_storage(path).child(split)
     if split == "val" and not storage.exists(MANIFEST):
         return f"{storage.url} is not there, so nothing is validated or shown in pictures"
-    family = get_family(recipe.family)
-    for schema in dict.fromkeys(family.schema(recipe.family_config(index)) for index in stages):
+    for schema in dict.fromkeys(plan.schema for plan in plans.values()):
         problems = verify_shards(storage, schema, hashes=full)
         if problems:
             more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
@@ -100,13 +100,12 @@ def _shards(recipe: Recipe, stages: list[int], place: str, split: str, full: boo
     return f"{storage.url}: {len(shards):,} samples in {len(shards.shard_sizes)} shards, {looked}, one sample decoded"
 
 
-def _base(recipe: Recipe, stages: list[int]) -> str:
-    family = get_family(recipe.family)
-    return "; ".join(dict.fromkeys(family.check_base(recipe.family_config(index)) for index in stages))
+def _base(plans: dict[int, StagePlan]) -> str:
+    return "; ".join(dict.fromkeys(plan.family.check_base(plan.config) for plan in plans.values()))
 
 
-def _handoff(recipe: Recipe, index: int, before: int | None, init: Path | None) -> str:
-    family, config = get_family(recipe.family), recipe.family_config(index)
+def _handoff(plan: StagePlan, before: int | None, init: Path | None) -> str:
+    recipe, family, index = plan.recipe, plan.family, plan.index
     source = init or Path(recipe.run) / f"stage{index - 1}" / "adapter"
     if before is not None and not source.exists():
         if before != index - 1:
@@ -118,8 +117,8 @@ def _handoff(recipe: Recipe, index: int, before: int | None, init: Path | None) 
     card = read_card(source)
     # The base's hash is compared when it is loaded; to know it now, all of it would have to be read.
     check_predecessor(card, source, family=family.name, size=recipe.size, stage=index, base=card.base)
-    network = family.build(config, index, "meta", DTYPES[recipe.precision])
-    load_tensors(source, network, trained_before(network, family.stages(config), index), compare_only=True)
+    network = family.build(plan.config, index, "meta", plan.dtype)
+    load_tensors(source, network, trained_before(network, plan.specs, index), compare_only=True)
     return f"{source}: {card.parameters:,} parameters of stage {card.stage} ({card.stage_name}), intact and complete"
 
 

@@ -33,21 +33,38 @@ VERSIONS = ("torch", "deepspeed", "diffusers", "transformers", "peft", "numpy")
 
 
 class Monitor:
-    """One stage's reporting. A step number says how many optimizer steps are done.
+    """What a stage tells of itself. This one shows and keeps nothing: for ranks other than the first, and dry runs."""
 
-    On any rank but 0, and for ``Monitor.silent()``, every call does nothing. ``resume_step`` is the step of the
-    checkpoint that the run goes on from; what an earlier attempt wrote after it is taken out, so that no step of a
-    stage is there twice. At 0 the stage starts over.
+    def start(self, total_steps: int, start_step: int) -> None:
+        """Begin to count."""
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        """Take the values of a step; it says how many optimizer steps are done."""
+
+    def message(self, text: str) -> None:
+        """Take a line (or several) for people."""
+
+    def images(self, step: int, pictures: dict[str, np.ndarray]) -> None:
+        """Take pictures, uint8 ``[H, W, 3]``."""
+
+    def facts(self, values: dict[str, Any]) -> None:
+        """Take facts about the run (JSON values), instead of those of the same name."""
+
+    def close(self) -> None:
+        """End the stage."""
+
+
+class RunMonitor(Monitor):
+    """One stage's reporting into its run folder, and on the terminal.
+
+    ``resume_step`` is the step of the checkpoint that the run goes on from; what an earlier attempt wrote after it is
+    taken out, so that no step of a stage is there twice. At 0 the stage starts over.
     """
 
-    def __init__(self, recipe: Recipe | None, run_dir: Path, rank: int, stage: int, resume_step: int) -> None:
-        self.active = rank == 0 and recipe is not None
-        self.stage = stage
+    def __init__(self, recipe: Recipe, run: Path, stage: int, resume_step: int) -> None:
+        self.stage, self.run = stage, Path(run)
         self.sinks: list[Sink] = []
         self.bar: Progress | None = None
-        if not self.active:
-            return
-        self.run = Path(run_dir)
         self.run.mkdir(parents=True, exist_ok=True)
         self.console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
         self.record = read_run_record(self.run)
@@ -73,15 +90,8 @@ class Monitor:
                 )
             )
 
-    @classmethod
-    def silent(cls) -> Monitor:
-        """One that does nothing, for a dry run."""
-        return cls(None, Path(), rank=1, stage=0, resume_step=0)
-
     def start(self, total_steps: int, start_step: int) -> None:
         """Begin to count: show the bar where the standard error is a terminal."""
-        if not self.active:
-            return
         self.total, self.first, self.began = total_steps, start_step, time.monotonic()
         if self.console.is_terminal:
             self.bar = Progress(
@@ -98,8 +108,6 @@ class Monitor:
 
     def log(self, step: int, values: dict[str, float]) -> None:
         """Write the values of a step everywhere; not finite ones too (``null`` in the metrics file)."""
-        if not self.active:
-            return
         for sink in self.sinks:
             sink.log(step, values)
         shown = " | ".join(f"{name} {value:.4g}" for name, value in values.items())
@@ -113,14 +121,11 @@ class Monitor:
 
     def message(self, text: str) -> None:
         """A line (or several) for people, on the terminal and in ``train.log``."""
-        if self.active:
-            self._say(text)
+        self._say(text)
 
     def images(self, step: int, pictures: dict[str, np.ndarray]) -> None:
         """Save pictures (uint8 ``[H, W, 3]``) as ``previews/stage<N>/step_<step>/<name>.png`` and show them in the
         trackers."""
-        if not self.active or not pictures:
-            return
         folder = self.run / "previews" / f"stage{self.stage}" / f"step_{step}"
         for name, picture in pictures.items():
             with atomic_file(folder / f"{name.replace('/', '_')}.png") as handle:
@@ -130,14 +135,10 @@ class Monitor:
 
     def facts(self, values: dict[str, Any]) -> None:
         """Put facts about the run (JSON values) into ``run.json``, instead of those of the same name."""
-        if self.active:
-            self.record |= values
-            self._write_record()
+        self.record |= values
+        self._write_record()
 
     def close(self) -> None:
-        if not self.active:
-            return
-        self.active = False
         if self.bar is not None:
             self.bar.stop()
         for sink in self.sinks:

@@ -124,7 +124,7 @@ def test_mixed_bucketed_windowed_batches_depend_on_seed_and_step_only(
     both, world_size, micro_batch, workers, seed, start, shards, order
 ):
     mixture = DatasetMixture(both.sets, (0.7, 0.3) if order == "weighted" else None)
-    options = {"seed": seed, "window": growing, "shards": shards, "drop_last": True if order == "drop" else "wrap"}
+    options = {"seed": seed, "window": growing, "shards": shards, "drop_last": order == "drop"}
     alone = seen(mixture, start, start + 3, workers=0, **options)
     assert seen(mixture, start, start + 3, world_size, micro_batch=micro_batch, workers=workers, **options) == alone
 
@@ -259,8 +259,8 @@ def test_sets_of_one_run_must_be_made_by_the_same_encoders(tmp_path):
 def test_a_held_out_split_is_taken_where_it_is(folders):
     base, _, _ = folders
     sources = [Source(str(base / "one")), Source(str(base / "two"))]
-    assert len(DatasetMixture.open(sources, "val", SCHEMA)) == 3
-    assert DatasetMixture.open(sources[:1], "val", SCHEMA) is None
+    assert len(DatasetMixture.open_where_there(sources, "val", SCHEMA)) == 3
+    assert DatasetMixture.open_where_there(sources[:1], "val", SCHEMA) is None
 
 
 def test_a_set_without_training_samples_is_an_error(folders, tmp_path):

@@ -11,6 +11,7 @@ from stagecoach.models.movie_post_production.stages import identity_weight, make
 from stagecoach.trainer.adapter import trained_before
 from stagecoach.trainer.freeze import freeze_table, trainable_names
 from stagecoach.trainer.recipe import load_recipe
+from stagecoach.trainer.stage_plan import StagePlan
 
 
 @pytest.fixture(autouse=True)
@@ -75,22 +76,24 @@ def test_steps_rates_and_batches_are_the_guides_in_both_profiles(profile):
     assert {stage.schedule for stage in stages.values()} == {"cosine"}
     assert {stage.global_batch for stage in stages.values()} == {8}
     assert {stage.checkpoint_every for stage in stages.values()} == {1000 if profile == "default" else 100}
-    config = recipe.family_config(2)
+    plan = StagePlan.resolve(recipe, 2)
+    config = plan.config
     assert config.lora.rank == 128
-    weights = {term.name: term.weight.end or term.weight.start for term in recipe.stage_spec(2).losses}
+    weights = {term.name: term.weight.end or term.weight.start for term in plan.spec.losses}
     assert weights == {
         "flow_matching": 1,
         "in_box": 0,
         "dino_identity": 10,
         "alpha_prior": 0.01 if profile == "default" else 0,
     }
-    assert "dino_identity" not in {term.name for term in recipe.stage_spec(1).losses}
+    assert "dino_identity" not in {term.name for term in StagePlan.resolve(recipe, 1).spec.losses}
 
 
 def test_profiles_differ_where_the_page_says_that_the_seed_is_unsound():
     """D19."""
     sound, seed = (
-        load_recipe(family="movie_post_production", profile=name).family_config(2) for name in ("default", "reference")
+        StagePlan.resolve(load_recipe(family="movie_post_production", profile=name), 2).config
+        for name in ("default", "reference")
     )
     assert (sound.losses.flow_matching.guidance, seed.losses.flow_matching.guidance) == (1.0, 3.5)
     assert (sound.losses.flow_matching.t_sampling, seed.losses.flow_matching.t_sampling) == ("logit_normal", "uniform")
@@ -104,7 +107,7 @@ def test_profiles_differ_where_the_page_says_that_the_seed_is_unsound():
 def test_small_profiles_load(profile):
     recipe = load_recipe(family="movie_post_production", profile=profile)
     assert set(recipe.stages) == {1, 2, 3}
-    assert recipe.family_config(1).allow_random_init
+    assert StagePlan.resolve(recipe, 1).config.allow_random_init
 
 
 def test_the_identity_weight_rises_and_may_start_whole(config, progress):
@@ -120,7 +123,7 @@ def test_the_identity_weight_rises_and_may_start_whole(config, progress):
 def test_full_size_networks_train_what_is_declared(profile):
     """On the meta device; every pattern names a module, none is claimed twice."""
     recipe = load_recipe(family="movie_post_production", profile=profile)
-    family = models.get_family("movie_post_production")
     for stage in (1, 2, 3):
-        network = family.build(recipe.family_config(stage), stage, "meta", torch.bfloat16)
-        assert trainable_names(network, recipe.stage_spec(stage))
+        plan = StagePlan.resolve(recipe, stage)
+        network = plan.family.build(plan.config, stage, "meta", torch.bfloat16)
+        assert trainable_names(network, plan.spec)

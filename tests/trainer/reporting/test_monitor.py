@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from stagecoach.trainer.recipe import Recipe, load_recipe
-from stagecoach.trainer.reporting.monitor import Monitor, read_run_record
+from stagecoach.trainer.reporting.monitor import Monitor, RunMonitor, read_run_record
 from stagecoach.trainer.reporting.sinks import read_metrics
 
 
@@ -22,9 +22,9 @@ def steps_of(run: Path, stage: int) -> list[int]:
     return [record["step"] for record in read_metrics(run / "metrics.jsonl") if record["stage"] == stage]
 
 
-def trained(recipe: Recipe, run: Path, stage: int, first: int, last: int, rank: int = 0) -> None:
+def trained(recipe: Recipe, run: Path, stage: int, first: int, last: int) -> None:
     """An attempt that logs steps ``first`` to ``last`` (as done), going on from ``first - 1``."""
-    monitor = Monitor(recipe, run, rank, stage, max(0, first - 1))
+    monitor = RunMonitor(recipe, run, stage, max(0, first - 1))
     monitor.start(100, max(0, first - 1))
     for step in range(first, last + 1):
         monitor.log(step, {"loss": 1.0 / (step + 1)})
@@ -32,7 +32,7 @@ def trained(recipe: Recipe, run: Path, stage: int, first: int, last: int, rank: 
 
 
 def test_a_step_is_one_json_object_with_what_it_was_given(recipe, tmp_path):
-    monitor = Monitor(recipe, tmp_path, 0, 2, 0)
+    monitor = RunMonitor(recipe, tmp_path, 2, 0)
     monitor.start(10, 0)
     monitor.log(5, {"loss": 0.25, "loss/depth": math.nan, "depth_loss": math.inf})
     monitor.close()
@@ -45,7 +45,7 @@ def test_a_step_is_one_json_object_with_what_it_was_given(recipe, tmp_path):
 
 def test_a_resumed_stage_has_no_step_twice_and_keeps_what_the_checkpoint_had_seen(recipe, tmp_path):
     trained(recipe, tmp_path, 1, 0, 9)
-    monitor = Monitor(recipe, tmp_path, 0, 1, 6)
+    monitor = RunMonitor(recipe, tmp_path, 1, 6)
     assert steps_of(tmp_path, 1) == list(range(7))
     monitor.start(100, 6)
     for step in range(7, 13):
@@ -71,7 +71,7 @@ def test_a_line_that_a_crash_cut_short_is_dropped(recipe, tmp_path):
 
 
 def test_the_log_is_for_reading_and_grows_over_attempts(recipe, tmp_path, capsys):
-    monitor = Monitor(recipe, tmp_path, 0, 1, 0)
+    monitor = RunMonitor(recipe, tmp_path, 1, 0)
     monitor.start(100, 0)
     monitor.message("the freeze table")
     monitor.log(10, {"loss": 0.123456})
@@ -85,22 +85,23 @@ def test_the_log_is_for_reading_and_grows_over_attempts(recipe, tmp_path, capsys
     assert "goes on from step 10 of 100" in text
 
 
-def test_other_ranks_and_the_silent_monitor_leave_nothing(recipe, tmp_path, capsys):
-    for monitor in (Monitor(recipe, tmp_path / "run", 1, 1, 0), Monitor.silent()):
-        monitor.start(10, 0)
-        monitor.log(1, {"loss": 1.0})
-        monitor.message("x")
-        monitor.images(1, {"a": np.zeros((2, 2, 3), np.uint8)})
-        monitor.facts({"a": 1})
-        monitor.close()
-    assert not (tmp_path / "run").exists()
+def test_the_monitor_of_other_ranks_leaves_nothing(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monitor = Monitor()
+    monitor.start(10, 0)
+    monitor.log(1, {"loss": 1.0})
+    monitor.message("x")
+    monitor.images(1, {"a": np.zeros((2, 2, 3), np.uint8)})
+    monitor.facts({"a": 1})
+    monitor.close()
+    assert not list(tmp_path.iterdir())
     captured = capsys.readouterr()
     assert captured.out == captured.err == ""
 
 
 def test_pictures_are_files_by_stage_and_step(recipe, tmp_path):
     picture = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3)
-    monitor = Monitor(recipe, tmp_path, 0, 2, 0)
+    monitor = RunMonitor(recipe, tmp_path, 2, 0)
     monitor.images(40, {"clip_0/depth": picture, "clip_1": picture[:, ::-1]})
     monitor.close()
     folder = tmp_path / "previews" / "stage2" / "step_40"
@@ -111,10 +112,10 @@ def test_pictures_are_files_by_stage_and_step(recipe, tmp_path):
 
 def test_run_json_says_what_ran_where_and_keeps_facts(recipe, tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    monitor = Monitor(recipe, tmp_path, 0, 1, 0)
+    monitor = RunMonitor(recipe, tmp_path, 1, 0)
     monitor.facts({"stage1": {"name": "bridge"}})
     monitor.close()
-    Monitor(recipe, tmp_path, 0, 1, 50).close()
+    RunMonitor(recipe, tmp_path, 1, 50).close()
     record = read_run_record(tmp_path)
     starts = [(start["stage"], start["step"], start["world_size"]) for start in record["starts"]]
     assert starts == [(1, 0, 2), (1, 50, 2)]
@@ -129,7 +130,7 @@ def test_run_json_says_what_ran_where_and_keeps_facts(recipe, tmp_path, monkeypa
 def test_the_tracker_run_goes_on_with_the_stage_and_is_another_when_it_starts_over(recipe, tmp_path):
     ids = []
     for resume_step in (0, 50, 0):
-        Monitor(recipe, tmp_path, 0, 1, resume_step).close()
+        RunMonitor(recipe, tmp_path, 1, resume_step).close()
         ids.append(read_run_record(tmp_path)["wandb"]["1"])
     assert ids[0] == ids[1] != ids[2]
 
@@ -139,7 +140,7 @@ def test_tensorboard_gets_the_same_names_and_forgets_what_is_written_again(recip
 
     recipe = load_recipe(recipe=recipe_file, overrides=["logging.tensorboard=true"])
     trained(recipe, tmp_path, 1, 0, 9)
-    monitor = Monitor(recipe, tmp_path, 0, 1, 6)
+    monitor = RunMonitor(recipe, tmp_path, 1, 6)
     monitor.start(100, 6)
     monitor.log(7, {"loss": 5.0, "val_depth_error": 2.0})
     monitor.images(7, {"clip": np.zeros((4, 4, 3), np.uint8)})
@@ -188,9 +189,9 @@ def fake_wandb(monkeypatch):
     return init
 
 
-def with_wandb(recipe_file: Path, tmp_path: Path, mode: str) -> Monitor:
+def with_wandb(recipe_file: Path, tmp_path: Path, mode: str) -> RunMonitor:
     recipe = load_recipe(recipe=recipe_file, overrides=[f"logging.wandb={mode}"])
-    return Monitor(recipe, tmp_path / "run", 0, 1, 0)
+    return RunMonitor(recipe, tmp_path / "run", 1, 0)
 
 
 def test_wandb_without_a_key_is_offline_with_a_notice(recipe_file, tmp_path, fake_wandb):
@@ -228,7 +229,7 @@ def test_wandb_mode_of_the_environment_comes_first(recipe_file, tmp_path, fake_w
 def test_on_a_terminal_a_bar_shows_loss_pace_memory_and_time_left(recipe, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("TTY_COMPATIBLE", "1")
     monkeypatch.setenv("COLUMNS", "200")
-    monitor = Monitor(recipe, tmp_path, 0, 1, 0)
+    monitor = RunMonitor(recipe, tmp_path, 1, 0)
     monitor.start(100, 0)
     monitor.log(20, {"loss": 0.5, "step_seconds": 0.25, "samples_per_second": 16.0, "memory_gib": 1.5})
     monitor.message("a message")
