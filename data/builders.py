@@ -9,13 +9,17 @@ from __future__ import annotations
 import importlib
 from abc import ABC, abstractmethod
 from argparse import ArgumentParser, Namespace
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from stagecoach.data.building.jobs import BuildJob, EncodedSample, Statistics
+from stagecoach.data.building.options import add_options, read_options
 from stagecoach.data.progress import Track
 from stagecoach.data.streaming.dataset import Sample
+from stagecoach.data.synthetic import Steps
 
 BUILDERS = {
     "fantasy_world": "stagecoach.data.fantasy_world.builder",
@@ -27,27 +31,57 @@ builder needs video, audio and encoder packages that reading shards does not."""
 
 
 class Builder(ABC):
-    """Raw data to shards for one family. Results are what JSON can hold."""
+    """Raw data to shards for one family: which options there are, and which functions do the work."""
+
+    options: Sequence[type] = ()
+    """Dataclasses of ``build``'s options (``data.building.options``), which ``make_job`` takes in this order."""
+    synthetic_options: type | None = None
+    """Dataclass of ``synthesize``'s options besides ``--output``, ``--clips``, ``--seed`` and ``--encoders``."""
+    items = "clips"
+    """What the raw data consists of, for the report of ``synthesize``."""
+    tiny_encoders = ""
+    """What ``write_encoders`` writes below its folder, for people; empty where there is no such function."""
 
     @abstractmethod
-    def add_build_arguments(self, parser: ArgumentParser) -> None:
-        """Options of ``build`` besides those of all families (``data.commands``)."""
+    def make_job(self, raw: Path, *options: Any) -> BuildJob:
+        """What to make of the raw data set ``raw``."""
 
     @abstractmethod
-    def job(self, arguments: Namespace) -> BuildJob:
-        """What to make of ``arguments.input``."""
+    def write_raw(self, output: Path, count: int, seed: int, options: Any, steps: Steps) -> None:
+        """Write a small synthetic raw data set of ``count`` items that ``build`` can use."""
 
-    @abstractmethod
-    def add_synthesize_arguments(self, parser: ArgumentParser) -> None:
-        """Options of ``synthesize`` besides ``--output``, ``--clips`` and ``--seed``."""
-
-    @abstractmethod
-    def synthesize(self, arguments: Namespace, track: Track) -> dict[str, Any]:
-        """Write a small raw data set to ``arguments.output`` that ``build`` can use, and say what it holds."""
+    def write_encoders(self, raw: Path, directory: Path, seed: int) -> None:
+        """Write tiny encoders, fitted to the synthetic raw data set ``raw``."""
+        raise ValueError("there are no tiny encoders of this family; give real ones to build")
 
     @abstractmethod
     def picture(self, sample: Sample) -> np.ndarray:
         """What a sample looks like, uint8 [h, w, 3]."""
+
+    def add_build_arguments(self, parser: ArgumentParser) -> None:
+        add_options(parser, self.options)
+
+    def job(self, arguments: Namespace) -> BuildJob:
+        return self.make_job(arguments.input, *(read_options(arguments, kind) for kind in self.options))
+
+    def add_synthesize_arguments(self, parser: ArgumentParser) -> None:
+        if self.synthetic_options:
+            add_options(parser, [self.synthetic_options])
+        parser.add_argument(
+            "--encoders",
+            type=Path,
+            metavar="DIR",
+            help=f"also write tiny encoders, fitted to the raw data: {self.tiny_encoders or 'none'} below DIR",
+        )
+
+    def synthesize(self, arguments: Namespace, track: Track) -> dict[str, Any]:
+        """Write a raw data set, and encoders where they are asked for; says what was written."""
+        options = read_options(arguments, self.synthetic_options) if self.synthetic_options else None
+        output, count, encoders = arguments.output, arguments.clips, arguments.encoders
+        self.write_raw(output, count, arguments.seed, options, lambda numbers: track(numbers, "rendering", count))
+        if encoders:
+            self.write_encoders(output, encoders, arguments.seed)
+        return {"output": str(output), self.items: count, "encoders": str(encoders) if encoders else None}
 
     def count(self, statistics: Statistics | None, sample: EncodedSample) -> Statistics | None:
         """``statistics`` (None: new ones) with a sample of unknown origin added, whose ``counted`` is not known: for

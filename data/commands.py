@@ -15,10 +15,10 @@ from rich.console import Console
 
 from stagecoach.data.builders import BUILDERS, builder
 from stagecoach.data.building.build import build
-from stagecoach.data.building.options import BuildOptions
+from stagecoach.data.building.options import BuildOptions, add_options, read_options
 from stagecoach.data.building.summary import build_summary, summary_table
 from stagecoach.data.building.worker_rank import WorkerRank
-from stagecoach.data.maintenance import commands as care_commands
+from stagecoach.data.maintenance import commands as maintenance
 from stagecoach.data.progress import track, untracked
 
 DEFAULT_FAMILY = "fantasy_world"
@@ -53,7 +53,7 @@ def parse(argv: Sequence[str] | None = None, description: str | None = None) -> 
     if parts:
         parts.add_synthesize_arguments(command)
 
-    care_commands.add(commands, common)
+    maintenance.add(commands, common)
     return parser.parse_args(argv)
 
 
@@ -67,41 +67,7 @@ def _add_build(command: ArgumentParser) -> None:
         metavar="SHARDS",
         help="folder to be made; a build that was stopped there goes on",
     )
-    command.add_argument(
-        "--workers",
-        type=int,
-        default=1,
-        metavar="N",
-        help="processes to start on this machine, each with a GPU in turn (default: 1); one started "
-        "by torchrun, deepspeed, srun or as a Slurm array takes its share",
-    )
-    command.add_argument(
-        "--holdout",
-        type=float,
-        default=0.1,
-        metavar="PART",
-        help="part of the items for the val split where the raw data does not say (default: 0.1)",
-    )
-    command.add_argument(
-        "--skip-bad",
-        action="store_true",
-        help="leave bad items out and list them in skipped.jsonl (default: the first one stops)",
-    )
-    command.add_argument(
-        "--replace",
-        action="store_true",
-        help="build anew where SHARDS holds finished shards, which stay until the new ones are "
-        "whole, or where a build with other settings was begun",
-    )
-    command.add_argument(
-        "--max-shard-bytes", type=int, default=10**9, metavar="N", help="size of a tar (default: 1 GB)"
-    )
-    command.add_argument(
-        "--part-items",
-        type=int,
-        metavar="N",
-        help="items that are made at once, or again after a kill (default: about a full tar)",
-    )
+    add_options(command, [BuildOptions])
 
 
 def execute(arguments: Namespace) -> tuple[dict[str, Any], int]:
@@ -111,19 +77,12 @@ def execute(arguments: Namespace) -> tuple[dict[str, Any], int]:
             return _build(arguments), 0
         case "synthesize":
             return builder(arguments.family).synthesize(arguments, track), 0
-    return care_commands.execute(arguments)
+    return maintenance.execute(arguments)
 
 
 def _build(arguments: Namespace) -> dict[str, Any]:
     worker_rank = WorkerRank.detect()
-    options = BuildOptions(
-        arguments.holdout,
-        arguments.skip_bad,
-        arguments.replace,
-        arguments.max_shard_bytes,
-        arguments.part_items,
-        arguments.workers,
-    )
+    options = read_options(arguments, BuildOptions)
     try:
         # Side by side on one terminal, the bars of several processes could not be read.
         report = build(
@@ -147,4 +106,4 @@ def render(command: str, result: dict[str, Any]) -> None:
     elif command == "synthesize":
         Console().print(summary_table(result))
     else:
-        care_commands.render(command, result)
+        maintenance.render(command, result)

@@ -1,4 +1,4 @@
-"""Atomic files and directories: a name appears only when its content is complete and synced.
+"""Atomic files and directories: a name appears only when its content is complete and synced. Optional packages.
 
 Temporary names carry host, process and a random part, so that two machines on one file system never share one.
 """
@@ -6,6 +6,7 @@ Temporary names carry host, process and a random part, so that two machines on o
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 import os
 import shutil
@@ -22,6 +23,20 @@ MANIFEST = "manifest.json"
 
 class DamagedError(ValueError):
     """A file or directory is not what its manifest says."""
+
+
+class MissingPackageError(ImportError, ValueError):
+    """A package of one of Stagecoach's extras is not installed."""
+
+
+def import_extra(package: str, purpose: str, extra: str = "build") -> Any:
+    """Import a package that only an extra installs. Raises ``MissingPackageError`` that names the extra."""
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        raise MissingPackageError(
+            f"{package} cannot be imported ({error}), expected it for {purpose}; pip install 'stagecoach[{extra}]'"
+        ) from error
 
 
 def temporary_name(path: Path) -> Path:
@@ -102,6 +117,24 @@ def commit_directory(temporary: Path, final: Path) -> None:
     sync_directory(final.parent)
     if old is not None:
         shutil.rmtree(old)
+
+
+@contextmanager
+def replaced_directory(directory: Path, marker: str) -> Iterator[Path]:
+    """Yield a temporary folder that becomes ``directory`` when the block ends, and vanishes when it raises.
+
+    Raises:
+        ValueError: ``directory`` may not be replaced (see ``refuse_foreign``).
+    """
+    refuse_foreign(directory, marker)
+    temporary = temporary_name(directory)
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        commit_directory(temporary, directory)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
 
 
 def refuse_foreign(directory: Path, marker: str) -> None:

@@ -1,8 +1,31 @@
-"""Colours for numbers, and sheets of pictures."""
+"""Pictures: read from files, cropped to a size, made of numbers, put together to sheets."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
 import numpy as np
+from PIL import Image, ImageOps
+
+from stagecoach.data.building.jobs import RawError
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+ORIENTATION, SIDES_SWAPPED = 0x0112, 5
+"""The EXIF tag, and its lowest value that swaps height and width."""
+SIXTEEN_BITS = 65535
+
+Size = tuple[int, int]
+"""Height and width in pixels."""
+TOKEN_STRIDE = 16
+"""Pixels per token of a transformer that takes 2 x 2 latents of a VAE of stride 8 as one."""
+ASPECTS = (1.0, 4 / 3, 3 / 2, 16 / 9, 21 / 9)
+"""Width to height of the sizes for an area; each also upright."""
+MAX_ENLARGED = 2.0
+"""A picture that would have to grow by more has no detail for the size that was asked for."""
 
 INVALID = (96, 96, 96)
 
@@ -15,6 +38,160 @@ _TURBO = np.array(
         [0.10667330, 12.64194608, -60.58204836, 110.36276771, -89.90310912, 27.34824973],
     ]
 )
+
+
+@contextmanager
+def open_picture(path: Path) -> Iterator[Image.Image]:
+    """Open a picture with Pillow. Raises ``RawError`` for what goes wrong inside the block."""
+    try:
+        with Image.open(path) as image:
+            yield image
+    except RawError:
+        raise
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise RawError(f"{path}: not readable as a picture ({error}), expected PNG, JPEG or WebP") from error
+
+
+def picture_size(path: Path) -> Size:
+    """Height and width of the upright picture, from its header."""
+    with open_picture(path) as image:
+        # Pillow gives a TIFF's size upright.
+        turned = image.format != "TIFF" and image.getexif().get(ORIENTATION, 1) >= SIDES_SWAPPED
+        return image.size if turned else image.size[::-1]
+
+
+def read_picture(path: Path, behind: str = "white") -> Image.Image:
+    """Read a picture as 8-bit RGB: turned upright by its EXIF orientation, 16-bit grey scaled to 8 bits, what is
+    transparent on the colour ``behind``.
+
+    Raises:
+        RawError: not readable, or grey values beyond 16 bits, whose range nothing tells.
+    """
+    with open_picture(path) as image:
+        image.load()
+        image = ImageOps.exif_transpose(image)
+        if image.mode[0] in "IF":
+            image = _eight_bits(image, path)
+        if image.mode in ("RGBA", "LA", "PA", "RGBa") or "transparency" in image.info:
+            image = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, behind), image)
+        return image.convert("RGB")
+
+
+def _eight_bits(image: Image.Image, path: Path) -> Image.Image:
+    """Grey of 16 bits or more -> L, or LA where one grey value stands for transparent."""
+    values = np.asarray(image)
+    if image.mode == "F" or values.min() < 0 or values.max() > SIXTEEN_BITS:
+        raise RawError(
+            f"{path}: grey values of mode {image.mode} from {values.min():g} to {values.max():g} found, expected 8 or "
+            f"16 bits; save it as a PNG of one of them"
+        )
+    grey = Image.fromarray(((values.astype(np.uint32) + 128) // 257).astype(np.uint8))
+    if isinstance(clear := image.info.get("transparency"), int):
+        grey.putalpha(Image.fromarray(np.where(values == clear, 0, 255).astype(np.uint8)))
+    return grey
+
+
+def shrink(image: np.ndarray, longest: int) -> np.ndarray:
+    """uint8 [H, W, 3] made smaller, bicubic, until no side is longer than ``longest``."""
+    height, width, _ = image.shape
+    factor = min(longest / max(height, width), 1.0)
+    size = max(round(width * factor), 1), max(round(height * factor), 1)
+    return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC))
+
+
+@dataclass(frozen=True)
+class CoverCrop:
+    """The largest centred crop of the wanted aspect ratio, in continuous source pixels (the source spans [0, w] x
+    [0, h]), and the factor ``scale`` from source to target pixels."""
+
+    left: float
+    top: float
+    scale: float
+    source_height: int
+    source_width: int
+    height: int
+    width: int
+
+    @classmethod
+    def of(cls, source_height: int, source_width: int, height: int, width: int) -> CoverCrop:
+        scale = max(height / source_height, width / source_width)
+        # Rounding may put the side that fits exactly a hair outside of the source.
+        left, top = max(source_width - width / scale, 0) / 2, max(source_height - height / scale, 0) / 2
+        return cls(left, top, scale, source_height, source_width, height, width)
+
+    @property
+    def box(self) -> tuple[float, float, float, float]:
+        """Left, top, right and bottom in the source."""
+        right = min(self.left + self.width / self.scale, self.source_width)
+        return self.left, self.top, right, min(self.top + self.height / self.scale, self.source_height)
+
+    def image(self, image: np.ndarray) -> np.ndarray:
+        """uint8 [h, w, 3] -> [H, W, 3], bicubic, smoothed where it shrinks."""
+        size = self.width, self.height
+        return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC, box=self.box))
+
+    def points(self, xy: np.ndarray) -> np.ndarray:
+        """[..., 2] divided by the source's width and height -> divided by the crop's."""
+        left, top, right, bottom = self.box
+        return (xy * [self.source_width, self.source_height] - [left, top]) / [right - left, bottom - top]
+
+
+def parse_sizes(words: Sequence[str]) -> list[Size]:
+    """Sizes of "HxW" (one size) or "R" (the nine shapes of about R x R pixels). Raises ``ValueError``."""
+    sizes = []
+    for word in words:
+        match = re.fullmatch(r"(\d+)(?:x(\d+))?", word)
+        if match is None:
+            raise ValueError(f"size {word!r} found, expected HEIGHTxWIDTH or one number R for shapes of R x R pixels")
+        sizes += [(int(match[1]), int(match[2]))] if match[2] else shapes_of_area(int(match[1]))
+    for size in sizes:
+        if any(side < TOKEN_STRIDE or side % TOKEN_STRIDE for side in size):
+            nearest = "x".join(str(max(round(side / TOKEN_STRIDE), 1) * TOKEN_STRIDE) for side in size)
+            raise ValueError(
+                f"size {size[0]}x{size[1]} found, expected multiples of {TOKEN_STRIDE} (VAE stride 8, "
+                f"patch 2); take {nearest}"
+            )
+    return list(dict.fromkeys(sizes))
+
+
+def shapes_of_area(side: int) -> list[Size]:
+    """Sizes of about ``side * side`` pixels for each of ``ASPECTS``, in multiples of a token."""
+    shapes = []
+    for aspect in ASPECTS:
+        long, short = (
+            max(round(side * factor / TOKEN_STRIDE), 1) * TOKEN_STRIDE for factor in (aspect**0.5, aspect**-0.5)
+        )
+        shapes += [(short, long), (long, short)]
+    return list(dict.fromkeys(shapes))
+
+
+def choose_size(height: int, width: int, sizes: Sequence[Size], where: str) -> Size:
+    """The size that keeps most of a picture; among equals the largest that does not enlarge it, else the smallest.
+
+    Raises ``RawError`` naming ``where`` for a picture that is too small for all that keep as much.
+    """
+    kept = {size: _kept(height, width, size) for size in sizes}
+    best = [size for size in sizes if kept[size] > max(kept.values()) - 1e-6]
+    best.sort(key=lambda size: size[0] * size[1])
+    fitting = [size for size in best if _enlarged(height, width, size) <= 1]
+    size = fitting[-1] if fitting else best[0]
+    if _enlarged(height, width, size) > MAX_ENLARGED:
+        raise RawError(
+            f"{where}: {height} x {width} pixels found, expected at least 1/{MAX_ENLARGED:g} of {size[0]} x "
+            f"{size[1]}, the size for its shape; give smaller --sizes or larger pictures"
+        )
+    return size
+
+
+def _enlarged(height: int, width: int, size: Size) -> float:
+    return max(size[0] / height, size[1] / width)
+
+
+def _kept(height: int, width: int, size: Size) -> float:
+    """Part of the picture's area inside the crop."""
+    ratio = (size[1] / size[0]) / (width / height)
+    return min(ratio, 1 / ratio)
 
 
 def turbo(x: np.ndarray) -> np.ndarray:

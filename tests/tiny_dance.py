@@ -11,8 +11,7 @@ import torch
 from stagecoach.data.building.build import build
 from stagecoach.data.building.options import BuildOptions as ShardOptions
 from stagecoach.data.dance_with_music.builder import write_encoders
-from stagecoach.data.dance_with_music.encode import EncoderPaths
-from stagecoach.data.dance_with_music.job import DanceJob, RawOptions
+from stagecoach.data.dance_with_music.job import DanceJob, EncoderPaths, RawOptions
 from stagecoach.data.dance_with_music.segment import SegmentOptions
 from stagecoach.data.dance_with_music.synthetic import write_synthetic
 from stagecoach.data.streaming.dataset import ShardSet

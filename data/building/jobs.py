@@ -147,3 +147,40 @@ class BuildJob(ABC):
     def summary(self, statistics: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         """What the report of a finished build says besides samples and bytes, from the statistics by split."""
         return {}
+
+
+class EncodingJob(BuildJob):
+    """A job whose encoders are files, described (``entries``) before they are loaded. Counts nothing by itself.
+
+    ``models`` is what ``load`` returned, None before ``start``.
+    """
+
+    together = 8
+    models: Any = None
+
+    @property
+    @abstractmethod
+    def entries(self) -> Mapping[str, Any]:
+        """By role the ``EncoderEntry`` of each encoder, without loading it; a cached property."""
+
+    @abstractmethod
+    def load(self) -> Any:
+        """Load the encoders onto the current device."""
+
+    def start(self) -> None:
+        self.models = self.load()
+
+    def encoders(self) -> Mapping[str, Any]:
+        return self.entries
+
+    def check(self, item: RawItem) -> None:
+        pass
+
+    def statistics(self) -> Statistics:
+        return NoStatistics()
+
+
+def items_per_part(sample_bytes: float, part_bytes: float = 10**9, most: int | None = None) -> int:
+    """Items of about ``sample_bytes`` that make about a full shard: at least 1, at most ``most``."""
+    items = max(int(part_bytes // sample_bytes), 1)
+    return min(items, most) if most else items

@@ -2,38 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
-
 import numpy as np
-from transformers import CLIPVisionModelWithProjection
 
 from stagecoach.data.building.jobs import EncodedSample
+from stagecoach.data.dance_with_music.job import EncoderPaths
 from stagecoach.data.dance_with_music.schema import FACE_DIM, LATENT_STRIDE
 from stagecoach.data.dance_with_music.segment import PreparedReference, Segment
-from stagecoach.data.encoding.encoders import EncoderEntry, default_device, encoder_entry
-from stagecoach.data.encoding.face_encoder import FaceEncoder, face_entry
-from stagecoach.data.encoding.latent_encoders import ClipResize, PictureEmbedder, PictureVae, vae_kind
-
-
-@dataclass(frozen=True)
-class EncoderPaths:
-    """Folders of the VAE and of CLIP's vision model, the ``.onnx`` of ArcFace, and how pictures are made CLIP's
-    square."""
-
-    vae: Path
-    image_encoder: Path
-    arcface: Path
-    clip_resize: ClipResize = "crop"
-
-    def entries(self) -> dict[str, EncoderEntry]:
-        """What the manifest says of them, without loading them. Raises ``EncoderError``."""
-        device = default_device()
-        return {
-            "vae": encoder_entry(vae_kind(self.vae), self.vae, device),
-            "image_encoder": encoder_entry(CLIPVisionModelWithProjection, self.image_encoder, device),
-            "arcface": face_entry(self.arcface),
-        }
+from stagecoach.data.encoding.encoders import default_device
+from stagecoach.data.encoding.face_encoder import FaceEncoder
+from stagecoach.data.encoding.latent_encoders import PictureEmbedder, PictureVae
 
 
 class Encoders:

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-import av
 import numpy as np
-from PIL import Image
 
 from stagecoach.data.building.jobs import RawError
 from stagecoach.data.dance_with_music.schema import FRAME_RATE
+from stagecoach.data.files import import_extra
+from stagecoach.data.pictures import read_picture
 
 PICTURES = (".png", ".jpg", ".jpeg")
 ROUNDING = 1e-3
@@ -45,11 +45,12 @@ class Footage:
 
     def read(self, chosen: Sequence[int]) -> Iterator[np.ndarray]:
         """The pictures of rising source frames, uint8 [h, w, 3], one at a time. Raises ``RawError``."""
-        return (read_picture(self.files[k]) for k in chosen) if self.files else self._decode(chosen)
+        return (np.asarray(read_picture(self.files[k])) for k in chosen) if self.files else self._decode(chosen)
 
     def _decode(self, chosen: Sequence[int]) -> Iterator[np.ndarray]:
         wanted = iter(chosen)
         current = next(wanted, None)
+        av = import_extra("av", "videos")
         try:
             with av.open(str(self.path)) as container:
                 stream = container.streams.video[0]
@@ -57,13 +58,13 @@ class Footage:
                 if current:
                     container.seek(int(self.times[current] / stream.time_base), stream=stream, backward=True)
                 for frame in container.decode(stream):
-                    place = -1 if frame.time is None else int(np.abs(self.times - frame.time).argmin())
-                    if current is not None and place > current:
+                    number = -1 if frame.time is None else int(np.abs(self.times - frame.time).argmin())
+                    if current is not None and number > current:
                         raise RawError(
                             f"{self.path}: no picture at {self.times[current]:.3f} s, where its packets "
                             f"promise one; the file is damaged"
                         )
-                    while place == current:
+                    while number == current:
                         yield frame.to_ndarray(format="rgb24")
                         current = next(wanted, None)
                     if current is None:
@@ -123,17 +124,9 @@ def numbered_files(folder: Path, suffixes: Sequence[str]) -> dict[int, Path]:
     return found
 
 
-def read_picture(path: Path) -> np.ndarray:
-    """uint8 [h, w, 3]. Raises ``RawError``."""
-    try:
-        with Image.open(path) as image:
-            return np.asarray(image.convert("RGB"))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise RawError(f"{path}: not readable as a picture ({error}), expected PNG or JPEG") from error
-
-
 def _frame_times(path: Path) -> tuple[np.ndarray, float]:
     """Times of the frames and how long the last is shown, from the packets, without decoding."""
+    av = import_extra("av", "videos")
     try:
         with av.open(str(path)) as container:
             if not container.streams.video:

@@ -6,45 +6,125 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from stagecoach.data.building.jobs import BuildJob, EncodedSample, RawError, RawItem, Statistics
+import numpy as np
+
+from stagecoach.data.building.jobs import EncodedSample, EncodingJob, RawError, RawItem, Statistics, items_per_part
+from stagecoach.data.building.options import Argument
 from stagecoach.data.building.partition import assign_splits as draw_splits
-from stagecoach.data.dance_with_music.layouts import read_layout
+from stagecoach.data.dance_with_music.layouts import LAYOUT_HELP, LAYOUTS, read_layout
 from stagecoach.data.dance_with_music.music import MUSIC_DIMS
 from stagecoach.data.dance_with_music.poses import PoseUnit
 from stagecoach.data.dance_with_music.raw import RawDance
-from stagecoach.data.dance_with_music.schema import dance_schema
+from stagecoach.data.dance_with_music.schema import KEYPOINTS, LATENT_CHANNELS, dance_schema
 from stagecoach.data.dance_with_music.segment import (
+    CONFIDENCE_STEPS,
+    POSE_STEPS,
     Segment,
     SegmentOptions,
     check_segment,
     prepare_segment,
-    segment_places,
+    segment_extents,
 )
+from stagecoach.data.dance_with_music.skeleton import CONFIDENT
 from stagecoach.data.dance_with_music.splits import SplitBy, assign_splits
-from stagecoach.data.dance_with_music.statistics import DanceStatistics
 from stagecoach.data.files import sha256_json
 
 if TYPE_CHECKING:
-    from stagecoach.data.dance_with_music.encode import EncoderPaths, Encoders
-
-PART_BYTES = 10**9
+    from stagecoach.data.dance_with_music.encode import Encoders
 
 
 @dataclass(frozen=True)
 class RawOptions:
     """How the raw data set is read. ``pose_unit``, ``picture_rate``: None is what the layout says."""
 
-    layout: str = "videos"
-    pose_unit: PoseUnit | None = None
-    picture_rate: float | None = None
-    split_by: SplitBy = "song-and-subject"
+    layout: Annotated[str, Argument(LAYOUT_HELP, choices=sorted(LAYOUTS))] = "videos"
+    pose_unit: Annotated[
+        PoseUnit | None,
+        Argument(
+            "unit of the poses: divided by width and height, or pixels of 512 (default: pixel for layout clips, else "
+            "normalised)"
+        ),
+    ] = None
+    picture_rate: Annotated[
+        float | None,
+        Argument("pictures per second of folders (default: 60 for layout stableanimator, else 30)", metavar="X"),
+    ] = None
+    split_by: Annotated[
+        SplitBy, Argument("what may not be in both splits (default: song-and-subject, where they are named)")
+    ] = "song-and-subject"
     holdout: float = 0.1
 
 
-class DanceJob(BuildJob):
-    """Items' records are ``SegmentPlace``. Raises ``EncoderError`` where an encoder's configuration cannot be read."""
+@dataclass(frozen=True)
+class EncoderPaths:
+    """Folders of the VAE and of CLIP's vision model, the ``.onnx`` of ArcFace, and how pictures are made CLIP's
+    square."""
+
+    vae: Annotated[Path, Argument("folder of Stable Diffusion's or Stable Video Diffusion's VAE")]
+    image_encoder: Annotated[
+        Path, Argument("folder of CLIP's vision model with projection (ViT-L/14, or ViT-H/14 for SVD)")
+    ]
+    arcface: Annotated[Path, Argument("ArcFace as .onnx", metavar="FILE")]
+    clip_resize: Annotated[
+        Literal["crop", "squash"],
+        Argument("how CLIP sees references: their middle (default), or all of them, squashed (SVD)"),
+    ] = "crop"
+
+
+class DanceStatistics(Statistics):
+    """Sums that music is normalised by, and those of the trivial predictors that a trained network must beat."""
+
+    def __init__(self, music_dim: int) -> None:
+        self._sums = {
+            "frame_count": 0,
+            "music_sum": np.zeros(music_dim),
+            "music_square_sum": np.zeros(music_dim),
+            "pose_count": np.zeros(KEYPOINTS),
+            "pose_sum": np.zeros((KEYPOINTS, 2)),
+            "pose_square_sum": np.zeros((KEYPOINTS, 2)),
+            "latent_count": 0,
+            "latent_sum": np.zeros(LATENT_CHANNELS),
+            "latent_square_sum": np.zeros(LATENT_CHANNELS),
+            "beat_count": 0,
+            "face_count": 0,
+            "reference_count": 0,
+            "reference_face_count": 0,
+        }
+
+    def add(self, sample: EncodedSample) -> None:
+        arrays = sample.arrays
+        music, latents = arrays["music"].astype(np.float64), arrays["latents"].astype(np.float64)
+        sure = arrays["pose_conf"] >= CONFIDENT * CONFIDENCE_STEPS
+        xy = arrays["pose_xy"].astype(np.float64) / POSE_STEPS * sure[..., None]
+        counted = {
+            "frame_count": len(music),
+            "music_sum": music.sum(0),
+            "music_square_sum": (music**2).sum(0),
+            "pose_count": sure.sum(0),
+            "pose_sum": xy.sum(0),
+            "pose_square_sum": (xy**2).sum(0),
+            "latent_count": latents[:, 0].size,
+            "latent_sum": latents.sum((0, 2, 3)),
+            "latent_square_sum": (latents**2).sum((0, 2, 3)),
+            "beat_count": int(arrays["beat"].sum()),
+            "face_count": int(arrays["face_valid"].sum()),
+            "reference_count": len(arrays["ref_frame"]),
+            "reference_face_count": int(arrays["ref_face_valid"].sum()),
+        }
+        for name, value in counted.items():
+            self._sums[name] = self._sums[name] + value
+
+    def as_dict(self) -> dict[str, Any]:
+        """``frame_count`` frames; ``music_*`` [Dm]; ``pose_*`` [134] and [134][2], over points found, divided by width
+        and height; ``latent_*`` [4] with ``latent_count`` latent pixels each; how many frames have a beat, how many a
+        face, and how many references there are and have a face."""
+        return {name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in self._sums.items()}
+
+
+class DanceJob(EncodingJob):
+    """Items' records are ``SegmentExtent``. Raises ``EncoderError`` where an encoder's configuration cannot be read."""
 
     together = 1  # a segment is as many pictures as a device takes at once
 
@@ -54,8 +134,7 @@ class DanceJob(BuildJob):
         self._raw, self._reading, self._options, self._paths = raw, reading, options, paths
         self.schema = dance_schema(MUSIC_DIMS[options.music], clip_dim(paths.image_encoder))
         pixels, music = options.height * options.width, MUSIC_DIMS[options.music]
-        self.part_items = max(PART_BYTES // (options.frames * (pixels // 8 + 2 * music + 700)), 1)
-        self._encoders: Encoders | None = None
+        self.part_items = items_per_part(options.frames * (pixels // 8 + 2 * music + 700))
 
     def items(self) -> tuple[list[RawItem], list[tuple[str, RawError]]]:
         dances, bad = self._dances
@@ -66,7 +145,7 @@ class DanceJob(BuildJob):
         for dance in dances:
             try:
                 items += [
-                    RawItem(place.key, splits[dance.key], place) for place in segment_places(dance, self._options)
+                    RawItem(extent.key, splits[dance.key], extent) for extent in segment_extents(dance, self._options)
                 ]
             except RawError as error:
                 failed.append((dance.name, error))
@@ -81,25 +160,22 @@ class DanceJob(BuildJob):
             "segments": asdict(self._options),
             "dances": sha256_json(described),
             "clip_resize": self._paths.clip_resize,
-            "encoders": self._entries,
+            "encoders": self.entries,
         }
 
     def check(self, item: RawItem) -> None:
         check_segment(item.record)
 
-    def start(self) -> None:
+    def load(self) -> Encoders:
         from stagecoach.data.dance_with_music.encode import Encoders
 
-        self._encoders = Encoders(self._paths)
-
-    def encoders(self) -> Mapping[str, Any]:
-        return self._entries
+        return Encoders(self._paths)
 
     def prepare(self, item: RawItem) -> Segment:
         return prepare_segment(item.record, self._options)
 
     def encode(self, items: list[RawItem], prepared: list[Segment]) -> list[EncodedSample]:
-        return [self._encoders.encode(segment) for segment in prepared]
+        return [self.models.encode(segment) for segment in prepared]
 
     def statistics(self) -> Statistics:
         return DanceStatistics(MUSIC_DIMS[self._options.music])
@@ -117,5 +193,13 @@ class DanceJob(BuildJob):
         return read_layout(self._raw, self._reading.layout, self._reading.pose_unit, self._reading.picture_rate)
 
     @cached_property
-    def _entries(self) -> dict[str, Any]:
-        return self._paths.entries()
+    def entries(self) -> dict[str, Any]:
+        from transformers import CLIPVisionModelWithProjection
+
+        from stagecoach.data.encoding.encoders import encoder_entries
+        from stagecoach.data.encoding.face_encoder import face_entry
+        from stagecoach.data.encoding.latent_encoders import vae_kind
+
+        vae, clip = self._paths.vae, self._paths.image_encoder
+        models = {"vae": (vae_kind(vae), vae), "image_encoder": (CLIPVisionModelWithProjection, clip)}
+        return {**encoder_entries(models), "arcface": face_entry(self._paths.arcface)}

@@ -204,3 +204,4 @@ EXPECTED = {
     "stableanimator": "rec/<name>/images/frame_0.png and rec/<name>/poses/frame_0.json",
     "champ": "<part>/<name>/images/0000.png and <part>/<name>/dwpose/0000.json",
 }
+LAYOUT_HELP = "; ".join(f"{name}: {EXPECTED[name]}" for name in LAYOUTS) + " (default: videos)"

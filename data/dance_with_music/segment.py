@@ -1,38 +1,54 @@
-"""One segment of a dance becomes frames of the wanted size with their poses, music, faces and references."""
+"""One segment of a dance becomes frames of one size with their poses, music, faces and references."""
 
 from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-import av
 import numpy as np
 
 from stagecoach.data.building.jobs import RawError
-from stagecoach.data.dance_with_music.crop import Crop
-from stagecoach.data.dance_with_music.face_masks import mask_boxes
-from stagecoach.data.dance_with_music.footage import PICTURES, Footage, numbered_files, open_footage, read_picture
-from stagecoach.data.dance_with_music.music import TAIL, Music, MusicKind, read_music, read_vector
+from stagecoach.data.building.options import Argument
+from stagecoach.data.dance_with_music.footage import PICTURES, Footage, numbered_files, open_footage
+from stagecoach.data.dance_with_music.music import MUSIC_DIMS, TAIL, Music, MusicKind, read_music, read_vector
 from stagecoach.data.dance_with_music.poses import pose_count, read_poses
 from stagecoach.data.dance_with_music.raw import RawDance, Reference
 from stagecoach.data.dance_with_music.schema import FACE_DIM, FRAME_RATE, LATENT_STRIDE
 from stagecoach.data.dance_with_music.skeleton import face_boxes, five_points
+from stagecoach.data.files import import_extra
+from stagecoach.data.pictures import CoverCrop, read_picture
 
 POSE_STEPS, CONFIDENCE_STEPS = 65535, 255
+MASK = 127
+"""Face masks are 255 inside."""
 
 
 @dataclass(frozen=True)
 class SegmentOptions:
     """Size of the pictures, length of the segments, references each, and which rows of music. Raises ``ValueError``."""
 
-    height: int = 512
-    width: int = 512
-    frames: int = 300
-    min_frames: int = 24
-    references: int = 4
-    music: MusicKind = "edge"
+    height: Annotated[int, Argument("pixels")] = 512
+    width: Annotated[int, Argument("pixels")] = 512
+    frames: Annotated[
+        int, Argument("frames of the segments that long dances are cut into", flag="--segment", metavar="FRAMES")
+    ] = 300
+    min_frames: Annotated[int, Argument("a shorter dance is an error", metavar="FRAMES")] = 24
+    references: Annotated[
+        int,
+        Argument(
+            "references per segment: the picture of the dancer where there is one, and frames spread over the segment",
+            metavar="R",
+        ),
+    ] = 4
+    music: Annotated[
+        MusicKind,
+        Argument(
+            f"edge: 35 numbers per frame, computed from the sound (default); jukebox: {MUSIC_DIMS['jukebox']} from "
+            "files"
+        ),
+    ] = "edge"
 
     def __post_init__(self) -> None:
         for name in ("height", "width"):
@@ -50,7 +66,7 @@ class SegmentOptions:
 
 
 @dataclass(frozen=True)
-class SegmentPlace:
+class SegmentExtent:
     """Segment ``index`` of ``count`` of a dance; each has ``frames`` frames but the last, which has the rest: half as
     many to one and a half."""
 
@@ -85,16 +101,17 @@ class Segment:
     meta: dict[str, Any] = field(default_factory=dict)
 
 
-def segment_places(dance: RawDance, options: SegmentOptions) -> list[SegmentPlace]:
+def segment_extents(dance: RawDance, options: SegmentOptions) -> list[SegmentExtent]:
     """The segments of a dance, by the length that its container declares. Raises ``RawError``."""
     count = max(int(declared_seconds(dance) * FRAME_RATE / options.frames + 0.5), 1)
-    return [SegmentPlace(dance, index, count) for index in range(count)]
+    return [SegmentExtent(dance, index, count) for index in range(count)]
 
 
 def declared_seconds(dance: RawDance) -> float:
     """From the header of a video, or the number of pictures; what it says is not relied on."""
     if dance.footage.is_dir():
         return len(numbered_files(dance.footage, PICTURES)) / dance.rate
+    av = import_extra("av", "videos")
     try:
         with av.open(str(dance.footage)) as container:
             if not container.streams.video:
@@ -107,26 +124,26 @@ def declared_seconds(dance: RawDance) -> float:
         raise RawError(f"{dance.footage}: not readable as a video ({error})") from error
 
 
-def check_segment(place: SegmentPlace) -> None:
+def check_segment(extent: SegmentExtent) -> None:
     """Look at what is cheap to look at, so that a bad file is found before hours of encoding. Raises ``RawError``."""
-    dance = place.dance
+    dance = extent.dance
     declared_seconds(dance)
-    if place.index == 0:
+    if extent.index == 0:
         pose_count(dance.poses)
         read_poses(dance.poses, np.zeros(1, np.int64), dance.unit)
     if dance.reference and dance.reference.embedding:
         _embedding(dance.reference.embedding)
 
 
-def prepare_segment(place: SegmentPlace, options: SegmentOptions) -> Segment:
+def prepare_segment(extent: SegmentExtent, options: SegmentOptions) -> Segment:
     """Read one segment. Raises ``RawError``."""
-    dance = place.dance
+    dance = extent.dance
     footage = open_footage(dance.footage, dance.rate)
     start = footage.start if dance.audio == dance.footage else None
     music = read_music(options.music, dance.audio, start, dance.rows, dance.bpm, str(dance.footage))
     total = _common_length(dance, footage, music)
-    first = place.index * options.frames
-    last = total if place.index == place.count - 1 else min(first + options.frames, total)
+    first = extent.index * options.frames
+    last = total if extent.index == extent.count - 1 else min(first + options.frames, total)
     if last - first < options.min_frames:
         raise RawError(
             f"{dance.footage}: {max(last - first, 0)} frames from frame {first} on found, expected at least "
@@ -135,12 +152,12 @@ def prepare_segment(place: SegmentPlace, options: SegmentOptions) -> Segment:
     part = slice(first, last)
     chosen = footage.chosen[part]
     xy, conf = read_poses(dance.poses, chosen, dance.unit)
-    wanted = _drawn_frames(place.key, xy, conf, options.references - bool(dance.reference))
+    wanted = _drawn_frames(extent.key, xy, conf, options.references - bool(dance.reference))
     frames, references, crop = [], [], None
     if dance.reference:
         references.append(_external(dance, dance.reference, options))
     for number, image in enumerate(footage.read(chosen)):
-        crop = crop or Crop.of(*image.shape[:2], options.height, options.width)
+        crop = crop or CoverCrop.of(*image.shape[:2], options.height, options.width)
         frames.append(crop.image(image))
         references += [
             PreparedReference(frames[-1], image, number, _aligned(image, xy[number], conf[number]))
@@ -157,7 +174,7 @@ def prepare_segment(place: SegmentPlace, options: SegmentOptions) -> Segment:
         "ref_frame": np.array([r.frame for r in references]),
     }
     meta = {
-        "clip_id": place.key,
+        "clip_id": extent.key,
         "video_id": dance.name,
         "song": dance.song,
         "subject": dance.subject,
@@ -209,8 +226,8 @@ def _drawn_frames(key: str, xy: np.ndarray, conf: np.ndarray, count: int) -> lis
 
 
 def _external(dance: RawDance, reference: Reference, options: SegmentOptions) -> PreparedReference:
-    image = read_picture(reference.picture)
-    picture = Crop.of(*image.shape[:2], options.height, options.width).image(image)
+    image = np.asarray(read_picture(reference.picture))
+    picture = CoverCrop.of(*image.shape[:2], options.height, options.width).image(image)
     if reference.pose:
         xy, conf = read_poses(reference.pose, np.zeros(1, np.int64), dance.unit)
         return PreparedReference(picture, image, -1, _aligned(image, xy[0], conf[0]))
@@ -239,3 +256,33 @@ def _pose_arrays(xy: np.ndarray, conf: np.ndarray) -> dict[str, np.ndarray]:
         "pose_xy": (xy.clip(0, 1) * POSE_STEPS).round().astype(np.uint16),
         "pose_conf": (np.where(inside, conf, 0) * CONFIDENCE_STEPS).round().astype(np.uint8),
     }
+
+
+def mask_boxes(folder: Path, chosen: np.ndarray, crop: CoverCrop) -> tuple[np.ndarray, np.ndarray]:
+    """The boxes that the masks of source frames ``chosen`` span in the crop, float32 [F, 4] (x0 y0 x1 y1 divided by its
+    width and height, 0 where there is none), and whether there is one, bool [F].
+
+    A mask that covers nothing or everything says that no face was found (StableAnimator's writer fills it where its
+    detector found none). Raises ``RawError``.
+    """
+    files = numbered_files(folder, PICTURES)
+    names = [files[number] for number in sorted(files)]
+    if len(names) <= chosen.max():
+        raise RawError(
+            f"{folder}: {len(names)} face masks found, expected one for each frame, {chosen.max() + 1} or more"
+        )
+    masks = {int(k): np.asarray(read_picture(names[k], behind="black")) for k in np.unique(chosen)}
+    boxes = {k: _mask_box(mask[..., 0] > MASK) for k, mask in masks.items()}
+    found = np.stack([boxes[int(k)] for k in chosen])
+    valid = (found[:, 2:] > found[:, :2]).all(1)
+    moved = crop.points(found.reshape(-1, 2, 2)).reshape(-1, 4).clip(0, 1)
+    valid &= (moved[:, 2:] > moved[:, :2]).all(1)
+    return (moved * valid[:, None]).astype(np.float32), valid
+
+
+def _mask_box(mask: np.ndarray) -> np.ndarray:
+    """x0 y0 x1 y1 divided by width and height, 0 where there is no face."""
+    if not mask.any() or mask.all():
+        return np.zeros(4)
+    rows, columns = mask.any(1).nonzero()[0], mask.any(0).nonzero()[0]
+    return np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]) / np.tile(mask.shape[::-1], 2)

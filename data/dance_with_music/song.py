@@ -10,11 +10,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from stagecoach.data.synthetic import SOUND_RATE
+
 BEATS_PER_BAR = 4
 MOVES = 6
 LOWEST = 110.0
 """Hertz of move 0's root; each further one is a whole tone above."""
-SOUND_RATE = 44100
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import av
-import librosa
 import numpy as np
 
 from stagecoach.data.building.jobs import RawError
+from stagecoach.data.files import import_extra
 
 FRAME_RATE = 30
 HOP = 512
@@ -31,6 +30,7 @@ DEFAULT_BPM = 120.0
 
 def has_audio(path: Path) -> bool:
     """Whether a file has an audio stream. Raises ``RawError`` where it cannot be opened."""
+    av = import_extra("av", "sound")
     try:
         with av.open(str(path)) as container:
             return bool(container.streams.audio)
@@ -46,6 +46,7 @@ def read_audio(path: Path, start: float | None = None) -> np.ndarray:
     """
     blocks: list[np.ndarray] = []
     first = end = None
+    av = import_extra("av", "sound")
     try:
         with av.open(str(path)) as container:
             if not container.streams.audio:
@@ -77,6 +78,7 @@ def edge_rows(samples: np.ndarray, bpm: float | None = None) -> np.ndarray:
     ``bpm`` is where the beat tracker looks first; None estimates it from the onset strength. (EDGE reads it from AIST's
     file names, or estimates it from the file at 22,050 Hz.) Silence has no beats and rows that say so.
     """
+    librosa = import_extra("librosa", "rows of music")
     envelope = librosa.onset.onset_strength(y=samples, sr=SAMPLE_RATE, hop_length=HOP)
     mfcc = librosa.feature.mfcc(y=samples, sr=SAMPLE_RATE, hop_length=HOP, n_mfcc=MFCCS)
     chroma = librosa.feature.chroma_cens(y=samples, sr=SAMPLE_RATE, hop_length=HOP, n_chroma=CHROMAS)

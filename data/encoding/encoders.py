@@ -247,6 +247,18 @@ def encoder_entry(kind: type, path: Path, device: torch.device) -> EncoderEntry:
     )
 
 
+def encoder_entries(
+    models: Mapping[str, tuple[type, Path]], tokenizers: Mapping[str, tuple[Path, str]] | None = None
+) -> dict[str, EncoderEntry]:
+    """What the manifest says of the models (class, folder) and the tokenizers (folder, role of the text encoder) by
+    role, without loading the models. Raises ``EncoderError``."""
+    device = default_device()
+    entries = {role: encoder_entry(kind, path, device) for role, (kind, path) in models.items()}
+    for role, (path, text_role) in (tokenizers or {}).items():
+        entries[role] = load_tokenizer(path, load_config(*models[text_role])["vocab_size"])[1]
+    return entries
+
+
 def hash_files(files: Sequence[Path]) -> str:
     """Of the one file, or of the names and hashes of several."""
     hashes = {file.name: sha256_file(file) for file in files if file.is_file()}

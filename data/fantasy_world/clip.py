@@ -1,14 +1,15 @@
-"""One raw clip becomes frames, depth and cameras of the wanted size, in a canonical frame and scale."""
+"""One raw clip becomes frames, depth and cameras of one size, in a canonical frame and scale."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
-from PIL import Image
 
+from stagecoach.data.building.options import Argument
 from stagecoach.data.fantasy_world.cameras import canonicalise, unproject
 from stagecoach.data.fantasy_world.raw import RawClip, RawError
 from stagecoach.data.fantasy_world.readers import (
@@ -20,6 +21,7 @@ from stagecoach.data.fantasy_world.readers import (
     read_maps,
 )
 from stagecoach.data.fantasy_world.schema import LATENT_STRIDE, latent_frames
+from stagecoach.data.pictures import CoverCrop
 
 ASPECT_TOLERANCE = 0.02
 FLOAT16_MAX = float(np.finfo(np.float16).max)
@@ -32,11 +34,15 @@ class ClipOptions:
     """Size of the clips to be made and how the raw files are to be read. Raises ``ValueError`` for a size that the
     backbone cannot take."""
 
-    frames: int = 81
-    height: int = 336
-    width: int = 592
-    intrinsics: IntrinsicsUnit = "normalised"
-    depth_scale: float = 1.0
+    frames: Annotated[int, Argument("frames per clip, 4k + 1")] = 81
+    height: Annotated[int, Argument("pixels")] = 336
+    width: Annotated[int, Argument("pixels")] = 592
+    intrinsics: Annotated[
+        IntrinsicsUnit, Argument("unit in the camera files: divided by width and height (default), or pixels")
+    ] = "normalised"
+    depth_scale: Annotated[
+        float, Argument("what depth files are multiplied by to be in the unit of the camera translations", metavar="X")
+    ] = 1.0
 
     def __post_init__(self) -> None:
         latent_frames(self.frames)
@@ -65,35 +71,8 @@ class Clip:
 
 
 @dataclass(frozen=True)
-class CoverCrop:
-    """The largest centred window of the clip's aspect ratio in the source, in continuous source pixels (the source
-    spans [0, w] x [0, h]), and the factor from source to clip pixels."""
-
-    left: float
-    top: float
-    scale: float
-    source_height: int
-    source_width: int
-    height: int
-    width: int
-
-    @classmethod
-    def of(cls, source_height: int, source_width: int, height: int, width: int) -> CoverCrop:
-        scale = max(height / source_height, width / source_width)
-        # Rounding may put the side that fits exactly a hair outside of the source.
-        left, top = max(source_width - width / scale, 0) / 2, max(source_height - height / scale, 0) / 2
-        return cls(left, top, scale, source_height, source_width, height, width)
-
-    def image(self, image: np.ndarray) -> np.ndarray:
-        """uint8 [h, w, 3] -> [H, W, 3], bicubic, smoothed where it shrinks."""
-        box = (
-            self.left,
-            self.top,
-            min(self.left + self.width / self.scale, self.source_width),
-            min(self.top + self.height / self.scale, self.source_height),
-        )
-        resized = Image.fromarray(image).resize((self.width, self.height), Image.Resampling.BICUBIC, box=box)
-        return np.asarray(resized)
+class ClipCrop(CoverCrop):
+    """The crop of a clip, with its maps and cameras."""
 
     def maps(self, maps: np.ndarray) -> np.ndarray:
         """[F, a, b, ...] of the same view in any resolution -> [F, H, W, ...], the nearest value at pixel centres:
@@ -135,7 +114,7 @@ def prepare_clip(raw: RawClip, options: ClipOptions) -> Clip:
     track = read_cameras(raw.cameras, options.frames, options.intrinsics)
     crop, images = None, []
     for image in read_frames(raw.video, options.frames):
-        crop = crop or CoverCrop.of(*image.shape[:2], options.height, options.width)
+        crop = crop or ClipCrop.of(*image.shape[:2], options.height, options.width)
         images.append(crop.image(image))
     intrinsics = track.intrinsics
     if options.intrinsics == "normalised":
@@ -166,7 +145,7 @@ def _scene_scale(depth: torch.Tensor, intrinsics: torch.Tensor, extrinsics: torc
     return total / count
 
 
-def _read_depth(raw: RawClip, options: ClipOptions, crop: CoverCrop, extrinsics: np.ndarray) -> np.ndarray:
+def _read_depth(raw: RawClip, options: ClipOptions, crop: ClipCrop, extrinsics: np.ndarray) -> np.ndarray:
     """z-depth float32 [F, H, W] in the unit of the translations, 0 where invalid."""
     if raw.depth:
         maps = crop.maps(_same_view(read_maps(raw.depth, options.frames, "depth"), raw.depth, crop))
@@ -180,7 +159,7 @@ def _read_depth(raw: RawClip, options: ClipOptions, crop: CoverCrop, extrinsics:
     return np.where(valid, depth, 0).astype(np.float32)
 
 
-def _same_view(maps: np.ndarray, path: Path, crop: CoverCrop) -> np.ndarray:
+def _same_view(maps: np.ndarray, path: Path, crop: ClipCrop) -> np.ndarray:
     found, expected = maps.shape[2] / maps.shape[1], crop.source_width / crop.source_height
     if abs(found / expected - 1) > ASPECT_TOLERANCE:
         raise RawError(

@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import av
 import numpy as np
-from PIL import Image
+from PIL import ImageOps
 
-from stagecoach.data.fantasy_world.raw import RawError
+from stagecoach.data.building.jobs import RawError
+from stagecoach.data.files import import_extra
+from stagecoach.data.pictures import open_picture
 
 COLUMNS = ("idx", "fx", "fy", "cx", "cy", "k1", "k2", *(f"w2c[{r},{c}]" for r in range(3) for c in range(4)))
 MAX_NORMALISED_FOCAL = 10.0
@@ -35,13 +36,14 @@ class CameraTrack:
     distorted: bool
 
 
-def read_frames(path: Path, frames: int) -> Iterator[np.ndarray]:
-    """The first ``frames`` frames of a video, uint8 [h, w, 3] RGB, one at a time."""
-    found = 0
+def read_frames(path: Path, frames: int | None = None) -> Iterator[np.ndarray]:
+    """The first ``frames`` frames of a video (None: all), uint8 [h, w, 3] RGB, one at a time."""
+    av = import_extra("av", "videos")
+    found, wanted = 0, f"expected {frames or 'its'} frames"
     try:
         with av.open(str(path)) as container:
             if not container.streams.video:
-                raise RawError(f"{path}: no video stream found, expected {frames} frames")
+                raise RawError(f"{path}: no video stream found, {wanted}")
             container.streams.video[0].thread_type = "AUTO"
             for frame in container.decode(video=0):
                 yield frame.to_ndarray(format="rgb24")
@@ -49,14 +51,16 @@ def read_frames(path: Path, frames: int) -> Iterator[np.ndarray]:
                 if found == frames:
                     return
     except (av.FFmpegError, OSError) as error:
-        raise RawError(f"{path}: not decodable after {found} frames ({error}), expected {frames} frames") from error
-    raise RawError(
-        f"{path}: {found} frames found, expected at least {frames}; take a longer video or fewer frames per clip"
-    )
+        raise RawError(f"{path}: not decodable after {found} frames ({error}), {wanted}") from error
+    if frames is not None:
+        raise RawError(
+            f"{path}: {found} frames found, expected at least {frames}; take a longer video or fewer frames per clip"
+        )
 
 
 def declared_frames(path: Path) -> int | None:
     """The frame count in the video's header; None where the container has none."""
+    av = import_extra("av", "videos")
     try:
         with av.open(str(path)) as container:
             return (container.streams.video[0].frames or None) if container.streams.video else 0
@@ -167,13 +171,10 @@ def _read_one(path: Path, what: str, channels: int) -> np.ndarray:
     if path.suffix == ".npy":
         array = np.array(_load(path, what))
     else:
-        try:
-            with Image.open(path) as image:
-                if image.mode not in ("I;16", "I;16B", "I") and what != "mask":
-                    raise RawError(f"{path}: image of mode {image.mode} found, expected 16-bit grey {what}")
-                array = np.asarray(image)
-        except OSError as error:
-            raise RawError(f"{path}: not readable as an image ({error}), expected 16-bit {what}") from error
+        with open_picture(path) as image:
+            if image.mode not in ("I;16", "I;16B", "I") and what != "mask":
+                raise RawError(f"{path}: image of mode {image.mode} found, expected 16-bit grey {what}")
+            array = np.asarray(ImageOps.exif_transpose(image))
     _check_rank(array, path, what, channels, ())
     return array
 

@@ -6,21 +6,16 @@ they are written, as reconstructions come out, so that the builder's canonical f
 
 from __future__ import annotations
 
-import json
-import shutil
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-import av
 import numpy as np
 
 from stagecoach.data.fantasy_world.raw import METADATA
 from stagecoach.data.fantasy_world.scene import COLOURS, PATTERNS, Box, Plane, Scene, Sphere, Texture
-from stagecoach.data.files import commit_directory, refuse_foreign, temporary_name, write_json
+from stagecoach.data.synthetic import Steps, write_set, write_video
 
 FRAME_RATE = 8
-MARKER = "synthetic.json"
 PATHS = {
     "push_in": "the camera moves forward into the room",
     "pull_back": "the camera moves backward out of the room",
@@ -49,41 +44,22 @@ class SyntheticClip:
 
 
 def write_synthetic(
-    directory: str | Path,
-    clips: int,
-    frames: int,
-    height: int,
-    width: int,
-    seed: int,
-    track: Callable[[Iterable[int]], Iterable[int]] = iter,
+    directory: str | Path, clips: int, frames: int, height: int, width: int, seed: int, steps: Steps = iter
 ) -> None:
-    """Write a raw data set of ``clips`` clips; ``directory`` appears when all of it is written, and replaces an older
-    synthetic one. ``track`` may show how far it is.
+    """Write a raw data set of ``clips`` clips (see ``data.synthetic.write_set``).
 
     Raises ``ValueError`` for a size that cannot be written and for a directory that holds something else.
     """
-    directory = Path(directory)
     if height < 2 or width < 2 or height % 2 or width % 2:
         raise ValueError(f"clips of {height} x {width} asked for, expected even numbers for 4:2:0 video")
     if clips < 1 or frames < 1:
         raise ValueError(f"{clips} clips of {frames} frames asked for, expected at least one of each")
-    refuse_foreign(directory, MARKER)
-    temporary = temporary_name(directory)
-    try:
-        for folder in ("videos", "depth", "camera_params"):
-            (temporary / folder).mkdir(parents=True)
-        entries = [
-            _write_clip(temporary, f"scene_{i:05d}", render_clip(seed, i, frames, height, width))
-            for i in track(range(clips))
-        ]
-        (temporary / METADATA).write_text(json.dumps(entries, indent=1) + "\n", encoding="utf-8")
-        write_json(
-            temporary / MARKER, {"clips": clips, "frames": frames, "height": height, "width": width, "seed": seed}
-        )
-        commit_directory(temporary, directory)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+
+    def write(base: Path, index: int) -> dict[str, str]:
+        return _write_clip(base, f"scene_{index:05d}", render_clip(seed, index, frames, height, width))
+
+    described = {"clips": clips, "frames": frames, "height": height, "width": width, "seed": seed}
+    write_set(directory, clips, write, described, ("videos", "depth", "camera_params"), METADATA, steps)
 
 
 def render_clip(seed: int, index: int, frames: int, height: int, width: int) -> SyntheticClip:
@@ -225,7 +201,7 @@ def _write_clip(base: Path, name: str, clip: SyntheticClip) -> dict[str, str]:
         "depth": f"depth/{name}",
         "camera_params": f"camera_params/{name}.txt",
     }
-    _write_video(base / entry["video"], clip.video)
+    write_video(base / entry["video"], clip.video, FRAME_RATE)
     (base / entry["depth"]).mkdir()
     for i, depth in enumerate(clip.depth):
         np.save(base / entry["depth"] / f"frame_{i:04d}.npy", depth)
@@ -235,13 +211,3 @@ def _write_clip(base: Path, name: str, clip: SyntheticClip) -> dict[str, str]:
     ]
     (base / entry["camera_params"]).write_text("\n".join(rows) + "\n")
     return entry
-
-
-def _write_video(path: Path, video: np.ndarray) -> None:
-    """H.264 at a quality where compression is not seen; one thread, so that the file is the same each time."""
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=FRAME_RATE, options={"crf": "8", "threads": "1"})
-        stream.height, stream.width, stream.pix_fmt = *video.shape[1:3], "yuv420p"
-        for image in video:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
-        container.mux(stream.encode())

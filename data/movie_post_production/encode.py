@@ -6,17 +6,17 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from stagecoach.data.building.jobs import EncodedSample, RawError
-from stagecoach.data.encoding.encoders import EncoderEntry, bits, default_device, encoder_entry
+from stagecoach.data.encoding.encoders import EncoderEntry, bits, default_device, encoder_entries
 from stagecoach.data.encoding.image_encoders import ClipEncoder, CropEncoder, DinoEncoder, LatentEncoder
 from stagecoach.data.encoding.text_encoders import PooledTextEncoder, T5TextEncoder
 from stagecoach.data.files import sha256_json
 from stagecoach.data.movie_post_production import readers
 from stagecoach.data.movie_post_production.options import BuildOptions, LatentConvention
 from stagecoach.data.movie_post_production.prepare import Prepared
+from stagecoach.data.pictures import shrink
 
 MAX_LATENT_ERROR = 0.4
 """How far precomputed latents may be off those of the picture, relative to their size (root mean square). Pixels in
@@ -63,7 +63,7 @@ class Encoders:
             if object_text:
                 arrays["object_text"] = bits(object_text[i])
             if self._preview:
-                arrays["image"] = _small(item.image, self._preview)
+                arrays["image"] = shrink(item.image, self._preview)
             out.append(EncodedSample(arrays, item.meta, (latents[i].numpy(), item.dropped)))
         return out
 
@@ -92,15 +92,13 @@ class Encoders:
         return self._t5.encode(captions), self._pooled.encode(captions), object_text
 
 
-def encoder_entries(base: Path, options: BuildOptions) -> dict[str, EncoderEntry]:
+def describe_encoders(base: Path, options: BuildOptions) -> dict[str, EncoderEntry]:
     """What the manifest says of the encoders, without loading them; of what was precomputed it says where it was read
     and the sha256 of the names and sizes of the files. Raises ``EncoderError``."""
     from diffusers import AutoencoderKL
     from transformers import CLIPTextModel, T5EncoderModel
 
-    from stagecoach.data.encoding.encoders import load_config, load_tokenizer
-
-    device, entries = default_device(), {}
+    entries: dict[str, EncoderEntry] = {}
     folders = {
         "latents": {"vae": readers.LATENTS},
         "clip": {"image_encoder": readers.CLIP_VECTORS},
@@ -116,11 +114,11 @@ def encoder_entries(base: Path, options: BuildOptions) -> dict[str, EncoderEntry
         "text_encoder": (CLIPTextModel, options.flux / "text_encoder"),
         "text_encoder_2": (T5EncoderModel, options.flux / "text_encoder_2"),
     }
-    entries |= {role: encoder_entry(kind, path, device) for role, (kind, path) in wanted.items() if role not in entries}
-    if "text" not in options.precomputed:
-        for role, model in (("tokenizer", "text_encoder"), ("tokenizer_2", "text_encoder_2")):
-            kind, path = wanted[model]
-            entries[role] = load_tokenizer(options.flux / role, load_config(kind, path)["vocab_size"])[1]
+    tokenizers = {"tokenizer": "text_encoder", "tokenizer_2": "text_encoder_2"}
+    entries |= encoder_entries(
+        {role: model for role, model in wanted.items() if role not in entries},
+        {role: (options.flux / role, model) for role, model in tokenizers.items() if model not in entries},
+    )
     return dict(sorted(entries.items()))
 
 
@@ -147,10 +145,3 @@ def _vectors(
         return given
     found = torch.stack(encoder.encode([crop for group in crops for crop in group]))
     return [part.numpy() for part in found.split([len(group) for group in crops])]
-
-
-def _small(image: np.ndarray, longest: int) -> np.ndarray:
-    height, width, _ = image.shape
-    factor = min(longest / max(height, width), 1.0)
-    size = max(round(width * factor), 1), max(round(height * factor), 1)
-    return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC))

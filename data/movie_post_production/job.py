@@ -9,36 +9,75 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stagecoach.data.building.jobs import BuildJob, EncodedSample, RawError, RawItem, Statistics
+import numpy as np
+
+from stagecoach.data.building.jobs import EncodedSample, EncodingJob, RawError, RawItem, Statistics, items_per_part
 from stagecoach.data.movie_post_production.captions import RawPicture, read_captions
 from stagecoach.data.movie_post_production.options import BuildOptions, Dims
 from stagecoach.data.movie_post_production.prepare import Prepared, check_picture, prepare_picture
-from stagecoach.data.movie_post_production.statistics import MovieStatistics
+from stagecoach.data.movie_post_production.schema import DEPTH_LABELS
 
 if TYPE_CHECKING:
     from stagecoach.data.encoding.encoders import EncoderEntry
     from stagecoach.data.movie_post_production.encode import Encoders
 
-PART_BYTES = 10**9
-TRAINED_PART = 0.9
-"""Part of the caption files, by name, that the guide trains on."""
+TRAINED_SHARE = 0.9
+"""Share of the caption files, by name, that the guide trains on."""
 
 
-class MovieJob(BuildJob):
+class MovieStatistics(Statistics):
+    """Sums from which the trivial predictors follow that a trained network must beat.
+
+    ``sample.counted``: the latent as float32 [C, h, w] before it was rounded, and how many objects were dropped."""
+
+    def __init__(self, channels: int, dino_dim: int) -> None:
+        self._latent_sum, self._latent_squares = np.zeros(channels), np.zeros(channels)
+        self._latent_count, self._samples, self._dropped = 0, 0, 0
+        self._depth = np.zeros(len(DEPTH_LABELS), np.int64)
+        self._area = 0.0
+        self._dino = np.zeros(dino_dim)
+
+    def add(self, sample: EncodedSample) -> None:
+        latent, dropped = sample.counted
+        values = latent.astype(np.float64)
+        self._latent_sum += values.sum((1, 2))
+        self._latent_squares += (values**2).sum((1, 2))
+        self._latent_count += latent[0].size
+        self._samples += 1
+        self._dropped += dropped
+        boxes = sample.arrays["boxes"].astype(np.float64)
+        self._area += float(((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])).sum())
+        self._depth += np.bincount(sample.arrays["depth"], minlength=len(DEPTH_LABELS))
+        self._dino += sample.arrays["dino"].astype(np.float64).sum(0)
+
+    def as_dict(self) -> dict[str, Any]:
+        """``latent_sum``, ``latent_square_sum`` by channel, over ``latent_count`` values each; ``objects_by_depth``
+        as ``DEPTH_LABELS``; ``box_area_sum`` in parts of the pictures; ``dino_sum`` of the unit vectors, whose squared
+        length over the squared number of objects is the mean cosine between two of them."""
+        return {
+            "samples": self._samples,
+            "objects_by_depth": self._depth.tolist(),
+            "dropped_objects": self._dropped,
+            "box_area_sum": self._area,
+            "latent_sum": self._latent_sum.tolist(),
+            "latent_square_sum": self._latent_squares.tolist(),
+            "latent_count": self._latent_count,
+            "dino_sum": self._dino.tolist(),
+        }
+
+
+class MovieJob(EncodingJob):
     """Items' records are ``RawPicture``. Raises ``EncoderError`` where an encoder's configuration cannot be read."""
-
-    together = 8
 
     def __init__(self, raw: Path, options: BuildOptions) -> None:
         self._raw, self._options = raw, options
         self._dims = Dims.of(options)
         self.schema = self._dims.schema(options)
-        self.part_items = max(PART_BYTES // self._dims.sample_bytes(options), 1)
-        self._encoders: Encoders | None = None
+        self.part_items = items_per_part(self._dims.sample_bytes(options))
 
     def items(self) -> tuple[list[RawItem], list[tuple[str, RawError]]]:
         pictures, bad, names = self._captions
-        trained = set(names[: int(TRAINED_PART * len(names))])
+        trained = set(names[: int(TRAINED_SHARE * len(names))])
         return [RawItem(p.key, self._split(p, trained), p) for p in pictures], bad
 
     def settings(self) -> dict[str, Any]:
@@ -49,24 +88,21 @@ class MovieJob(BuildJob):
         options = asdict(self._options)
         for name in ("flux", "clip", "dino"):  # where they lie does not matter, the entries say which they are
             del options[name]
-        return {"options": options, "captions": described.hexdigest(), "encoders": self._entries}
+        return {"options": options, "captions": described.hexdigest(), "encoders": self.entries}
 
     def check(self, item: RawItem) -> None:
         check_picture(self._raw, item.record, self._options)
 
-    def start(self) -> None:
+    def load(self) -> Encoders:
         from stagecoach.data.movie_post_production.encode import Encoders
 
-        self._encoders = Encoders(self._options)
-
-    def encoders(self) -> Mapping[str, EncoderEntry]:
-        return self._entries
+        return Encoders(self._options)
 
     def prepare(self, item: RawItem) -> Prepared:
         return prepare_picture(self._raw, item.record, self._options, self._dims)
 
     def encode(self, items: list[RawItem], prepared: list[Prepared]) -> list[EncodedSample]:
-        return self._encoders.encode([str(item.record.image) for item in items], prepared)
+        return self.models.encode([str(item.record.image) for item in items], prepared)
 
     def statistics(self) -> Statistics:
         return MovieStatistics(self._dims.latent, self._dims.dino)
@@ -84,7 +120,7 @@ class MovieJob(BuildJob):
         return read_captions(self._raw)
 
     @cached_property
-    def _entries(self) -> dict[str, EncoderEntry]:
-        from stagecoach.data.movie_post_production.encode import encoder_entries
+    def entries(self) -> dict[str, EncoderEntry]:
+        from stagecoach.data.movie_post_production.encode import describe_encoders
 
-        return encoder_entries(self._raw, self._options)
+        return describe_encoders(self._raw, self._options)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
+from stagecoach.data.building.options import Argument
 from stagecoach.data.format.schema import SampleSchema
-from stagecoach.data.movie_post_production.crops import Size
 from stagecoach.data.movie_post_production.schema import movie_post_production_schema
+from stagecoach.data.pictures import Size, parse_sizes
 
 PRECOMPUTED = ("latents", "text", "clip", "dino")
-LATENT_CONVENTIONS = ("flux", "raw", "scaled")
 
 LatentConvention = Literal["flux", "raw", "scaled"]
 
@@ -28,18 +28,59 @@ class BuildOptions:
     tenths by name for training. Raises ``ValueError`` for options that contradict each other.
     """
 
-    flux: Path
-    clip: Path | None
-    dino: Path | None
-    sizes: tuple[Size, ...]
-    text_length: int = 512
-    max_objects: int = 50
-    preview: int = 512
-    precomputed: tuple[str, ...] = ()
-    latent_convention: LatentConvention = "flux"
-    clip_dim: int = 768
-    dino_dim: int = 1024
-    seed_split: bool = False
+    flux: Annotated[
+        Path,
+        Argument("folder of FLUX.1 in diffusers' layout: vae, text_encoder, tokenizer, text_encoder_2, tokenizer_2"),
+    ]
+    clip: Annotated[Path | None, Argument("folder of the CLIP model for crops")]
+    dino: Annotated[Path | None, Argument("folder of the DINOv2 model for crops")]
+    sizes: Annotated[
+        tuple[Size, ...],
+        Argument(
+            "HEIGHTxWIDTH, of which each picture takes the nearest in shape, or one number R for the usual shapes of "
+            "R x R pixels (default: 1024)",
+            metavar="SIZE",
+            parse=parse_sizes,
+            default=["1024"],
+        ),
+    ]
+    text_length: Annotated[int, Argument("T5 tokens: 512 for FLUX.1-dev (default), 256 for schnell", metavar="N")] = 512
+    max_objects: Annotated[int, Argument("objects per picture; the smallest beyond that are left out", metavar="N")] = (
+        50
+    )
+    preview: Annotated[
+        int,
+        Argument("longest side of the stored picture, for previews; 0 stores none (default: 512)", metavar="PIXELS"),
+    ] = 512
+    precomputed: Annotated[
+        tuple[str, ...],
+        Argument(
+            f"what is read from embedding/ and latents/ instead of being computed: {', '.join(PRECOMPUTED)}",
+            metavar="WHAT",
+            choices=PRECOMPUTED,
+            parse=lambda words: sorted(set(words)),
+        ),
+    ] = ()
+    latent_convention: Annotated[
+        LatentConvention,
+        Argument(
+            "how precomputed latents were made of the VAE's output z: flux (z - shift) scale (default), raw z, scaled "
+            "z scale"
+        ),
+    ] = "flux"
+    clip_dim: Annotated[
+        int, Argument("length of precomputed CLIP vectors: 768 for ViT-L (default), 512 for ViT-B", metavar="N")
+    ] = 768
+    dino_dim: Annotated[
+        int, Argument("length of precomputed DINO vectors: 1024 for ViT-L (default), 768 for ViT-B", metavar="N")
+    ] = 1024
+    seed_split: Annotated[
+        bool,
+        Argument(
+            "the guide's split: the first nine tenths of the caption files by name for training (default: by a hash of "
+            "the name)"
+        ),
+    ] = False
 
     def __post_init__(self) -> None:
         unknown = sorted(set(self.precomputed) - set(PRECOMPUTED))

@@ -1,4 +1,4 @@
-"""Readers of a raw picture's files: the image, and the guide's precomputed latents, text states and crop vectors.
+"""Readers of a raw picture's files: its size, the guide's precomputed latents, text states and crop vectors.
 
 Each raises ``RawError`` with one sentence that names the file, what was found and what was expected; nothing that is
 missing is replaced.
@@ -11,12 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
 from torch import Tensor
 
 from stagecoach.data.building.jobs import RawError
 from stagecoach.data.format.decode import npy_header
 from stagecoach.data.movie_post_production.captions import RawPicture
+from stagecoach.data.pictures import picture_size
 
 CLIP_VECTORS, DINO_VECTORS = "embedding/clip_cropped_boxes", "embedding/dino_cropped_boxes"
 LATENTS, TEXTS = "latents/vae_full_images", "latents/text_embeddings"
@@ -25,34 +25,14 @@ UNIT_TOLERANCE = 0.01
 
 
 def read_size(raw: RawPicture) -> tuple[int, int]:
-    """Height and width from the header of the image, of the shape that its caption file tells of."""
-    try:
-        with Image.open(raw.image) as image:
-            width, height = image.size
-            turned = image.getexif().get(0x0112, 1) >= 5  # EXIF orientations with swapped sides
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise RawError(f"{raw.image}: not readable as a picture ({error})") from error
-    height, width = (width, height) if turned else (height, width)
+    """Height and width from the header of the image, of the shape that its caption file says."""
+    height, width = picture_size(raw.image)
     if raw.size and abs(raw.size[0] / raw.size[1] / (width / height) - 1) > ASPECT_TOLERANCE:
         raise RawError(
             f"{raw.image}: {width} x {height} pixels found, expected the shape of the {raw.size[0]} x "
             f"{raw.size[1]} in {raw.captions}; its boxes are for another picture"
         )
     return height, width
-
-
-def read_image(path: Path) -> Image.Image:
-    """RGB, upright; what is transparent lies on white."""
-    try:
-        with Image.open(path) as image:
-            image.load()
-            image = ImageOps.exif_transpose(image)
-            if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-                image = image.convert("RGBA")
-                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-            return image.convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise RawError(f"{path}: not readable as a picture ({error})") from error
 
 
 def vector_path(base: Path, folder: str, image_id: str, object_id: int) -> Path:

@@ -6,50 +6,37 @@ Picture ``i`` of a seed is the same whatever the number of pictures; an odd last
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from stagecoach.data.files import commit_directory, refuse_foreign, temporary_name, write_json
+from stagecoach.data.figures import Picture, render
+from stagecoach.data.files import write_json
 from stagecoach.data.movie_post_production.captions import CAPTIONS, IMAGES
-from stagecoach.data.movie_post_production.crops import Size
-from stagecoach.data.movie_post_production.scene import Picture, render
-
-MARKER = "synthetic.json"
+from stagecoach.data.pictures import Size
+from stagecoach.data.synthetic import Steps, write_set
 
 
 def write_synthetic(
-    directory: str | Path,
-    pictures: int,
-    sizes: Sequence[Size],
-    seed: int,
-    track: Callable[[Iterable[int]], Iterable[int]] = iter,
+    directory: str | Path, pictures: int, sizes: Sequence[Size], seed: int, steps: Steps = iter
 ) -> None:
-    """Write ``pictures`` pictures of ``sizes`` (height, width) in turn, two neighbours of a size; ``directory`` appears
-    when all of it is written, and replaces an older synthetic one. ``track`` may show how far it is.
+    """Write ``pictures`` pictures of ``sizes`` (height, width) in turn, two neighbours of a size (see
+    ``data.synthetic.write_set``).
 
     Raises ``ValueError`` for a number or a size that cannot be made and for a directory that holds something else.
     """
-    directory = Path(directory)
     if pictures < 1 or not sizes:
         raise ValueError(f"{pictures} pictures of {len(sizes)} sizes asked for, expected at least one of each")
-    refuse_foreign(directory, MARKER)
-    temporary = temporary_name(directory)
-    try:
-        for folder in (IMAGES, CAPTIONS):
-            (temporary / folder).mkdir(parents=True)
-        for index in track(range(pictures)):
-            picture = render(seed, index, *sizes[index // 2 % len(sizes)])
-            Image.fromarray(picture.image).save(temporary / IMAGES / f"{_name(index)}.png")
-            write_json(temporary / CAPTIONS / f"{_name(index)}.json", _entry(picture, index, pictures))
-        write_json(temporary / MARKER, {"pictures": pictures, "sizes": [list(size) for size in sizes], "seed": seed})
-        commit_directory(temporary, directory)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+
+    def write(base: Path, index: int) -> None:
+        picture = render(seed, index, *sizes[index // 2 % len(sizes)])
+        Image.fromarray(picture.image).save(base / IMAGES / f"{_name(index)}.png")
+        write_json(base / CAPTIONS / f"{_name(index)}.json", _entry(picture, index, pictures))
+
+    described = {"pictures": pictures, "sizes": [list(size) for size in sizes], "seed": seed}
+    write_set(directory, pictures, write, described, (IMAGES, CAPTIONS), steps=steps)
 
 
 def _name(index: int) -> str:

@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 from stagecoach.data.building.build import build
 from stagecoach.data.building.options import BuildOptions
 from stagecoach.data.encoding.tiny_encoders import write_tiny_encoders
-from stagecoach.data.fantasy_world.build import EncoderPaths, FantasyWorldJob
 from stagecoach.data.fantasy_world.clip import ClipOptions
+from stagecoach.data.fantasy_world.job import EncoderPaths, FantasyWorldJob
 from stagecoach.data.fantasy_world.raw import read_metadata
 from stagecoach.data.fantasy_world.readers import read_frames
 from stagecoach.data.fantasy_world.synthetic import write_synthetic

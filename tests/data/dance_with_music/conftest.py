@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 
 from stagecoach.data.dance_with_music.builder import write_encoders
-from stagecoach.data.dance_with_music.encode import EncoderPaths
-from stagecoach.data.dance_with_music.job import DanceJob, RawOptions
+from stagecoach.data.dance_with_music.job import DanceJob, EncoderPaths, RawOptions
 from stagecoach.data.dance_with_music.segment import SegmentOptions
 from stagecoach.data.dance_with_music.synthetic import render_dance, write_synthetic
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from stagecoach.data.building.jobs import RawError
 from stagecoach.data.dance_with_music.footage import nearest_frames, numbered_files, open_footage
-from stagecoach.data.dance_with_music.synthetic import write_video
+from stagecoach.data.synthetic import write_video
 
 GREYS = np.arange(20, 220, 4, dtype=np.uint8)
 
@@ -85,7 +85,7 @@ def test_damaged_videos_are_named(tmp_path):
     with pytest.raises(RawError, match=r"a\.mp4: not readable as a video"):
         open_footage(tmp_path / "a.mp4", 30)
     random = np.random.default_rng(0).integers(0, 255, (40, 64, 64, 3)).astype(np.uint8)
-    write_video(tmp_path / "b.mkv", random)
+    write_video(tmp_path / "b.mkv", random, 30)
     data = (tmp_path / "b.mkv").read_bytes()
     footage = open_footage(tmp_path / "b.mkv", 30)
     (tmp_path / "b.mkv").write_bytes(data[: len(data) // 2])

@@ -12,9 +12,9 @@ import torch
 from stagecoach.data.builders import builder
 from stagecoach.data.building.jobs import RawError, RawItem, Statistics
 from stagecoach.data.dance_with_music.encode import unit_vectors
+from stagecoach.data.dance_with_music.job import DanceStatistics
 from stagecoach.data.dance_with_music.schema import dance_schema
 from stagecoach.data.dance_with_music.segment import prepare_segment
-from stagecoach.data.dance_with_music.statistics import DanceStatistics
 from stagecoach.data.encoding.face_encoder import FaceEncoder
 from stagecoach.data.encoding.latent_encoders import PictureEmbedder, PictureVae
 from stagecoach.data.format.shards import ShardWriter, write_manifest

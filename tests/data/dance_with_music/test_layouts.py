@@ -10,14 +10,14 @@ from PIL import Image
 
 from stagecoach.data.building.jobs import RawError
 from stagecoach.data.dance_with_music.layouts import read_layout
-from stagecoach.data.dance_with_music.segment import SegmentPlace, prepare_segment
+from stagecoach.data.dance_with_music.segment import SegmentExtent, prepare_segment
 from tests.data.dance_with_music.conftest import FRAMES
 
 AIST = "gKR_sBM_cAll_d28_mKR1_ch07"
 
 
 def prepared(dances, options, **changes):
-    return prepare_segment(SegmentPlace(dances[0], 0, 1), options(**changes))
+    return prepare_segment(SegmentExtent(dances[0], 0, 1), options(**changes))
 
 
 def test_the_documented_layout_is_read_with_what_is_known_of_each_dance(raw):

@@ -9,25 +9,26 @@ import pytest
 from PIL import Image
 
 from stagecoach.data.building.jobs import RawError
-from stagecoach.data.dance_with_music.crop import Crop
 from stagecoach.data.dance_with_music.layouts import read_layout
 from stagecoach.data.dance_with_music.segment import (
     CONFIDENCE_STEPS,
     POSE_STEPS,
+    SegmentExtent,
     SegmentOptions,
-    SegmentPlace,
     check_segment,
     prepare_segment,
-    segment_places,
+    segment_extents,
 )
-from stagecoach.data.dance_with_music.synthetic import render_dance, write_video
+from stagecoach.data.dance_with_music.synthetic import render_dance
 from stagecoach.data.encoding.audio import FRAME_RATE, edge_rows, read_audio
+from stagecoach.data.pictures import CoverCrop
+from stagecoach.data.synthetic import write_video
 from tests.data.dance_with_music.conftest import FRAMES, SEED, SIZE
 
 
 def first(raw, options, **changes):
     dance = replace(read_layout(raw, "videos")[0][0], **changes)
-    return prepare_segment(SegmentPlace(dance, 0, 1), options())
+    return prepare_segment(SegmentExtent(dance, 0, 1), options())
 
 
 def test_frames_poses_and_music_are_those_of_the_dance(raw, options, dance):
@@ -57,7 +58,7 @@ def test_the_music_is_heard_where_the_dancer_stands_still():
 def test_a_crop_moves_points_boxes_and_pictures_alike(raw, options, dance):
     """A wide picture is cut at its sides; points outside lose their confidence."""
     wide = render_dance(SEED, 0, 30, SIZE, 2 * SIZE)
-    write_video(raw / "videos/dance_00000.mp4", wide.video, dance.song.render(1))
+    write_video(raw / "videos/dance_00000.mp4", wide.video, 30, dance.song.render(1))
     for number, xy in enumerate(wide.points):
         points = [[x, y, 1.0] for x, y in xy.tolist()]
         points[7][0] = 0.05  # a wrist far to the left, outside of the crop
@@ -80,7 +81,7 @@ def test_a_crop_moves_points_boxes_and_pictures_alike(raw, options, dance):
 def test_another_rate_is_resampled_by_time(raw, options, dance):
     """24 per second: poses belong to source frames, rows of music to frames at 30 per second."""
     rendered = render_dance(SEED, 0, 48, SIZE, SIZE)
-    write_video(raw / "videos/dance_00000.mp4", rendered.video, dance.song.render(2), rate=24)
+    write_video(raw / "videos/dance_00000.mp4", rendered.video, 24, dance.song.render(2))
     for number in range(48, FRAMES):
         (raw / f"poses/dance_00000/frame_{number:03d}.json").unlink()
     segment = first(raw, options)
@@ -93,17 +94,17 @@ def test_another_rate_is_resampled_by_time(raw, options, dance):
 
 def test_long_dances_are_cut_into_neighbouring_segments(raw, options):
     dance = read_layout(raw, "videos")[0][0]
-    places = segment_places(dance, options(frames=24, min_frames=12, references=2))
-    assert [place.key for place in places] == ["dance_00000-000", "dance_00000-001", "dance_00000-002"]
-    whole = prepare_segment(SegmentPlace(dance, 0, 1), options())
-    parts = [prepare_segment(p, options(frames=24, min_frames=12, references=2)) for p in places]
+    extents = segment_extents(dance, options(frames=24, min_frames=12, references=2))
+    assert [place.key for place in extents] == ["dance_00000-000", "dance_00000-001", "dance_00000-002"]
+    whole = prepare_segment(SegmentExtent(dance, 0, 1), options())
+    parts = [prepare_segment(p, options(frames=24, min_frames=12, references=2)) for p in extents]
     assert [len(part.frames) for part in parts] == [24, 24, 12]
     for name in ("pose_xy", "music", "beat", "face_box"):
         np.testing.assert_array_equal(np.concatenate([part.arrays[name] for part in parts]), whole.arrays[name])
     np.testing.assert_array_equal(np.concatenate([part.frames for part in parts]), whole.frames)
     assert [part.meta["start_frame"] for part in parts] == [0, 24, 48]
-    assert len(segment_places(dance, options(frames=40))) == 2, "the rest of 20 is half a segment"
-    assert len(segment_places(dance, options(frames=45))) == 1
+    assert len(segment_extents(dance, options(frames=40))) == 2, "the rest of 20 is half a segment"
+    assert len(segment_extents(dance, options(frames=45))) == 1
 
 
 def test_references_are_the_portrait_and_frames_spread_over_the_segment(raw, options, dance):
@@ -159,7 +160,7 @@ def test_lengths_that_differ_by_little_are_cut_and_by_much_are_named(raw, option
     def build(count):
         np.save(rows, table[:count])
         return prepare_segment(
-            SegmentPlace(replace(read_layout(raw, "videos")[0][0], rows=rows), 0, 1), options(music="jukebox")
+            SegmentExtent(replace(read_layout(raw, "videos")[0][0], rows=rows), 0, 1), options(music="jukebox")
         )
 
     assert len(build(FRAMES - 15).frames) == FRAMES - 15
@@ -177,11 +178,11 @@ def test_lengths_that_differ_by_little_are_cut_and_by_much_are_named(raw, option
 
 def test_a_dance_that_is_too_short_is_named(raw, options):
     with pytest.raises(RawError, match=r"dance_00000\.mp4: 60 frames from frame 0 on found, expected at least 80"):
-        prepare_segment(SegmentPlace(read_layout(raw, "videos")[0][0], 0, 1), options(min_frames=80))
+        prepare_segment(SegmentExtent(read_layout(raw, "videos")[0][0], 0, 1), options(min_frames=80))
 
 
 def test_a_bad_pose_is_found_by_the_check(raw):
-    place = SegmentPlace(read_layout(raw, "videos")[0][0], 0, 1)
+    place = SegmentExtent(read_layout(raw, "videos")[0][0], 0, 1)
     check_segment(place)
     (raw / "poses/dance_00000/frame_000.json").write_text("{")
     with pytest.raises(RawError, match=r"frame_000\.json: no valid JSON"):
@@ -202,7 +203,7 @@ def test_an_embedding_is_taken_where_the_portrait_has_no_pose(raw, options, tmp_
 
 
 def test_a_crop_is_the_middle_of_the_picture():
-    crop = Crop.of(100, 300, 64, 64)
+    crop = CoverCrop.of(100, 300, 64, 64)
     assert crop.box == (100.0, 0.0, 200.0, 100.0)
     np.testing.assert_allclose(
         crop.points(np.array([[1 / 3, 0], [0.5, 0.5], [2 / 3, 1]])), [[0, 0], [0.5, 0.5], [1, 1]], atol=1e-12

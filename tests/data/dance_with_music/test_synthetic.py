@@ -6,9 +6,10 @@ import pytest
 from stagecoach.data.dance_with_music.dancer import KEY_POSES, Looks, draw_dancer, pose_angles
 from stagecoach.data.dance_with_music.layouts import read_layout
 from stagecoach.data.dance_with_music.song import MOVES, Song
-from stagecoach.data.dance_with_music.synthetic import render_dance, write_synthetic, write_video
+from stagecoach.data.dance_with_music.synthetic import render_dance, write_synthetic
 from stagecoach.data.encoding.audio import edge_rows, read_audio
 from stagecoach.data.encoding.face_encoder import FaceEncoder
+from stagecoach.data.synthetic import write_video
 from tests.data.dance_with_music.conftest import FRAMES, SEED, SIZE
 
 
@@ -33,7 +34,7 @@ def test_four_dances_share_two_songs_and_two_dancers():
 def test_the_beats_of_a_song_are_heard(tmp_path, number):
     """Through the mp4's codec, as frames of the beats that the song was made with, within one."""
     song = Song.of(SEED, number)
-    write_video(tmp_path / "v.mp4", np.zeros((180, 16, 16, 3), np.uint8), song.render(6))
+    write_video(tmp_path / "v.mp4", np.zeros((180, 16, 16, 3), np.uint8), 30, song.render(6))
     found = edge_rows(read_audio(tmp_path / "v.mp4", 0.0), song.bpm)[:180, 34].nonzero()[0]
     expected = np.round(song.beat_times(6) * 30)
     assert len(found) >= len(expected) - 3
@@ -91,12 +92,12 @@ def test_looks_differ_in_the_same_pose(dance):
 
 
 def test_the_tiny_face_encoder_tells_dancers_apart(encoders, synthetic, options):
-    from stagecoach.data.dance_with_music.segment import SegmentPlace, prepare_segment
+    from stagecoach.data.dance_with_music.segment import SegmentExtent, prepare_segment
 
     encoder = FaceEncoder(encoders / "arcface.onnx")
     vectors = {}
     for dance in read_layout(synthetic, "videos")[0]:
-        faces = [r.face for r in prepare_segment(SegmentPlace(dance, 0, 1), options()).references]
+        faces = [r.face for r in prepare_segment(SegmentExtent(dance, 0, 1), options()).references]
         made = encoder.encode(faces)
         vectors.setdefault(dance.subject, []).extend(made / np.linalg.norm(made, axis=1, keepdims=True))
     names = sorted(vectors)

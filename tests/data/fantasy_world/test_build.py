@@ -12,12 +12,11 @@ from stagecoach.data.building.jobs import RawError
 from stagecoach.data.building.options import BuildOptions
 from stagecoach.data.building.worker_rank import WorkerRank
 from stagecoach.data.encoding.encoders import TextEncoder, VideoEncoder
-from stagecoach.data.fantasy_world.build import FantasyWorldJob, _Sizes
 from stagecoach.data.fantasy_world.cameras import encode_pose
 from stagecoach.data.fantasy_world.clip import ClipOptions, prepare_clip
+from stagecoach.data.fantasy_world.job import ClipStatistics, FantasyWorldJob, _Sizes
 from stagecoach.data.fantasy_world.raw import read_metadata
 from stagecoach.data.fantasy_world.schema import fantasy_world_schema
-from stagecoach.data.fantasy_world.statistics import ClipStatistics
 from stagecoach.data.files import TEMPORARY
 from stagecoach.data.maintenance import preview
 from stagecoach.data.streaming.dataset import ShardSet

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stagecoach.data.fantasy_world.cameras import project, unproject
-from stagecoach.data.fantasy_world.clip import ClipOptions, CoverCrop, precheck, prepare_clip
+from stagecoach.data.fantasy_world.clip import ClipCrop, ClipOptions, precheck, prepare_clip
 from stagecoach.data.fantasy_world.raw import RawError, read_metadata
 from stagecoach.data.fantasy_world.readers import read_cameras, read_maps
 from tests.data.fantasy_world.conftest import FRAMES, HEIGHT, WIDTH
@@ -25,7 +25,7 @@ from tests.data.fantasy_world.conftest import FRAMES, HEIGHT, WIDTH
 )
 def test_a_point_falls_on_the_same_texture_before_and_after_the_crop(h, w, height, width, x, y):
     """The texture is a ramp, whose value at a place is the place: resampling leaves a ramp a ramp."""
-    crop = CoverCrop.of(h, w, height, width)
+    crop = ClipCrop.of(h, w, height, width)
     ramp = np.stack(np.meshgrid((np.arange(w) + 0.5) / w, (np.arange(h) + 0.5) / h), -1)
     image = np.concatenate([ramp, ramp[..., :1]], -1) * 255
     after = crop.image(image.round().astype(np.uint8))[..., :2] / 255
@@ -41,14 +41,14 @@ def test_a_point_falls_on_the_same_texture_before_and_after_the_crop(h, w, heigh
 
 
 def test_the_whole_crop_is_inside_the_source():
-    crop = CoverCrop.of(100, 300, 32, 48)
+    crop = ClipCrop.of(100, 300, 32, 48)
     assert (crop.left, crop.top) == (75, 0)
     assert crop.scale == 0.32
     assert crop.width / crop.scale == 150
 
 
 def test_a_pixel_index_goes_where_its_centre_goes():
-    crop = CoverCrop.of(64, 80, 16, 16)
+    crop = ClipCrop.of(64, 80, 16, 16)
     u = 21
     centre = crop.intrinsics(np.array([1.0, 1.0, u + 0.5, 0.5]))[2] - 0.5
     assert centre == pytest.approx((u + 0.5) * crop.scale - 0.5 - crop.left * crop.scale)
@@ -56,14 +56,14 @@ def test_a_pixel_index_goes_where_its_centre_goes():
 
 @pytest.mark.parametrize("factor", [1, 2])
 def test_depth_of_any_resolution_is_taken_at_pixel_centres(factor):
-    crop = CoverCrop.of(40, 60, 16, 16)
+    crop = ClipCrop.of(40, 60, 16, 16)
     rows = np.arange(40 * factor)[None, :, None] + np.zeros((1, 1, 60 * factor))
     found = crop.maps(rows)[0, :, 0]
     np.testing.assert_array_equal(found, np.floor((np.arange(16) + 0.5) * 2.5 * factor))
 
 
 def test_values_are_never_mixed_across_an_edge():
-    crop = CoverCrop.of(33, 47, 16, 16)
+    crop = ClipCrop.of(33, 47, 16, 16)
     depth = np.random.default_rng(0).choice([1.0, 9.0], (2, 33, 47))
     assert set(np.unique(crop.maps(depth))) == {1.0, 9.0}
 

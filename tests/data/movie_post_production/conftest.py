@@ -74,9 +74,9 @@ def crops(synthetic) -> np.ndarray:
     same one."""
     from stagecoach.data.movie_post_production.captions import read_captions
     from stagecoach.data.movie_post_production.crops import cut
-    from stagecoach.data.movie_post_production.readers import read_image
     from stagecoach.data.movie_post_production.tiny import CROP_SIZE
+    from stagecoach.data.pictures import read_picture
 
     return np.stack(
-        [cut(read_image(p.image), p.objects[0].box, (CROP_SIZE, CROP_SIZE)) for p in read_captions(synthetic)[0]]
+        [cut(read_picture(p.image), p.objects[0].box, (CROP_SIZE, CROP_SIZE)) for p in read_captions(synthetic)[0]]
     )

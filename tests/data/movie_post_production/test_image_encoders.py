@@ -23,7 +23,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 
 from stagecoach.data.encoding.encoders import EncoderError
 from stagecoach.data.encoding.image_encoders import PIXELS_AT_ONCE, ClipEncoder, DinoEncoder, LatentEncoder
-from stagecoach.data.movie_post_production.scene import render
+from stagecoach.data.figures import render
 from stagecoach.data.movie_post_production.tiny_vae import tiny_flux_vae
 
 CPU = torch.device("cpu")

@@ -23,6 +23,7 @@ from stagecoach.data.movie_post_production.crops import cut
 from stagecoach.data.movie_post_production.job import MovieJob
 from stagecoach.data.movie_post_production.options import BuildOptions
 from stagecoach.data.movie_post_production.schema import movie_post_production_schema, valid_objects
+from stagecoach.data.pictures import read_picture
 from stagecoach.data.streaming.dataset import ShardSet
 from stagecoach.data.streaming.stream import collate
 from tests.data.movie_post_production.conftest import PICTURES, TEXT_LENGTH
@@ -70,9 +71,9 @@ def test_samples_hold_what_the_encoders_make_of_the_files(samples, synthetic, en
     clip, dino = ClipEncoder(encoders / "image_encoder", CPU), DinoEncoder(encoders / "dino", CPU)
     for key, sample in samples.items():
         picture = pictures[key]
-        crops = [cut(readers.read_image(o.reference.image), o.reference.box, (28, 28)) for o in picture.objects]
+        crops = [cut(read_picture(o.reference.image), o.reference.box, (28, 28)) for o in picture.objects]
         expected = {
-            "latent": vae.encode([np.asarray(readers.read_image(picture.image))])[0],
+            "latent": vae.encode([np.asarray(read_picture(picture.image))])[0],
             "t5": t5.encode([picture.caption])[0],
             "pooled": pooled.encode([picture.caption])[0],
             "object_text": torch.stack(pooled.encode([f"{o.category}, {o.caption}" for o in picture.objects])),

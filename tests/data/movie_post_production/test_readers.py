@@ -9,13 +9,13 @@ from stagecoach.data.building.jobs import RawError
 from stagecoach.data.movie_post_production.captions import read_captions
 from stagecoach.data.movie_post_production.readers import (
     latent_path,
-    read_image,
     read_latent,
     read_npy,
     read_size,
     read_text,
     read_vector,
 )
+from stagecoach.data.pictures import read_picture
 
 UNIT = np.eye(12, dtype=np.float32)[3]
 
@@ -129,19 +129,6 @@ def test_text_states_of_another_kind_are_named(tmp_path, value, message):
         read_text(save(tmp_path / "a.pt", value), "a ball", 6, 24, 20)
 
 
-def test_a_picture_is_upright_and_transparency_is_white(tmp_path):
-    pixels = np.zeros((4, 6, 4), np.uint8)
-    pixels[:2] = (255, 0, 0, 255)
-    Image.fromarray(pixels).save(tmp_path / "a.png")
-    found = np.asarray(read_image(tmp_path / "a.png"))
-    assert found[0, 0].tolist() == [255, 0, 0]
-    assert found[3, 5].tolist() == [255, 255, 255]
-    turned = Image.Exif()
-    turned[0x0112] = 6
-    Image.new("RGB", (6, 4)).save(tmp_path / "b.jpg", exif=turned)
-    assert read_image(tmp_path / "b.jpg").size == (4, 6)
-
-
 def test_a_picture_of_another_shape_than_its_boxes_were_drawn_on_is_named(raw, edit):
     edit(raw, 0, lambda e: e.update(width=128, height=128))
     edit(raw, 1, lambda e: e.update(width=128, height=64))
@@ -156,4 +143,4 @@ def test_a_damaged_picture_is_named(raw, content):
     path = raw / "images/scene_00000.png"
     path.write_bytes(path.read_bytes()[:200] if content is None else content)
     with pytest.raises(RawError, match=r"scene_00000\.png: not readable as a picture"):
-        read_image(path)
+        read_picture(path)

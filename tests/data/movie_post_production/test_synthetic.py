@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from stagecoach.data.figures import COLOURS, MIN_SIDE, render
 from stagecoach.data.movie_post_production.captions import read_captions
-from stagecoach.data.movie_post_production.scene import COLOURS, MIN_SIDE, render
 from stagecoach.data.movie_post_production.synthetic import write_synthetic
 
 PICTURES = range(12)

@@ -39,7 +39,7 @@ def helpers(encoders):
 
 @pytest.fixture(scope="module")
 def picture():
-    from stagecoach.data.movie_post_production.scene import render
+    from stagecoach.data.figures import render
 
     return render(5, 0, 128, 128)
 

@@ -1,0 +1,206 @@
+"""FantasyWorld's part of a build: which clips there are, how one is read, how several become samples."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+
+from stagecoach.data.building.jobs import EncodedSample, EncodingJob, RawError, RawItem, Statistics, items_per_part
+from stagecoach.data.building.options import Argument
+from stagecoach.data.fantasy_world.cameras import POSE_SIZE, encode_pose
+from stagecoach.data.fantasy_world.clip import Clip, ClipOptions, precheck, prepare_clip
+from stagecoach.data.fantasy_world.raw import METADATA, read_metadata
+from stagecoach.data.fantasy_world.schema import (
+    CLIP_TOKENS,
+    LATENT_STRIDE,
+    MASK_CHANNELS,
+    fantasy_world_schema,
+    latent_frames,
+)
+from stagecoach.data.files import sha256_file
+from stagecoach.data.format.schema import SampleSchema
+
+PART_BYTES = 0.95e9
+"""Below the 1 GB of a shard, so that a part does not leave a small one next to a full one."""
+MOST_ITEMS = 1000
+"""Of small clips a part takes no more, so that a killed build has little to make again."""
+
+
+@dataclass(frozen=True)
+class EncoderPaths:
+    """Folders in the Hugging Face layout. ``image_encoder`` makes shards for image-to-video backbones."""
+
+    vae: Annotated[Path, Argument("folder of the AutoencoderKLWan")]
+    text_encoder: Annotated[Path, Argument("folder of the umT5")]
+    tokenizer: Annotated[Path, Argument("folder of the tokenizer")]
+    image_encoder: Annotated[
+        Path | None, Argument("folder of the CLIP vision model; adds what image-to-video backbones need")
+    ] = None
+
+
+@dataclass(frozen=True)
+class _Sizes:
+    channels: int
+    text: int
+    image: int | None
+
+
+class ClipStatistics(Statistics):
+    """Sums from which the trivial predictors follow that a trained network must beat. Depth is in units of the scene
+    scale."""
+
+    def __init__(self, frames: int) -> None:
+        self._depth_sum, self._depth_count = 0.0, 0
+        self._camera_sum = np.zeros((frames, POSE_SIZE))
+        self._camera_count = 0
+        self._distorted = 0
+
+    def add(self, sample: EncodedSample) -> None:
+        """``depth`` [F, H, W] with 0 where invalid, ``extrinsics`` [F, 3, 4], ``intrinsics`` [F, 4]; ``counted`` says
+        whether its cameras have a lens distortion."""
+        depth, extrinsics, intrinsics = (sample.arrays[name] for name in ("depth", "extrinsics", "intrinsics"))
+        self._depth_sum += float(depth.sum(dtype=np.float64))
+        self._depth_count += int(np.count_nonzero(depth))
+        pose = encode_pose(torch.from_numpy(extrinsics), torch.from_numpy(intrinsics), *depth.shape[1:])
+        self._camera_sum += pose.double().numpy()
+        self._camera_count += 1
+        self._distorted += int(sample.counted)
+
+    def as_dict(self) -> dict[str, Any]:
+        """``depth_sum``, ``depth_count`` over valid pixels; ``camera_sum`` [F][9] of the pose encodings (translation,
+        quaternion, field of view), ``camera_count`` samples; ``distorted_count`` clips with a lens distortion."""
+        return {
+            "depth_sum": self._depth_sum,
+            "depth_count": self._depth_count,
+            "camera_sum": self._camera_sum.tolist(),
+            "camera_count": self._camera_count,
+            "distorted_count": self._distorted,
+        }
+
+
+class FantasyWorldJob(EncodingJob):
+    """Clips of the raw data set ``raw``. Items' records are ``RawClip``. Raises ``EncoderError`` where an encoder's
+    configuration cannot be read."""
+
+    together = 8
+    """Clips take at most 160 MB each when read, at 81 x 480 x 832."""
+
+    def __init__(self, raw: Path, clip: ClipOptions, encoders: EncoderPaths) -> None:
+        self._raw, self._clip, self._paths = raw, clip, encoders
+
+    @cached_property
+    def schema(self) -> SampleSchema:
+        sizes = self._sizes
+        image = {} if sizes.image is None else {"image_to_video": True, "clip_dim": sizes.image}
+        return fantasy_world_schema(sizes.channels, sizes.text, **image)
+
+    @cached_property
+    def part_items(self) -> int:
+        return items_per_part(self._sample_bytes(), PART_BYTES, MOST_ITEMS)
+
+    def items(self) -> tuple[list[RawItem], list[tuple[str, RawError]]]:
+        clips, unusable = read_metadata(self._raw)
+        return [RawItem(clip.key, clip.split, clip) for clip in clips], unusable
+
+    def settings(self) -> dict[str, Any]:
+        return {
+            "metadata_sha256": sha256_file(self._raw / METADATA),
+            "clip": asdict(self._clip),
+            "encoders": {**self.entries, "tokenizer": self.entries["tokenizer"]["sha256"]},
+        }
+
+    def check(self, item: RawItem) -> None:
+        precheck(item.record, self._clip)
+
+    def prepare(self, item: RawItem) -> Clip:
+        return prepare_clip(item.record, self._clip)
+
+    def load(self) -> dict[str, Any]:
+        from stagecoach.data.encoding.encoders import ImageEncoder, TextEncoder, VideoEncoder, default_device
+
+        paths, device = self._paths, default_device()
+        return {
+            "video": VideoEncoder(paths.vae, device),
+            "text": TextEncoder(paths.text_encoder, paths.tokenizer, device),
+            "image": ImageEncoder(paths.image_encoder, device) if paths.image_encoder else None,
+        }
+
+    def encode(self, items: list[RawItem], prepared: list[Clip]) -> list[EncodedSample]:
+        from stagecoach.data.encoding.encoders import bits
+
+        videos, prompts = [clip.frames for clip in prepared], [item.record.prompt for item in items]
+        encoded = {"latent": self.models["video"].encode(videos), "text": self.models["text"].encode(prompts)}
+        if self.models["image"] is not None:
+            encoded["image_latent"] = self.models["video"].image_latents(videos)
+            encoded["clip"] = self.models["image"].encode([video[0] for video in videos])
+        frames, height, width, _ = videos[0].shape
+        found = tuple(encoded["latent"][0].shape[1:])
+        expected = latent_frames(frames), height // LATENT_STRIDE, width // LATENT_STRIDE
+        if found != expected:
+            raise ValueError(
+                f"the VAE {self._paths.vae.resolve().name} makes latents of {found}, expected "
+                f"{expected} of a clip of {frames} x {height} x {width}; give Wan2.1's"
+            )
+        return [
+            EncodedSample(
+                {
+                    **{name: bits(values[i]) for name, values in encoded.items()},
+                    "depth": clip.depth,
+                    "extrinsics": clip.extrinsics,
+                    "intrinsics": clip.intrinsics,
+                    "frame": clip.frames[0],
+                },
+                {"prompt": prompts[i], "scale": clip.scale},
+                clip.distorted,
+            )
+            for i, clip in enumerate(prepared)
+        ]
+
+    def statistics(self) -> ClipStatistics:
+        return ClipStatistics(self._clip.frames)
+
+    def summary(self, statistics: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+        """Clips whose camera file gives a lens distortion, which is ignored."""
+        return {"distorted": sum(split["distorted_count"] for split in statistics.values())}
+
+    @cached_property
+    def _models(self) -> dict[str, tuple[type, Path]]:
+        from stagecoach.data.encoding.encoders import AutoencoderKLWan, CLIPVisionModel, UMT5EncoderModel
+
+        paths = self._paths
+        image = {"image_encoder": (CLIPVisionModel, paths.image_encoder)} if paths.image_encoder else {}
+        return {"vae": (AutoencoderKLWan, paths.vae), "text_encoder": (UMT5EncoderModel, paths.text_encoder), **image}
+
+    @cached_property
+    def entries(self) -> dict[str, Any]:
+        from stagecoach.data.encoding.encoders import encoder_entries
+
+        return encoder_entries(self._models, {"tokenizer": (self._paths.tokenizer, "text_encoder")})
+
+    @cached_property
+    def _sizes(self) -> _Sizes:
+        from stagecoach.data.encoding.encoders import load_config
+
+        configs = {role: load_config(*model) for role, model in self._models.items()}
+        image = configs["image_encoder"]["hidden_size"] if "image_encoder" in configs else None
+        return _Sizes(configs["vae"]["z_dim"], configs["text_encoder"]["d_model"], image)
+
+    def _sample_bytes(self) -> int:
+        """Of a sample whose prompt has as many tokens as the backbone takes; the first frame as JPEG is about an eighth
+        of its pixels."""
+        from stagecoach.data.encoding.encoders import TEXT_LENGTH
+
+        sizes, clip = self._sizes, self._clip
+        area = clip.height * clip.width
+        values = latent_frames(clip.frames) * area // LATENT_STRIDE**2 * sizes.channels
+        values += clip.frames * area + TEXT_LENGTH * sizes.text
+        if sizes.image is not None:
+            values += latent_frames(clip.frames) * area // LATENT_STRIDE**2 * (MASK_CHANNELS + sizes.channels)
+            values += CLIP_TOKENS * sizes.image
+        return 2 * values + 3 * area // 8

@@ -1,0 +1,136 @@
+"""A folder of pictures with captions becomes shards, with the text states of a diffusers pipeline."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import CLIPTextConfig, CLIPTextModelWithProjection, T5Config, T5EncoderModel
+
+from stagecoach.data.building.build import build
+from stagecoach.data.building.captioned import CaptionedBuilder, CaptionedOptions, SyntheticPictures, read_captioned
+from stagecoach.data.building.jobs import RawError
+from stagecoach.data.building.options import BuildOptions
+from stagecoach.data.encoding.encoders import EncoderError
+from stagecoach.data.encoding.pipeline_folder import PipelineFolder
+from stagecoach.data.format.schema import Field, SampleSchema
+from stagecoach.data.movie_post_production.tiny import tiny_tokenizer
+from stagecoach.data.movie_post_production.tiny_vae import tiny_flux_vae
+from stagecoach.data.streaming.dataset import ShardSet
+
+CAPTIONS = ("a red ball", "two blue blocks on grass")
+
+
+class ToyBuilder(CaptionedBuilder):
+    def schema(self, configs, more):
+        fields = [
+            Field("latent", "bf16", (configs["vae"]["latent_channels"], "h", "w")),
+            Field("text", "bf16", ("L", configs["text_encoder_3"]["d_model"]), pad=0),
+            Field("pooled", "bf16", (2 * configs["text_encoder"]["projection_dim"],)),
+        ]
+        return SampleSchema("toy_pictures", 1, (*fields, *more))
+
+    def encode_texts(self, pipeline, captions):
+        options = {"do_classifier_free_guidance": False, "max_sequence_length": 16}
+        text, _, pooled, _ = pipeline.encode_prompt(captions, None, None, **options)
+        return {"text": text, "pooled": pooled}
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """A tiny Stable Diffusion 3 without its transformer."""
+    folder = tmp_path_factory.mktemp("tiny") / "sd3"
+    clip, t5 = tiny_tokenizer(CAPTIONS, starts=True), tiny_tokenizer(CAPTIONS, starts=False)
+    sizes = {"hidden_size": 12, "intermediate_size": 24, "num_hidden_layers": 3, "num_attention_heads": 2}
+    ends = {"bos_token_id": clip.bos_token_id, "eos_token_id": clip.eos_token_id}
+    torch.manual_seed(0)
+    clips = [
+        CLIPTextModelWithProjection(CLIPTextConfig(vocab_size=len(clip), projection_dim=12, **sizes, **ends))
+        for _ in range(2)
+    ]
+    t5_model = T5EncoderModel(T5Config(vocab_size=len(t5), d_model=24, d_kv=6, d_ff=48, num_layers=2, num_heads=4))
+    parts = {
+        "vae": tiny_flux_vae(torch.rand(3, 3, 64, 64) * 2 - 1, 0),
+        "text_encoder": clips[0],
+        "text_encoder_2": clips[1],
+        "text_encoder_3": t5_model,
+        "tokenizer": clip,
+        "tokenizer_2": clip,
+        "tokenizer_3": t5,
+    }
+    index = {"_class_name": "StableDiffusion3Pipeline", "transformer": ["diffusers", "SD3Transformer2DModel"]}
+    for role, part in parts.items():
+        part.save_pretrained(folder / role)
+        index[role] = ["diffusers" if role == "vae" else "transformers", type(part).__name__]
+    (folder / "model_index.json").write_text(json.dumps({**index, "image_encoder": [None, None]}))
+    return folder
+
+
+def write(folder, name: str, caption: str | None, size=(64, 64)) -> None:
+    folder.mkdir(exist_ok=True)
+    Image.new("RGB", size, "red").save(folder / f"{name}.png")
+    if caption is not None:
+        (folder / f"{name}.txt").write_text(caption)
+
+
+def test_captions_are_those_of_the_text_files(tmp_path):
+    write(tmp_path, "a", "a red\nball ")
+    write(tmp_path / "b.c", "d e", "a block")
+    write(tmp_path, "no", None)
+    write(tmp_path, "blank", " ")
+    items, bad = read_captioned(tmp_path)
+    assert [(item.key, item.record.caption) for item in items] == [("a", "a red ball"), ("b_c_d_e", "a block")]
+    assert [name for name, _ in bad] == ["blank.png", "no.png"]
+    assert "no.txt: not readable as text" in str(bad[1][1])
+
+
+def test_captions_and_splits_are_those_of_the_metadata(tmp_path):
+    write(tmp_path, "a", None)
+    write(tmp_path, "b", None)
+    lines = [{"file_name": "a.png", "text": "a ball", "split": "val"}]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    items, bad = read_captioned(tmp_path)
+    assert [(item.key, item.split, item.record.caption) for item in items] == [("a", "val", "a ball")]
+    assert str(bad[0][1]).endswith("b.png: no caption found, expected a text in metadata.jsonl")
+    (tmp_path / "metadata.jsonl").write_text("{}")
+    with pytest.raises(RawError, match=r"metadata\.jsonl:1: not readable \(KeyError: 'file_name'\)"):
+        read_captioned(tmp_path)
+
+
+def test_samples_hold_latents_and_what_the_pipeline_says_of_the_captions(base, tmp_path):
+    write(tmp_path / "raw", "a", CAPTIONS[0])
+    write(tmp_path / "raw", "b", CAPTIONS[1], (192, 64))
+    options = CaptionedOptions(base, ((64, 64), (32, 96)), preview=32)
+    job = ToyBuilder().make_job(tmp_path / "raw", options)
+    report = build(job, tmp_path / "shards", BuildOptions(holdout=0))
+    assert report.samples == {"train": 2}
+    shards = ShardSet.open(tmp_path / "shards/train", job.schema)
+    samples = {sample.key: sample for sample in map(shards.read, range(2))}
+    assert [samples[key].arrays["latent"].shape for key in "ab"] == [(16, 8, 8), (16, 4, 12)]
+    assert samples["b"].arrays["image"].shape == (11, 32, 3)
+    assert samples["b"].meta["caption"] == CAPTIONS[1]
+    pipeline = PipelineFolder(base).load_text_pipeline(torch.device("cpu"))
+    expected = ToyBuilder().encode_texts(pipeline, list(CAPTIONS))
+    for name, values in expected.items():
+        stored = np.stack([samples[key].arrays[name] for key in "ab"]).astype(np.uint32) << 16
+        torch.testing.assert_close(torch.from_numpy(stored.view(np.float32)), values, atol=1e-2, rtol=1e-2)
+    assert set(json.loads((tmp_path / "shards/train/manifest.json").read_text())["encoders"]) == set(
+        PipelineFolder(base).entries
+    )
+
+
+def test_a_synthetic_set_is_built(base, tmp_path):
+    builder = ToyBuilder()
+    builder.write_raw(tmp_path / "raw", 3, 0, SyntheticPictures(64, 64), iter)
+    items, bad = read_captioned(tmp_path / "raw")
+    assert len(items) == 3
+    assert not bad
+    assert len({item.record.caption for item in items}) == 3
+    job = builder.make_job(tmp_path / "raw", CaptionedOptions(base, ((64, 64),)))
+    assert build(job, tmp_path / "shards", BuildOptions(workers=2)).samples == {"train": 2, "val": 1}
+
+
+def test_a_folder_that_is_no_pipeline_is_named(tmp_path):
+    with pytest.raises(EncoderError, match=r"model_index\.json: not readable"):
+        PipelineFolder(tmp_path)
