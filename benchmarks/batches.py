@@ -121,7 +121,7 @@ def _movie_post_production_fill(batch: Batch) -> None:
 
 def _dance_sizes(config: Any, stage: int) -> dict[str, int]:
     """The longest window of the stage."""
-    from stagecoach.models.dance_with_music.schedules import window_frames
+    from stagecoach.models.dance_with_music.stages import window_frames
 
     h, w = config.picture.latent
     longest = window_frames(config.frames, config.schedules.grown, config.phase(stage), 1, 1, 10**6)

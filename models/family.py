@@ -80,11 +80,23 @@ class LossTerm:
 
 
 @dataclass(frozen=True)
+class Metric:
+    """What a name of the metrics file means. ``higher_is_better`` is None for a quantity that is neither good nor bad;
+    ``baseline`` is the name of the metric that holds what the best trivial predictor reaches on the same numbers."""
+
+    name: str
+    unit: str = ""
+    higher_is_better: bool | None = False
+    baseline: str | None = None
+
+
+@dataclass(frozen=True)
 class ExitCriterion:
-    """What a finished stage should have reached; reported, never enforced. ``metric`` is a name of the metrics file."""
+    """What a finished stage should have reached; reported, never enforced. ``limit`` is the least value of ``metric``
+    where higher is better, else the greatest."""
 
     metric: str
-    below: float
+    limit: float
 
 
 @dataclass(frozen=True)
@@ -157,11 +169,14 @@ class ModuleCost:
 
 
 class Family(ABC):
-    """What the trainer asks of a model family. Stateless: each call gets the family's typed ``config``."""
+    """What the trainer asks of a model family. Stateless: each call gets the family's typed ``config``. A function that
+    already stands in a module of the family becomes its method with ``staticmethod``."""
 
     name: ClassVar[str]
     config_type: ClassVar[type[BaseModel]]
     sizes: ClassVar[Mapping[str, BaseModel]]
+    metrics: ClassVar[tuple[Metric, ...]] = ()
+    """Every metric of training and validation but the losses; exit criteria name one of them."""
     aliases: ClassVar[Mapping[str, str]] = {}
     """Names that the family's users know, and the logged value that each stands for; logged beside it."""
 
@@ -216,13 +231,15 @@ class Family(ABC):
         """Frozen modules outside the network and outside the engine (a VAE decoder, a face embedder)."""
         return {}
 
-    @abstractmethod
     def recompute_units(self, network: nn.Module) -> Iterable[nn.Module]:
-        """Modules whose forward may be run again in the backward instead of keeping its activations."""
+        """Modules whose forward may be run again in the backward instead of keeping its activations: as the network's
+        method of this name says, none without one."""
+        return network.recompute_units() if hasattr(network, "recompute_units") else ()
 
     def leaf_modules(self, network: nn.Module) -> Iterable[nn.Module]:
-        """Modules that ZeRO-3 may gather as a whole (each called through ``__call__``, once per micro-step)."""
-        return ()
+        """Modules that ZeRO-3 may gather as a whole (each called through ``__call__``, once per micro-step): as the
+        network's method of this name says, none without one."""
+        return network.leaf_modules() if hasattr(network, "leaf_modules") else ()
 
     @abstractmethod
     def flops(self, config: BaseModel, stage: int) -> list[ModuleCost]:
@@ -253,5 +270,4 @@ class Family(ABC):
         self, network: nn.Module, batch: Batch, progress: Progress, statistics: Mapping[str, Any]
     ) -> dict[str, tuple[Tensor, Tensor]]:
         """Sums and counts (fp32 scalars) by metric name over a held-out batch, with noise and timesteps fixed per
-        sample. ``statistics`` are those of the training split's manifest; a name that ends in ``_baseline`` is what the
-        best trivial predictor made from them reaches on the same numbers."""
+        sample. ``statistics`` are those of the training split's manifest, from which baselines are made."""

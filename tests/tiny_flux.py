@@ -17,7 +17,7 @@ from stagecoach.data.streaming.stream import collate
 from stagecoach.models.common.flow_matching import add_noise, velocity
 from stagecoach.models.movie_post_production.config import MoviePostConfig
 from stagecoach.models.movie_post_production.family import MoviePostProductionFamily
-from stagecoach.models.movie_post_production.latents import pack
+from stagecoach.models.movie_post_production.network import pack
 from tests.tiny_movie import TinyMovie
 
 BATCH, LEARNING_RATE, WARMUP = 16, 3e-3, 30

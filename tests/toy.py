@@ -16,7 +16,7 @@ from torch import nn
 from stagecoach.data.format.schema import Field, SampleSchema
 from stagecoach.data.format.shards import ShardWriter, write_manifest
 from stagecoach.models.common.keyed import keyed_randn
-from stagecoach.models.family import ExitCriterion, Family, LossTerm, ModuleCost, Schedule, StageSpec, Trainable
+from stagecoach.models.family import ExitCriterion, Family, LossTerm, Metric, ModuleCost, Schedule, StageSpec, Trainable
 
 SCHEMA = SampleSchema("toy", 1, (Field("x", "f32", (8,)), Field("y", "f32", (8,))))
 
@@ -81,6 +81,7 @@ class ToyFamily(Family):
     name = "toy"
     config_type = ToyConfig
     sizes: ClassVar = {"tiny": ToyConfig()}
+    metrics: ClassVar = (Metric("val_fit", baseline="val_fit_baseline"),)
 
     def schema(self, config):
         return SCHEMA

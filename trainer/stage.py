@@ -299,6 +299,7 @@ def describe(setup: StageSetup, monitor: Monitor) -> None:
                 "trainable": trainable,
                 "frozen": frozen,
                 "exits": [vars(criterion) for criterion in spec.exits],
+                "metrics": [vars(metric) for metric in plan.family.metrics],
             }
         }
     )

@@ -37,6 +37,11 @@ def keyed_dropout(x: Tensor, p: float, batch: dict, purpose: str, training: bool
     return x * keep / (1.0 - p)
 
 
+def keyed_drop(batch: dict, purpose: str, probability: float, training: bool, shape: Sequence[int] = ()) -> Tensor:
+    """bool ``[B, *shape]``: where a condition is withheld, each with ``probability``; nowhere outside of training."""
+    return (keyed_rand(batch, purpose, shape) < probability) & training
+
+
 def _draw(function, batch: dict, purpose: str, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     device = batch["uid"].device
     if device.type == "meta":

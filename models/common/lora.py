@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from stagecoach.models.common.materialise import keyed_init
 
 ADAPTER = "default"
+Path = Callable[[nn.Module], nn.Module]
+"""From a layer to what is called in its stead: ``plain`` or ``adapted``."""
 MATRICES = ("lora_A", "lora_B")
 PREFIX = "transformer."
 """What a pipeline's LoRA file calls the denoiser."""
@@ -82,3 +84,17 @@ def export_lora(network: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, 
             "config describes; was it exported from another size?"
         )
     return state
+
+
+def has_lora(layer: nn.Module) -> bool:
+    return isinstance(layer, LoraLayer)
+
+
+def plain(layer: nn.Module) -> nn.Module:
+    """The frozen layer, without its LoRA."""
+    return layer.base_layer if has_lora(layer) else layer
+
+
+def adapted(layer: nn.Module) -> nn.Module:
+    """The layer with its LoRA, where it has one."""
+    return layer

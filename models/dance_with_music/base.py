@@ -24,14 +24,15 @@ from stagecoach.models.common.materialise import (
     needs,
     put,
 )
-from stagecoach.models.dance_with_music.champ.guidance import GuidanceBank
 from stagecoach.models.dance_with_music.champ.reference import ReferenceNet
 from stagecoach.models.dance_with_music.champ.unet import image_base, motion_base
 from stagecoach.models.dance_with_music.config import DanceConfig
+from stagecoach.models.dance_with_music.guidance.types import GuidanceBank
 from stagecoach.models.dance_with_music.identity.face_tokens import FaceTokens
 from stagecoach.models.dance_with_music.music_to_pose.model import MusicToPose
 from stagecoach.models.dance_with_music.network import DanceNetwork
-from stagecoach.models.dance_with_music.published import (
+from stagecoach.models.dance_with_music.svd.unet import svd_base
+from stagecoach.models.dance_with_music.weight_names import (
     IDENTITY,
     MOTION,
     denoiser_name,
@@ -41,7 +42,6 @@ from stagecoach.models.dance_with_music.published import (
     own_name,
     reference_name,
 )
-from stagecoach.models.dance_with_music.svd.unet import svd_base
 
 OWN = ("m2p", "face_tokens", "guidance")
 """Parts of our own, which a file may be given for."""

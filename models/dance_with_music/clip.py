@@ -10,7 +10,7 @@ from torch import Tensor
 from stagecoach.data.dance_with_music.schema import LATENT_STRIDE
 from stagecoach.models.common.keyed import keyed_rand
 from stagecoach.models.dance_with_music.config import DanceConfig
-from stagecoach.models.dance_with_music.rendering import face_masks
+from stagecoach.models.dance_with_music.guidance.rendering import face_masks
 from stagecoach.models.family import Batch
 
 POSE_STEPS, CONFIDENCE_STEPS = 65535, 255

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from stagecoach.models.common.keyed import keyed_rand, keyed_randn
-from stagecoach.models.dance_with_music.champ.guidance import GuidanceInput, guidance_type
+from stagecoach.models.common.keyed import keyed_drop, keyed_randn
 from stagecoach.models.dance_with_music.clip import Clip, References, read_clip, read_references, take, target_frames
 from stagecoach.models.dance_with_music.config import DanceConfig
-from stagecoach.models.dance_with_music.heatmaps import coordinates
-from stagecoach.models.dance_with_music.schedules import condition_scale, identity_scale, m2p_open, sampling_ratio
+from stagecoach.models.dance_with_music.guidance.types import GuidanceInput, guidance_type
+from stagecoach.models.dance_with_music.music_to_pose.heatmaps import coordinates
+from stagecoach.models.dance_with_music.stages import condition_scale, identity_scale, m2p_open, sampling_ratio
 from stagecoach.models.family import Batch, Progress
 
 Conditions = dict[str, Any]
@@ -106,8 +106,7 @@ def at_frames(output: Mapping[str, Tensor], frames: Tensor | None) -> dict[str, 
 def _given(batch: Batch, part: float, progress: Progress) -> Tensor:
     """bool ``[B]``, false for ``part`` of the samples in training. One draw decides on all kinds: what classifier-free
     guidance compares with is a sample without any, and independent draws would hardly ever show one."""
-    drawn = keyed_rand(batch, "drop")
-    return drawn >= part if progress.training else torch.ones_like(drawn, dtype=torch.bool)
+    return ~keyed_drop(batch, "drop", part, progress.training)
 
 
 def _face(config: DanceConfig, references: References, output: Mapping[str, Tensor] | None, ratio: float) -> Tensor:

@@ -8,20 +8,102 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from stagecoach.data.dance_with_music.schema import LATENT_CHANNELS, LATENT_STRIDE
-from stagecoach.models.dance_with_music.loss_config import DiffusionConfig, LossConfig, SamplingConfig, ScheduleConfig
+from stagecoach.models.common.config import Section
+
+
+class DiffusionConfig(Section):
+    """Noise and condition dropout. Backbone ``champ``: v-prediction over 1000 DDPM steps with zero terminal SNR;
+    ``svd``: EDM preconditioning, sigma drawn from the interpolated cosine schedule of StableAnimator."""
+
+    weighting: Literal["min_snr", "champ", "none"] = Field(
+        "min_snr",
+        description="min(SNR, 5) / (SNR + 1), the v form of Min-SNR; champ: min(SNR + 1, 5) / (SNR + 1); "
+        "none: the seed's plain mean",
+    )
+    snr_gamma: float = Field(5.0, gt=0)
+    noise_offset: float = Field(0.05, ge=0, description="[C], per sample and channel, the same in all frames")
+    drop_clip: float = Field(
+        0.1,
+        ge=0,
+        le=1,
+        description="per sample, by one draw for all conditions, so that samples "
+        "without any are met; the null is a zero embedding",
+    )
+    drop_face: float = Field(0.1, ge=0, le=1, description="the nulls are zero tokens")
+    drop_reference: float = Field(0.1, ge=0, le=1, description="no keys of the reference, or zero latents (svd)")
+    drop_guidance: float = Field(0.0, ge=0, le=1, description="nothing is added behind the first convolution")
+    reference_noise: float = Field(0.02, ge=0, description="svd: standard deviation added to the reference [A]")
+    fps: int = Field(6, description="svd: what the network is told [A]")
+    motion_bucket: int = Field(127, description="svd [A]")
+
+
+class LossConfig(Section):
+    """Weights of the loss terms and what they are made of."""
+
+    pose_weight: float = Field(0.5, ge=0, description="[S]")
+    face_weight: float = Field(0.1, ge=0, description="[S]")
+    diffusion_weight: float = Field(1.0, ge=0, description="[S]")
+    id_weight: float = Field(0.1, ge=0, description="[S]")
+    temporal_weight: float = Field(0.1, ge=0, description="[S]")
+    custom_weight: float = Field(0.1, ge=0, description="of the custom loss, where one is named [S]")
+    sigma: float = Field(2.0, gt=0, description="pixels of the heatmap's Gaussian at the M2P's resolution [S]")
+    coordinates: float = Field(0.5, ge=0, description="L1 of the soft-argmax, inside pose_loss [S]")
+    velocity: float = Field(0.1, ge=0, description="L1 of its differences over time [S]")
+    confidence: float = Field(
+        0.1,
+        ge=0,
+        description="cross-entropy of points being there, inside pose_loss; the guide "
+        "has none, and draws no point's confidence from its music",
+    )
+    face_mask: float = Field(1.0, ge=1, description="weight of face pixels in the diffusion loss: 1 off, 2 [A]")
+    id_kind: Literal["latent", "arcface"] = "latent"
+    id_face: float = Field(3.0, gt=0, description="factor of face pixels in the latent identity loss [S]")
+    id_steps: int = Field(300, gt=0, description="arcface: only below this timestep, above it the estimate is blurred")
+    custom: str | None = Field(None, description="name in models.dance_with_music.losses.CUSTOM_LOSSES")
+
+
+class ScheduleConfig(Section):
+    """The guide's schedules; fractions are of the stage, for the condition scale of stage B's steps."""
+
+    unfreeze: float = Field(0.8, ge=0, le=1, description="MusicToPose trains in stage B from here on")
+    sampling: tuple[float, float] = Field((0.8, 1.0), description="over which the poses go from true to predicted [S]")
+    m2p_rate: float = Field(0.1, gt=0, description="MusicToPose's learning rate in stage B, as a factor [S]")
+    scale: tuple[float, float] = Field((0.5, 1.5), description="of the guidance, at step 0 and from ramp on [S]")
+    ramp: float = Field(0.3, gt=0, le=1, description="[S]")
+    identity: float = Field(
+        0.05,
+        ge=0,
+        le=1,
+        description="over which the identity adapters fade in; not where weights.identity_adapter is given",
+    )
+    grown: float = Field(0.8, gt=0, le=1, description="where the longest windows of stage C are reached")
+
+
+class SamplingConfig(Section):
+    """How videos are drawn from noise, in previews and beyond: DDIM steps (``svd``: Euler steps), classifier-free
+    guidance (1: off), and for clips longer than ``window`` frames windows that share ``overlap`` [C]."""
+
+    steps: int = Field(20, gt=0)
+    guidance: float = Field(3.5, ge=1)
+    window: int = Field(24, gt=1)
+    overlap: int = Field(4, ge=0)
+    shown: int = Field(6, gt=0, description="frames of a preview's strip")
+
+    @model_validator(mode="after")
+    def _check(self) -> SamplingConfig:
+        if self.overlap >= self.window:
+            raise ValueError(f"sampling.overlap is {self.overlap}, expected less than sampling.window, {self.window}")
+        return self
+
 
 Phase = Literal["m2p", "image", "motion", "joint", "guidance"]
 """What a stage does: A, B and C of the guide, joint fine-tuning after them, or the one stage of guidance training."""
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class PictureConfig(_Section):
+class PictureConfig(Section):
     """Picture that the planner counts for, in pixels; training takes the sizes that the shards hold."""
 
     height: int = Field(gt=0)
@@ -40,7 +122,7 @@ class PictureConfig(_Section):
         return self.height // LATENT_STRIDE, self.width // LATENT_STRIDE
 
 
-class UnetConfig(_Section):
+class UnetConfig(Section):
     """A UNet of Stable Diffusion's kind, level by level from the finest: ``widths``, and ``attention`` where a level
     has transformer blocks. ``heads``: one number for all levels, or one per level; ``cross_dim``: width of CLIP's
     embedding."""
@@ -100,7 +182,7 @@ class UnetConfig(_Section):
         }
 
 
-class MotionConfig(_Section):
+class MotionConfig(Section):
     """AnimateDiff's motion modules (backbone ``champ``, from stage C on): their positional table is computed, not
     learned, so it may be longer than the 32 of the published weights."""
 
@@ -110,7 +192,7 @@ class MotionConfig(_Section):
     mid: bool = True
 
 
-class M2PConfig(_Section):
+class M2PConfig(Section):
     """MusicToPose. ``head``: ``factorised``, a distribution over columns and one over rows per point, or ``full2d``,
     one over all pixels through the guide's convolutions. ``resolution``: pixels per side of a heatmap; ``temperature``
     of its softmax; ``music_dim`` 35 (EDGE's features) or 4800 (Jukebox)."""
@@ -134,9 +216,9 @@ class M2PConfig(_Section):
         return self
 
 
-class GuidanceConfig(_Section):
+class GuidanceConfig(Section):
     """What is added behind the denoiser's first convolution: the sum of one encoder per type. ``types`` are names of
-    ``models.dance_with_music.champ.guidance.GUIDANCE_TYPES``. ``inner``: width before the zero-initialised last
+    ``models.dance_with_music.guidance.types.GUIDANCE_TYPES``. ``inner``: width before the zero-initialised last
     convolution, the guide's 1280, or None for none. ``chunk``: frames that an encoder takes at once."""
 
     types: tuple[str, ...] = ("pose",)
@@ -146,7 +228,7 @@ class GuidanceConfig(_Section):
     chunk: int = Field(24, gt=0)
 
 
-class FaceConfig(_Section):
+class FaceConfig(Section):
     """Face tokens and the identity adapters. ``source`` of the face that enters them: the ``reference``'s ArcFace
     vector, or what ``m2p`` makes of the reference, mixed in as its poses are. ``depth`` and ``heads`` of the resampler.
     """
@@ -157,7 +239,7 @@ class FaceConfig(_Section):
     source: Literal["reference", "m2p"] = "reference"
 
 
-class ReferenceConfig(_Section):
+class ReferenceConfig(Section):
     """Reference net (backbone ``champ``). ``count``: references of a sample that are used at once, drawn from those it
     has, none from inside the window where that can be. ``adain``: besides the keys and values, the first and second
     moments of the reference's features are taken over (the style transfer of the guide's review)."""
@@ -166,7 +248,7 @@ class ReferenceConfig(_Section):
     adain: bool = False
 
 
-class FramesConfig(_Section):
+class FramesConfig(Section):
     """Frames that each stage's window has, ``stride`` apart (30 per second at 1).
 
     ``m2p``: stage A. ``image``: stage B, what MusicToPose hears, of which ``target`` frames are denoised. ``motion``:
@@ -190,7 +272,7 @@ class FramesConfig(_Section):
         return self
 
 
-class WeightsConfig(_Section):
+class WeightsConfig(Section):
     """Local paths of published or own weights, part by part; a folder in diffusers layout or a file. A part without one
     is an error unless ``allow_random_init``, but for those that start from another (``identity_adapter``, whose first
     values are the denoiser's own) and for those that rightly start at random (``m2p``, ``guidance``, ``face_tokens``).
@@ -200,14 +282,14 @@ class WeightsConfig(_Section):
     reference_unet: str | None = Field(None, description="None: a copy of the denoiser's")
     motion: str | None = None
     m2p: str | None = None
-    guidance: dict[str, str] = {}
+    guidance: dict[str, str] = Field(default_factory=dict)
     face_tokens: str | None = None
     identity_adapter: str | None = None
     vae: str | None = Field(None, description="decodes previews, and the identity loss's frame")
     arcface: str | None = Field(None, description="identity in previews and validation, and the arcface loss")
 
 
-class DanceConfig(_Section):
+class DanceConfig(Section):
     """A DanceWithMusic network. ``plan``: the guide's three ``stages``, with ``joint`` a fourth at a low rate, or its
     older single stage of ``guidance`` training. ``m2p_in_motion``: learning rate factor of MusicToPose in stage C, 0
     for frozen."""
@@ -250,22 +332,16 @@ class DanceConfig(_Section):
         return ("m2p", "image", "motion", "joint")[stage - 1]
 
 
+_TINY_M2P = M2PConfig(
+    music_dim=35, hidden=64, dim=64, layers=2, heads=4, feed_forward=128, dropout=0, resolution=16, widths=(8, 16)
+)
+
 SIZES: dict[str, DanceConfig] = {
     "tiny": DanceConfig(
         picture=PictureConfig(height=64, width=64),
         unet=UnetConfig(widths=(32, 64), attention=(True, False), layers=1, heads=4, cross_dim=64, groups=8),
         motion=MotionConfig(heads=4),
-        m2p=M2PConfig(
-            music_dim=35,
-            hidden=64,
-            dim=64,
-            layers=2,
-            heads=4,
-            feed_forward=128,
-            dropout=0.0,
-            resolution=16,
-            widths=(8, 16),
-        ),
+        m2p=_TINY_M2P,
         guidance=GuidanceConfig(widths=(8, 16), heads=2),
         face=FaceConfig(depth=1, heads=2),
         frames=FramesConfig(m2p=32, image=16, motion=(6, 12), guidance=6),
@@ -277,17 +353,7 @@ SIZES: dict[str, DanceConfig] = {
         backbone="svd",
         picture=PictureConfig(height=64, width=64),
         unet=UnetConfig(widths=(32, 64), attention=(True, False), layers=1, heads=(2, 4), cross_dim=64),
-        m2p=M2PConfig(
-            music_dim=35,
-            hidden=64,
-            dim=64,
-            layers=2,
-            heads=4,
-            feed_forward=128,
-            dropout=0.0,
-            resolution=16,
-            widths=(8, 16),
-        ),
+        m2p=_TINY_M2P,
         guidance=GuidanceConfig(types=("pose_net",)),
         face=FaceConfig(depth=1, heads=2),
         frames=FramesConfig(m2p=32, image=16, target=4, motion=(4, 8), guidance=6),

@@ -17,8 +17,7 @@ from torch import Tensor
 
 from stagecoach.models.common.constants import constant
 from stagecoach.models.common.keyed import keyed_rand, keyed_randn
-from stagecoach.models.dance_with_music.config import DanceConfig
-from stagecoach.models.dance_with_music.loss_config import DiffusionConfig
+from stagecoach.models.dance_with_music.config import DanceConfig, DiffusionConfig
 from stagecoach.models.family import Batch
 
 TIMESTEPS = 1000

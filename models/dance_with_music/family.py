@@ -2,53 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from stagecoach.data.dance_with_music.schema import dance_schema
 from stagecoach.data.format.schema import SampleSchema
 from stagecoach.data.streaming.windows import Window
-from stagecoach.models.common.materialise import OnLoaded, WeightSource
+from stagecoach.models.common.materialise import OnLoaded
 from stagecoach.models.dance_with_music.base import fill_base, open_base
 from stagecoach.models.dance_with_music.config import SIZES, DanceConfig
 from stagecoach.models.dance_with_music.flops import cost_table
 from stagecoach.models.dance_with_music.music_to_pose.normalisation import MusicNorm
 from stagecoach.models.dance_with_music.network import build_network
-from stagecoach.models.dance_with_music.parts import part_of
 from stagecoach.models.dance_with_music.preview import preview
-from stagecoach.models.dance_with_music.schedules import window_frames
-from stagecoach.models.dance_with_music.stages import make_stages
+from stagecoach.models.dance_with_music.stages import METRICS, make_stages, window_frames
 from stagecoach.models.dance_with_music.vae import Helpers, check_helpers, make_helpers
 from stagecoach.models.dance_with_music.validate import validate
-from stagecoach.models.family import Batch, Family, ModuleCost, Progress, StageSpec
+from stagecoach.models.dance_with_music.weight_names import part_of
+from stagecoach.models.family import Family
 
 
 class DanceWithMusicFamily(Family):
     """Music to pose to a dancing person who keeps their face; CHAMP on Stable Diffusion 1.5, or StableAnimator on
     Stable Video Diffusion."""
 
-    name: ClassVar[str] = "dance_with_music"
-    config_type: ClassVar[type[DanceConfig]] = DanceConfig
-    sizes: ClassVar[Mapping[str, DanceConfig]] = SIZES
+    name = "dance_with_music"
+    config_type = DanceConfig
+    sizes = SIZES
+    metrics = METRICS
     aliases: ClassVar[Mapping[str, str]] = {
         f"{name}_loss": f"loss/{name}" for name in ("pose", "face", "diffusion", "id", "temporal", "custom")
     }
 
+    stages = staticmethod(make_stages)
+    build = staticmethod(build_network)
+    preview = staticmethod(preview)
+    validate = staticmethod(validate)
+    open_base = staticmethod(open_base)
+    flops = staticmethod(cost_table)
+    adapter_file = staticmethod(part_of)
+
     def schema(self, config: DanceConfig) -> SampleSchema:
         return dance_schema(config.m2p.music_dim, config.unet.cross_dim)
-
-    def stages(self, config: DanceConfig) -> tuple[StageSpec, ...]:
-        return make_stages(config)
-
-    def build(self, config: DanceConfig, stage: int, device: torch.device | str, dtype: torch.dtype) -> nn.Module:
-        return build_network(config, stage, device, dtype)
-
-    def open_base(self, config: DanceConfig) -> WeightSource:
-        return open_base(config)
 
     def check_base(self, config: DanceConfig) -> str:
         """On the weights of all parts and the helpers."""
@@ -84,23 +82,6 @@ class DanceWithMusicFamily(Family):
                     statistics["frame_count"],
                 )
 
-    def adapter_file(self, name: str) -> str:
-        return part_of(name)
-
     def window(self, config: DanceConfig, stage: int, step: int, total_steps: int, epoch: int) -> Window:
         frames = window_frames(config.frames, config.schedules.grown, config.phase(stage), step, total_steps, epoch)
         return Window(frames, config.frames.stride)
-
-    def recompute_units(self, network: nn.Module) -> Iterable[nn.Module]:
-        return network.recompute_units()
-
-    def flops(self, config: DanceConfig, stage: int) -> list[ModuleCost]:
-        return cost_table(config, stage)
-
-    def preview(self, network: nn.Module, batch: Batch, progress: Progress) -> dict[str, np.ndarray]:
-        return preview(network, batch, progress)
-
-    def validate(
-        self, network: nn.Module, batch: Batch, progress: Progress, statistics: Mapping[str, Any]
-    ) -> dict[str, tuple[Tensor, Tensor]]:
-        return validate(network, batch, progress, statistics)

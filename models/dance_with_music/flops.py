@@ -13,9 +13,9 @@ import re
 import torch
 
 from stagecoach.data.dance_with_music.schema import FACE_DIM, KEYPOINTS, LATENT_CHANNELS
-from stagecoach.models.dance_with_music.champ.guidance import GuidanceInput, render_guidance
 from stagecoach.models.dance_with_music.config import DanceConfig, Phase
 from stagecoach.models.dance_with_music.cost_meter import CostMeter
+from stagecoach.models.dance_with_music.guidance.types import GuidanceInput, render_guidance
 from stagecoach.models.dance_with_music.network import DanceNetwork, build_network
 from stagecoach.models.family import ModuleCost
 

@@ -3,16 +3,17 @@ nothing."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from stagecoach.data.dance_with_music.skeleton import CONFIDENT
+from stagecoach.models.common.reduce import weighted_mean
+from stagecoach.models.dance_with_music.config import LossConfig
 from stagecoach.models.dance_with_music.diffusion import Noised
-from stagecoach.models.dance_with_music.heatmaps import coordinates, gaussian_marginals, outer
-from stagecoach.models.dance_with_music.loss_config import LossConfig
+from stagecoach.models.dance_with_music.music_to_pose.heatmaps import coordinates, gaussian_marginals, outer
 
 
 def pose_loss(output: Mapping[str, Tensor], xy: Tensor, conf: Tensor, tau: float, constants: LossConfig) -> Tensor:
@@ -78,9 +79,34 @@ def point_weight(conf: Tensor) -> Tensor:
     return torch.where(conf > CONFIDENT, conf.float(), 0.0)
 
 
-def weighted_mean(values: Tensor, weight: Tensor) -> Tensor:
-    """``[B]``: mean of ``values`` ``[B, ...]`` by ``weight`` of the same shape inside each sample; 0 where all weights
-    are 0."""
-    total = weight.flatten(1).sum(1)
-    summed = (torch.where(weight > 0, values, 0.0) * weight).flatten(1).sum(1)
-    return summed / torch.where(total > 0, total, 1.0)
+CustomLoss = Callable[[Tensor, Tensor, dict], Tensor]
+"""``(prediction, target, conditions) -> [B]``: the denoiser's output and what it should be, fp32 ``[B, T, 4, h, w]``
+each, and the conditions that it had (``conditions.Conditions``); one number per sample, fp32."""
+
+CUSTOM_LOSSES: dict[str, CustomLoss] = {}
+
+
+def register_custom_loss(name: str, loss: CustomLoss) -> None:
+    """Make ``name`` a word for ``losses.custom``::
+
+        def keep_still(prediction, target, conditions):  # [B]
+            return (prediction.diff(dim=1) - target.diff(dim=1)).square().flatten(1).mean(1)
+
+        register_custom_loss("keep_still", keep_still)
+
+    in a script that then calls ``trainer.run.main``, and ``losses: {custom: keep_still, custom_weight: 0.1}`` in the
+    recipe. It is in every stage with a denoiser, logged as ``loss/custom`` and ``custom_loss``. Raises ``ValueError``
+    where the name is taken.
+    """
+    if name in CUSTOM_LOSSES:
+        raise ValueError(f"custom loss {name!r} exists already, expected a new name")
+    CUSTOM_LOSSES[name] = loss
+
+
+def custom_loss(name: str) -> CustomLoss:
+    """Raises ``ValueError`` for an unknown one."""
+    if name not in CUSTOM_LOSSES:
+        raise ValueError(
+            f"losses.custom is {name!r}, expected among {sorted(CUSTOM_LOSSES)}; register_custom_loss adds one"
+        )
+    return CUSTOM_LOSSES[name]

@@ -11,23 +11,9 @@ from torch import Tensor, nn
 
 from stagecoach.data.dance_with_music.skeleton import CONFIDENT
 from stagecoach.models.common.constants import constant
+from stagecoach.models.common.reduce import Measured, sum_count_per_sample, total
+from stagecoach.models.dance_with_music.clip import Clip, References
 from stagecoach.models.dance_with_music.identity.faces import crop_faces
-
-Measured = tuple[Tensor, Tensor]
-
-
-def total(measured: Measured) -> Measured:
-    """The same over the samples: fp32 scalars."""
-    return measured[0].detach().float().sum(), measured[1].detach().float().sum()
-
-
-def over(values: Tensor, mask: Tensor | None = None) -> Measured:
-    """Sum and count inside each sample of ``values`` ``[B, ...]``, of those where ``mask`` (same shape) if given;
-    what is outside has no influence, NaN included."""
-    values = values.detach().float()
-    mask = torch.ones_like(values, dtype=torch.bool) if mask is None else mask
-    chosen = torch.where(mask, values, 0.0)
-    return chosen.reshape(len(values), -1).sum(1), mask.reshape(len(values), -1).float().sum(1)
 
 
 def pose_error_px(xy: Tensor, target: Tensor, conf: Tensor, height: int, width: int) -> Measured:
@@ -35,7 +21,7 @@ def pose_error_px(xy: Tensor, target: Tensor, conf: Tensor, height: int, width: 
     divided by width and height, over those whose confidence ``conf`` ``[B, T, 134]`` is above 0.3."""
     size = constant((width, height), target.device)
     distance = ((xy.detach().float() - target.float()) * size).square().sum(-1).sqrt()
-    return over(distance, conf > CONFIDENT)
+    return sum_count_per_sample(distance, conf > CONFIDENT)
 
 
 def identity_cosine(
@@ -55,14 +41,14 @@ def identity_cosine(
     faces = crop_faces(frames, boxes, xy, conf)
     vectors = embedder(faces.flatten(0, 1)).float().unflatten(0, faces.shape[:2])
     cosine = torch.cosine_similarity(vectors, reference.float()[:, None], dim=-1)
-    return over(cosine, valid.bool() & reference_valid.bool()[:, None])
+    return sum_count_per_sample(cosine, valid.bool() & reference_valid.bool()[:, None])
 
 
 def psnr(frames: Tensor, truth: Tensor) -> Measured:
     """Peak signal-to-noise ratio in dB of frames ``[B, n, 3, H, W]`` in -1..1, frame by frame, in floats (an evaluator
     that rounds to bytes and overflows gives some 10 dB more)."""
     error = (frames.float().clamp(-1, 1) - truth.float().clamp(-1, 1)).square().mean((2, 3, 4)) / 4
-    return over(-10 * error.clamp_min(1e-10).log10())
+    return sum_count_per_sample(-10 * error.clamp_min(1e-10).log10())
 
 
 def motion(frames: Tensor, truth: Tensor) -> dict[str, Measured]:
@@ -71,4 +57,35 @@ def motion(frames: Tensor, truth: Tensor) -> dict[str, Measured]:
     still picture has a small error where little moves, so read them together. Counts are 0 for one frame."""
     change, true = (x.float().clamp(-1, 1).diff(dim=1) / 2 for x in (frames, truth))
     values = {"motion_error": change - true, "motion_amount": change, "motion_amount_true": true}
-    return {name: over(value.abs().mean((2, 3, 4))) for name, value in values.items()}
+    return {name: sum_count_per_sample(value.abs().mean((2, 3, 4))) for name, value in values.items()}
+
+
+MOST_FRAMES = 8
+"""Neighbouring frames of each sample that are decoded."""
+
+
+@torch.no_grad()
+def decoded_metrics(
+    network: torch.nn.Module, estimate: Tensor, clip: Clip, references: References
+) -> dict[str, Measured]:
+    """Sums and counts (fp32 scalars) of ``estimate`` ``[B, T, 4, h, w]``, scaled latents, against those in ``clip``,
+    both as the VAE decodes them (the first ``MOST_FRAMES`` frames).
+
+    ``val_psnr`` in dB; ``val_identity_cosine`` where there is an ArcFace, and ``val_identity_cosine_true``, what the
+    true frames reach; for more than one frame ``val_motion_error``, ``val_motion_amount`` and
+    ``val_motion_amount_true``, in parts of full brightness.
+    """
+    helpers = network.helpers.on(estimate.device)
+    drawn, true = (
+        helpers.vae(x[:, :MOST_FRAMES].flatten(0, 1)).unflatten(0, (len(x), -1)) for x in (estimate, clip.latents)
+    )
+    found = {"psnr": psnr(drawn, true)}
+    if drawn.shape[1] > 1:
+        found |= motion(drawn, true)
+    if helpers.arcface is not None:
+        boxes, valid, xy, conf = (x[:, :MOST_FRAMES] for x in (clip.face_box, clip.face_valid, clip.xy, clip.conf))
+        for name, frames in (("identity_cosine", drawn), ("identity_cosine_true", true)):
+            found[name] = identity_cosine(
+                helpers.arcface, frames, boxes, valid, references.face, references.has_face, xy, conf
+            )
+    return {f"val_{name}": total(value) for name, value in found.items()}

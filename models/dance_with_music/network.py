@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from stagecoach.models.common.materialise import keyed_init
-from stagecoach.models.dance_with_music.champ.guidance import GuidanceBank, guidance_type
 from stagecoach.models.dance_with_music.champ.reference import ReferenceNet
 from stagecoach.models.dance_with_music.champ.unet import DenoisingUnet, image_base, motion_base
 from stagecoach.models.dance_with_music.config import DanceConfig, Phase
+from stagecoach.models.dance_with_music.guidance.types import GuidanceBank, guidance_type
 from stagecoach.models.dance_with_music.identity.face_tokens import FaceTokens
 from stagecoach.models.dance_with_music.music_to_pose.model import MusicToPose
 from stagecoach.models.dance_with_music.stages import make_stages

@@ -8,24 +8,23 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw
 from torch import Tensor
 
 from stagecoach.data.dance_with_music.picture import BACKGROUND, beat_strip
 from stagecoach.data.dance_with_music.schema import FRAME_RATE
 from stagecoach.data.dance_with_music.skeleton import draw_skeleton
 from stagecoach.models.common.keyed import keyed_randn
+from stagecoach.models.common.pictures import column, resized, titled, to_uint8
 from stagecoach.models.dance_with_music.clip import Clip, References, take
 from stagecoach.models.dance_with_music.conditions import at_frames, make_conditions, predict_poses, read_batch
-from stagecoach.models.dance_with_music.heatmaps import coordinates
 from stagecoach.models.dance_with_music.metrics import identity_cosine
 from stagecoach.models.dance_with_music.music_to_pose.beats import motion_beats
+from stagecoach.models.dance_with_music.music_to_pose.heatmaps import coordinates
 from stagecoach.models.dance_with_music.sampler import draw
 from stagecoach.models.family import Batch, Progress
 
 PANEL = 160
 """Height of a panel."""
-TITLE = 14
 TRUE, PREDICTED = (70, 200, 100), (235, 120, 40)
 _TICKS = 6
 
@@ -65,9 +64,9 @@ def preview(network: torch.nn.Module, batch: Batch, progress: Progress) -> dict[
         vae = network.helpers.on(drawn.device).vae
         true, painted = (vae(x.flatten(0, 1)).unflatten(0, x.shape[:2]) for x in (target.latents, drawn))
         cosine = _cosines(network, painted, target, references)
-        rows.append([("true frames", picture) for picture in _uint8(true)])
-        rows.append([(f"drawn frames{note}", picture) for note, picture in zip(cosine, _uint8(painted), strict=True)])
-        left = list(_uint8(vae(references.latents[:, 0])))
+        rows.append([("true frames", picture) for picture in to_uint8(true)])
+        rows.append([(f"drawn frames{note}", picture) for note, picture in zip(cosine, to_uint8(painted), strict=True)])
+        left = list(to_uint8(vae(references.latents[:, 0])))
     beats = _beat_lines(clip, predicted, batch["onset"], seen, FRAME_RATE / network.config.frames.stride)
     return {key: _sheet([row[b] for row in rows], left[b], beats[b]) for b, key in enumerate(batch["key"])}
 
@@ -137,34 +136,13 @@ def _beat_lines(clip: Clip, predicted: Points | None, onset: Tensor, seen: Tenso
 
 def _sheet(rows: Sequence[tuple[str, np.ndarray]], reference: np.ndarray | None, beats: np.ndarray) -> np.ndarray:
     """Titled rows of panels below each other, the reference to the left of the last, the beats below."""
-    lines = [_titled(np.concatenate([_panel(frame) for frame in frames], 1), title) for title, frames in rows]
+    lines = [titled(np.concatenate([_panel(frame) for frame in frames], 1), title) for title, frames in rows]
     if reference is not None:
-        side = _titled(_panel(reference), "reference")
-        empty = np.full_like(side, 255)
-        lines = [np.concatenate([side if k == len(lines) - 1 else empty, line], 1) for k, line in enumerate(lines)]
-    below = _wide(beats, sum(_panel(frame).shape[1] for frame in rows[0][1]), lines[0].shape[1])
-    return np.concatenate([*lines, below])
-
-
-def _wide(beats: np.ndarray, width: int, total: int) -> np.ndarray:
-    """Stretched to ``width``, under the frames, and filled up on the left with white."""
-    stretched = np.asarray(Image.fromarray(beats).resize((width, len(beats)), Image.Resampling.NEAREST))
-    return np.pad(stretched, ((0, 0), (total - width, 0), (0, 0)), constant_values=255)
+        side = titled(_panel(reference), "reference")
+        lines[-1] = np.concatenate([side, lines[-1]], 1)
+    width = sum(_panel(frame).shape[1] for frame in rows[0][1])
+    return column([*lines, resized(beats, width, len(beats), nearest=True)], right=True)
 
 
 def _panel(picture: np.ndarray) -> np.ndarray:
-    width = max(round(picture.shape[1] * PANEL / picture.shape[0]), 1)
-    return np.asarray(Image.fromarray(picture).resize((width, PANEL), Image.Resampling.BICUBIC))
-
-
-def _titled(picture: np.ndarray, title: str) -> np.ndarray:
-    image = Image.new("RGB", (picture.shape[1], picture.shape[0] + TITLE), "white")
-    image.paste(Image.fromarray(picture), (0, TITLE))
-    ImageDraw.Draw(image).text((4, 1), title, fill="black")
-    return np.asarray(image)
-
-
-def _uint8(pixels: Tensor) -> np.ndarray:
-    """``[..., 3, H, W]`` in about -1..1 -> uint8 ``[..., H, W, 3]``."""
-    values = ((pixels.float() + 1) * 127.5).round().clamp(0, 255)
-    return values.movedim(-3, -1).cpu().numpy().astype(np.uint8)
+    return resized(picture, height=PANEL)

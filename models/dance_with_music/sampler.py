@@ -11,7 +11,7 @@ import torch
 from diffusers import DDIMScheduler
 from torch import Tensor, nn
 
-from stagecoach.models.dance_with_music.loss_config import DiffusionConfig, SamplingConfig
+from stagecoach.models.dance_with_music.config import DiffusionConfig, SamplingConfig
 
 Conditions = Mapping[str, Any]
 Predict = Callable[[Tensor, Tensor], Tensor]

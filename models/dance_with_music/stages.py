@@ -1,4 +1,4 @@
-"""The stages: which modules train, and for which losses.
+"""The stages: which modules train, for which losses, and the guide's schedules as functions of ``Progress``.
 
 The freeze matrix (x trains, m at MusicToPose's low rate and late, (m) at the rate that ``m2p_in_motion`` says, - is not
 built, the rest is frozen):
@@ -19,11 +19,37 @@ trained is there in later ones and in their adapters.
 
 from __future__ import annotations
 
+import math
+
 from stagecoach.models.dance_with_music.champ.reference import reference_patterns
 from stagecoach.models.dance_with_music.champ.unet import ONE_KEY as CHAMP_ONE_KEY
-from stagecoach.models.dance_with_music.config import DanceConfig, Phase
+from stagecoach.models.dance_with_music.config import DanceConfig, FramesConfig, Phase, ScheduleConfig
 from stagecoach.models.dance_with_music.svd.unet import ATTENTIONS, ONE_KEY, TEMPORAL
-from stagecoach.models.family import AllowNoGradient, LossTerm, Schedule, StageSpec, Trainable
+from stagecoach.models.family import (
+    AllowNoGradient,
+    LossTerm,
+    Metric,
+    Progress,
+    Schedule,
+    StageSpec,
+    Trainable,
+    has_started,
+)
+
+METRICS = (
+    Metric("pose_error_px", "px"),
+    Metric("beat_alignment", higher_is_better=True),
+    Metric("signal_mean", higher_is_better=None),
+    Metric("val_pose_error_px", "px", False, "val_pose_error_px_baseline"),
+    Metric("val_beat_alignment", higher_is_better=True),
+    *(Metric(name) for name in ("val_pose_loss", "val_face_loss")),
+    *(Metric(f"val_{name}_loss", "", False, f"val_{name}_loss_baseline") for name in ("diffusion", "temporal")),
+    Metric("val_psnr", "dB", True),
+    Metric("val_identity_cosine", "cosine", True),
+    Metric("val_motion_error", "of full brightness"),
+    *(Metric(f"val_motion_amount{end}", "of full brightness", None) for end in ("", "_true")),
+    *(Metric(f"val_{name}_true", higher_is_better=None) for name in ("beat_alignment", "identity_cosine")),
+)
 
 NAMES: dict[Phase, str] = {
     "m2p": "music_to_pose",
@@ -102,7 +128,7 @@ def _motion(config: DanceConfig) -> tuple[str, ...]:
     return MOTION if config.motion.mid else MOTION[:2]
 
 
-def _losses(config: DanceConfig, phase: Phase) -> tuple[LossTerm, ...]:
+def _losses(config: DanceConfig, phase: Phase) -> tuple[LossTerm, Metric, ...]:
     own = config.losses
     pose = (("pose", own.pose_weight), ("face", own.face_weight))
     if phase == "m2p":
@@ -129,3 +155,68 @@ def _idle(config: DanceConfig, phase: Phase) -> tuple[AllowNoGradient, ...]:
     if phase == "image":
         return LATE_M2P, BEHIND_ZERO, FADED, *one_key
     return (BEHIND_ZERO, FADED, *one_key) if phase == "guidance" else one_key
+
+
+EPOCHS_PER_FRAME = 10
+"""Of the guide's growth: ``min(150, 24 + epoch // 10)``."""
+
+
+def sampling_ratio(schedules: ScheduleConfig, phase: Phase, progress: Progress) -> float:
+    """Part of the predicted pose in the guidance, the rest is the true pose.
+
+    Stage B: ``min(1, (s - 0.8 N) / (0.2 N))`` for s > 0.8 N, 0 before. Later stages stay at what that reaches at its
+    end. Guidance training has no prediction.
+    """
+    if phase in ("m2p", "guidance"):
+        return 0.0
+    total = progress.total_steps
+    step = progress.step if phase == "image" else total
+    begin, end = (part * total for part in schedules.sampling)
+    if step <= begin:
+        return 0.0
+    return min(1.0, (step - begin) / (end - begin)) if end > begin else 1.0
+
+
+def condition_scale(schedules: ScheduleConfig, phase: Phase, progress: Progress) -> float:
+    """Factor on the guidance: ``min(1.5, 0.5 + s / (0.3 N))`` in stage B, its end in the stages after it, 1 in guidance
+    training."""
+    start, end = schedules.scale
+    if phase == "guidance":
+        return 1.0
+    if phase != "image":
+        return end
+    part = progress.step / (schedules.ramp * progress.total_steps)
+    return start + (end - start) * min(1.0, part)
+
+
+def identity_scale(config: DanceConfig, phase: Phase, progress: Progress) -> float:
+    """Factor on the identity adapters: linear from 0 in the first stage that has them, 1 after it and where published
+    adapters were loaded."""
+    part = config.schedules.identity
+    if phase not in ("image", "guidance") or config.weights.identity_adapter is not None or part == 0:
+        return 1.0
+    return min(1.0, progress.step / (part * progress.total_steps))
+
+
+def m2p_open(config: DanceConfig, phase: Phase, progress: Progress) -> bool:
+    """Whether MusicToPose trains at this step, so that gradients may reach it from the denoiser."""
+    if phase == "image":
+        return has_started(config.schedules.unfreeze, progress.step, progress.total_steps)
+    return phase in ("m2p", "joint") or (phase == "motion" and config.m2p_in_motion > 0)
+
+
+def window_frames(frames: FramesConfig, grown: float, phase: Phase, step: int, total_steps: int, epoch: int) -> int:
+    """Frames of the windows of a step."""
+    if phase == "motion":
+        return motion_frames(frames, grown, step, total_steps, epoch)
+    return {"m2p": frames.m2p, "image": frames.image, "joint": frames.motion[1], "guidance": frames.guidance}[phase]
+
+
+def motion_frames(frames: FramesConfig, grown: float, step: int, total_steps: int, epoch: int) -> int:
+    """Stage C. Growth ``epoch``, the guide's: ``min(150, 24 + epoch // 10)``. Growth ``step``, which reaches the end:
+    ``min(150, 24 + floor(126 s / (0.8 N)))``, rounded down to an even number."""
+    first, last = frames.motion
+    if frames.growth == "epoch":
+        return min(last, first + epoch // EPOCHS_PER_FRAME)
+    reached = min(last, first + math.floor((last - first) * step / (grown * total_steps)))
+    return reached - reached % 2

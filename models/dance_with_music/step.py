@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from stagecoach.data.dance_with_music.schema import FRAME_RATE
+from stagecoach.models.common.reduce import Measured, sum_count, total
 from stagecoach.models.dance_with_music.clip import Clip, References
 from stagecoach.models.dance_with_music.conditions import (
     Conditions,
@@ -16,19 +17,19 @@ from stagecoach.models.dance_with_music.conditions import (
     predict_poses,
     read_batch,
 )
-from stagecoach.models.dance_with_music.custom_loss import custom_loss
 from stagecoach.models.dance_with_music.diffusion import Noised, draw_noised
-from stagecoach.models.dance_with_music.heatmaps import coordinates
-from stagecoach.models.dance_with_music.identity.loss import face_identity_loss
+from stagecoach.models.dance_with_music.identity.faces import face_identity_loss
 from stagecoach.models.dance_with_music.losses import (
+    custom_loss,
     diffusion_loss,
     face_loss,
     latent_identity_loss,
     pose_loss,
     temporal_loss,
 )
-from stagecoach.models.dance_with_music.metrics import Measured, pose_error_px, total
+from stagecoach.models.dance_with_music.metrics import pose_error_px
 from stagecoach.models.dance_with_music.music_to_pose.beats import beat_alignment
+from stagecoach.models.dance_with_music.music_to_pose.heatmaps import coordinates
 from stagecoach.models.family import Batch, Progress
 
 Result = dict[str, dict]
@@ -55,7 +56,7 @@ def training_step(network: torch.nn.Module, batch: Batch, progress: Progress) ->
         conditions = make_conditions(network, batch, target, references, output, progress)
         prediction = network.denoise(noised.x, noised.level, conditions)
         terms |= denoising_terms(network, batch, noised, prediction, target, references, conditions)
-        metrics["signal_mean"] = noised.signal.sum(), torch.ones_like(noised.signal).sum()
+        metrics["signal_mean"] = sum_count(noised.signal)
     return {"losses": terms, "metrics": metrics}
 
 

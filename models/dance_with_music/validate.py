@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from stagecoach.data.dance_with_music.schema import FRAME_RATE
+from stagecoach.models.common.reduce import Measured, sum_count, total
 from stagecoach.models.dance_with_music.clip import Clip, References
 from stagecoach.models.dance_with_music.conditions import at_frames, make_conditions, predict_poses, read_batch
 from stagecoach.models.dance_with_music.diffusion import Noised, noised, sigma_of
 from stagecoach.models.dance_with_music.losses import diffusion_loss, temporal_loss
-from stagecoach.models.dance_with_music.metrics import Measured, over, pose_error_px, total
+from stagecoach.models.dance_with_music.metrics import decoded_metrics, pose_error_px
 from stagecoach.models.dance_with_music.music_to_pose.beats import beat_alignment
-from stagecoach.models.dance_with_music.quality import decoded_metrics
 from stagecoach.models.dance_with_music.step import pose_metrics, pose_terms
 from stagecoach.models.family import Batch, Progress
 
@@ -66,8 +66,8 @@ def _poses(
     rate = FRAME_RATE / network.config.frames.stride
     true = beat_alignment(clip.xy, clip.conf, clip.beat, *clip.picture, rate)
     return found | {
-        "val_pose_loss": total(over(terms["pose"])),
-        "val_face_loss": total(over(terms["face"], references.has_face)),
+        "val_pose_loss": sum_count(terms["pose"]),
+        "val_face_loss": sum_count(terms["face"], references.has_face),
         "val_beat_alignment_true": total(true),
         "val_pose_error_px_baseline": total(_pose_baseline(clip, statistics)),
     }
@@ -101,7 +101,7 @@ def _denoising(
     metrics = {"val_diffusion_loss": diffusion, "val_diffusion_loss_baseline": zero}
     if network.phase != "image":
         metrics |= {"val_temporal_loss": temporal, "val_temporal_loss_baseline": still}
-    return {name: total(over(torch.cat(values))) for name, values in metrics.items()} | seen
+    return {name: sum_count(torch.cat(values)) for name, values in metrics.items()} | seen
 
 
 def _at_level(network: torch.nn.Module, batch: Batch, clip: Clip, index: int) -> Noised:

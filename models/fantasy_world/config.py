@@ -8,9 +8,74 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-from stagecoach.models.fantasy_world.loss_config import LossConfig
+from stagecoach.models.common.config import Section
+
+
+class LossConfig(Section):
+    """Weights and constants of the losses.
+
+    ``[P]`` is the FantasyWorld paper (arXiv 2509.21657), ``[V]`` VGGT's training losses, ``[D]`` Video-Depth-Anything.
+    The paper gives neither the weights of the two depth parts nor the weight of the geometry in stage 2; 1 is taken,
+    as the public re-implementation does.
+    """
+
+    # Weights of the loss terms in the step's loss.
+    depth_weight: float = Field(1.0, ge=0, description="L_depth in L_geo [P]")
+    points_weight: float = Field(1.0, ge=0, description="L_pmap in L_geo [P]")
+    camera_weight: float = Field(3.0, ge=0, description="L_camera in L_geo [P]")
+    diffusion_weight: float = Field(1.0, ge=0, description="L_diff in L_total, stage 2 [P]")
+    geometry_weight: float = Field(1.0, ge=0, description="lambda: L_geo in L_total, stage 2")
+
+    # Flow matching.
+    shift: float = Field(5.0, gt=0, description="sigma = shift u / (1 + (shift - 1) u); 5 is Wan's and the seed's")
+    sigma_grid: int | None = Field(
+        None,
+        ge=2,
+        description="draw sigma from a grid of so many steps (the seed: 1000); None draws u from the whole of (0, 1]",
+    )
+    diffusion_weighting: Literal["uniform", "bell"] = Field(
+        "uniform",
+        description="uniform: the paper's plain squared error, which trains at pure noise too, where the "
+        "camera path is decided; bell: the seed's weight, 0 there",
+    )
+
+    # Depth and points.
+    depth_temporal: float = Field(1.0, ge=0, description="alpha: weight of temporal gradient matching; [D] takes 10")
+    depth_frame: float = Field(1.0, ge=0, description="beta: weight of the frame-wise scale-sensitive part in L_depth")
+    temporal_change: float = Field(
+        0.05,
+        gt=0,
+        description="TGM looks at pixels whose true depth changes by less than "
+        "this part of the frame's depth range [D]",
+    )
+    confidence_gamma: float = Field(1.0, gt=0, description="weight of the error times confidence [V]")
+    confidence_alpha: float = Field(0.2, ge=0, description="weight of -log confidence [V]")
+    gradient_scales: int = Field(4, ge=1, description="image gradients are compared at strides 1, 2, 4, ... [V]")
+    error_clamp: float = Field(100.0, gt=0, description="errors of a pixel above this count as this [V]")
+    error_quantile: float = Field(
+        0.98,
+        gt=0,
+        le=1,
+        description="part of a sample's valid pixels that train: those with the smallest errors; 1 keeps all [V]",
+    )
+
+    # Camera.
+    translation_weight: float = Field(1.0, ge=0, description="[V]")
+    rotation_weight: float = Field(1.0, ge=0, description="[V]")
+    fov_weight: float = Field(0.5, ge=0, description="[V]")
+    huber_delta: float = Field(
+        0.1,
+        gt=0,
+        description="quadratic below, linear with slope 1 above; 1 is the plain "
+        "Huber loss, whose slope at the error that is asked for, 0.05, "
+        "is small",
+    )
+    refinement_decay: float = Field(
+        0.6, gt=0, le=1, description="weight of an earlier refinement iteration against the next one [V]"
+    )
+
 
 VAE_TIME, VAE_SPACE = 4, 8
 """Strides of the Wan VAE: 4(f - 1) + 1 frames of 8h x 8w pixels make f latent frames of h x w."""
@@ -20,11 +85,7 @@ SPECIAL_TOKENS = 5
 """One camera and four register tokens in front of each latent frame's patch tokens (VGGT)."""
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class ClipConfig(_Section):
+class ClipConfig(Section):
     """The clip a sample holds: ``frames`` = 4(f - 1) + 1, height and width in pixels, multiples of 16."""
 
     frames: int = Field(gt=0)
@@ -62,7 +123,7 @@ class ClipConfig(_Section):
         return f * h * w
 
 
-class BackboneConfig(_Section):
+class BackboneConfig(Section):
     """The frozen Wan2.1 transformer. ``image_dim`` set means image-to-video: 4 mask and 16 image channels beside the
     noise, and CLIP states [257, image_dim] in the cross-attention."""
 
@@ -110,7 +171,7 @@ class BackboneConfig(_Section):
         }
 
 
-class BridgeConfig(_Section):
+class BridgeConfig(Section):
     """The latent bridge of the ``wan`` geometry: a small transformer at ``width`` (the ``aggregator`` projects)."""
 
     width: int = 384
@@ -119,7 +180,7 @@ class BridgeConfig(_Section):
     ffn_dim: int = 1536
 
 
-class AggregatorConfig(_Section):
+class AggregatorConfig(Section):
     """The VGGT aggregator as geometry branch: one pair of frame and global block per IRG layer."""
 
     dim: int = 1024
@@ -128,7 +189,7 @@ class AggregatorConfig(_Section):
     pose_hidden: int = 128
 
 
-class CameraControlConfig(_Section):
+class CameraControlConfig(Section):
     """Camera adapters inside the video's cross-attention, beside the ``aggregator``: in the first ``layers`` blocks."""
 
     layers: int = 25
@@ -137,7 +198,7 @@ class CameraControlConfig(_Section):
     rank: int = 409
 
 
-class InteractionConfig(_Section):
+class InteractionConfig(Section):
     """Bi-directional cross-attention of an IRG layer."""
 
     heads: int
@@ -148,7 +209,7 @@ class InteractionConfig(_Section):
         return self.heads * self.head_dim
 
 
-class DPTConfig(_Section):
+class DPTConfig(Section):
     """Dense heads. ``taps``: 1-based IRG layers, shallow to deep. ``channels``: of the four streams, deepest tap first
     (it is enlarged most). ``shared_trunk``: depth and points share all but the last convolutions. ``chunk``: frames
     that go through the spatial part together; activations of one chunk are kept at a time under recompute."""
@@ -162,7 +223,7 @@ class DPTConfig(_Section):
     chunk: int = Field(4, gt=0)
 
 
-class CameraHeadConfig(_Section):
+class CameraHeadConfig(Section):
     """Iterative camera head. ``hidden`` is the width of the last MLP."""
 
     width: int
@@ -173,7 +234,7 @@ class CameraHeadConfig(_Section):
     iterations: int = Field(4, gt=0)
 
 
-class FantasyWorldConfig(_Section):
+class FantasyWorldConfig(Section):
     """A FantasyWorld network. Blocks before ``split`` are the PCB, the others the video branch of the IRG layers.
 
     ``base`` is the local folder of the transformer in diffusers layout; None with ``allow_random_init`` gives weights

@@ -17,22 +17,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from stagecoach.models.common.reduce import masked_mean
+from stagecoach.models.fantasy_world.config import LossConfig
 from stagecoach.models.fantasy_world.heads.targets import Targets
-from stagecoach.models.fantasy_world.loss_config import LossConfig
 
 _QUANTILE_PIXELS = 1 << 16
 _SMALLEST = 1e-24
 """Square of a distance that counts as none; the clamp there makes the root's gradient at 0 be 0."""
-
-
-def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
-    """Mean of ``x`` ``[B, ...]`` where ``mask`` (same shape), inside each sample: fp32 ``[B]``, 0 where a mask is
-    empty.
-
-    What ``x`` holds outside of the mask has no influence, NaN included.
-    """
-    total = torch.where(mask, x.float(), 0.0).flatten(1).sum(1)
-    return total / mask.flatten(1).sum(1).clamp_min(1)
 
 
 def depth_loss(prediction: Tensor, confidence: Tensor, targets: Targets, config: LossConfig) -> Tensor:

@@ -8,15 +8,15 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from stagecoach.data.fantasy_world.cameras import decode_pose
-from stagecoach.data.pictures import turbo
+from stagecoach.data.pictures import INVALID, turbo
 from stagecoach.models.common.keyed import keyed_randn
+from stagecoach.models.common.pictures import resized, titled
 from stagecoach.models.family import Batch, Progress
 from stagecoach.models.fantasy_world.heads.targets import make_targets
 from stagecoach.models.fantasy_world.step import predict
 from stagecoach.models.fantasy_world.validate import INFERENCE_SIGMA
 
 PANEL_WIDTH = 240
-_INVALID = (96, 96, 96)
 _TRUE, _PREDICTED = (40, 160, 60), (220, 90, 20)
 
 
@@ -43,7 +43,7 @@ def preview(network: torch.nn.Module, batch: Batch, progress: Progress) -> dict[
     pictures = {}
     for b, key in enumerate(batch["key"]):
         first = batch["frame"][b].cpu().numpy() if "frame" in batch else np.full((height, width, 3), 255, np.uint8)
-        first = _titled(first, "first frame")
+        first = _panel(first, "first frame")
         plan = draw_paths(true_path[b].cpu().numpy(), path[b].cpu().numpy(), PANEL_WIDTH, first.shape[0])
         maps = [
             x[b].float().cpu().numpy() for x in (targets.depth, prediction["depth"], prediction["depth_confidence"])
@@ -52,7 +52,7 @@ def preview(network: torch.nn.Module, batch: Batch, progress: Progress) -> dict[
         for k, (left, which) in enumerate(((first, "first frame"), (plan, "last frame"))):
             titles = [f"{name}, {which}" for name in ("true depth", "predicted depth", "confidence")]
             panels = _depth_panels(*(x[k] for x in maps))
-            rows.append(np.concatenate([left, *map(_titled, panels, titles)], 1))
+            rows.append(np.concatenate([left, *map(_panel, panels, titles)], 1))
         pictures[key] = np.concatenate(rows, 0)
     return pictures
 
@@ -90,7 +90,7 @@ def _depth_panels(truth: np.ndarray, prediction: np.ndarray, confidence: np.ndar
     low, high = np.percentile(reference, (2, 98))
     span = max(high - low, 1e-6)
     true_colours = turbo((1 / np.where(valid, truth, 1) - low) / span)
-    true_colours[~valid] = _INVALID
+    true_colours[~valid] = INVALID
     log_confidence = np.log(np.maximum(confidence, 1))
     return (
         true_colours,
@@ -99,10 +99,5 @@ def _depth_panels(truth: np.ndarray, prediction: np.ndarray, confidence: np.ndar
     )
 
 
-def _titled(picture: np.ndarray, title: str) -> np.ndarray:
-    """The picture at the panel's width under a line of text."""
-    height = round(picture.shape[0] * PANEL_WIDTH / picture.shape[1])
-    image = Image.new("RGB", (PANEL_WIDTH, height + 16), "white")
-    image.paste(Image.fromarray(picture).resize((PANEL_WIDTH, height), Image.Resampling.NEAREST), (0, 16))
-    ImageDraw.Draw(image).text((4, 2), title, fill="black")
-    return np.asarray(image)
+def _panel(picture: np.ndarray, title: str) -> np.ndarray:
+    return titled(resized(picture, width=PANEL_WIDTH, nearest=True), title)

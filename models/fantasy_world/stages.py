@@ -25,7 +25,7 @@ and so does this table.
 
 from __future__ import annotations
 
-from stagecoach.models.family import ExitCriterion, LossTerm, Schedule, StageSpec, Trainable
+from stagecoach.models.family import ExitCriterion, LossTerm, Metric, Schedule, StageSpec, Trainable
 from stagecoach.models.fantasy_world.config import FantasyWorldConfig
 
 GEOMETRY = ("latent_bridge", "special_tokens", "irg.*.geo_block", "dpt", "camera_head")
@@ -33,6 +33,19 @@ EXCHANGE = ("irg.*.cross_attention", "camera_adapters")
 OWN_GEOMETRY = {"wan": ("pose_encoder",), "aggregator": ("geometry_time",)}
 OWN_EXCHANGE = {"wan": (), "aggregator": ("pose_encoder",)}
 
+SCENE = "scene scale"
+METRICS = (
+    *(Metric(name, SCENE) for name in ("depth_loss", "point_loss", "val_point_error", "val_point_error_withheld")),
+    *(Metric(name) for name in ("camera_loss", "camera_loss_given", "camera_loss_withheld")),
+    *(Metric(name) for name in ("diffusion_loss", "val_diffusion_loss")),
+    *(Metric(name, higher_is_better=None) for name in ("depth_confidence", "points_confidence")),
+    *(Metric(f"val_depth_error{end}", SCENE, False, "val_depth_error_baseline") for end in ("", "_withheld")),
+    *(
+        Metric(f"val_{name}_error{end}", unit, False, f"val_{name}_error_baseline")
+        for name, unit in (("camera", ""), ("path", ""), ("fov", "rad"))
+        for end in ("", "_given")
+    ),
+)
 EXITS = (ExitCriterion("depth_loss", 0.1), ExitCriterion("point_loss", 0.5), ExitCriterion("camera_loss", 0.05))
 
 

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from stagecoach.models.common import flow_matching
-from stagecoach.models.common.keyed import keyed_rand, keyed_randn
+from stagecoach.models.common.keyed import keyed_drop, keyed_randn
+from stagecoach.models.common.reduce import masked_mean, sum_count
 from stagecoach.models.family import Batch, Progress
 from stagecoach.models.fantasy_world import losses
 from stagecoach.models.fantasy_world.config import FantasyWorldConfig
@@ -28,8 +29,8 @@ def training_step(network: torch.nn.Module, batch: Batch, progress: Progress) ->
     sigma = flow_matching.draw_sigma(batch, "sigma", constants.shift, constants.sigma_grid)
     noise = keyed_randn(batch, "noise", latent.shape[1:])
     frames = draw_frames(batch, "frames", batch["depth"].shape[1], config.frames_per_step)
-    camera_given = ~_drop(batch, "camera_dropout", config.camera_dropout, progress)
-    text_given = ~_drop(batch, "text_dropout", config.text_dropout, progress)
+    camera_given = ~keyed_drop(batch, "camera_dropout", config.camera_dropout, progress.training)
+    text_given = ~keyed_drop(batch, "text_dropout", config.text_dropout, progress.training)
 
     prediction = predict(network, batch, sigma, noise, camera_given, frames, text_given)
     targets = make_targets(batch, frames)
@@ -44,7 +45,7 @@ def training_step(network: torch.nn.Module, batch: Batch, progress: Progress) ->
         terms["diffusion"] = error
         if constants.diffusion_weighting == "bell":
             terms["diffusion"] = error * flow_matching.bell_weight(sigma, constants.shift)
-        metrics["diffusion_loss"] = over_samples(error)
+        metrics["diffusion_loss"] = sum_count(error)
     return {"losses": terms, "metrics": metrics}
 
 
@@ -85,30 +86,16 @@ def geometry_metrics(prediction: dict, targets: Targets, camera_given: Tensor) -
       whose camera the network was told (``camera_loss_given``) and was not (``camera_loss_withheld``).
     - ``depth_confidence``, ``points_confidence``: means over all pixels; at least 1.
     """
-    depth = losses.masked_mean(losses.depth_error(prediction["depth"], targets), targets.valid)
-    points = losses.masked_mean(losses.points_error(prediction["points"], targets), targets.valid)
+    depth = masked_mean(losses.depth_error(prediction["depth"], targets), targets.valid)
+    points = masked_mean(losses.points_error(prediction["points"], targets), targets.valid)
     camera = losses.pose_error(prediction["poses"][-1], targets.poses).abs().flatten(1).mean(1)
     seen = targets.valid.flatten(1).any(1)
     return {
-        "depth_loss": over_samples(depth, seen),
-        "point_loss": over_samples(points, seen),
-        "camera_loss": over_samples(camera),
-        "camera_loss_given": over_samples(camera, camera_given),
-        "camera_loss_withheld": over_samples(camera, ~camera_given),
-        "depth_confidence": over_samples(prediction["depth_confidence"].float().flatten(1).mean(1)),
-        "points_confidence": over_samples(prediction["points_confidence"].float().flatten(1).mean(1)),
+        "depth_loss": sum_count(depth, seen),
+        "point_loss": sum_count(points, seen),
+        "camera_loss": sum_count(camera),
+        "camera_loss_given": sum_count(camera, camera_given),
+        "camera_loss_withheld": sum_count(camera, ~camera_given),
+        "depth_confidence": sum_count(prediction["depth_confidence"].float().flatten(1).mean(1)),
+        "points_confidence": sum_count(prediction["points_confidence"].float().flatten(1).mean(1)),
     }
-
-
-def over_samples(values: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Sum and count (fp32 scalars) of ``values`` ``[B]``, of those where ``mask`` if given."""
-    values = values.detach().float()
-    if mask is None:
-        return values.sum(), torch.ones_like(values).sum()
-    return torch.where(mask, values, 0.0).sum(), mask.sum().float()
-
-
-def _drop(batch: Batch, purpose: str, probability: float, progress: Progress) -> Tensor:
-    """bool ``[B]``: the samples that go without a condition."""
-    drawn = keyed_rand(batch, purpose) < probability
-    return drawn if progress.training else torch.zeros_like(drawn)

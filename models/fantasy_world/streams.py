@@ -19,8 +19,7 @@ from stagecoach.models.common.materialise import keyed_init
 from stagecoach.models.family import Batch, Progress
 from stagecoach.models.fantasy_world.backbone import OutputHead, SplitWanBlock, Stem
 from stagecoach.models.fantasy_world.config import PATCH, VAE_SPACE, FantasyWorldConfig
-from stagecoach.models.fantasy_world.geometry.interaction import BiCrossAttention
-from stagecoach.models.fantasy_world.geometry.irg import IRGLayer
+from stagecoach.models.fantasy_world.geometry.irg import BiCrossAttention, IRGLayer
 from stagecoach.models.fantasy_world.geometry.tokens import camera_tokens
 from stagecoach.models.fantasy_world.heads.camera_head import CameraHead
 from stagecoach.models.fantasy_world.heads.dpt import DenseHeads

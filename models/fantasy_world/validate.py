@@ -10,10 +10,11 @@ from torch import Tensor
 
 from stagecoach.models.common import flow_matching
 from stagecoach.models.common.keyed import keyed_randn
+from stagecoach.models.common.reduce import Measured, sum_count
 from stagecoach.models.family import Batch, Progress
 from stagecoach.models.fantasy_world import losses
 from stagecoach.models.fantasy_world.heads.targets import Targets, all_frames, make_targets
-from stagecoach.models.fantasy_world.step import over_samples, predict
+from stagecoach.models.fantasy_world.step import predict
 
 INFERENCE_STEPS = 50
 INFERENCE_SIGMA = 5 / (INFERENCE_STEPS + 4)
@@ -21,7 +22,7 @@ INFERENCE_SIGMA = 5 / (INFERENCE_STEPS + 4)
 DIFFUSION_QUANTILES = (0.125, 0.375, 0.625, 0.875)
 """u of the sigmas at which the flow-matching loss is measured: the middles of four equally likely parts of training."""
 
-Metrics = dict[str, tuple[Tensor, Tensor]]
+Metrics = dict[str, Measured]
 
 
 @torch.no_grad()
@@ -55,8 +56,8 @@ def validate(network: torch.nn.Module, batch: Batch, progress: Progress, statist
         prediction = predict(network, batch, sigma, noise, camera_given, frames)
         depth = losses.depth_error(prediction["depth"], targets)
         points = losses.points_error(prediction["points"], targets)
-        metrics[f"val_depth_error{dense_suffix}"] = _over_pixels(depth, targets.valid)
-        metrics[f"val_point_error{dense_suffix}"] = _over_pixels(points, targets.valid)
+        metrics[f"val_depth_error{dense_suffix}"] = sum_count(depth, targets.valid)
+        metrics[f"val_point_error{dense_suffix}"] = sum_count(points, targets.valid)
         metrics |= _camera_metrics(prediction["poses"][-1], targets, camera_suffix)
     if "video" in prediction:
         errors = []
@@ -65,7 +66,7 @@ def validate(network: torch.nn.Module, batch: Batch, progress: Progress, statist
             noise = keyed_randn(batch, f"val_noise/{index}", latent.shape[1:])
             video = predict(network, batch, level, noise, given, frames[:, :1])["video"]
             errors.append(flow_matching.velocity_error(video, flow_matching.velocity(latent, noise)))
-        metrics["val_diffusion_loss"] = over_samples(torch.cat(errors))
+        metrics["val_diffusion_loss"] = sum_count(torch.cat(errors))
     return metrics
 
 
@@ -80,7 +81,7 @@ def baselines(targets: Targets, statistics: Mapping[str, Any]) -> Metrics:
             f"{targets.poses.shape[1]} of the held-out clips; build both splits with one clip length"
         )
     return {
-        "val_depth_error_baseline": _over_pixels((targets.depth - depth).abs(), targets.valid),
+        "val_depth_error_baseline": sum_count((targets.depth - depth).abs(), targets.valid),
         **_camera_metrics(trajectory.expand_as(targets.poses), targets, "_baseline"),
     }
 
@@ -88,15 +89,7 @@ def baselines(targets: Targets, statistics: Mapping[str, Any]) -> Metrics:
 def _camera_metrics(poses: Tensor, targets: Targets, suffix: str) -> Metrics:
     error = losses.pose_error(poses, targets.poses)
     return {
-        f"val_camera_error{suffix}": _over_all(error),
-        f"val_path_error{suffix}": _over_all(error[..., :7]),
-        f"val_fov_error{suffix}": _over_all(error[..., 7:]),
+        f"val_camera_error{suffix}": sum_count(error.abs()),
+        f"val_path_error{suffix}": sum_count(error[..., :7].abs()),
+        f"val_fov_error{suffix}": sum_count(error[..., 7:].abs()),
     }
-
-
-def _over_pixels(error: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
-    return torch.where(valid, error, 0.0).sum(), valid.sum().float()
-
-
-def _over_all(error: Tensor) -> tuple[Tensor, Tensor]:
-    return error.abs().sum(), torch.ones_like(error).sum()

@@ -16,10 +16,9 @@ from diffusers.models.transformers.transformer_flux import (
 from torch import Tensor, nn
 
 from stagecoach.models.common.attention import Attend
-from stagecoach.models.movie_post_production.feedback import box_means
-from stagecoach.models.movie_post_production.layers import Path, adapted, has_lora
+from stagecoach.models.common.lora import Path, adapted, has_lora
 from stagecoach.models.movie_post_production.layout.assemble_attention import AssembleAttend
-from stagecoach.models.movie_post_production.modulation.modulation import move_scalars, spread, temb_rows
+from stagecoach.models.movie_post_production.modulation import box_means, move_scalars, spread, temb_rows
 
 Rotary = tuple[Tensor, Tensor]
 """cos and sin, fp32 ``[S, D]``."""

@@ -2,34 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any, ClassVar
+from collections.abc import Mapping
+from typing import ClassVar
 
-import numpy as np
 import torch
 from diffusers import FluxTransformer2DModel
-from torch import Tensor, nn
+from torch import nn
 
 from stagecoach.data.format.schema import SampleSchema
 from stagecoach.data.movie_post_production.schema import movie_post_production_schema
 from stagecoach.models.common.materialise import OnLoaded, WeightSource, open_folder
-from stagecoach.models.family import Batch, Family, ModuleCost, Progress, StageSpec
+from stagecoach.models.family import Family, ModuleCost
 from stagecoach.models.movie_post_production.config import SIZES, MoviePostConfig
 from stagecoach.models.movie_post_production.flops import cost_table
 from stagecoach.models.movie_post_production.helper_costs import identity_costs
 from stagecoach.models.movie_post_production.identity.decode import Helpers, check_helpers, make_decoder, make_dino
 from stagecoach.models.movie_post_production.network import build_network
 from stagecoach.models.movie_post_production.preview import preview
-from stagecoach.models.movie_post_production.stages import IDENTITY_STAGE, make_stages
+from stagecoach.models.movie_post_production.stages import IDENTITY_STAGE, METRICS, make_stages
 from stagecoach.models.movie_post_production.validate import validate
 
 
 class MoviePostProductionFamily(Family):
     """A frozen FLUX.1 with references in boxes; stages layout, modulation and identity, feedback."""
 
-    name: ClassVar[str] = "movie_post_production"
-    config_type: ClassVar[type[MoviePostConfig]] = MoviePostConfig
-    sizes: ClassVar[Mapping[str, MoviePostConfig]] = SIZES
+    name = "movie_post_production"
+    config_type = MoviePostConfig
+    sizes = SIZES
+    metrics = METRICS
     aliases: ClassVar[Mapping[str, str]] = {
         "loss/total": "loss",
         "metrics/learning_rate": "learning_rate",
@@ -40,17 +40,16 @@ class MoviePostProductionFamily(Family):
         },
     }
 
+    stages = staticmethod(make_stages)
+    build = staticmethod(build_network)
+    preview = staticmethod(preview)
+    validate = staticmethod(validate)
+
     def schema(self, config: MoviePostConfig) -> SampleSchema:
         backbone, instance = config.backbone, config.instance
         return movie_post_production_schema(
             backbone.latent_channels, backbone.text_dim, backbone.pooled_dim, instance.clip_dim, instance.dino_dim
         )
-
-    def stages(self, config: MoviePostConfig) -> tuple[StageSpec, ...]:
-        return make_stages(config)
-
-    def build(self, config: MoviePostConfig, stage: int, device: torch.device | str, dtype: torch.dtype) -> nn.Module:
-        return build_network(config, stage, device, dtype)
 
     def open_base(self, config: MoviePostConfig) -> WeightSource:
         return open_folder(
@@ -87,17 +86,6 @@ class MoviePostProductionFamily(Family):
             found["dino"] = make_dino(config.dino, config.instance.dino_dim, device, dtype, random)
         return found
 
-    def recompute_units(self, network: nn.Module) -> Iterable[nn.Module]:
-        return network.recompute_units()
-
     def flops(self, config: MoviePostConfig, stage: int) -> list[ModuleCost]:
         """Of the network, and of the identity loss's helpers where the stage has it."""
         return cost_table(config, stage) + (identity_costs(config) if stage >= IDENTITY_STAGE else [])
-
-    def preview(self, network: nn.Module, batch: Batch, progress: Progress) -> dict[str, np.ndarray]:
-        return preview(network, batch, progress)
-
-    def validate(
-        self, network: nn.Module, batch: Batch, progress: Progress, statistics: Mapping[str, Any]
-    ) -> dict[str, tuple[Tensor, Tensor]]:
-        return validate(network, batch, progress, statistics)

@@ -13,9 +13,8 @@ from transformers import Dinov2Model
 
 from stagecoach.data.movie_post_production.schema import LATENT_STRIDE
 from stagecoach.models.family import ModuleCost
-from stagecoach.models.movie_post_production.config import MoviePostConfig
+from stagecoach.models.movie_post_production.config import DinoConfig, MoviePostConfig, VaeConfig
 from stagecoach.models.movie_post_production.identity.decode import Decoder, dino_config, vae_arguments
-from stagecoach.models.movie_post_production.loss_config import DinoConfig, VaeConfig
 
 _ATTENTION = ("scaled_dot_product", "bmm")
 

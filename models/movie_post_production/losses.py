@@ -1,5 +1,5 @@
-"""Flow matching at FLUX's resolution-dependent timesteps, the in-box term and the prior of alpha: one fp32 number per
-sample each.
+"""Flow matching at FLUX's resolution-dependent timesteps, the in-box term and the prior of alpha, one fp32 number per
+sample each; and the metrics of references, by the guide's names.
 
 ``movie_post_production.md`` section 2.2 of the method's notes. What is not inside a sample's boxes or not a valid
 reference has no influence, NaN included; an empty mask gives 0.
@@ -8,6 +8,7 @@ reference has no influence, NaN included; an empty mask gives 0.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
@@ -15,8 +16,10 @@ from torch import Tensor
 
 from stagecoach.models.common.flow_matching import shift_sigma
 from stagecoach.models.common.keyed import keyed_rand, keyed_randn
+from stagecoach.models.common.reduce import Measured, masked_mean, sum_count
 from stagecoach.models.family import Batch
-from stagecoach.models.movie_post_production.loss_config import FlowMatchingConfig
+from stagecoach.models.movie_post_production.config import FlowMatchingConfig
+from stagecoach.models.movie_post_production.identity.loss import FOREGROUND
 
 BASE_TOKENS, MAX_TOKENS, BASE_SHIFT, MAX_SHIFT = 256, 4096, 0.5, 1.15
 """Of FLUX's scheduler."""
@@ -39,12 +42,6 @@ def draw_t(batch: Batch, purpose: str, tokens: int, config: FlowMatchingConfig) 
     return shift_sigma(t, resolution_shift(tokens)) if config.shift == "resolution" else t
 
 
-def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
-    """Mean of ``values`` ``[B, ...]`` where ``mask`` (same shape), inside each sample: fp32 ``[B]``."""
-    total = torch.where(mask, values.float(), 0.0).flatten(1).sum(1)
-    return total / mask.flatten(1).sum(1).clamp_min(1)
-
-
 def in_box_error(prediction: Tensor, target: Tensor, covered: Tensor) -> Tensor:
     """Mean squared error ``[B]`` of ``[B, C, h, w]`` over the latents that ``covered`` (bool ``[B, h, w]``) marks."""
     error = (prediction.float() - target.float()).square().mean(1)
@@ -63,3 +60,25 @@ def alpha_prior(alpha: Tensor, depth: Tensor, valid: Tensor, kind: str) -> Tenso
         return 0.0 * masked_mean(alpha, valid)
     entropy = F.binary_cross_entropy(alpha, expected, reduction="none")
     return masked_mean(entropy - F.binary_cross_entropy(expected, expected, reduction="none"), valid)
+
+
+Metrics = dict[str, Measured]
+BINS = 5
+"""Equal parts of [0, 1] that a distribution is reported in."""
+
+
+def distribution(name: str, values: Tensor, mask: Tensor) -> Metrics:
+    """The part of ``values`` in each fifth of [0, 1], as ``name/0.0-0.2`` and so on."""
+    place = (values.detach().float() * BINS).floor().clamp(0, BINS - 1)
+    return {f"{name}/{b / BINS:.1f}-{(b + 1) / BINS:.1f}": sum_count((place == b).float(), mask) for b in range(BINS)}
+
+
+@torch.no_grad()
+def reference_metrics(prediction: Mapping[str, Tensor], valid: Tensor) -> Metrics:
+    """``alpha_mean`` and ``alpha_fg_ratio`` (alpha >= 0.5) over valid references, the distribution of alpha."""
+    alpha = prediction["alpha"]
+    return {
+        "alpha_mean": sum_count(alpha, valid),
+        "alpha_fg_ratio": sum_count((alpha >= FOREGROUND).float(), valid),
+        **distribution("alpha_distribution", alpha, valid),
+    }

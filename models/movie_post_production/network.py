@@ -8,16 +8,15 @@ import torch
 from diffusers import FluxTransformer2DModel
 from torch import Tensor, nn
 
-from stagecoach.models.common.lora import inject_lora
+from stagecoach.models.common.layers import OwnLinear
+from stagecoach.models.common.lora import adapted, inject_lora, plain
 from stagecoach.models.common.materialise import keyed_init, meta_model
 from stagecoach.models.family import Batch, Progress
 from stagecoach.models.movie_post_production.blocks import DoubleBlock, References, SingleBlock
 from stagecoach.models.movie_post_production.config import PATCH, MoviePostConfig
-from stagecoach.models.movie_post_production.feedback import FeedbackBridge
-from stagecoach.models.movie_post_production.latents import pack, unpack
-from stagecoach.models.movie_post_production.layers import OwnLinear, adapted, plain
 from stagecoach.models.movie_post_production.layout.assemble_attention import AssembleAttend, packs
 from stagecoach.models.movie_post_production.layout.instance_tokens import (
+    AlphaPredictor,
     InstanceEncoder,
     LayoutHead,
     NullReferences,
@@ -33,8 +32,7 @@ from stagecoach.models.movie_post_production.layout.regions import (
     token_cover,
 )
 from stagecoach.models.movie_post_production.lora import target_layers
-from stagecoach.models.movie_post_production.modulation.alpha import AlphaPredictor
-from stagecoach.models.movie_post_production.modulation.modulation import BlockModulation, ModulationHead
+from stagecoach.models.movie_post_production.modulation import BlockModulation, FeedbackBridge, ModulationHead
 from stagecoach.models.movie_post_production.step import training_step
 
 
@@ -231,3 +229,16 @@ def grid_ids(h: int, w: int) -> Tensor:
     """fp32 ``[h w, 3]``: position ids (0, row, column) of image tokens. Those of text are zeros."""
     rows, columns = torch.meshgrid(torch.arange(h), torch.arange(w), indexing="ij")
     return torch.stack([torch.zeros_like(rows), rows, columns], dim=-1).flatten(0, 1).float()
+
+
+def pack(latent: Tensor) -> Tensor:
+    """``[B, C, 2 h, 2 w]`` -> ``[B, h w, 4 C]``, channel by channel, 2 x 2 inside."""
+    b, c, height, width = latent.shape
+    x = latent.view(b, c, height // PATCH, PATCH, width // PATCH, PATCH).permute(0, 2, 4, 1, 3, 5)
+    return x.reshape(b, (height // PATCH) * (width // PATCH), c * PATCH * PATCH)
+
+
+def unpack(tokens: Tensor, h: int, w: int) -> Tensor:
+    """``[B, h w, 4 C]`` -> ``[B, C, 2 h, 2 w]``."""
+    x = tokens.unflatten(2, (-1, PATCH, PATCH)).unflatten(1, (h, w)).permute(0, 3, 1, 4, 2, 5)
+    return x.reshape(len(tokens), -1, PATCH * h, PATCH * w)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from stagecoach.data.movie_post_production.crops import cut
 from stagecoach.models.common.keyed import keyed_randn
+from stagecoach.models.common.pictures import column, resized, titled, to_uint8
 from stagecoach.models.family import Batch, Progress
 from stagecoach.models.movie_post_production.identity.loss import FOREGROUND
 from stagecoach.models.movie_post_production.layout.instances import make_instances
@@ -20,7 +21,6 @@ PANEL_HEIGHT = 384
 CROP = 96
 MOST_CROPS = 8
 RED, BLUE = (220, 30, 30), (40, 80, 230)
-_TITLE = 16
 
 
 @torch.no_grad()
@@ -31,7 +31,7 @@ def preview(network: torch.nn.Module, batch: Batch, progress: Progress) -> dict[
     config = network.config
     vae = network.helpers.on(batch["latent"].device).vae
     sample, alpha = draw(network, batch, progress)
-    truth, painted = (_to_uint8(vae(latent)) for latent in (batch["latent"].float(), sample))
+    truth, painted = (to_uint8(vae(latent)) for latent in (batch["latent"].float(), sample))
     valid = make_instances(batch, config, progress)["valid"].cpu()
     pictures = {}
     for b, key in enumerate(batch["key"]):
@@ -40,12 +40,12 @@ def preview(network: torch.nn.Module, batch: Batch, progress: Progress) -> dict[
         weights = alpha[b].cpu()[rows].tolist()
         both = [truth[b], painted[b]]
         panels = [
-            _titled(draw_boxes(picture, boxes, weights), title)
+            titled(draw_boxes(picture, boxes, weights), title)
             for picture, title in zip(both, ("ground truth", "predicted"), strict=True)
         ]
         picture = np.concatenate(panels, 1)
         if network.stage >= IDENTITY_STAGE:
-            picture = _stacked(picture, _crops(both, boxes))
+            picture = column([picture, _crops(both, boxes)])
         pictures[key] = picture
     return pictures
 
@@ -74,9 +74,8 @@ def draw(network: torch.nn.Module, batch: Batch, progress: Progress) -> tuple[Te
 def draw_boxes(picture: np.ndarray, boxes: list[list[float]], alpha: list[float]) -> np.ndarray:
     """uint8 ``[H, W, 3]`` -> the same at ``PANEL_HEIGHT`` with boxes x1 y1 x2 y2 in parts of it: red for alpha >= 0.5,
     else blue."""
-    width = max(round(picture.shape[1] * PANEL_HEIGHT / picture.shape[0]), 1)
-    image = Image.fromarray(picture).resize((width, PANEL_HEIGHT), Image.Resampling.BICUBIC)
-    pen = ImageDraw.Draw(image)
+    image = Image.fromarray(resized(picture, height=PANEL_HEIGHT))
+    width, pen = image.width, ImageDraw.Draw(image)
     for (x1, y1, x2, y2), weight in zip(boxes, alpha, strict=True):
         colour = RED if weight >= FOREGROUND else BLUE
         at = int(x1 * width), int(y1 * PANEL_HEIGHT), int(x2 * width), int(y2 * PANEL_HEIGHT)
@@ -91,24 +90,3 @@ def _crops(pictures: list[np.ndarray], boxes: list[list[float]]) -> np.ndarray:
         [cut(Image.fromarray(picture), tuple(box), (CROP, CROP)) for box in boxes[:MOST_CROPS]] for picture in pictures
     ]
     return np.concatenate([np.concatenate(row, 1) for row in rows if row] or [np.zeros((0, CROP, 3), np.uint8)])
-
-
-def _stacked(upper: np.ndarray, lower: np.ndarray) -> np.ndarray:
-    """One above the other, the narrower filled up with white."""
-    width = max(upper.shape[1], lower.shape[1])
-    return np.concatenate(
-        [np.pad(part, ((0, 0), (0, width - part.shape[1]), (0, 0)), constant_values=255) for part in (upper, lower)]
-    )
-
-
-def _titled(picture: np.ndarray, title: str) -> np.ndarray:
-    image = Image.new("RGB", (picture.shape[1], picture.shape[0] + _TITLE), "white")
-    image.paste(Image.fromarray(picture), (0, _TITLE))
-    ImageDraw.Draw(image).text((4, 2), title, fill="black")
-    return np.asarray(image)
-
-
-def _to_uint8(pixels: Tensor) -> np.ndarray:
-    """``[B, 3, H, W]`` in about -1..1 -> uint8 ``[B, H, W, 3]``."""
-    values = ((pixels.float() + 1) * 127.5).round().clamp(0, 255)
-    return values.permute(0, 2, 3, 1).cpu().numpy().astype(np.uint8)

@@ -17,7 +17,7 @@ What earlier stages trained is there in later ones and in their adapters, LoRA i
 from __future__ import annotations
 
 from stagecoach.models.common.lora import lora_patterns
-from stagecoach.models.family import AllowNoGradient, LossTerm, Schedule, StageSpec, Trainable
+from stagecoach.models.family import AllowNoGradient, LossTerm, Metric, Schedule, StageSpec, Trainable
 from stagecoach.models.movie_post_production.config import MoviePostConfig
 from stagecoach.models.movie_post_production.lora import target_layers
 
@@ -26,6 +26,26 @@ IDENTITY_STAGE = 2
 FEEDBACK_STAGE = 3
 MODULATION = ("modulation_head", "transformer_blocks.*.modulation")
 FEEDBACK = ("transformer_blocks.*.feedback",)
+
+METRICS = (
+    *(Metric(name) for name in ("loss/reconstruction", "loss/dino_identity_weighted")),
+    Metric("dino_similarity_mean", "cosine", True),
+    *(
+        Metric(name, higher_is_better=None)
+        for name in ("timestep_mean", "alpha_mean", "alpha_fg_ratio", "feedback_magnitude")
+    ),
+    *(Metric(f"val_{name}", higher_is_better=None) for name in ("alpha_mean", "alpha_fg_ratio")),
+    *(
+        Metric(f"val_{name}{end}", unit, higher, f"val_{name}_baseline")
+        for name, unit, higher in (
+            ("flow_loss", "", False),
+            ("in_box_error", "", False),
+            ("in_box_colour_error", "of full brightness", False),
+            ("dino_similarity", "cosine", True),
+        )
+        for end in ("", "_swapped")
+    ),
+)
 
 ALLOW_NO_GRADIENT = (
     AllowNoGradient(

@@ -7,13 +7,14 @@ from torch import Tensor
 
 from stagecoach.models.common import flow_matching
 from stagecoach.models.common.keyed import keyed_randn
+from stagecoach.models.common.reduce import sum_count
 from stagecoach.models.family import Batch, Progress
 from stagecoach.models.movie_post_production import losses
 from stagecoach.models.movie_post_production.config import PATCH, MoviePostConfig
 from stagecoach.models.movie_post_production.identity import loss as identity
 from stagecoach.models.movie_post_production.layout.instances import Instances, make_instances
 from stagecoach.models.movie_post_production.layout.regions import token_cover
-from stagecoach.models.movie_post_production.metrics import Metrics, distribution, over, reference_metrics
+from stagecoach.models.movie_post_production.losses import Metrics, distribution, reference_metrics
 from stagecoach.models.movie_post_production.stages import FEEDBACK_STAGE, IDENTITY_STAGE, identity_weight, layout_scale
 
 Result = dict[str, dict]
@@ -42,18 +43,18 @@ def training_step(network: torch.nn.Module, batch: Batch, progress: Progress) ->
         "alpha_prior": losses.alpha_prior(alpha.float(), instances["depth"], valid, constants.alpha_prior),
     }
     metrics: Metrics = {
-        "loss/reconstruction": over(error),
-        "timestep_mean": over(t),
+        "loss/reconstruction": sum_count(error),
+        "timestep_mean": sum_count(t),
         **distribution("timesteps", t, torch.ones_like(t, dtype=torch.bool)),
         **reference_metrics(prediction, valid),
     }
     if network.stage >= IDENTITY_STAGE:
         terms["dino_identity"], similarity = _identity(network, batch, instances, prediction, x_t, t)
         weighted = terms["dino_identity"] * identity_weight(config).at(progress)
-        metrics |= {"dino_similarity_mean": similarity, "loss/dino_identity_weighted": over(weighted)}
+        metrics |= {"dino_similarity_mean": similarity, "loss/dino_identity_weighted": sum_count(weighted)}
     if network.stage >= FEEDBACK_STAGE:
         foreground = prediction["active"] & (alpha >= identity.FOREGROUND)
-        metrics["feedback_magnitude"] = over(prediction["feedback"], foreground)
+        metrics["feedback_magnitude"] = sum_count(prediction["feedback"], foreground)
     return {"losses": terms, "metrics": metrics}
 
 
@@ -104,4 +105,4 @@ def _identity(
     cosine = identity.similarity(
         estimate, slots.take(instances["boxes"]), slots.take(instances["dino"]), helpers.vae, helpers.dino, constants
     )
-    return identity.identity_loss(cosine, slots.take(alpha), slots.used), over(cosine, slots.used)
+    return identity.identity_loss(cosine, slots.take(alpha), slots.used), sum_count(cosine, slots.used)

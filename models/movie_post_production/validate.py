@@ -12,12 +12,12 @@ from torch import Tensor
 from stagecoach.data.movie_post_production.schema import LATENT_STRIDE
 from stagecoach.models.common import flow_matching
 from stagecoach.models.common.keyed import keyed_randn
+from stagecoach.models.common.reduce import sum_count
 from stagecoach.models.family import Batch, Progress
 from stagecoach.models.movie_post_production.identity.loss import clean_estimate
-from stagecoach.models.movie_post_production.identity.resize import resample
-from stagecoach.models.movie_post_production.identity.windows import crop_weights, pixel_boxes
+from stagecoach.models.movie_post_production.identity.windows import crop_weights, pixel_boxes, resample
 from stagecoach.models.movie_post_production.layout.instances import Instances, make_instances
-from stagecoach.models.movie_post_production.metrics import Metrics, over, reference_metrics
+from stagecoach.models.movie_post_production.losses import Metrics, reference_metrics
 from stagecoach.models.movie_post_production.step import covered_latents, predict, without_references
 
 LEVELS = (0.2, 0.4, 0.6, 0.8)
@@ -66,7 +66,7 @@ def validate(network: torch.nn.Module, batch: Batch, progress: Progress, statist
             in_box.append((estimate - latent).square().mean(1))
             if level == DECODED_LEVEL:
                 picture = helpers.vae(estimate)
-                metrics[f"val_in_box_colour_error{suffix}"] = over(
+                metrics[f"val_in_box_colour_error{suffix}"] = sum_count(
                     (picture - truth).abs().mean(1) / 2, _pixels(covered)
                 )
                 if helpers.dino is not None:
@@ -74,8 +74,9 @@ def validate(network: torch.nn.Module, batch: Batch, progress: Progress, statist
                 if not suffix:
                     found = reference_metrics(prediction, instances["valid"])
                     metrics |= {f"val_{name}": found[name] for name in ("alpha_mean", "alpha_fg_ratio")}
-        metrics[f"val_flow_loss{suffix}"] = over(torch.cat(flow))
-        metrics[f"val_in_box_error{suffix}"] = over(torch.stack(in_box), covered.expand(len(LEVELS), *covered.shape))
+        metrics[f"val_flow_loss{suffix}"] = sum_count(torch.cat(flow))
+        errors = torch.stack(in_box)
+        metrics[f"val_in_box_error{suffix}"] = sum_count(errors, covered.expand_as(errors))
     return metrics
 
 
@@ -107,4 +108,4 @@ def _similarity(dino: torch.nn.Module, picture: Tensor, instances: Instances) ->
     crops = resample(picture, *crop_weights(pixel_boxes(instances["boxes"], *size), *size, dino.size))
     features = dino(crops.flatten(0, 1)).unflatten(0, crops.shape[:2])
     cosine = F.cosine_similarity(features, instances["dino"].float(), dim=-1)
-    return over(cosine, instances["valid"] & instances["dino_given"])
+    return sum_count(cosine, instances["valid"] & instances["dino_given"])

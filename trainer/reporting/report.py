@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from stagecoach.data.files import atomic_file
+from stagecoach.models.family import Metric
 from stagecoach.trainer.reporting.chart import Series, line_chart, number
 from stagecoach.trainer.reporting.monitor import METRICS, read_run_record
 from stagecoach.trainer.reporting.sinks import read_metrics
 
-BASELINE = "_baseline"
 CLOCKWORK = (
     "step_seconds",
     "samples_per_second",
@@ -28,6 +28,7 @@ CLOCKWORK = (
     "skipped_steps",
 )
 """The trainer's own numbers, shown after those of the family."""
+HEADER = ("stage", "metric", "first", "last", "baseline", "asked", "unit", "reached")
 EMBED_BYTES = 400_000
 """A picture up to this size goes into the page; a larger one is linked."""
 
@@ -53,20 +54,24 @@ summary { cursor: pointer; margin: 1rem 0; } code { font-size: .9em; overflow-wr
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the summary: a metric of a stage from its first value to its last, beside what it is held against."""
+    """A line of the summary: a metric of a stage from its first value to its last, next to the last value of its
+    baseline and the limit of its exit criterion, where it has them."""
 
     stage: int
-    name: str
+    metric: Metric
     first: float
     last: float
     baseline: float | None
-    below: float | None
+    limit: float | None
 
     @property
     def reached(self) -> bool | None:
-        """Whether the last value is below the exit criterion, or else below the baseline; None where there is none."""
-        limit = self.baseline if self.below is None else self.below
-        return None if limit is None else self.last < limit
+        """Whether the last value is better than the exit criterion, or else than the baseline; None where there is
+        neither."""
+        against, higher = self.baseline if self.limit is None else self.limit, self.metric.higher_is_better
+        if against is None or higher is None:
+            return None
+        return self.last > against if higher else self.last < against
 
 
 def write_report(run: str | Path) -> str:
@@ -99,39 +104,55 @@ Curves = dict[str, list[tuple[int, float]]]
 def summary(stage: int, curves: Curves, facts: dict[str, Any]) -> list[Row]:
     """A row for each metric of the family; those with a criterion or a baseline come first. A criterion whose metric
     was never measured has a row of its own, not reached."""
-    limits = {criterion["metric"]: criterion["below"] for criterion in facts.get("exits", [])}
+    limits, metrics = _limits(facts), _metrics(facts)
     rows = []
-    for name, points in curves.items():
-        if name in CLOCKWORK or name.endswith(BASELINE):
-            continue
-        baseline = curves.get(name + BASELINE)
+    for name in _family_names(curves, metrics):
+        points, metric = curves[name], metrics.get(name, Metric(name))
+        baseline = curves.get(metric.baseline or "")
         rows.append(
-            Row(stage, name, points[0][1], points[-1][1], baseline[-1][1] if baseline else None, limits.get(name))
+            Row(stage, metric, points[0][1], points[-1][1], baseline[-1][1] if baseline else None, limits.get(name))
         )
-    rows += [Row(stage, name, math.nan, math.nan, None, below) for name, below in limits.items() if name not in curves]
-    return sorted(rows, key=lambda row: (row.below is None, row.baseline is None))
+    missing = [name for name in limits if name not in curves]
+    rows += [Row(stage, metrics.get(name, Metric(name)), math.nan, math.nan, None, limits[name]) for name in missing]
+    return sorted(rows, key=lambda row: (row.limit is None, row.baseline is None))
+
+
+def _limits(facts: dict[str, Any]) -> dict[str, float]:
+    """Of the exit criteria, by metric."""
+    return {criterion["metric"]: criterion["limit"] for criterion in facts.get("exits", [])}
+
+
+def _metrics(facts: dict[str, Any]) -> dict[str, Metric]:
+    return {metric["name"]: Metric(**metric) for metric in facts.get("metrics", [])}
+
+
+def _family_names(curves: Curves, metrics: dict[str, Metric]) -> list[str]:
+    """The curves that have a row: neither the trainer's own numbers nor a baseline."""
+    hidden = {*CLOCKWORK, *(metric.baseline for metric in metrics.values())}
+    return [name for name in curves if name not in hidden]
 
 
 def table_text(rows: list[Row]) -> str:
     """The summary for a terminal."""
-    cells = [("stage", "metric", "first", "last", "baseline", "asked", "reached")]
-    cells += [(str(row.stage), row.name, *_row_cells(row)) for row in rows]
+    cells = [HEADER]
+    cells += [(str(row.stage), row.metric.name, *_row_cells(row)) for row in rows]
     widths = [max(len(line[i]) for line in cells) for i in range(len(cells[0]))]
     return "\n".join(
         "  ".join(
-            cell.ljust(width) if i in (1, 6) else cell.rjust(width)
+            cell.ljust(width) if i in (1, 6, 7) else cell.rjust(width)
             for i, (cell, width) in enumerate(zip(line, widths, strict=True))
         ).rstrip()
         for line in cells
     )
 
 
-def _row_cells(row: Row) -> tuple[str, str, str, str, str]:
+def _row_cells(row: Row) -> tuple[str, ...]:
     return (
         number(row.first),
         number(row.last),
         "" if row.baseline is None else number(row.baseline),
-        "" if row.below is None else f"< {row.below:g}",
+        "" if row.limit is None else f"{'>' if row.metric.higher_is_better else '<'} {row.limit:g}",
+        row.metric.unit,
         {None: "", True: "yes", False: "no"}[row.reached],
     )
 
@@ -152,13 +173,15 @@ def _stage_facts(facts: dict[str, Any], stage: int) -> dict[str, Any]:
 
 
 def _stage_html(run: Path, stage: int, curves: Curves, facts: dict[str, Any]) -> str:
-    limits = {criterion["metric"]: criterion["below"] for criterion in facts.get("exits", [])}
+    limits, metrics = _limits(facts), _metrics(facts)
     title = f"Stage {stage}" + (f": {facts['name']}" if "name" in facts else "")
-    groups = chart_groups([name for name in curves if not name.endswith(BASELINE)])
+    baselines = {name: metric.baseline for name, metric in metrics.items() if metric.baseline in curves}
+    groups = chart_groups([name for name in curves if name not in baselines.values()])
     charts: dict[bool, list[str]] = {False: [], True: []}
     for head, names in groups.items():
         series = [Series(name, curves[name]) for name in names]
-        flat = [(f"baseline of {name}", curves[name + BASELINE][-1][1]) for name in names if name + BASELINE in curves]
+        held = {baselines[name]: name for name in reversed(names) if name in baselines}
+        flat = [(f"baseline of {name}", curves[baseline][-1][1]) for baseline, name in held.items()]
         flat += [(f"asked of {name}", limits[name]) for name in names if name in limits]
         charts[head in CLOCKWORK].append(
             f"<figure><figcaption>{html.escape(head)}</figcaption>{line_chart(series, flat)}</figure>"
@@ -226,15 +249,18 @@ def _modules_html(facts: dict[str, Any]) -> str:
 def _summary_html(rows: list[Row]) -> str:
     lines = []
     for row in rows:
-        first, last, baseline, asked, reached = _row_cells(row)
+        first, last, baseline, asked, unit, reached = _row_cells(row)
         mark = f"<span class={reached}>{reached}</span>" if reached else ""
         lines.append(
-            (str(row.stage), f"<code>{html.escape(row.name)}</code>", first, last, baseline, html.escape(asked), mark)
+            (
+                str(row.stage),
+                f"<code>{html.escape(row.metric.name)}</code>",
+                *(first, last, baseline, html.escape(asked), html.escape(unit), mark),
+            )
         )
-    table = _table(("stage", "metric", "first", "last", "baseline", "asked", "reached"), lines, numeric=(2, 3, 4, 5))
     return (
-        "<p class=soft>Reached: the last value is below what was asked of the stage, or else below the baseline, "
-        f"which is the best predictor that sees no input.</p>{table}"
+        "<p class=soft>Reached: the last value is better than what was asked of the stage, or else than the baseline, "
+        f"which is the best predictor that sees no input.</p>{_table(HEADER, lines, numeric=(2, 3, 4, 5))}"
     )
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from stagecoach.models.common.attention import Attend
-from stagecoach.models.dance_with_music.own_layers import OwnLinear
+from stagecoach.models.common.layers import OwnLinear
 
 ALIGN_EPS, LARGEST_GAIN = 1e-5, 100.0
 """Face tokens start at zero, where the published division by 1e-5 alone would let a first gradient overflow fp16."""

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from stagecoach.data.dance_with_music.schema import FACE_DIM
 from stagecoach.models.common.attention import Attend
+from stagecoach.models.common.layers import OwnLayerNorm, OwnLinear
 from stagecoach.models.dance_with_music.config import FaceConfig
-from stagecoach.models.dance_with_music.own_layers import OwnLayerNorm, OwnLinear
 
 FEED_FORWARD = 4
 

@@ -1,4 +1,5 @@
-"""Faces cut out of pictures as ArcFace wants them, on the device and with gradients to the pixels."""
+"""Faces cut out of pictures as ArcFace takes them, on the device and with gradients to the pixels, and the identity
+loss on them."""
 
 from __future__ import annotations
 
@@ -9,6 +10,10 @@ from torch import Tensor
 from stagecoach.data.dance_with_music.skeleton import CONFIDENT, FACE
 from stagecoach.data.encoding.face_encoder import SIZE, TEMPLATE
 from stagecoach.models.common.constants import constant
+from stagecoach.models.common.keyed import keyed_rand
+from stagecoach.models.dance_with_music.clip import Clip, References, take
+from stagecoach.models.dance_with_music.diffusion import Noised, late_signal
+from stagecoach.models.family import Batch
 
 _FIVE = (tuple(range(36, 42)), tuple(range(42, 48)), (30,), (48,), (54,))
 """Of the face's 68 points: eyes, nose, corners of the mouth, as ``data.dance_with_music.skeleton.five_points``."""
@@ -77,3 +82,33 @@ def _five_points(pixels: Tensor, conf: Tensor) -> tuple[Tensor, Tensor]:
     five = torch.stack([points[..., list(group), :].mean(-2) for group in _FIVE], -2)
     needed = [k for group in _FIVE for k in group]
     return five, sure[..., needed].amin(-1) >= CONFIDENT
+
+
+def face_identity_loss(
+    network: torch.nn.Module, batch: Batch, noised: Noised, estimate: Tensor, clip: Clip, references: References
+) -> Tensor:
+    """``[B]``: 1 - cosine of the reference's vector with that of the face in one frame of the ``estimate``, decoded.
+
+    0 where no frame has a face, the reference has none, or the latents are noisier than the DDPM is at timestep
+    ``losses.id_steps``: the estimate is blurred then. The frame is one of those with a face, keyed by the sample.
+    """
+    frame, there = draw_face_frame(batch, clip)
+    cosine = face_cosine(network, take(estimate, frame), clip.at(frame), references)
+    asked = there & references.has_face & (noised.signal > late_signal(network.config.losses.id_steps))
+    return torch.where(asked, 1 - cosine, 0.0)
+
+
+def face_cosine(network: torch.nn.Module, latents: Tensor, clip: Clip, references: References) -> Tensor:
+    """``[B]``: cosine of the faces in scaled ``latents`` ``[B, 1, 4, h, w]`` of the one frame in ``clip`` with the
+    references', by the decoder and the ArcFace beside the network."""
+    helpers = network.helpers.on(latents.device)
+    pictures = helpers.vae(latents[:, 0])
+    faces = crop_faces(pictures[:, None], clip.face_box, clip.xy, clip.conf)[:, 0]
+    return F.cosine_similarity(helpers.arcface(faces).float(), references.face, dim=-1)
+
+
+def draw_face_frame(batch: Batch, clip: Clip) -> tuple[Tensor, Tensor]:
+    """int64 ``[B, 1]``, a frame with a face, and whether there is any, bool ``[B]``."""
+    valid = clip.face_valid.bool()
+    order = keyed_rand(batch, "face_frame", valid.shape[1:]) + valid
+    return order.argmax(dim=1, keepdim=True), valid.any(dim=1)

@@ -20,6 +20,7 @@ normalisation of music, shift and scale           9,600
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -29,10 +30,9 @@ from stagecoach.data.dance_with_music.schema import FACE_DIM, KEYPOINTS
 from stagecoach.data.dance_with_music.skeleton import CONFIDENT
 from stagecoach.models.common.attention import Attend
 from stagecoach.models.common.keyed import keyed_dropout
+from stagecoach.models.common.layers import OwnConv2d, OwnLayerNorm, OwnLinear
 from stagecoach.models.dance_with_music.config import M2PConfig
-from stagecoach.models.dance_with_music.music_to_pose.heads import make_head
 from stagecoach.models.dance_with_music.music_to_pose.normalisation import MusicNorm
-from stagecoach.models.dance_with_music.own_layers import OwnLayerNorm, OwnLinear
 
 
 class MusicToPose(nn.Module):
@@ -139,3 +139,48 @@ def positions(count: int, dim: int, device: torch.device | str) -> Tensor:
 
 def _drop(x: Tensor, p: float, draws: dict[str, Tensor] | None, purpose: str) -> Tensor:
     return x if draws is None else keyed_dropout(x, p, draws, purpose, training=True)
+
+
+class FactorisedHead(nn.Module):
+    """One distribution over columns and one over rows per point, as DWPose itself predicts (SimCC)."""
+
+    def __init__(self, config: M2PConfig) -> None:
+        super().__init__()
+        self.resolution = config.resolution
+        # Logits are divided by the temperature: so divided, they begin at the scale that Xavier's weights give.
+        self.logits = OwnLinear(config.dim, 2 * KEYPOINTS * config.resolution, gain=config.temperature)
+
+    def forward(self, h: Tensor) -> dict[str, Tensor]:
+        """``[B, T, dim]`` -> ``logits_x`` and ``logits_y``, fp32 ``[B, T, 134, R]``."""
+        x, y = self.logits(h.float()).unflatten(-1, (2, KEYPOINTS, self.resolution)).unbind(-3)
+        return {"logits_x": x, "logits_y": y}
+
+
+class Full2dHead(nn.Module):
+    """One distribution over all pixels per point: the guide's path from features to a picture of one channel, through
+    convolutions of ``widths``, to 134 channels."""
+
+    def __init__(self, config: M2PConfig) -> None:
+        super().__init__()
+        self.resolution = config.resolution
+        widths = config.widths
+        self.picture = OwnLinear(config.dim, config.resolution**2)
+        self.conv_in = OwnConv2d(1, widths[0], 3)
+        self.blocks = nn.ModuleList(
+            OwnConv2d(inputs, outputs, 3)
+            for before, after in pairwise(widths)
+            for inputs, outputs in ((before, before), (before, after))
+        )
+        self.logits = OwnConv2d(widths[-1], KEYPOINTS, 7)
+
+    def forward(self, h: Tensor) -> dict[str, Tensor]:
+        """``[B, T, dim]`` -> ``logits``, fp32 ``[B, T, 134, R, R]``."""
+        side = self.resolution
+        x = F.silu(self.conv_in(self.picture(h).reshape(-1, 1, side, side)))
+        for block in self.blocks:
+            x = F.silu(block(x))
+        return {"logits": self.logits(x).float().unflatten(0, h.shape[:2])}
+
+
+def make_head(config: M2PConfig) -> nn.Module:
+    return {"factorised": FactorisedHead, "full2d": Full2dHead}[config.head](config)

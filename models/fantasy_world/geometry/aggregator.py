@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from diffusers.models.embeddings import Timesteps
 from torch import Tensor, nn
 
+from stagecoach.models.common.layers import Float32Linear
 from stagecoach.models.fantasy_world.config import VAE_TIME, AggregatorConfig
-from stagecoach.models.fantasy_world.float32 import Float32Linear
 from stagecoach.models.fantasy_world.geometry.tokens import SpecialTokens
 from stagecoach.models.fantasy_world.geometry.vggt_block import VGGTBlock, split_modulation
 from stagecoach.models.fantasy_world.heads.camera_head import POSE

@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from stagecoach.models.common.layers import Float32Linear
 from stagecoach.models.fantasy_world.config import VAE_TIME, CameraHeadConfig
-from stagecoach.models.fantasy_world.float32 import Float32Linear
 from stagecoach.models.fantasy_world.geometry.vggt_block import VGGTBlock, modulate
 
 POSE = 9

@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from stagecoach.models.common.layers import Float32Pointwise
 from stagecoach.models.fantasy_world.config import DPTConfig
-from stagecoach.models.fantasy_world.float32 import Float32Pointwise
 from stagecoach.models.fantasy_world.geometry.tokens import patch_tokens
 from stagecoach.models.fantasy_world.heads.temporal import TemporalUpsampler
 

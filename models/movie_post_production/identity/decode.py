@@ -16,7 +16,7 @@ from stagecoach.data.encoding.encoders import load_config, load_model
 from stagecoach.data.encoding.image_encoders import DinoEncoder, standardise
 from stagecoach.data.movie_post_production.schema import LATENT_STRIDE
 from stagecoach.models.common.materialise import keyed_init
-from stagecoach.models.movie_post_production.loss_config import DinoConfig, VaeConfig
+from stagecoach.models.movie_post_production.config import DinoConfig, VaeConfig
 
 PATCH = 14
 """Pixels per token of DINOv2."""

@@ -9,16 +9,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from stagecoach.models.common.keyed import keyed_rand
+from stagecoach.models.common.reduce import masked_mean
 from stagecoach.models.family import Batch
+from stagecoach.models.movie_post_production.config import IdentityConfig
 from stagecoach.models.movie_post_production.identity.decode import CropFeatures, Decoder
-from stagecoach.models.movie_post_production.identity.resize import resample
-from stagecoach.models.movie_post_production.identity.windows import crop_weights, pixel_boxes, windows
-from stagecoach.models.movie_post_production.loss_config import IdentityConfig
+from stagecoach.models.movie_post_production.identity.windows import crop_weights, pixel_boxes, resample, windows
 
 FOREGROUND = 0.5
 """alpha from which on a reference is foreground, as in the guide."""
@@ -82,5 +81,4 @@ def decoded_crops(latent: Tensor, boxes: Tensor, decoder: Decoder, size: int, co
 def identity_loss(cosine: Tensor, alpha: Tensor, used: Tensor) -> Tensor:
     """``[B]``: mean over a sample's slots in use of alpha (1 - cos), 0 where none is. All are ``[B, K]``. alpha is a
     weight here and gets no gradient: the loss could be lowered by lowering it."""
-    error = torch.where(used, alpha.detach().float() * (1 - cosine), 0.0)
-    return error.sum(1) / used.sum(1).clamp_min(1)
+    return masked_mean(alpha.detach().float() * (1 - cosine), used)

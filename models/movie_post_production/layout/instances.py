@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stagecoach.data.movie_post_production.schema import valid_objects
-from stagecoach.models.common.keyed import keyed_rand
+from stagecoach.models.common.keyed import keyed_drop
 from stagecoach.models.family import Batch, Progress
 from stagecoach.models.movie_post_production.config import MoviePostConfig
 
@@ -46,18 +46,20 @@ def make_instances(batch: Batch, config: MoviePostConfig, progress: Progress) ->
     }
     for name, width in (("clip", own.clip_dim), ("dino", own.dino_dim)):
         check_width(name, batch[name], width)
-    dropped = _drop(batch, "reference_dropout", own.reference_dropout, progress, own.max_refs)[:, :count]
+    # As many draws as there may be objects: a sample's do not depend on how far it is padded.
+    training, most = progress.training, (own.max_refs,)
+    dropped = keyed_drop(batch, "reference_dropout", own.reference_dropout, training, most)[:, :count]
     for name in ("clip", "dino"):
         instances[f"{name}_given"] = (batch[name] != 0).any(-1) & ~dropped
     if own.text:
         text = batch.get("object_text")
         if text is None:
             text = batch["clip"].new_zeros(*valid.shape, config.backbone.pooled_dim)
-        withheld = _drop(batch, "object_text_dropout", own.text_dropout, progress, own.max_refs)[:, :count]
+        withheld = keyed_drop(batch, "object_text_dropout", own.text_dropout, training, most)[:, :count]
         instances["text"], instances["text_given"] = text, (text != 0).any(-1) & ~withheld
     if count == 0:
         instances = {name: F.pad(value, (0,) * (2 * value.ndim - 3) + (1,)) for name, value in instances.items()}
-    instances["layout_given"] = ~_drop(batch, "layout_dropout", own.layout_dropout, progress, 1)[:, 0]
+    instances["layout_given"] = ~keyed_drop(batch, "layout_dropout", own.layout_dropout, training, (1,))[:, 0]
     return instances
 
 
@@ -68,9 +70,3 @@ def check_width(name: str, vectors: Tensor, expected: int) -> None:
             f"{name} vectors of {vectors.shape[-1]} numbers were given, expected instance.{name}_dim = "
             f"{expected}; set it to what the shards were built with"
         )
-
-
-def _drop(batch: Batch, purpose: str, probability: float, progress: Progress, count: int) -> Tensor:
-    """bool ``[B, count]``, True with ``probability``; a sample's draws do not depend on how far it is padded."""
-    drawn = keyed_rand(batch, purpose, (count,)) < probability
-    return drawn & progress.training

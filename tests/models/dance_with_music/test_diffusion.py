@@ -8,7 +8,7 @@ from diffusers import DDIMScheduler, DDPMScheduler
 from diffusers.training_utils import compute_snr
 
 from stagecoach.models.common.keyed import keyed_randn, rng_keys
-from stagecoach.models.dance_with_music.config import SIZES
+from stagecoach.models.dance_with_music.config import SIZES, DiffusionConfig
 from stagecoach.models.dance_with_music.diffusion import (
     alphas_cumprod,
     draw_noised,
@@ -17,7 +17,6 @@ from stagecoach.models.dance_with_music.diffusion import (
     sigma_of,
     v_weight,
 )
-from stagecoach.models.dance_with_music.loss_config import DiffusionConfig
 
 SETTINGS = {
     "beta_start": 0.00085,

@@ -4,9 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from stagecoach.models.common.reduce import weighted_mean
+from stagecoach.models.dance_with_music.config import LossConfig
 from stagecoach.models.dance_with_music.diffusion import Noised
-from stagecoach.models.dance_with_music.heatmaps import gaussian_marginals, heatmap, render_heatmaps
-from stagecoach.models.dance_with_music.loss_config import LossConfig
 from stagecoach.models.dance_with_music.losses import (
     diffusion_loss,
     face_loss,
@@ -14,8 +14,8 @@ from stagecoach.models.dance_with_music.losses import (
     latent_identity_loss,
     pose_loss,
     temporal_loss,
-    weighted_mean,
 )
+from stagecoach.models.dance_with_music.music_to_pose.heatmaps import gaussian_marginals, heatmap, render_heatmaps
 
 B, T, R, TAU = 2, 5, 16, 0.1
 CONSTANTS = LossConfig(sigma=1.0)

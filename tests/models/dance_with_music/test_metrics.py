@@ -7,7 +7,8 @@ import math
 import pytest
 import torch
 
-from stagecoach.models.dance_with_music.metrics import identity_cosine, motion, over, pose_error_px, psnr, total
+from stagecoach.models.common.reduce import sum_count_per_sample, total
+from stagecoach.models.dance_with_music.metrics import identity_cosine, motion, pose_error_px, psnr
 
 
 def test_pose_error_is_in_pixels_of_the_picture_over_confident_points():
@@ -24,7 +25,7 @@ def test_pose_error_is_in_pixels_of_the_picture_over_confident_points():
 
 
 def test_a_sum_of_nothing_is_zero():
-    found = over(torch.full((2, 4), torch.nan), torch.zeros(2, 4, dtype=torch.bool))
+    found = sum_count_per_sample(torch.full((2, 4), torch.nan), torch.zeros(2, 4, dtype=torch.bool))
     assert [x.tolist() for x in found] == [[0, 0], [0, 0]]
 
 

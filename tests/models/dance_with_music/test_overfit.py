@@ -3,9 +3,11 @@
 import pytest
 import torch
 
+from stagecoach.models.dance_with_music.family import DanceWithMusicFamily
 from stagecoach.models.dance_with_music.stages import make_stages
 from stagecoach.models.dance_with_music.validate import validate
 from tests.models.dance_with_music.test_step import changed
+from tests.models.declared import undeclared
 from tests.tiny_dance import make_network, progress_at
 
 
@@ -41,5 +43,6 @@ def test_the_denoiser_is_better_than_a_prediction_of_zero(dance, size):
     network, batch = make_network(config, 2), dance.batch(config, 2, count=1)
     learn(network, batch, 2, 60, 2e-3)
     metrics = validate(network, batch, progress_at(40, 60, 2, False), dance.samples(config).manifest.statistics)
+    assert not undeclared(DanceWithMusicFamily(), metrics)
     loss, zero = (metrics[f"val_diffusion_loss{suffix}"][0] for suffix in ("", "_baseline"))
     assert loss < 0.9 * zero

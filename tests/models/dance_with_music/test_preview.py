@@ -11,11 +11,12 @@ from stagecoach.data.dance_with_music.dancer import Looks, dancer_points, pose_a
 from stagecoach.data.dance_with_music.picture import BEAT
 from stagecoach.data.dance_with_music.song import Song
 from stagecoach.models.common.keyed import rng_keys
+from stagecoach.models.common.pictures import TITLE
 from stagecoach.models.dance_with_music.base import fill_base
 from stagecoach.models.dance_with_music.config import SIZES, DanceConfig
 from stagecoach.models.dance_with_music.network import build_network
-from stagecoach.models.dance_with_music.preview import PANEL, PREDICTED, TITLE, TRUE, preview
-from stagecoach.models.dance_with_music.schedules import window_frames
+from stagecoach.models.dance_with_music.preview import PANEL, PREDICTED, TRUE, preview
+from stagecoach.models.dance_with_music.stages import window_frames
 from stagecoach.models.family import Progress
 
 GUIDANCE = SIZES["tiny"].model_copy(update={"plan": "guidance"})

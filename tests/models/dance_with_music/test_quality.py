@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from stagecoach.models.dance_with_music.clip import read_clip, read_references
 from stagecoach.models.dance_with_music.config import SIZES
 from stagecoach.models.dance_with_music.identity.faces import crop_faces
-from stagecoach.models.dance_with_music.quality import MOST_FRAMES, decoded_metrics
+from stagecoach.models.dance_with_music.metrics import MOST_FRAMES, decoded_metrics
 from tests.models.dance_with_music.test_preview import _batch, _Helpers
 
 

@@ -10,7 +10,7 @@ from diffusers import DDIMScheduler, EulerDiscreteScheduler
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stagecoach.models.dance_with_music.loss_config import DiffusionConfig, SamplingConfig
+from stagecoach.models.dance_with_music.config import DiffusionConfig, SamplingConfig
 from stagecoach.models.dance_with_music.sampler import ddim, euler, guided, karras_sigmas, unconditional, windows
 
 SHAPE = (2, 3, 4, 2, 2)

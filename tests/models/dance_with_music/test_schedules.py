@@ -2,10 +2,9 @@
 
 import pytest
 
-from stagecoach.models.dance_with_music.config import SIZES, DanceConfig, FramesConfig
+from stagecoach.models.dance_with_music.config import SIZES, DanceConfig, FramesConfig, ScheduleConfig
 from stagecoach.models.dance_with_music.family import DanceWithMusicFamily
-from stagecoach.models.dance_with_music.loss_config import ScheduleConfig
-from stagecoach.models.dance_with_music.schedules import (
+from stagecoach.models.dance_with_music.stages import (
     condition_scale,
     identity_scale,
     m2p_open,

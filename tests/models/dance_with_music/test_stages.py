@@ -5,8 +5,8 @@ import torch
 
 from stagecoach.models.dance_with_music.config import SIZES, DanceConfig
 from stagecoach.models.dance_with_music.family import DanceWithMusicFamily
-from stagecoach.models.dance_with_music.parts import part_of
 from stagecoach.models.dance_with_music.stages import make_stages
+from stagecoach.models.dance_with_music.weight_names import part_of
 from stagecoach.models.family import Progress
 from stagecoach.trainer.adapter import trained_before
 from stagecoach.trainer.freeze import trainable_names

@@ -6,7 +6,7 @@ import torch
 from stagecoach.data.dance_with_music.schema import KEYPOINTS
 from stagecoach.models.dance_with_music.conditions import at_frames, make_conditions, predict_poses, read_batch
 from stagecoach.models.dance_with_music.config import SIZES, DanceConfig
-from stagecoach.models.dance_with_music.custom_loss import CUSTOM_LOSSES, register_custom_loss
+from stagecoach.models.dance_with_music.losses import CUSTOM_LOSSES, register_custom_loss
 from stagecoach.models.dance_with_music.stages import make_stages
 from tests.tiny_dance import make_network, progress_at
 

@@ -8,6 +8,7 @@ from stagecoach.models import get_family
 from stagecoach.models.family import Progress
 from stagecoach.models.fantasy_world.config import SIZES
 from stagecoach.models.fantasy_world.family import FantasyWorldFamily
+from tests.models.declared import undeclared
 from tests.models.fantasy_world.fakes import TINY, make_batch
 
 FAMILY = FantasyWorldFamily()
@@ -51,7 +52,7 @@ def test_stages_are_numbered_and_weigh_the_losses_as_the_paper_does():
     weights = [{term.name: term.weight.at(progress(1)) for term in spec.losses} for spec in (first, second)]
     assert weights[0] == {"depth": 1, "points": 1, "camera": 3}
     assert weights[1] == {"depth": 1, "points": 1, "camera": 3, "diffusion": 1}
-    assert {(e.metric, e.below) for e in first.exits} == {
+    assert {(e.metric, e.limit) for e in first.exits} == {
         ("depth_loss", 0.1),
         ("point_loss", 0.5),
         ("camera_loss", 0.05),
@@ -78,6 +79,7 @@ def test_losses_reach_every_trainable_tensor_by_step_three_and_move_no_frozen_on
         result = network(make_batch(2, config, first_uid=2 * step, stage=stage), progress(stage, step))
         assert set(result["losses"]) == {term.name for term in spec.losses}
         assert {e.metric for e in spec.exits} <= set(result["metrics"])
+        assert not undeclared(FAMILY, result["metrics"])
         optimizer.zero_grad()
         sum(term.weight.start * result["losses"][term.name].mean() for term in spec.losses).backward()
         for name, parameter in trainable.items():
@@ -110,6 +112,7 @@ def test_validation_and_preview_run_on_the_network(config, make_network, stage):
     statistics = {"depth_sum": 1.5, "depth_count": 1, "camera_sum": poses.sum(0).tolist(), "camera_count": 1}
     step = Progress(step=0, total_steps=10, stage=stage, seed=0, training=False)
     metrics = FAMILY.validate(network, batch, step, statistics)
+    assert not undeclared(FAMILY, metrics)
     assert ("val_diffusion_loss" in metrics) == (stage == 2)
     assert all(torch.isfinite(total) and count > 0 for total, count in metrics.values())
     assert FAMILY.preview(network, batch, step)["scene_0"].dtype == "uint8"

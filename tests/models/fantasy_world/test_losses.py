@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stagecoach.models.fantasy_world import losses
+from stagecoach.models.fantasy_world.config import LossConfig
 from stagecoach.models.fantasy_world.heads.targets import Targets
-from stagecoach.models.fantasy_world.loss_config import LossConfig
 
 DEFAULT = LossConfig()
 PLAIN = LossConfig(error_quantile=1.0)

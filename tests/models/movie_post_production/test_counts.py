@@ -12,8 +12,7 @@ from stagecoach.models.movie_post_production.config import (
     InstanceConfig,
     ModulationConfig,
 )
-from stagecoach.models.movie_post_production.layout.instance_tokens import InstanceEncoder
-from stagecoach.models.movie_post_production.modulation.alpha import AlphaPredictor
+from stagecoach.models.movie_post_production.layout.instance_tokens import AlphaPredictor, InstanceEncoder
 from stagecoach.models.movie_post_production.network import build_network
 
 FULL = SIZES["flux-dev"]

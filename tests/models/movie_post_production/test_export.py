@@ -11,8 +11,8 @@ from stagecoach.models.common.lora import lora_layers
 from stagecoach.models.family import Progress
 from stagecoach.models.movie_post_production.config import MoviePostConfig
 from stagecoach.models.movie_post_production.family import MoviePostProductionFamily
-from stagecoach.models.movie_post_production.latents import pack, unpack
 from stagecoach.models.movie_post_production.layout.instances import make_instances
+from stagecoach.models.movie_post_production.network import pack, unpack
 from stagecoach.models.movie_post_production.step import predict, without_references
 from stagecoach.trainer.adapter import AdapterCard, write_adapter
 from stagecoach.trainer.export import export_adapter

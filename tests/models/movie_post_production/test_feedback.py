@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from stagecoach.models.movie_post_production.config import SIZES, FeedbackConfig
-from stagecoach.models.movie_post_production.feedback import FeedbackBridge, box_means
+from stagecoach.models.movie_post_production.modulation import FeedbackBridge, box_means
 from tests.models.movie_post_production.inputs import make_inputs, make_network, open_gates
 
 TINY = SIZES["tiny"]

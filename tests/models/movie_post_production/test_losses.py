@@ -8,8 +8,8 @@ import torch
 from stagecoach.models.common.flow_matching import add_noise, shift_sigma, velocity
 from stagecoach.models.common.keyed import rng_keys
 from stagecoach.models.movie_post_production import losses
+from stagecoach.models.movie_post_production.config import FlowMatchingConfig
 from stagecoach.models.movie_post_production.identity.loss import clean_estimate
-from stagecoach.models.movie_post_production.loss_config import FlowMatchingConfig
 
 
 def keyed(count: int) -> dict:

@@ -8,7 +8,8 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 
-from stagecoach.models.movie_post_production.metrics import distribution, over
+from stagecoach.models.common.reduce import sum_count
+from stagecoach.models.movie_post_production.losses import distribution
 from stagecoach.models.movie_post_production.sampler import euler, sigmas
 
 
@@ -45,7 +46,7 @@ def test_euler_reaches_the_picture_whose_velocity_it_follows():
 def test_metrics_are_sums_and_counts_over_what_is_valid():
     """D9: padding of any value has no influence."""
     values, mask = torch.tensor([[0.1, 0.9, torch.nan]]), torch.tensor([[True, True, False]])
-    assert [x.item() for x in over(values, mask)] == [pytest.approx(1.0), 2]
+    assert [x.item() for x in sum_count(values, mask)] == [pytest.approx(1.0), 2]
     parts = distribution("alpha_distribution", values, mask)
     assert list(parts) == [
         f"alpha_distribution/{a}-{b}"

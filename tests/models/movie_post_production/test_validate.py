@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from stagecoach.models.movie_post_production.family import MoviePostProductionFamily
 from stagecoach.models.movie_post_production.layout.instances import make_instances
 from stagecoach.models.movie_post_production.validate import swapped_references, validate
+from tests.models.declared import undeclared
 
 ERRORS = ("val_flow_loss", "val_in_box_error", "val_in_box_colour_error")
 
@@ -14,6 +16,7 @@ ERRORS = ("val_flow_loss", "val_in_box_error", "val_in_box_colour_error")
 def test_adapters_at_their_first_values_are_the_baseline(make_network, make_batch, progress):
     """R14(a), D2: at step 0 the references have no influence, and FLUX is not disturbed."""
     found = validate(make_network(2), make_batch([0, 1], 2), progress(2, training=False), {})
+    assert not undeclared(MoviePostProductionFamily(), found)
     for name in (*ERRORS, "val_dino_similarity"):
         assert torch.equal(found[name][0], found[f"{name}_baseline"][0]), name
         assert found[name][1] > 0

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from stagecoach.models.family import ExitCriterion, Metric
 from stagecoach.trainer.reporting.chart import HEIGHT, POINTS, WIDTH, Series, line_chart, thinned
 from stagecoach.trainer.reporting.report import EMBED_BYTES, chart_groups, write_report
 
@@ -96,7 +97,11 @@ def run(tmp_path: Path) -> Path:
                     "modules": [module, module | {"lr_scale": None}],
                     "trainable": 1234567,
                     "frozen": 1234567,
-                    "exits": [{"metric": "depth_loss", "below": 0.1}, {"metric": "camera_loss", "below": 0.05}],
+                    "exits": [{"metric": "depth_loss", "limit": 0.1}, {"metric": "camera_loss", "limit": 0.05}],
+                    "metrics": [
+                        {"name": "val_depth_error", "unit": "m", "baseline": "val_depth_error_baseline"},
+                        {"name": "val_camera_error", "baseline": "val_camera_error_baseline"},
+                    ],
                 },
             }
         )
@@ -111,12 +116,30 @@ def row(table: str, name: str) -> list[str]:
 def test_the_table_holds_first_last_baseline_and_whether_it_was_reached(run):
     table = write_report(run)
     assert row(table, "depth_loss") == ["1", "depth_loss", "0.5", "0.05", "<", "0.1", "yes"]
-    assert row(table, "val_depth_error") == ["1", "val_depth_error", "0.9", "0.3", "0.4", "yes"]
+    assert row(table, "val_depth_error") == ["1", "val_depth_error", "0.9", "0.3", "0.4", "m", "yes"]
     assert row(table, "val_camera_error") == ["1", "val_camera_error", "0.5", "0.5", "0.3", "no"]
     assert row(table, "diffusion_loss") == ["2", "diffusion_loss", "1.25", "1.25"]
     names = [line.split()[1] for line in table.splitlines()]
     assert "step_seconds" not in names
     assert not [name for name in names if name.endswith("_baseline")]
+
+
+@pytest.mark.parametrize(("last", "reached"), [(0.9, "yes"), (0.7, "no")])
+def test_higher_is_better_where_the_metric_says_so(tmp_path, last, reached):
+    record = {"stage": 2, "step": 10, "time": 0.0, "similarity": last, "similarity_of_none": 0.8, "sharpness": last}
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(record) + "\n")
+    metrics = [
+        Metric("similarity", "cosine", higher_is_better=True, baseline="similarity_of_none"),
+        Metric("sharpness", "dB", higher_is_better=True),
+        Metric("share", higher_is_better=None, baseline="similarity_of_none"),
+    ]
+    facts = {"exits": [vars(ExitCriterion("sharpness", 0.8))], "metrics": [vars(metric) for metric in metrics]}
+    (tmp_path / "run.json").write_text(json.dumps({"stage2": facts}))
+    table = write_report(tmp_path)
+    value = str(last)
+    assert row(table, "similarity") == ["2", "similarity", value, value, "0.8", "cosine", reached]
+    assert row(table, "sharpness") == ["2", "sharpness", value, value, ">", "0.8", "dB", reached]
+    assert "similarity_of_none" not in table
 
 
 def test_a_criterion_that_was_never_measured_is_not_reached(run):

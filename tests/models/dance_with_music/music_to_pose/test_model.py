@@ -8,7 +8,7 @@ from torch import nn
 
 from stagecoach.models.common.keyed import rng_keys
 from stagecoach.models.dance_with_music.config import SIZES, M2PConfig
-from stagecoach.models.dance_with_music.heatmaps import coordinates, heatmap
+from stagecoach.models.dance_with_music.music_to_pose.heatmaps import coordinates, heatmap
 from stagecoach.models.dance_with_music.music_to_pose.model import EncoderLayer, MusicNorm, MusicToPose, positions
 
 TINY = SIZES["tiny"].m2p

@@ -5,9 +5,9 @@ import pytest
 import torch
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
-from stagecoach.models.dance_with_music.champ.guidance import GuidanceBank
 from stagecoach.models.dance_with_music.config import SIZES
-from stagecoach.models.dance_with_music.heatmaps import coordinates
+from stagecoach.models.dance_with_music.guidance.types import GuidanceBank
+from stagecoach.models.dance_with_music.music_to_pose.heatmaps import coordinates
 from stagecoach.models.dance_with_music.music_to_pose.model import MusicToPose
 from stagecoach.models.dance_with_music.music_to_pose.onnx_export import export_guidance, export_m2p
 

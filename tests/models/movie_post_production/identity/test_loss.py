@@ -12,11 +12,10 @@ from stagecoach.data.movie_post_production.builder import write_encoders
 from stagecoach.data.movie_post_production.crops import cut
 from stagecoach.data.movie_post_production.synthetic import write_synthetic
 from stagecoach.models.common.keyed import rng_keys
+from stagecoach.models.movie_post_production.config import DinoConfig, IdentityConfig, VaeConfig
 from stagecoach.models.movie_post_production.identity import loss as identity
 from stagecoach.models.movie_post_production.identity.decode import check_helpers, make_decoder, make_dino
-from stagecoach.models.movie_post_production.identity.resize import resample
-from stagecoach.models.movie_post_production.identity.windows import crop_weights, pixel_boxes
-from stagecoach.models.movie_post_production.loss_config import DinoConfig, IdentityConfig, VaeConfig
+from stagecoach.models.movie_post_production.identity.windows import crop_weights, pixel_boxes, resample
 
 BOXES = torch.tensor([[[0.25, 0.25, 0.5, 0.5], [0.6, 0.1, 0.9, 0.8]]])
 

@@ -11,8 +11,13 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from stagecoach.data.movie_post_production.crops import cut
-from stagecoach.models.movie_post_production.identity.resize import resample, resize_weights
-from stagecoach.models.movie_post_production.identity.windows import crop_weights, pixel_boxes, windows
+from stagecoach.models.movie_post_production.identity.windows import (
+    crop_weights,
+    pixel_boxes,
+    resample,
+    resize_weights,
+    windows,
+)
 
 BOXES = [(0.0, 0.0, 1.0, 1.0), (0.13, 0.4, 0.55, 0.93), (0.7, 0.05, 0.95, 0.2), (0.5, 0.5, 0.505, 0.505)]
 

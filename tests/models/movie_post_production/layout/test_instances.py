@@ -9,16 +9,17 @@ from stagecoach.models.common.keyed import rng_keys
 from stagecoach.models.family import Progress
 from stagecoach.models.movie_post_production.config import SIZES, InstanceConfig
 from stagecoach.models.movie_post_production.layout.instance_tokens import (
+    AlphaPredictor,
     InstanceEncoder,
     LayoutHead,
     NullReferences,
     TextContent,
+    area,
     box_points,
     fourier,
     layout_weight,
 )
 from stagecoach.models.movie_post_production.layout.instances import make_instances
-from stagecoach.models.movie_post_production.modulation.alpha import AlphaPredictor, area
 from tests.models.movie_post_production.inputs import BOXES
 
 TINY, OWN = SIZES["tiny"], SIZES["tiny"].instance

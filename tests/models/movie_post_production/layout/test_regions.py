@@ -5,7 +5,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stagecoach.models.movie_post_production.latents import pack, unpack
 from stagecoach.models.movie_post_production.layout.regions import (
     box_centres,
     make_segments,
@@ -15,7 +14,8 @@ from stagecoach.models.movie_post_production.layout.regions import (
     token_cover,
     token_rectangles,
 )
-from stagecoach.models.movie_post_production.modulation.modulation import spread
+from stagecoach.models.movie_post_production.modulation import spread
+from stagecoach.models.movie_post_production.network import pack, unpack
 
 
 def tokens(box, h=4, w=4):

@@ -12,7 +12,8 @@ import pytest
 from stagecoach.models.dance_with_music.base import expected_shapes
 from stagecoach.models.dance_with_music.champ.unet import image_base
 from stagecoach.models.dance_with_music.config import SIZES
-from stagecoach.models.dance_with_music.published import (
+from stagecoach.models.dance_with_music.svd.unet import svd_base
+from stagecoach.models.dance_with_music.weight_names import (
     denoiser_name,
     guidance_name,
     identity_name,
@@ -20,7 +21,6 @@ from stagecoach.models.dance_with_music.published import (
     own_name,
     reference_name,
 )
-from stagecoach.models.dance_with_music.svd.unet import svd_base
 
 CHAMP, SVD = SIZES["champ-sd15"], SIZES["svd-xt"]
 SKELETON = CHAMP.model_copy(update={"guidance": CHAMP.guidance.model_copy(update={"types": ("skeleton",)})})

@@ -1,4 +1,5 @@
-"""Per-token AdaLN: offsets that a reference adds to the modulation of the tokens in its box.
+"""Per-token AdaLN: offsets that a reference adds to the modulation of the tokens in its box, and the bridges over which
+a block tells the next one what it found there.
 
 FLUX's AdaLN makes its vectors as linear(silu(temb)). In ``temb`` space a reference i of block b moves the embedding:
 y_ib = temb + alpha_i (s_i + D_ib + F_ib), with s_i shared by the blocks, D_ib = P_b s_i, F_ib the feedback of the block
@@ -12,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stagecoach.models.movie_post_production.config import ModulationConfig
-from stagecoach.models.movie_post_production.layers import OwnLinear
+from stagecoach.models.common.layers import OwnLinear
+from stagecoach.models.movie_post_production.config import FeedbackConfig, ModulationConfig
 
 SCALARS = 12
 """(shift, scale, gate) of image attention, image feed-forward, text attention, text feed-forward."""
@@ -78,3 +79,28 @@ def move_scalars(vectors: Tensor, offsets: Tensor) -> Tensor:
     for i, (vector, offset) in enumerate(zip(vectors.chunk(6, dim=-1), offsets.split(1, dim=-1), strict=True)):
         moved.append(vector * (1 + offset) if i % 3 == 2 else vector + offset)
     return torch.cat(moved, dim=-1)
+
+
+class FeedbackBridge(nn.Module):
+    """Means of hidden states over boxes, normalised since their size grows with depth -> offsets of the modulation of
+    the next block; zero at first."""
+
+    def __init__(self, config: FeedbackConfig, dim: int) -> None:
+        super().__init__()
+        if config.kind == "full":
+            self.bridge: nn.Module = OwnLinear(dim, dim, "zero")
+        else:
+            self.bridge = nn.Sequential(
+                OwnLinear(dim, config.rank, bias=False), OwnLinear(config.rank, dim, "zero", bias=False)
+            )
+
+    def forward(self, found: Tensor) -> Tensor:
+        """``[B, N, d]`` -> ``[B, N, d]``."""
+        return self.bridge(F.layer_norm(found.float(), found.shape[-1:], eps=1e-6).to(found.dtype))
+
+
+def box_means(hidden: Tensor, cover: Tensor) -> Tensor:
+    """Means of ``hidden`` ``[B, T, d]`` over the tokens of each box, ``cover`` bool ``[B, N, T]`` -> ``[B, N, d]``,
+    zero for an empty one. The gradient flows into ``hidden``."""
+    weights = cover / cover.sum(-1, keepdim=True).clamp_min(1)
+    return weights.to(hidden.dtype) @ hidden

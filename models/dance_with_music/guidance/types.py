@@ -25,11 +25,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stagecoach.data.dance_with_music.schema import KEYPOINTS, LATENT_STRIDE
-from stagecoach.models.dance_with_music.champ.guidance_encoder import GuidanceEncoder, MusicGuidance
 from stagecoach.models.dance_with_music.config import DanceConfig
-from stagecoach.models.dance_with_music.heatmaps import axis_marginals, gaussian_marginals, heatmap, outer
-from stagecoach.models.dance_with_music.rendering import render_skeletons
-from stagecoach.models.dance_with_music.svd.pose_net import PoseNet
+from stagecoach.models.dance_with_music.guidance.encoders import GuidanceEncoder, MusicGuidance, PoseNet
+from stagecoach.models.dance_with_music.guidance.rendering import render_skeletons
+from stagecoach.models.dance_with_music.music_to_pose.heatmaps import axis_marginals, gaussian_marginals, heatmap, outer
 
 
 @dataclass(frozen=True)

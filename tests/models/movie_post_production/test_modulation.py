@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from stagecoach.models.movie_post_production.config import SIZES, ModulationConfig
-from stagecoach.models.movie_post_production.modulation.modulation import (
+from stagecoach.models.movie_post_production.modulation import (
     BlockModulation,
     ModulationHead,
     move_scalars,

@@ -6,8 +6,8 @@ import torch
 
 from stagecoach.data.dance_with_music.dancer import KEY_POSES, Looks, dancer_points
 from stagecoach.data.dance_with_music.skeleton import draw_skeleton
-from stagecoach.models.dance_with_music import rendering
-from stagecoach.models.dance_with_music.rendering import face_masks, render_skeletons
+from stagecoach.models.dance_with_music.guidance import rendering
+from stagecoach.models.dance_with_music.guidance.rendering import face_masks, render_skeletons
 
 
 def dancer(number=0):

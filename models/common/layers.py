@@ -8,11 +8,16 @@ from torch import Tensor, nn
 
 
 class OwnLinear(nn.Linear):
-    """Xavier weights times ``gain``, biases of zero."""
+    """Biases start at zero; weights by ``start``: ``xavier`` (times ``gain``), ``zero`` or ``identity``."""
 
-    def __init__(self, inputs: int, outputs: int, bias: bool = True, gain: float = 1.0) -> None:
+    def __init__(self, inputs: int, outputs: int, start: str = "xavier", bias: bool = True, gain: float = 1.0) -> None:
         super().__init__(inputs, outputs, bias=bias)
-        nn.init.xavier_uniform_(self.weight, gain=gain)
+        if start == "xavier":
+            nn.init.xavier_uniform_(self.weight, gain=gain)
+        elif start == "identity":
+            nn.init.eye_(self.weight)
+        else:
+            nn.init.zeros_(self.weight)
         if bias:
             nn.init.zeros_(self.bias)
 
@@ -39,9 +44,8 @@ class OwnLayerNorm(nn.LayerNorm):
     """Computes in fp32 and returns its input's dtype."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.layer_norm(x.float(), self.normalized_shape, self.weight.float(), self.bias.float(), self.eps).to(
-            x.dtype
-        )
+        weight, bias = (None if p is None else p.float() for p in (self.weight, self.bias))
+        return F.layer_norm(x.float(), self.normalized_shape, weight, bias, self.eps).to(x.dtype)
 
 
 class OwnGroupNorm(nn.GroupNorm):
@@ -49,3 +53,18 @@ class OwnGroupNorm(nn.GroupNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         return F.group_norm(x.float(), self.num_groups, self.weight.float(), self.bias.float(), self.eps).to(x.dtype)
+
+
+class Float32Linear(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x.float(), self.weight.float(), self.bias.float())
+
+
+class Float32Pointwise(nn.Conv2d):
+    """1x1 convolution."""
+
+    def __init__(self, channels: int, out_channels: int) -> None:
+        super().__init__(channels, out_channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x.float(), self.weight.float(), self.bias.float())

@@ -7,8 +7,10 @@ import torch
 from diffusers import Transformer2DModel
 from torch import nn
 
-from stagecoach.models.dance_with_music.champ import guidance
-from stagecoach.models.dance_with_music.champ.guidance import (
+from stagecoach.models.dance_with_music.config import SIZES, GuidanceConfig
+from stagecoach.models.dance_with_music.guidance import types as guidance
+from stagecoach.models.dance_with_music.guidance.encoders import GuidanceEncoder, PoseNet, SpatialTransformer
+from stagecoach.models.dance_with_music.guidance.types import (
     GuidanceBank,
     GuidanceInput,
     GuidanceType,
@@ -16,11 +18,7 @@ from stagecoach.models.dance_with_music.champ.guidance import (
     render_guidance,
     resize_maps,
 )
-from stagecoach.models.dance_with_music.champ.guidance_encoder import GuidanceEncoder
-from stagecoach.models.dance_with_music.champ.spatial_attention import SpatialTransformer
-from stagecoach.models.dance_with_music.config import SIZES, GuidanceConfig
-from stagecoach.models.dance_with_music.heatmaps import gaussian_marginals, render_heatmaps
-from stagecoach.models.dance_with_music.svd.pose_net import PoseNet
+from stagecoach.models.dance_with_music.music_to_pose.heatmaps import gaussian_marginals, render_heatmaps
 
 TINY, FULL = SIZES["tiny"], SIZES["champ-sd15"]
 ALL = ("pose", "skeleton", "music", "pose_net")

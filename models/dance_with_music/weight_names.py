@@ -65,3 +65,26 @@ def guidance_name(name: str, kind: str, ours: set[str]) -> str | None:
 def own_name(name: str, module: str) -> str:
     """Of ``m2p`` and ``face_tokens``."""
     return name.removeprefix(f"{module}.")
+
+
+PARTS = (
+    (r"m2p\..*", "m2p"),
+    (r"guidance\.encoders\.(\w+)\..*", r"guidance_\1"),
+    (r"face_tokens\..*", "face_tokens"),
+    (r"reference_unet\..*", "reference_unet"),
+    (r".*\.processor\.id_to_[kv]\..*", "identity_adapter"),
+    (r"denoising_unet\..*\.motion_modules\..*", "motion"),
+    (r"denoising_unet\..*", "denoising_unet"),
+)
+
+
+def part_of(name: str) -> str:
+    """The part that the network's parameter ``name`` belongs to."""
+    for pattern, part in PARTS:
+        found = re.fullmatch(pattern, name)
+        if found:
+            return found.expand(part)
+    raise ValueError(
+        f"parameter {name!r} belongs to no part of DanceWithMusic, expected a name below m2p, guidance, "
+        "face_tokens, denoising_unet or reference_unet"
+    )

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stagecoach.models.dance_with_music.heatmaps import (
+from stagecoach.models.dance_with_music.music_to_pose.heatmaps import (
     axis_marginals,
     coordinates,
     gaussian_marginals,

@@ -1,1 +1,0 @@
-"""Identity modulation: per-token offsets of FLUX's AdaLN."""
