@@ -56,8 +56,8 @@ class FamilyBuilder(Builder):
 
 def write_encoders(raw: Path, directory: Path, seed: int) -> None:
     """Fitted to every eighth frame of the dances."""
-    from stagecoach.data.dance_with_music.tiny import write_tiny_encoders  # takes seconds to import
     from stagecoach.data.encoding.face_encoder import align_face
+    from stagecoach.data.encoding.tiny_encoders import write_sd_encoders  # takes seconds to import
 
     frames, faces = [], []
     for dance in read_layout(raw, "videos")[0]:
@@ -69,4 +69,4 @@ def write_encoders(raw: Path, directory: Path, seed: int) -> None:
             five = five_points(points, sure)
             if five is not None:
                 faces.append(align_face(image, five * image.shape[1::-1]))
-    write_tiny_encoders(directory, np.stack(frames), np.stack(faces) if faces else np.zeros((0,)), seed)
+    write_sd_encoders(directory, np.stack(frames), np.stack(faces) if faces else np.zeros((0,)), seed)

@@ -41,11 +41,11 @@ class FamilyBuilder(Builder):
 
     def write_encoders(self, raw: Path, directory: Path, seed: int) -> None:
         """Fitted to every fourth frame of the clips."""
-        from stagecoach.data.encoding.tiny_encoders import write_tiny_encoders  # takes seconds to import
+        from stagecoach.data.encoding.tiny_encoders import write_wan_encoders  # takes seconds to import
 
         clips, _ = read_metadata(raw)
         frames = [frame for clip in clips for frame in list(read_frames(clip.video))[::4]]
-        write_tiny_encoders(directory, np.stack(frames), [clip.prompt for clip in clips], seed)
+        write_wan_encoders(directory, np.stack(frames), [clip.prompt for clip in clips], seed)
 
     def picture(self, sample: Sample) -> np.ndarray:
         """First frame, then the depth of the first, middle and last frame."""

@@ -59,7 +59,7 @@ class FamilyBuilder(Builder):
 
 def write_encoders(raw: Path, directory: Path, seed: int) -> None:
     """Tiny encoders for the pictures of a raw data set, below ``directory``."""
-    from stagecoach.data.movie_post_production.tiny import CROP_SIZE, write_tiny_encoders  # takes seconds to import
+    from stagecoach.data.encoding.tiny_encoders import CROP_SIZE, write_flux_encoders  # takes seconds to import
 
     described, _, _ = read_captions(raw)
     pictures = [read_picture(picture.image) for picture in described]
@@ -69,4 +69,4 @@ def write_encoders(raw: Path, directory: Path, seed: int) -> None:
         for item in picture.objects
     ]
     texts = [text for picture in described for text in (picture.caption, *(item.text for item in picture.objects))]
-    write_tiny_encoders(directory, [np.asarray(image) for image in pictures], np.stack(crops), texts, seed)
+    write_flux_encoders(directory, [np.asarray(image) for image in pictures], np.stack(crops), texts, seed)

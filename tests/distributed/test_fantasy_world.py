@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from stagecoach.data.building.build import build
 from stagecoach.data.building.options import BuildOptions
-from stagecoach.data.encoding.tiny_encoders import write_tiny_encoders
+from stagecoach.data.encoding.tiny_encoders import write_wan_encoders
 from stagecoach.data.fantasy_world.clip import ClipOptions
 from stagecoach.data.fantasy_world.job import EncoderPaths, FantasyWorldJob
 from stagecoach.data.fantasy_world.raw import read_metadata
@@ -31,7 +31,7 @@ def shards(tmp_path_factory):
     write_synthetic(folder / "raw", 10, FRAMES, HEIGHT, WIDTH, seed=1)
     clips, _ = read_metadata(folder / "raw")
     pictures = np.stack([frame for clip in clips for frame in read_frames(clip.video, FRAMES)])
-    write_tiny_encoders(folder / "encoders", pictures, [clip.prompt for clip in clips], seed=0)
+    write_wan_encoders(folder / "encoders", pictures, [clip.prompt for clip in clips], seed=0)
     paths = EncoderPaths(*(folder / "encoders" / name for name in ("vae", "text_encoder", "tokenizer")))
     build(
         FantasyWorldJob(folder / "raw", ClipOptions(FRAMES, HEIGHT, WIDTH), paths),

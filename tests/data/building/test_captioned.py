@@ -14,9 +14,9 @@ from stagecoach.data.building.jobs import RawError
 from stagecoach.data.building.options import BuildOptions
 from stagecoach.data.encoding.encoders import EncoderError
 from stagecoach.data.encoding.pipeline_folder import PipelineFolder
+from stagecoach.data.encoding.tiny_encoders import tiny_tokenizer
+from stagecoach.data.encoding.tiny_vae import tiny_vae
 from stagecoach.data.format.schema import Field, SampleSchema
-from stagecoach.data.movie_post_production.tiny import tiny_tokenizer
-from stagecoach.data.movie_post_production.tiny_vae import tiny_flux_vae
 from stagecoach.data.streaming.dataset import ShardSet
 
 CAPTIONS = ("a red ball", "two blue blocks on grass")
@@ -41,7 +41,7 @@ class ToyBuilder(CaptionedBuilder):
 def base(tmp_path_factory):
     """A tiny Stable Diffusion 3 without its transformer."""
     folder = tmp_path_factory.mktemp("tiny") / "sd3"
-    clip, t5 = tiny_tokenizer(CAPTIONS, starts=True), tiny_tokenizer(CAPTIONS, starts=False)
+    clip, t5 = tiny_tokenizer(CAPTIONS, "clip"), tiny_tokenizer(CAPTIONS, "t5")
     sizes = {"hidden_size": 12, "intermediate_size": 24, "num_hidden_layers": 3, "num_attention_heads": 2}
     ends = {"bos_token_id": clip.bos_token_id, "eos_token_id": clip.eos_token_id}
     torch.manual_seed(0)
@@ -51,7 +51,7 @@ def base(tmp_path_factory):
     ]
     t5_model = T5EncoderModel(T5Config(vocab_size=len(t5), d_model=24, d_kv=6, d_ff=48, num_layers=2, num_heads=4))
     parts = {
-        "vae": tiny_flux_vae(torch.rand(3, 3, 64, 64) * 2 - 1, 0),
+        "vae": tiny_vae(torch.rand(3, 3, 64, 64) * 2 - 1, 0, "sd3"),
         "text_encoder": clips[0],
         "text_encoder_2": clips[1],
         "text_encoder_3": t5_model,

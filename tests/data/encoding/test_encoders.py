@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from transformers import AutoTokenizer, CLIPVisionModel, UMT5EncoderModel
 
 from stagecoach.data.encoding.encoders import EncoderError, ImageEncoder, TextEncoder, VideoEncoder, bits, clean_prompt
-from stagecoach.data.encoding.tiny_encoders import write_tiny_encoders
+from stagecoach.data.encoding.tiny_encoders import write_wan_encoders
 from stagecoach.data.fantasy_world.synthetic import render_clip
 from stagecoach.data.files import sha256_file
 
@@ -27,7 +27,7 @@ def videos() -> np.ndarray:
 @pytest.fixture(scope="module")
 def folder(videos, tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("tiny") / "encoders"
-    write_tiny_encoders(path, videos[:8].reshape(-1, *videos.shape[2:]), PROMPTS[:2], seed=0)
+    write_wan_encoders(path, videos[:8].reshape(-1, *videos.shape[2:]), PROMPTS[:2], seed=0)
     return path
 
 
@@ -102,7 +102,7 @@ def test_bits_hold_bf16():
 
 def test_a_seed_gives_the_same_files(folder, videos, tmp_path):
     frames = videos[:8].reshape(-1, *videos.shape[2:])
-    write_tiny_encoders(tmp_path / "again", frames, PROMPTS[:2], seed=0)
+    write_wan_encoders(tmp_path / "again", frames, PROMPTS[:2], seed=0)
     for part in ("vae", "text_encoder", "image_encoder"):
         names = [sha256_file(next((base / part).glob("*.safetensors"))) for base in (folder, tmp_path / "again")]
         assert names[0] == names[1]
@@ -131,4 +131,4 @@ def test_a_folder_that_is_no_encoder_is_named(tmp_path, change, message):
 def test_real_encoders_are_never_replaced_by_tiny_ones(tmp_path, videos):
     (tmp_path / "vae").mkdir()
     with pytest.raises(ValueError, match=r"holds something else than tiny_encoders\.json"):
-        write_tiny_encoders(tmp_path, videos[0], PROMPTS, seed=0)
+        write_wan_encoders(tmp_path, videos[0], PROMPTS, seed=0)

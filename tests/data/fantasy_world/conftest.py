@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stagecoach.data.encoding.tiny_encoders import write_tiny_encoders
+from stagecoach.data.encoding.tiny_encoders import write_wan_encoders
 from stagecoach.data.fantasy_world.clip import ClipOptions
 from stagecoach.data.fantasy_world.job import EncoderPaths, FantasyWorldJob
 from stagecoach.data.fantasy_world.raw import METADATA, read_metadata
@@ -36,7 +36,7 @@ def encoders(synthetic, tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("tiny") / "encoders"
     clips, _ = read_metadata(synthetic)
     frames = [frame for clip in clips for frame in read_frames(clip.video, FRAMES)]
-    write_tiny_encoders(path, np.stack(frames), [clip.prompt for clip in clips], seed=0)
+    write_wan_encoders(path, np.stack(frames), [clip.prompt for clip in clips], seed=0)
     return path
 
 

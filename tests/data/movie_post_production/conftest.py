@@ -72,9 +72,9 @@ def edit():
 def crops(synthetic) -> np.ndarray:
     """The first object of each picture at the size of the tiny encoders, uint8 [8, 28, 28, 3]; 2k and 2k + 1 show the
     same one."""
+    from stagecoach.data.encoding.tiny_encoders import CROP_SIZE
     from stagecoach.data.movie_post_production.captions import read_captions
     from stagecoach.data.movie_post_production.crops import cut
-    from stagecoach.data.movie_post_production.tiny import CROP_SIZE
     from stagecoach.data.pictures import read_picture
 
     return np.stack(
