@@ -1,13 +1,41 @@
-"""Packages of Stagecoach and what they need. Tested versions: constraints.txt; reasons: docs/dependencies.md."""
+"""The package ``stagecoach``: ``find_packages`` follows its links to data, models, trainer, launch and ds_configs.
+
+Tested versions: constraints.txt; what each dependency and each extra is for: docs/dependencies.md.
+"""
+
+import re
+import shutil
+from pathlib import Path
 
 from setuptools import find_packages, setup
 
+HERE = Path(__file__).parent
+BUILD = ["av>=18", "sentencepiece>=0.2.3"]
+
+# What an earlier build left there would be packed as well, modules that are gone included.
+shutil.rmtree(HERE / "build" / "lib", ignore_errors=True)
+
 setup(
     name="stagecoach",
-    version="0.2.0",
+    version=re.search(r'__version__ = "(.+)"', (HERE / "stagecoach" / "__init__.py").read_text())[1],
     description="A DeepSpeed trainer for diffusion adapters, in stages",
+    long_description=(HERE / "README.md").read_text(),
+    long_description_content_type="text/markdown",
+    author="Stagecoach authors",
+    license_expression="Apache-2.0",
+    license_files=["LICENSE"],
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Environment :: GPU :: NVIDIA CUDA",
+        "Intended Audience :: Science/Research",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3.11",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
     python_requires=">=3.11",
-    packages=find_packages(include=["stagecoach*"]),
+    packages=find_packages(include=["stagecoach", "stagecoach.*"]),
+    package_data={"stagecoach": ["ds_configs/*.json", "launch/recipes/*/*.yaml"]},
+    entry_points={"console_scripts": ["stagecoach = stagecoach.launch.commands:main"]},
     install_requires=[
         "torch>=2.9",
         "deepspeed>=0.19.8",
@@ -15,24 +43,35 @@ setup(
         "transformers>=5.20",
         "peft>=0.21",
         "safetensors>=0.8",
-        "webdataset>=1.0.2",
         "wandb>=0.31",
         "tensorboard>=2.21",
         "pydantic>=2.14",
         "PyYAML>=6.0.3",
         "rich>=15",
+        "typer>=0.29",
         "numpy>=2.0",
         "packaging>=25",
         "Pillow>=12",
         "fsspec>=2026.1",
-        "aiohttp>=3.14",
         "isal>=1.9",
     ],
     extras_require={
-        "gpu": ["flash-attn>=2.8"],
-        "build": ["av>=18", "sentencepiece>=0.2.3", "librosa>=0.11", "h5py>=3.16", "onnxruntime>=1.24"],
+        "build": BUILD,
+        "dance": [*BUILD, "librosa>=0.11", "h5py>=3.16", "onnxruntime>=1.24"],
+        "http": ["aiohttp>=3.14"],
         "s3": ["s3fs>=2026.1"],
         "gcs": ["gcsfs>=2026.1"],
-        "dev": ["pytest>=9", "pytest-timeout>=2.4", "hypothesis>=6.170", "ruff>=0.17", "onnx>=1.23"],
+        "gpu": ["flash-attn>=2.8"],
+        "dev": [
+            "pytest>=9",
+            "pytest-timeout>=2.4",
+            "hypothesis>=6.170",
+            "ruff>=0.17",
+            "mypy>=1.18",
+            "typos>=1.50",
+            "onnx>=1.23",
+            "webdataset>=1.0.2",
+            "aiohttp>=3.14",
+        ],
     },
 )

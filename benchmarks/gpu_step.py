@@ -1,6 +1,6 @@
 """Time training steps on one GPU with random weights and batches: `python benchmarks/gpu_step.py --stage 1`.
 
-Takes the arguments of the training scripts; a clip of another size is `--set model.clip.frames=21`. `--plain` trains
+Takes a recipe as the training scripts do; a clip of another size is `--set model.clip.frames=21`. `--plain` trains
 the same network with PyTorch alone, for machines without DeepSpeed. Ends with one line of JSON.
 """
 
@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, NoReturn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -20,13 +20,14 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
+from typer import Option
 
 from benchmarks.batches import synthetic_batch
 from stagecoach.models import get_family
 from stagecoach.models.common.attention import resolve_backend, set_backend
 from stagecoach.models.family import Batch, Progress, Trainable
 from stagecoach.trainer.activation_checkpointing import apply_activation_checkpointing
-from stagecoach.trainer.cli import build_parser, json_output, parse, run_main
+from stagecoach.trainer.cli import Outcome, RecipeFlags, command, run_app, single
 from stagecoach.trainer.freeze import freeze
 from stagecoach.trainer.hardware import device_name, peak_flops, peak_memory_bytes
 from stagecoach.trainer.objective import weighted_total
@@ -202,23 +203,23 @@ def show(result: dict[str, Any]) -> None:
     for name, value in rows.items():
         table.add_row(name, value)
     Console(width=100).print(table)
+    print(json.dumps(result, sort_keys=True))
 
 
-def main() -> int:
-    parser = build_parser(__doc__)
-    parser.add_argument("--stage", type=int, default=1, help="default: 1")
-    parser.add_argument("--warmup", type=int, default=3, help="steps before the clock runs (default: 3)")
-    parser.add_argument("--steps", type=int, default=10, help="steps that are timed (default: 10)")
-    parser.add_argument("--plain", action="store_true", help="without DeepSpeed")
-    recipe, arguments = parse(parser=parser, reads_data=False)
-    with json_output(arguments.json) as emit:
-        result = measure(recipe, arguments.stage, plain=arguments.plain, warmup=arguments.warmup, steps=arguments.steps)
-        emit(result)
-    if not arguments.json:
-        show(result)
-        print(json.dumps(result, sort_keys=True))
-    return 0
+@command(show)
+def time_steps(
+    recipe: RecipeFlags,
+    stage: int = 1,
+    warmup: Annotated[int, Option(help="Steps before the clock runs.")] = 3,
+    steps: Annotated[int, Option(help="Steps that are timed.")] = 10,
+    plain: Annotated[bool, Option("--plain", help="Without DeepSpeed.")] = False,
+) -> Outcome:
+    return Outcome(measure(recipe.load(reads_data=False), stage, plain=plain, warmup=warmup, steps=steps))
+
+
+def main() -> NoReturn:
+    run_app(single(time_steps, __doc__ or ""))
 
 
 if __name__ == "__main__":
-    run_main(main)
+    main()

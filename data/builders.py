@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib
 from abc import ABC, abstractmethod
-from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,6 @@ from typing import Any
 import numpy as np
 
 from stagecoach.data.building.jobs import BuildJob, EncodedSample, Statistics
-from stagecoach.data.building.options import add_options, read_options
-from stagecoach.data.progress import Track
 from stagecoach.data.streaming.dataset import Sample
 from stagecoach.data.synthetic import Steps
 
@@ -57,31 +54,6 @@ class Builder(ABC):
     @abstractmethod
     def picture(self, sample: Sample) -> np.ndarray:
         """What a sample looks like, uint8 [h, w, 3]."""
-
-    def add_build_arguments(self, parser: ArgumentParser) -> None:
-        add_options(parser, self.options)
-
-    def job(self, arguments: Namespace) -> BuildJob:
-        return self.make_job(arguments.input, *(read_options(arguments, kind) for kind in self.options))
-
-    def add_synthesize_arguments(self, parser: ArgumentParser) -> None:
-        if self.synthetic_options:
-            add_options(parser, [self.synthetic_options])
-        parser.add_argument(
-            "--encoders",
-            type=Path,
-            metavar="DIR",
-            help=f"also write tiny encoders, fitted to the raw data: {self.tiny_encoders or 'none'} below DIR",
-        )
-
-    def synthesize(self, arguments: Namespace, track: Track) -> dict[str, Any]:
-        """Write a raw data set, and encoders where they are asked for; says what was written."""
-        options = read_options(arguments, self.synthetic_options) if self.synthetic_options else None
-        output, count, encoders = arguments.output, arguments.clips, arguments.encoders
-        self.write_raw(output, count, arguments.seed, options, lambda numbers: track(numbers, "rendering", count))
-        if encoders:
-            self.write_encoders(output, encoders, arguments.seed)
-        return {"output": str(output), self.items: count, "encoders": str(encoders) if encoders else None}
 
     def count(self, statistics: Statistics | None, sample: EncodedSample) -> Statistics | None:
         """``statistics`` (None: new ones) with a sample of unknown origin added, whose ``counted`` is not known: for

@@ -5,23 +5,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from stagecoach.data.commands import execute, parse, render
-
-
-def main() -> int:
-    from stagecoach.trainer.cli import json_output
-
-    arguments = parse(description=__doc__)
-    with json_output(arguments.json) as emit:
-        result, code = execute(arguments)
-        emit(result)
-    if not arguments.json:
-        render(arguments.command, result)
-    return code
-
+from stagecoach.launch.shards import app
+from stagecoach.trainer.cli import run_app
 
 if __name__ == "__main__":
-    # Not above: processes that check shards in parallel import this file again, and need no torch.
-    from stagecoach.trainer.cli import run_main
-
-    run_main(main)
+    run_app(app)

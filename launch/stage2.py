@@ -5,8 +5,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from stagecoach.trainer.cli import run_main
-from stagecoach.trainer.run import main
+from stagecoach.launch.commands import run, stage
 
 if __name__ == "__main__":
-    run_main(lambda: main(__doc__, stages=[2]))
+    run(stage(2), __doc__)

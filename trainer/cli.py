@@ -1,110 +1,173 @@
-"""The command line, the same for every script of ``launch/``."""
+"""What all commands share: flags as dataclasses, the recipe they name, JSON, and how errors reach people."""
 
 from __future__ import annotations
 
-import argparse
+import inspect
 import json
 import os
+import re
 import sys
 import sysconfig
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
-import torch.distributed as dist
+import typer
 from pydantic import ValidationError
+from typer.completion import completion_init
+from typer.main import get_command
 
-from stagecoach.trainer.recipe import Recipe, load_recipe
+from stagecoach.trainer.flags import expand
 from stagecoach.trainer.settings import FirstRankError, RecipeError
 
+if TYPE_CHECKING:  # imports torch, which --help and shell completion do without
+    from stagecoach.trainer.recipe import Recipe
 
-def build_parser(description: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=description, allow_abbrev=False)
-    parser.add_argument("--family", help="model family (default: fantasy_world)")
-    parser.add_argument("--size", help="size of the family, instead of the recipe's")
-    source = parser.add_mutually_exclusive_group()
-    source.add_argument("--profile", help="launch/recipes/<family>/<profile>.yaml (default: default)")
-    source.add_argument("--recipe", type=Path, metavar="FILE", help="a recipe file, such as a run's recipe.yaml")
-    parser.add_argument(
-        "--set",
-        dest="overrides",
-        action="append",
-        default=[],
-        metavar="A.B=C",
-        help="override one value of the recipe; repeatable",
-    )
-    parser.add_argument("--data", metavar="SHARDS", help="folder of the shards")
-    parser.add_argument("--run", metavar="DIR", help="folder of the run (default: runs/<family>/<profile>)")
-    parser.add_argument(
-        "--resume",
-        default="auto",
-        metavar="auto|never|PATH",
-        help="go on from the newest valid checkpoint, from none, or from this one (default: auto)",
-    )
-    parser.add_argument(
-        "--init",
-        type=Path,
-        metavar="ADAPTER",
-        help="adapter that the stage starts from, instead of the one that the stage before left in the run",
-    )
-    parser.add_argument(
-        "--allow-random-init",
-        action="store_true",
-        help="draw pretrained weights that the recipe names no file for at random, for tests and "
-        "benchmarks, instead of refusing to start",
-    )
-    parser.add_argument("--dry-run", action="store_true", help="build everything and run one step on one sample")
-    parser.add_argument("--json", action="store_true", help="write JSON and nothing else to the standard output")
-    # The deepspeed launcher passes it; the environment says the same.
-    parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
-    return parser
+JsonFlag = Annotated[bool, typer.Option("--json", help="Write JSON and nothing else to the standard output.")]
 
 
-def parse(
-    argv: Sequence[str] | None = None,
-    description: str = "",
-    reads_data: bool = True,
-    parser: argparse.ArgumentParser | None = None,
-) -> tuple[Recipe, argparse.Namespace]:
-    """The recipe that a command line asks for, and its other arguments (``parser``: that of ``build_parser`` with
-    arguments of a script's own). Raises ``RecipeError``, also where the shards of a command that ``reads_data`` are
-    not named."""
-    arguments = (parser or build_parser(description)).parse_args(argv)
-    overrides = [*arguments.overrides, *["model.allow_random_init=true"] * arguments.allow_random_init]
-    recipe = load_recipe(
-        recipe=arguments.recipe,
-        family=arguments.family,
-        size=arguments.size,
-        profile=arguments.profile,
-        overrides=overrides,
-        data=arguments.data,
-        run=arguments.run,
+@dataclass
+class RecipeFlags:
+    """Which recipe, and what to override in it."""
+
+    family: Annotated[str | None, typer.Option(help="Model family; fantasy_world where no recipe says.")] = None
+    size: Annotated[str | None, typer.Option(help="Size of the family, instead of the recipe's.")] = None
+    profile: Annotated[
+        str | None, typer.Option(help="launch/recipes/<family>/<profile>.yaml; default where no recipe is named.")
+    ] = None
+    recipe: Annotated[Path | None, typer.Option(metavar="FILE", help="A recipe file, such as a run's recipe.yaml.")] = (
+        None
     )
-    if reads_data and not recipe.data:
-        raise RecipeError("data: no shards named, expected --data SHARDS, a folder that launch/build_shards.py wrote")
-    return recipe, arguments
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", metavar="A.B=C", help="Override one value of the recipe; repeatable.")
+    ] = None
+    data: Annotated[str | None, typer.Option(metavar="SHARDS", help="Folder of the shards.")] = None
+    run: Annotated[
+        str | None, typer.Option(metavar="DIR", help="Folder of the run; runs/<family>/<profile> where none is named.")
+    ] = None
+    allow_random_init: Annotated[
+        bool,
+        typer.Option(
+            "--allow-random-init",
+            help="Draw pretrained weights that the recipe names no file for at random, for tests and benchmarks, "
+            "instead of refusing to start.",
+        ),
+    ] = False
+
+    def load(self, reads_data: bool = True) -> Recipe:
+        """The recipe. Raises ``RecipeError``, also where a command that ``reads_data`` names no shards."""
+        from stagecoach.trainer.recipe import load_recipe
+
+        if self.profile and self.recipe:
+            raise typer.BadParameter("--profile is not allowed with --recipe, expected one of them")
+        recipe = load_recipe(
+            recipe=self.recipe,
+            family=self.family,
+            size=self.size,
+            profile=self.profile,
+            overrides=[*(self.overrides or ()), *["model.allow_random_init=true"] * self.allow_random_init],
+            data=self.data,
+            run=self.run,
+        )
+        if reads_data and not recipe.data:
+            raise RecipeError("data: no shards named, expected --data SHARDS, a folder that `shards build` wrote")
+        return recipe
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command found, as ``--json`` prints it (None: nothing), and its exit code."""
+
+    result: Any = None
+    code: int = 0
+
+
+def command(show: Callable[[Any], None] | None = None, **types: Any) -> Callable[..., Callable[..., Outcome]]:
+    """Make a function that returns an ``Outcome`` a command as typer takes it (``flags.expand``).
+
+    ``--json`` is added; without it ``show`` prints the result for people.
+    """
+
+    def decorate(function: Callable[..., Outcome]) -> Callable[..., Outcome]:
+        @wraps(function)
+        def run(*, as_json: JsonFlag = False, **values: Any) -> Outcome:
+            with json_output(as_json) as emit:
+                outcome = flat(**values)
+                if outcome.result is not None:
+                    emit(outcome.result)
+            if show and not as_json:
+                show(outcome.result)
+            return outcome
+
+        flat, own = expand(function, types), inspect.signature(run, follow_wrapped=False).parameters["as_json"]
+        own = own.replace(annotation=JsonFlag)
+        shown = inspect.signature(flat)
+        run.__signature__ = shown.replace(parameters=[*shown.parameters.values(), own])  # type: ignore[attr-defined]
+        return run
+
+    return decorate
+
+
+def new_app(**settings: Any) -> typer.Typer:
+    """A typer app whose errors are left to ``run_app``, with plain help."""
+    settings = {"add_completion": False, "no_args_is_help": True, **settings}
+    return typer.Typer(pretty_exceptions_enable=False, rich_markup_mode=None, **settings)
+
+
+def single(function: Callable[..., Outcome], help: str) -> typer.Typer:
+    """The app of a script that is one command."""
+    app = new_app()
+    app.command(help=help)(function)
+    return app
+
+
+def invoke(app: typer.Typer, arguments: Sequence[str] | None = None, name: str | None = None) -> Any:
+    """What the command returns that ``arguments`` (those of the process where None) name, an exit code where it was
+    ended by one (``--help``). Raises ``typer.TyperException`` for a wrong flag."""
+    completion_init()
+    arguments = sys.argv[1:] if arguments is None else arguments
+    # The deepspeed launcher adds it; the environment says the same.
+    arguments = [word for word in arguments if not re.fullmatch(r"--local[-_]rank=\d+", word)]
+    return get_command(app).main(list(arguments), prog_name=name, standalone_mode=False)
+
+
+def run_app(app: typer.Typer, name: str | None = None) -> NoReturn:
+    """Run the command that the process's arguments name and exit with its code."""
+
+    def run() -> int | None:
+        outcome = invoke(app, name=name)
+        return outcome.code if isinstance(outcome, Outcome) else outcome
+
+    run_main(run)
 
 
 def run_main(function: Callable[[], int | None]) -> NoReturn:
-    """Run a script's ``main`` and exit with what it returns.
+    """Run ``function`` and exit with the code that it returns.
 
-    A mistake of the user (a ``ValueError`` or ``OSError`` that this project's code raised, or a pydantic error) becomes
-    one sentence on the standard error and exit code 1, an interruption 130; anything else shows its traceback. Rank 0
-    speaks for all, but for an error that befell another rank after they had joined.
+    A wrong flag exits with 2. A mistake of the user (a ``ValueError`` or ``OSError`` that this project's code raised,
+    or a pydantic error) becomes one sentence on the standard error and exit code 1, an interruption 130; anything else
+    shows its traceback. Rank 0 speaks for all, but for an error that befell another rank after they had joined.
     """
     try:
         code = function() or 0
     except KeyboardInterrupt:
-        _say("interrupted")
         code = 130
+    except typer.TyperException as error:
+        if _rank() == 0:
+            error.show()  # type: ignore[attr-defined]
+        code = error.exit_code
     except Exception as error:
         if not _is_expected(error):
             traceback.print_exc()
         else:
             _say(_one_line(error), elsewhere=isinstance(error, FirstRankError))
         code = 1
+    if code == 130:
+        _say("interrupted")
     sys.stdout.flush()
     sys.exit(code)
 
@@ -147,8 +210,14 @@ def _say(sentence: str, elsewhere: bool = False) -> None:
     rank = _rank()
     if rank == 0:
         print(f"error: {sentence}", file=sys.stderr, flush=True)
-    elif not elsewhere and dist.is_available() and dist.is_initialized():
+    elif not elsewhere and _has_joined():
         print(f"error on rank {rank}: {sentence}", file=sys.stderr, flush=True)
+
+
+def _has_joined() -> bool:
+    """Whether the ranks have met; a process that has not imported torch has not."""
+    distributed = sys.modules.get("torch.distributed")
+    return distributed is not None and distributed.is_available() and distributed.is_initialized()
 
 
 def _one_line(error: BaseException) -> str:

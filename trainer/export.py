@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 
-from stagecoach.data.files import atomic_file, sha256_file
+from stagecoach.data.files import atomic_file
 from stagecoach.models import get_family
 from stagecoach.trainer.adapter import read_card, read_tensors
 
@@ -50,30 +49,3 @@ def export_adapter(adapter: Path, output: Path, dtype: str = "bf16", layout: str
         # By name, since safetensors writes tensor by tensor into a file but only whole into a handle.
         save_file(tensors, handle.name, metadata=metadata)
     return metadata
-
-
-def main(description: str) -> int:
-    """Body of ``launch/export.py``."""
-    parser = argparse.ArgumentParser(description=description, allow_abbrev=False)
-    parser.add_argument("--adapter", type=Path, required=True, metavar="DIR", help="a run's stage<N>/adapter")
-    parser.add_argument("--output", type=Path, required=True, metavar="FILE.safetensors")
-    parser.add_argument("--dtype", choices=sorted(EXPORT_DTYPES), default="bf16", help="default: bf16")
-    parser.add_argument(
-        "--layout",
-        choices=("adapter", "diffusers"),
-        default="adapter",
-        help="adapter: all tensors under the network's names (default); diffusers: the LoRA alone, for "
-        "load_lora_weights of a pipeline",
-    )
-    parser.add_argument("--json", action="store_true", help="write the file's metadata as JSON and nothing else")
-    arguments = parser.parse_args()
-    metadata = export_adapter(arguments.adapter, arguments.output, arguments.dtype, arguments.layout)
-    digest = sha256_file(arguments.output)
-    if arguments.json:
-        print(json.dumps({"output": str(arguments.output), "sha256": digest, "metadata": metadata}, sort_keys=True))
-    else:
-        print(
-            f"{arguments.output}: {metadata['family']} {metadata['size']} stage {metadata['stage']} in "
-            f"{arguments.dtype}, {arguments.output.stat().st_size / 1e6:,.1f} MB, sha256 {digest}"
-        )
-    return 0

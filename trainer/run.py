@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from pathlib import Path
 
 from stagecoach.data.files import DamagedError, atomic_file
 from stagecoach.trainer.adapter import read_card
-from stagecoach.trainer.cli import json_output, parse
-from stagecoach.trainer.distributed import World, on_first, start, stop
+from stagecoach.trainer.distributed import World, on_first, start
 from stagecoach.trainer.feed import device_batches
-from stagecoach.trainer.interrupt import EXIT_CODE, Interrupted, StopRequest
+from stagecoach.trainer.interrupt import StopRequest
 from stagecoach.trainer.recipe import Recipe
 from stagecoach.trainer.reporting.monitor import Monitor, RunMonitor
 from stagecoach.trainer.reporting.report import write_report
@@ -55,28 +52,6 @@ def run_stages(
     if world.is_first and not dry_run:
         print(write_report(Path(recipe.run)))
     return adapters
-
-
-def main(description: str, stages: list[int] | None) -> int:
-    """Body of the training scripts: parse, train ``stages`` (None: all that the recipe has), return the exit code."""
-    recipe, arguments = parse(description=description)
-    with json_output(arguments.json) as emit:
-        try:
-            adapters = run_stages(
-                recipe,
-                stages or sorted(recipe.stages),
-                init=arguments.init,
-                resume=arguments.resume,
-                dry_run=arguments.dry_run,
-            )
-        except Interrupted as interruption:
-            if int(os.environ["RANK"]) == 0:
-                print(interruption, file=sys.stderr)
-            stop()
-            return EXIT_CODE
-        emit({"run": recipe.run, "adapters": [str(path) for path in adapters]})
-    stop()
-    return 0
 
 
 def _train(recipe: Recipe, index: int, world: World, init: Path | None, resume: str, request: StopRequest) -> Path:

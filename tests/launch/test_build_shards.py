@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from stagecoach.data.commands import execute, parse, render
+from tests.commands import run_shards
 from tests.data.building.toy_job import hashes
 
 ROOT = Path(__file__).parents[2]
@@ -57,9 +57,8 @@ def test_check_inspect_and_preview_read_what_build_wrote(made, capsys):
     results = {}
     for command in ("check", "inspect", "preview"):
         picture = ["--output", str(made / "p.png")] if command == "preview" else []
-        results[command], code = execute(parse([command, str(made / "shards"), *picture]))
+        results[command], code = run_shards(command, made / "shards", *picture)
         assert code == 0
-        render(command, results[command])
     assert results["check"] == {"problems": []}
     assert sum(split["samples"] for split in results["inspect"].values()) == 3
     assert (made / "p.png").read_bytes().startswith(b"\x89PNG")
@@ -100,7 +99,7 @@ def command(base: Path, output: Path, *more: str) -> list[str]:
 @pytest.fixture(scope="module")
 def expected(made, tmp_path_factory) -> dict[str, str]:
     output = tmp_path_factory.mktemp("alone") / "shards"
-    result, code = execute(parse(command(made, output)))
+    result, code = run_shards(*command(made, output))
     assert (result["finished"], code) == (True, 0)
     return hashes(output)
 
@@ -114,8 +113,7 @@ def test_tasks_of_an_array_share_the_work_and_the_last_one_finishes(made, expect
     results = []
     for task in (1, 0):
         array_task(monkeypatch, task, 2)
-        result, code = execute(parse(command(made, tmp_path / "shards")))
-        render("build", result)
+        result, code = run_shards(*command(made, tmp_path / "shards"))
         assert code == 0
         results.append(result)
     first, last = results
@@ -133,10 +131,9 @@ def test_what_was_left_out_is_in_the_summary(made, tmp_path, capsys):
     shutil.copytree(made / "raw", raw)
     (raw / "camera_params/scene_00001.txt").write_text("")
     (tmp_path / "encoders").symlink_to(made / "encoders")
-    result, _ = execute(parse(command(tmp_path, tmp_path / "shards", "--skip-bad", "--holdout", "0")))
+    result, _ = run_shards(*command(tmp_path, tmp_path / "shards", "--skip-bad", "--holdout", "0"))
     assert result["skipped"] == 1
     assert result["reasons"] == {"# cameras found": 1}
-    render("build", result)
     words = capsys.readouterr().out
     assert "1 x # cameras found" in words
     assert "MB" in words

@@ -4,13 +4,14 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
+from typing import Annotated
 
 import pytest
 from pydantic import TypeAdapter
+from typer import Option
 
 from stagecoach.data.files import DamagedError, check_directory
-from stagecoach.trainer.cli import build_parser, json_output, parse, run_main
+from stagecoach.trainer.cli import Outcome, RecipeFlags, command, invoke, json_output, run_main, single
 from stagecoach.trainer.recipe import ROOT
 from stagecoach.trainer.settings import RecipeError
 
@@ -34,50 +35,43 @@ def single_process(monkeypatch):
         monkeypatch.delenv(name, raising=False)
 
 
+def load(*words: str, reads_data: bool = True):
+    """The recipe and the flag of its own of a command that takes a recipe."""
+
+    @command()
+    def probe(recipe: RecipeFlags, dry_run: Annotated[bool, Option("--dry-run")] = False) -> Outcome:
+        return Outcome((recipe.load(reads_data), dry_run))
+
+    outcome = invoke(single(probe, "x"), words)
+    return outcome.result if isinstance(outcome, Outcome) else outcome
+
+
 def test_the_command_line_gives_a_recipe_and_the_rest(recipe_file):
-    recipe, arguments = parse(
-        [
-            "--recipe",
-            str(recipe_file),
-            "--set",
-            "seed=3",
-            "--set",
-            "stages.1.steps=9",
-            "--data",
-            "tars",
-            "--run",
-            "there",
-            "--init",
-            "adapter",
-            "--dry-run",
-            "--json",
-        ]
-    )
+    words = ["--recipe", str(recipe_file), "--set", "seed=3", "--set", "stages.1.steps=9", "--data", "tars"]
+    recipe, dry_run = load(*words, "--run", "there", "--dry-run")
     assert (recipe.seed, recipe.stages[1].steps, recipe.data, recipe.run) == (3, 9, "tars", "there")
-    assert (arguments.init, arguments.dry_run, arguments.json) == (Path("adapter"), True, True)
-    assert arguments.resume == "auto"
+    assert dry_run is True
+    assert load(*words)[1] is False
 
 
 @pytest.mark.parametrize("spelling", ["--local_rank=1", "--local-rank=1"])
 def test_what_the_deepspeed_launcher_adds_is_accepted(recipe_file, spelling):
-    recipe, _ = parse([spelling, "--recipe", str(recipe_file)])
-    assert recipe == parse(["--recipe", str(recipe_file)])[0]
+    recipe, _ = load(spelling, "--recipe", str(recipe_file))
+    assert recipe == load("--recipe", str(recipe_file))[0]
 
 
-def test_a_bare_command_means_the_sound_profile_of_fantasy_world():
-    arguments = build_parser("x").parse_args([])
-    assert (arguments.family, arguments.profile, arguments.recipe) == (None, None, None)
-    pytest.importorskip("stagecoach.models.fantasy_world.family")
-    recipe, _ = parse(["--data", "shards"])
+def test_a_bare_command_means_the_default_profile_of_fantasy_world():
+    recipe, _ = load("--data", "shards")
     assert (recipe.family, recipe.profile, recipe.size) == ("fantasy_world", "default", "wan2.1-1.3b")
 
 
 def test_a_profile_and_a_file_exclude_each_other_and_flags_are_not_abbreviated(recipe_file, capsys):
-    for arguments in (["--recipe", str(recipe_file), "--profile", "default"], ["--fam", "x"]):
-        with pytest.raises(SystemExit) as caught:
-            parse(arguments)
-        assert caught.value.code == 2
-    assert "not allowed with" in capsys.readouterr().err
+    for words, expected in (
+        (["--recipe", str(recipe_file), "--profile", "default"], "--profile is not allowed with --recipe"),
+        (["--fam", "x"], "No such option: --fam"),
+    ):
+        assert outcome(lambda words=words: load(*words)) == 2
+        assert expected in capsys.readouterr().err
 
 
 def test_a_command_that_reads_shards_asks_for_them(recipe_file, recipe_values):
@@ -86,8 +80,8 @@ def test_a_command_that_reads_shards_asks_for_them(recipe_file, recipe_values):
     del recipe_values["data"]
     recipe_file.write_text(yaml.safe_dump(recipe_values))
     with pytest.raises(RecipeError, match="expected --data SHARDS"):
-        parse(["--recipe", str(recipe_file)])
-    assert parse(["--recipe", str(recipe_file)], reads_data=False)[0].data == ""
+        load("--recipe", str(recipe_file))
+    assert load("--recipe", str(recipe_file), reads_data=False)[0].data == ""
 
 
 def test_success_and_a_chosen_code_are_the_exit_code():
@@ -100,7 +94,7 @@ def test_a_mistake_of_the_user_is_one_sentence_and_code_1(tmp_path, recipe_file,
         (tmp_path / "nothing").read_text()
 
     def refused_recipe():
-        parse(["--recipe", str(recipe_file), "--set", "sed=1"])
+        load("--recipe", str(recipe_file), "--set", "sed=1")
 
     for function, words in (
         (refused_recipe, "unknown key sed"),
@@ -147,7 +141,7 @@ def test_an_interruption_is_130(capsys):
 
 def test_only_rank_0_speaks_before_the_ranks_have_joined(recipe_file, capsys, monkeypatch):
     monkeypatch.setenv("RANK", "1")
-    assert outcome(lambda: parse(["--recipe", str(recipe_file), "--set", "sed=1"])) == 1
+    assert outcome(lambda: load("--recipe", str(recipe_file), "--set", "sed=1")) == 1
     assert capsys.readouterr().err == ""
 
 
@@ -202,9 +196,10 @@ def test_the_output_is_given_back_after_an_error(capfd):
     assert capfd.readouterr().out == "back\n"
 
 
-def test_help_comes_without_importing_deepspeed():
+def test_help_comes_without_importing_torch():
     code = (
-        "import sys; sys.path.insert(0, sys.argv.pop(1)); from stagecoach.trainer.cli import build_parser; "
-        "build_parser('x').format_help(); sys.exit('deepspeed' in sys.modules)"
+        "import sys; sys.path.insert(0, sys.argv.pop(1)); from stagecoach.launch.commands import app; "
+        "from stagecoach.trainer.cli import invoke; invoke(app, ['train', '--help']); "
+        "sys.exit(any(name in sys.modules for name in ('torch', 'deepspeed', 'av')))"
     )
     assert subprocess.run([sys.executable, "-c", code, str(ROOT)], check=False).returncode == 0

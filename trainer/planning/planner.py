@@ -24,10 +24,8 @@ from typing import Any
 import torch
 
 from stagecoach.models.family import ModuleCost
-from stagecoach.trainer.cli import build_parser, json_output, parse
 from stagecoach.trainer.freeze import freeze, freeze_table
 from stagecoach.trainer.hardware import PEAK_BF16
-from stagecoach.trainer.planning.plan_table import show
 from stagecoach.trainer.recipe import Recipe, read_ds_config
 from stagecoach.trainer.stage_plan import DTYPES, StagePlan
 
@@ -340,31 +338,3 @@ def _reduced(ds_config: dict[str, Any], width: int) -> int:
 
 def _accumulated(ds_config: dict[str, Any], width: int) -> int:
     return {"fp32": 4, "fp16": 2, "bf16": 2}.get(ds_config.get("data_types", {}).get("grad_accum_dtype"), width)
-
-
-def main(description: str) -> int:
-    """Body of ``launch/plan.py``."""
-    parser = build_parser(description)
-    default = Cluster()
-    parser.add_argument("--gpus", type=int, help="GPUs (default: as many as take one micro-batch of each stage)")
-    parser.add_argument("--gpu", choices=sorted(PEAK_BF16), default=default.gpu, help=f"default: {default.gpu}")
-    parser.add_argument(
-        "--utilisation",
-        type=float,
-        default=default.utilisation,
-        help=f"part of the GPU's peak that executed FLOPs reach (default: {default.utilisation})",
-    )
-    parser.add_argument(
-        "--bandwidth",
-        type=float,
-        default=default.bandwidth / 1e9,
-        metavar="GB/S",
-        help=f"of the network, per GPU in a ring (default: {default.bandwidth / 1e9:.0f})",
-    )
-    recipe, arguments = parse(parser=parser, reads_data=False)
-    with json_output(arguments.json) as emit:
-        result = plan(recipe, Cluster(arguments.gpus, arguments.gpu, arguments.utilisation, arguments.bandwidth * 1e9))
-        emit(result)
-    if not arguments.json:
-        show(result)
-    return 0

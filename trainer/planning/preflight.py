@@ -6,10 +6,8 @@ import ast
 import importlib.metadata
 import os
 import shutil
-import sys
-from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +19,6 @@ from stagecoach.data.stores.opening import open_storage
 from stagecoach.data.streaming.dataset import ShardSet, verify_shards
 from stagecoach.models.common.attention import resolve_backend
 from stagecoach.trainer.adapter import check_predecessor, load_tensors, read_card, trained_before
-from stagecoach.trainer.cli import build_parser, json_output, parse
 from stagecoach.trainer.planning.planner import Cluster, plan_stage
 from stagecoach.trainer.recipe import ROOT, Recipe
 from stagecoach.trainer.stage_plan import DTYPES, StagePlan
@@ -191,46 +188,3 @@ def requirements(setup: Path) -> list[Requirement]:
         if isinstance(node, ast.keyword) and node.arg == "install_requires"
     )
     return [Requirement(text) for text in ast.literal_eval(listed)]
-
-
-def main(description: str) -> int:
-    """Body of ``launch/verify.py``: 1 if a check fails."""
-    parser = build_parser(description)
-    parser.add_argument(
-        "--stage",
-        type=int,
-        action="append",
-        metavar="N",
-        help="a stage that will be run; repeatable (default: all, as launch/pipeline.py does)",
-    )
-    parser.add_argument("--gpus", type=int, help="GPUs of the run (default: as many as take one micro-batch each)")
-    parser.add_argument("--full", action="store_true", help="read every shard and compare its sha256")
-    arguments, checks = parser.parse_args(), []
-    with json_output(arguments.json) as emit:
-        for check in _checks(parser, arguments):
-            checks.append(check)
-            print(
-                f"{'ok  ' if check.ok else 'FAIL'}  {check.name}: {check.message}",
-                flush=True,
-                file=sys.stderr if arguments.json else sys.stdout,
-            )
-        emit({"ok": all(check.ok for check in checks), "checks": [asdict(check) for check in checks]})
-    return 0 if all(check.ok for check in checks) else 1
-
-
-def _checks(parser: ArgumentParser, arguments: Namespace) -> Iterator[Check]:
-    try:
-        recipe, _ = parse(parser=parser)
-        for index in arguments.stage or ():
-            if index not in recipe.stages:
-                raise CheckError(f"--stage {index}: not in the recipe, expected one of {sorted(recipe.stages)}")
-    except ValueError as error:
-        yield Check("recipe", False, str(error))
-        return
-    yield from preflight(
-        recipe,
-        stages=sorted(arguments.stage or recipe.stages),
-        init=arguments.init,
-        gpus=arguments.gpus,
-        full=arguments.full,
-    )

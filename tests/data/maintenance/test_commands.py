@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import webdataset as wds
 
-from stagecoach.data.commands import execute, parse, render
 from stagecoach.data.format.shards import index_path
 from stagecoach.data.maintenance.inspect import BINS, histogram, inspect
 from stagecoach.data.streaming.dataset import ShardSet
+from tests.commands import run_shards
 
 
 @pytest.fixture
@@ -23,10 +23,8 @@ def shards(build, tmp_path):
 
 
 def run(*words):
-    arguments = parse([str(word) for word in words])
-    result, code = execute(arguments)
+    result, code = run_shards(*words)
     json.dumps(result)  # what --json prints
-    render(arguments.command, result)
     return result, code
 
 
@@ -77,8 +75,8 @@ def test_index_takes_the_schema_of_other_shards(shards, schema, make_arrays, tmp
 def test_index_of_a_family_tells_its_sizes(tmp_path):
     (tmp_path / "a.tar").write_bytes(b"")
     with pytest.raises(ValueError, match=r"--size width=3: .*latent_channels=16"):
-        run("index", tmp_path, "--family", "fantasy_world", "--size", "text_dim=32", "width=3")
-    with pytest.raises(ValueError, match="beside --schema-from"):
+        run("index", tmp_path, "--family", "fantasy_world", "--size", "text_dim=32", "--size", "width=3")
+    with pytest.raises(ValueError, match="next to --schema-from"):
         run("index", tmp_path, "--schema-from", tmp_path, "--size", "width=3")
 
 

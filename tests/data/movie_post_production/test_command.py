@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from stagecoach.data.commands import execute, parse, render
+from tests.commands import run_shards
 
 ROOT = Path(__file__).parents[3]
 FAMILY = ("--family", "movie_post_production")
@@ -23,8 +23,7 @@ def synthesize(base: Path) -> list[str]:
         "--clips",
         "6",
         "--sizes",
-        "64x64",
-        "64x96",
+        "64x64,64x96",
         "--encoders",
         str(base / "encoders"),
     ]
@@ -46,8 +45,7 @@ def build_shards(base: Path, *options: str) -> list[str]:
         "--dino",
         str(encoders / "dino"),
         "--sizes",
-        "64x64",
-        "64x96",
+        "64x64,64x96",
         "--text-length",
         "48",
         *options,
@@ -55,20 +53,19 @@ def build_shards(base: Path, *options: str) -> list[str]:
 
 
 def test_synthetic_pictures_become_shards_that_check_inspect_and_preview_read(tmp_path, capsys):
-    made, _ = execute(parse(synthesize(tmp_path)))
+    made, _ = run_shards(*synthesize(tmp_path))
     assert (made["pictures"], made["encoders"]) == (6, str(tmp_path / "encoders"))
-    built, _ = execute(parse(build_shards(tmp_path)))
+    built, _ = run_shards(*build_shards(tmp_path))
     assert sum(built["samples"].values()) == 6
     assert built["dropped_objects"] == 0
-    checked, code = execute(parse(["check", str(tmp_path / "shards")]))
+    checked, code = run_shards("check", str(tmp_path / "shards"))
     assert (checked["problems"], code) == ([], 0)
-    split = execute(parse(["inspect", str(tmp_path / "shards")]))[0]["train"]
+    split = run_shards("inspect", str(tmp_path / "shards"))[0]["train"]
     assert {"latent", "t5", "pooled", "boxes", "depth", "clip", "dino", "object_text", "image"} < set(
         split["field_bytes"]
     )
-    execute(parse(["preview", str(tmp_path / "shards"), "--output", str(tmp_path / "p.png")]))
+    run_shards("preview", str(tmp_path / "shards"), "--output", str(tmp_path / "p.png"))
     assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
-    render("build", built)
     assert "train" in capsys.readouterr().out
 
 
@@ -99,7 +96,7 @@ def test_two_workers_make_what_one_makes(synthetic, encoders, tmp_path):
             "--workers",
             workers,
         ]
-        execute(parse(command))
+        run_shards(*command)
         fingerprints.append(
             [json.loads((output / split / "manifest.json").read_text())["fingerprint"] for split in ("train", "val")]
         )

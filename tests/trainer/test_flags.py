@@ -1,13 +1,14 @@
-"""Arguments of the command line follow from dataclasses of options."""
+"""Flags of the command line follow from dataclasses of options."""
 
-from argparse import ArgumentParser
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
 import pytest
+from typer import TyperException
 
-from stagecoach.data.building.options import Argument, add_options, read_options
+from stagecoach.data.building.options import Argument
+from stagecoach.trainer.cli import Outcome, command, invoke, single
 
 
 @dataclass(frozen=True)
@@ -22,9 +23,12 @@ class Options:
 
 
 def parse(*words: str) -> Options:
-    parser = ArgumentParser()
-    add_options(parser, [Options])
-    return read_options(parser.parse_args(words), Options)
+    @command()
+    def probe(options: Options) -> Outcome:
+        return Outcome(options)
+
+    outcome = invoke(single(probe, "x"), words)
+    return outcome.result if isinstance(outcome, Outcome) else outcome
 
 
 def test_defaults_are_those_of_the_fields():
@@ -32,18 +36,16 @@ def test_defaults_are_those_of_the_fields():
 
 
 def test_each_argument_fills_its_field():
-    words = ["--base", "a", "--extra", "b", "--words", "1", "2", "--segment", "5", "--kind", "two", "--check"]
+    words = ["--base", "a", "--extra", "b", "--words", "1,2", "--segment", "5", "--kind", "two", "--check"]
     assert parse(*words) == Options(Path("a"), Path("b"), (1, 2), 5, "two", True, 0.1)
 
 
 @pytest.mark.parametrize("words", [(), ("--base", "a", "--kind", "three"), ("--base", "a", "--holdout", "0.2")])
-def test_what_is_missing_unknown_or_no_argument_is_refused(words, capsys):
-    with pytest.raises(SystemExit):
+def test_what_is_missing_unknown_or_no_argument_is_refused(words):
+    with pytest.raises(TyperException):
         parse(*words)
-    assert "error: " in capsys.readouterr().err
 
 
 def test_help_names_the_defaults(capsys):
-    with pytest.raises(SystemExit):
-        parse("--help")
-    assert "of a clip (default: 81)" in capsys.readouterr().out
+    assert parse("--help") == 0
+    assert "of a clip  [default: 81]" in capsys.readouterr().out

@@ -1,0 +1,198 @@
+"""The console command ``stagecoach``, whose sub-commands the scripts of this folder run one each.
+
+Bodies import what they need, so that ``--help`` and shell completion do without torch.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, NoReturn
+
+import typer
+
+from stagecoach import __version__
+from stagecoach.launch import shards
+from stagecoach.trainer.cli import Outcome, RecipeFlags, command, new_app, run_app, single
+
+RecipeGpus = Annotated[int | None, typer.Option(help="GPUs; as many as take one micro-batch each where not given.")]
+Init = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="ADAPTER",
+        help="Adapter that the first stage starts from, instead of the one that the stage before left in the run.",
+    ),
+]
+
+
+@dataclass
+class TrainFlags:
+    """How a training command goes about it."""
+
+    init: Init = None
+    resume: Annotated[
+        str,
+        typer.Option(
+            metavar="auto|never|PATH", help="Go on from the newest valid checkpoint, from none, or from this one."
+        ),
+    ] = "auto"
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Build everything and run one step on one sample.")] = False
+
+
+def _train(recipe_flags: RecipeFlags, flags: TrainFlags, stages: list[int] | None) -> Outcome:
+    recipe = recipe_flags.load()
+    from stagecoach.trainer.distributed import stop
+    from stagecoach.trainer.interrupt import EXIT_CODE, Interrupted
+    from stagecoach.trainer.run import run_stages
+
+    try:
+        adapters = run_stages(recipe, stages or sorted(recipe.stages), **asdict(flags))
+    except Interrupted as interruption:
+        if int(os.environ["RANK"]) == 0:
+            print(interruption, file=sys.stderr)
+        stop()
+        return Outcome(code=EXIT_CODE)
+    stop()
+    return Outcome({"run": recipe.run, "adapters": [str(path) for path in adapters]})
+
+
+def stage(index: int) -> Callable[..., Outcome]:
+    """The command that trains one stage."""
+
+    @command()
+    def train_stage(recipe: RecipeFlags, flags: TrainFlags) -> Outcome:
+        return _train(recipe, flags, [index])
+
+    return train_stage
+
+
+@command()
+def train(
+    recipe: RecipeFlags,
+    flags: TrainFlags,
+    stages: Annotated[
+        str | None, typer.Option(metavar="N,...", help="Stages to train in this order; all of the recipe if not given.")
+    ] = None,
+) -> Outcome:
+    """Train stages in sequence, in this process or in each of those that a launcher started."""
+    return _train(recipe, flags, _numbers(stages))
+
+
+def _numbers(words: str | None) -> list[int] | None:
+    try:
+        return [int(word) for word in words.split(",")] if words else None
+    except ValueError:
+        raise typer.BadParameter(f"--stages {words}, expected numbers with commas between them, as 1,2") from None
+
+
+def _show_plan(result: dict[str, Any]) -> None:
+    from stagecoach.trainer.planning.planner import show
+
+    show(result)
+
+
+def _gpu_names() -> list[str]:
+    from stagecoach.trainer.hardware import PEAK_BF16
+
+    return sorted(PEAK_BF16)
+
+
+@command(_show_plan)
+def plan(
+    recipe: RecipeFlags,
+    gpus: RecipeGpus = None,
+    gpu: Annotated[str, typer.Option(autocompletion=_gpu_names, help="Type of the GPUs.")] = "H20",
+    utilisation: Annotated[float, typer.Option(help="Part of the GPU's peak that executed FLOPs reach.")] = 0.4,
+    bandwidth: Annotated[float, typer.Option(metavar="GB/S", help="Of the network, per GPU in a ring.")] = 160,
+) -> Outcome:
+    """Count parameters, FLOPs, memory and hours of a recipe; no data, weights or GPU are needed."""
+    from stagecoach.trainer.planning.planner import Cluster
+    from stagecoach.trainer.planning.planner import plan as count
+
+    if gpu not in _gpu_names():
+        raise typer.BadParameter(f"--gpu {gpu}, expected one of {', '.join(_gpu_names())}")
+    return Outcome(count(recipe.load(reads_data=False), Cluster(gpus, gpu, utilisation, bandwidth * 1e9)))
+
+
+@command()
+def verify(
+    recipe: RecipeFlags,
+    stage: Annotated[
+        list[int] | None, typer.Option(metavar="N", help="A stage that will be run; repeatable; all if not given.")
+    ] = None,
+    init: Init = None,
+    gpus: RecipeGpus = None,
+    full: Annotated[bool, typer.Option("--full", help="Read every shard and compare its sha256.")] = False,
+) -> Outcome:
+    """Check a run before any GPU is busy, one line per check; exits with 1 if one fails."""
+    from stagecoach.trainer.planning.preflight import Check, preflight
+
+    checks = []
+    try:
+        loaded = recipe.load()
+        for index in stage or ():
+            if index not in loaded.stages:
+                raise ValueError(f"--stage {index}: not in the recipe, expected one of {sorted(loaded.stages)}")
+        found = preflight(loaded, stages=sorted(stage or loaded.stages), init=init, gpus=gpus, full=full)
+    except ValueError as error:
+        found = iter([Check("recipe", False, str(error))])
+    for check in found:
+        checks.append(check)
+        print(f"{'ok  ' if check.ok else 'FAIL'}  {check.name}: {check.message}", flush=True)
+    ok = all(check.ok for check in checks)
+    return Outcome({"ok": ok, "checks": [asdict(check) for check in checks]}, 0 if ok else 1)
+
+
+def _show_export(result: dict[str, Any]) -> None:
+    metadata, size = result["metadata"], Path(result["output"]).stat().st_size
+    print(
+        f"{result['output']}: {metadata['family']} {metadata['size']} stage {metadata['stage']} in "
+        f"{metadata['dtype']}, {size / 1e6:,.1f} MB, sha256 {result['sha256']}"
+    )
+
+
+@command(_show_export)
+def export(
+    adapter: Annotated[Path, typer.Option(metavar="DIR", help="A run's stage<N>/adapter.")],
+    output: Annotated[Path, typer.Option(metavar="FILE.safetensors", help="File to be made or replaced.")],
+    dtype: Annotated[Literal["bf16", "fp32"], typer.Option()] = "bf16",
+    layout: Annotated[
+        Literal["adapter", "diffusers"],
+        typer.Option(
+            help="adapter: all tensors under the network's names; diffusers: the LoRA alone, for load_lora_weights of "
+            "a pipeline."
+        ),
+    ] = "adapter",
+) -> Outcome:
+    """Write an adapter as one file."""
+    from stagecoach.data.files import sha256_file
+    from stagecoach.trainer.export import export_adapter
+
+    metadata = export_adapter(adapter, output, dtype, layout)
+    return Outcome({"output": str(output), "sha256": sha256_file(output), "metadata": metadata})
+
+
+app = new_app(name="stagecoach", add_completion=True)
+for function in (train, plan, verify, export):
+    app.command()(function)
+app.add_typer(shards.app, name="shards")
+
+
+@app.callback(invoke_without_command=True)
+def stagecoach(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    """A DeepSpeed trainer for diffusion adapters, in stages."""
+    if version:
+        print(__version__)
+        raise typer.Exit
+
+
+def main() -> NoReturn:
+    run_app(app, "stagecoach")
+
+
+def run(function: Callable[..., Outcome], description: str | None) -> NoReturn:
+    """Body of a script that is one command."""
+    run_app(single(function, description or ""))

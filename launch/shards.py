@@ -1,0 +1,267 @@
+"""The commands that build shards, look at finished ones, repair them or adopt those of others.
+
+Flags of ``build`` and ``synthesize`` depend on ``--family``; the other commands do without a family's packages.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from PIL import Image
+from rich.console import Console
+from rich.table import Table
+from typer.core import TyperGroup
+from typer.main import get_command
+
+from stagecoach.data.builders import BUILDERS, builder
+from stagecoach.data.building.build import build as build_shards
+from stagecoach.data.building.options import BuildOptions
+from stagecoach.data.building.summary import MEGABYTE, build_summary, summary_table
+from stagecoach.data.building.worker_rank import WorkerRank
+from stagecoach.data.files import atomic_file
+from stagecoach.data.maintenance import check as checking
+from stagecoach.data.maintenance import inspect as inspecting
+from stagecoach.data.maintenance import repair as repairing
+from stagecoach.data.maintenance.indexing import family_schema, index_folder, schema_of
+from stagecoach.data.maintenance.preview import contact_sheet
+from stagecoach.data.progress import track, untracked
+from stagecoach.trainer.cli import Outcome, command, new_app, single
+
+DEFAULT_FAMILY = "fantasy_world"
+BAR = 30
+"""Characters of the longest bar of a histogram."""
+FamilyName = Literal[tuple(sorted(BUILDERS))]  # type: ignore[valid-type]
+FamilyFlag = Annotated[FamilyName, typer.Option(help="Whose data; each family adds flags of its own below.")]
+Shards = Annotated[Path, typer.Argument(metavar="SHARDS", help="Folder of shards, or of its splits.")]
+Jobs = Annotated[int | None, typer.Option(metavar="N", help="Processes; one per CPU where not given.")]
+SchemaFrom = Annotated[Path | None, typer.Option(metavar="SHARDS", help="Shards that have the schema.")]
+SkipBad = Annotated[
+    bool,
+    typer.Option("--skip-bad", help="Leave bad items out and list them in skipped.jsonl; else the first one stops."),
+]
+
+
+@dataclass
+class BuildFlags:
+    """Where ``build`` reads and writes."""
+
+    input: Annotated[Path, typer.Option(metavar="RAW", help="Folder of the raw data set.")]
+    output: Annotated[
+        Path, typer.Option(metavar="SHARDS", help="Folder to be made; a build that was stopped there goes on.")
+    ]
+    family: FamilyFlag = DEFAULT_FAMILY
+
+
+def build_command(family: str) -> Callable[..., Outcome]:
+    """``build`` with the flags of a family."""
+    parts = builder(family)
+
+    @command(lambda result: Console().print(summary_table(build_summary(result))), own=parts.options)
+    def build(paths: BuildFlags, options: BuildOptions, own: Any) -> Outcome:
+        worker_rank = WorkerRank.detect()
+        try:
+            # Side by side on one terminal, the bars of several processes could not be read.
+            bars = untracked if worker_rank.local else track
+            job = parts.make_job(paths.input, *own)
+            return Outcome(build_shards(job, paths.output, options, bars, worker_rank).as_dict())
+        except (ValueError, OSError) as error:
+            if worker_rank.rank:  # the commands print the errors of rank 0 only, but here each worker has its own
+                print(f"{worker_rank}: {error}", file=sys.stderr, flush=True)
+            raise
+
+    return build
+
+
+def synthesize_command(family: str) -> Callable[..., Outcome]:
+    """``synthesize`` with the flags of a family."""
+    parts = builder(family)
+    kinds = [parts.synthetic_options] if parts.synthetic_options else []
+
+    @command(lambda result: Console().print(summary_table(result)), own=kinds)
+    def synthesize(
+        own: Any,
+        output: Annotated[Path, typer.Option(metavar="RAW", help="Folder to be made or replaced.")],
+        family: FamilyFlag = DEFAULT_FAMILY,
+        clips: Annotated[int, typer.Option(help="How many.")] = 64,
+        seed: Annotated[int, typer.Option(help="What the clips depend on.")] = 0,
+        encoders: Annotated[
+            Path | None,
+            typer.Option(
+                metavar="DIR",
+                help=f"Also write tiny encoders, fitted to the raw data: {parts.tiny_encoders or 'none'} below DIR.",
+            ),
+        ] = None,
+    ) -> Outcome:
+        parts.write_raw(output, clips, seed, *own or [None], lambda numbers: track(numbers, "rendering", clips))
+        if encoders:
+            parts.write_encoders(output, encoders, seed)
+        return Outcome({"output": str(output), parts.items: clips, "encoders": str(encoders) if encoders else None})
+
+    return synthesize
+
+
+FAMILY_COMMANDS = {"build": build_command, "synthesize": synthesize_command}
+
+
+class ShardCommands(TyperGroup):
+    """Makes the commands that depend on a family with the flags of the family that a command line names."""
+
+    def resolve_command(self, ctx: typer.Context, args: list[str]) -> tuple[str | None, Any, list[str]]:
+        name, found, rest = super().resolve_command(ctx, args)
+        if name in FAMILY_COMMANDS:
+            words = [word for argument in rest for word in argument.split("=", 1)]
+            named = words[words.index("--family") + 1 :][:1] if "--family" in words else []
+            family = named[0] if named and named[0] in BUILDERS else DEFAULT_FAMILY
+            found = get_command(single(FAMILY_COMMANDS[name](family), found.help))
+        return name, found, rest
+
+
+app = new_app(cls=ShardCommands, help="Build, check and look at shards.")
+
+
+@app.command("build")
+def _build() -> None:
+    """Raw data to shards."""
+
+
+@app.command("synthesize")
+def _synthesize() -> None:
+    """Write a small raw data set."""
+
+
+def _show_check(result: dict[str, Any]) -> None:
+    console = Console()
+    for problem in result["problems"]:
+        console.print(problem, style="red", highlight=False, soft_wrap=True, markup=False)
+    console.print(f"{len(result['problems'])} problems" if result["problems"] else "all shards are whole")
+
+
+@app.command()
+@command(_show_check)
+def check(shards: Shards, jobs: Jobs = None) -> Outcome:
+    """Compare hashes, indices and every sample with what they should be."""
+    problems = checking.check(shards, jobs, track)
+    return Outcome({"problems": problems}, 1 if problems else 0)
+
+
+def _show_splits(result: dict[str, Any]) -> None:
+    console = Console()
+    for name, split in result.items():
+        console.print(f"{name}: {split['action']}", style="bold", markup=False)
+        rows = {what: value for what, value in split.items() if what != "action" and value != ""}
+        console.print(summary_table({w: ", ".join(v) if isinstance(v, list) else v for w, v in rows.items()}))
+
+
+@app.command()
+@command(_show_splits)
+def repair(
+    shards: Shards,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done and change nothing.")] = False,
+    schema_from: SchemaFrom = None,
+    jobs: Jobs = None,
+) -> Outcome:
+    """Drop or rebuild what is damaged; --schema-from gives the schema where a damaged manifest has lost it."""
+    return Outcome(repairing.repair(shards, dry_run=dry_run, schema_set=schema_from, jobs=jobs, track=track))
+
+
+@app.command()
+@command(_show_splits)
+def index(
+    tars: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder of tars, or of folders of them (train, val).")],
+    family: Annotated[FamilyName | None, typer.Option(help="Whose schema the samples must fit.")] = None,
+    schema_from: SchemaFrom = None,
+    size: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=VALUE",
+            help="A size of the family's schema, e.g. text_dim=4096; as published where not given; repeatable; a wrong "
+            "name lists them all.",
+        ),
+    ] = None,
+    skip_bad: SkipBad = False,
+    replace: Annotated[bool, typer.Option("--replace", help="Index a folder again that is indexed already.")] = False,
+    jobs: Jobs = None,
+) -> Outcome:
+    """Make tars that another tool wrote a set of shards, with the schema of --family or of --schema-from."""
+    if (family is None) == (schema_from is None):
+        raise typer.BadParameter("expected either --family or --schema-from")
+    if size and schema_from:
+        raise ValueError(
+            f"--size {' '.join(size)} next to --schema-from, expected it next to --family only; "
+            f"the sizes are those of the shards"
+        )
+    schema = schema_of(schema_from) if schema_from else family_schema(family, size or [])
+    return Outcome(index_folder(tars, schema, skip_bad=skip_bad, replace=replace, jobs=jobs, track=track))
+
+
+def _show_inspect(result: dict[str, Any]) -> None:
+    for name, split in result.items():
+        for part in _split_parts(name, split):
+            Console().print(part, highlight=False, soft_wrap=isinstance(part, str), markup=False)
+
+
+@app.command()
+@command(_show_inspect)
+def inspect(shards: Shards) -> Outcome:
+    """Counts, bytes, histograms of sizes and lengths."""
+    return Outcome(inspecting.inspect(shards, track))
+
+
+@app.command()
+@command(lambda result: Console().print(summary_table(result)))
+def preview(
+    shards: Shards,
+    output: Annotated[Path, typer.Option(metavar="PNG")] = Path("preview.png"),
+    count: Annotated[int, typer.Option(help="Samples to show.")] = 16,
+) -> Outcome:
+    """A sheet of pictures."""
+    picture = contact_sheet(shards, count)
+    with atomic_file(output) as handle:
+        Image.fromarray(picture).save(handle, "PNG")
+    return Outcome({"output": str(output)})
+
+
+def _split_parts(name: str, split: dict[str, Any]) -> list[str | Table]:
+    title = (
+        f"{name}: {split['samples']} samples in {split['shards']} shards, {split['bytes'] / MEGABYTE:.1f} MB, "
+        f"schema {split['schema']} version {split['version']}, fingerprint {split['fingerprint'][:12]}"
+    )
+    if split["dropped"]:
+        title += f"; {split['dropped']} dropped by repair since its statistics were taken"
+    if split["lost"]:
+        title += f"; lost: {', '.join(split['lost'])}"
+    fields = Table()
+    fields.add_column("field")
+    for column in ("MB", "kB per sample"):
+        fields.add_column(column, justify="right")
+    for field, size in split["field_bytes"].items():
+        fields.add_row(field, f"{size / MEGABYTE:.2f}", f"{size / split['samples'] / 1e3:.1f}")
+    encoders = Table(show_header=False, box=None)
+    for role, entry in split["encoders"].items():
+        encoders.add_row(
+            role,
+            str(entry)
+            if not isinstance(entry, dict)
+            else ", ".join(f"{what} {str(value)[:40]}" for what, value in entry.items()),
+        )
+    histograms = {"bytes per sample": split["sample_bytes"], **split["dims"]}
+    bars = [_bars(title, found) for title, found in histograms.items() if found]
+    return [title, fields, encoders if split["encoders"] else "no encoders are named", *bars]
+
+
+def _bars(title: str, found: dict[str, Any]) -> Table:
+    table = Table(
+        title=f"{title}: {found['min']} to {found['max']}, mean {found['mean']:.1f}",
+        show_header=False,
+        box=None,
+        title_justify="left",
+    )
+    most = max(number for _, _, number in found["bins"])
+    for low, high, number in found["bins"]:
+        table.add_row(str(low) if low == high else f"{low} to {high}", str(number), "█" * round(BAR * number / most))
+    return table
