@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 
 import pytest
 import torch
@@ -12,8 +11,8 @@ from safetensors.torch import load_file
 
 from stagecoach.data.files import DamagedError
 from stagecoach.models import FAMILIES
-from stagecoach.trainer import export
 from stagecoach.trainer.export import export_adapter
+from tests.commands import run_stagecoach
 from tests.toy import ToyConfig
 from tests.trainer.finished import damage, finish_stage_one
 
@@ -33,11 +32,10 @@ def test_the_file_holds_every_tensor_in_the_dtype_asked_for(tmp_path, dtype, tor
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["toy.safetensors"]
 
 
-def test_the_metadata_says_what_it_is_and_what_it_came_from(tmp_path, monkeypatch, capfd):
+def test_the_metadata_says_what_it_is_and_what_it_came_from(tmp_path, capfd):
     adapter, _ = finish_stage_one(tmp_path / "run")
     file = tmp_path / "toy.safetensors"
-    monkeypatch.setattr(sys, "argv", ["export.py", "--adapter", str(adapter), "--output", str(file), "--json"])
-    assert export.main("") == 0
+    assert run_stagecoach("export", "--adapter", adapter, "--output", file, "--json")[1] == 0
     printed = json.loads(capfd.readouterr().out)
     with safe_open(file, "pt") as handle:
         metadata = handle.metadata()

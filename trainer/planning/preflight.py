@@ -166,7 +166,7 @@ def _attention(recipe: Recipe) -> str:
 
 def _versions() -> str:
     """Installed packages against the tested lower bounds of setup.py."""
-    problems, wanted = [], requirements(ROOT / "setup.py")
+    problems, wanted = [], requirements()
     for requirement in wanted:
         try:
             found = importlib.metadata.version(requirement.name)
@@ -176,15 +176,17 @@ def _versions() -> str:
         if not requirement.specifier.contains(found, prereleases=True):
             problems.append(f"{requirement.name} is {found}, expected {requirement.specifier}")
     if problems:
-        raise CheckError("; ".join(problems) + "; install with `make install`")
+        raise CheckError("; ".join(problems) + "; install with `make install`, or `pip install` the package again")
     return f"{len(wanted)} packages are at least as new as setup.py asks for"
 
 
-def requirements(setup: Path) -> list[Requirement]:
-    """``install_requires`` of a ``setup.py``, without running it."""
-    listed = next(
-        node.value
-        for node in ast.walk(ast.parse(setup.read_text()))
-        if isinstance(node, ast.keyword) and node.arg == "install_requires"
-    )
-    return [Requirement(text) for text in ast.literal_eval(listed)]
+def requirements() -> list[Requirement]:
+    """What the package needs, without its extras: by the setup.py of a checkout, without running it, or by what the
+    installed package's metadata keeps of it."""
+    file = ROOT / "setup.py"
+    if not file.exists():
+        listed = importlib.metadata.requires("stagecoach") or []
+        return [requirement for requirement in map(Requirement, listed) if requirement.marker is None]
+    tree = ast.walk(ast.parse(file.read_text()))
+    found = next(node.value for node in tree if isinstance(node, ast.keyword) and node.arg == "install_requires")
+    return [Requirement(text) for text in ast.literal_eval(found)]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 
 import pytest
 import torch
@@ -23,6 +22,7 @@ from stagecoach.trainer.planning.planner import (
     traffic_bytes,
 )
 from stagecoach.trainer.recipe import Recipe, read_ds_config
+from tests.commands import run_stagecoach
 from tests.toy import ToyConfig, ToyFamily
 
 SEED = Sizes(trained=956_000_000, frozen=1_420_000_000, frozen_bytes=2_840_000_000, width=2)
@@ -145,15 +145,13 @@ def test_the_advice_names_the_fastest_that_fits_and_by_how_much():
     assert advice([big], big, "H20").startswith("Nothing fits into the 96 GB of an H20")
 
 
-def test_json_is_one_object_and_the_table_says_the_same(tmp_path, monkeypatch, capfd):
+def test_json_is_one_object_and_the_table_says_the_same(tmp_path, capfd):
     file = tmp_path / "toy.yaml"
     file.write_text(yaml.safe_dump(toy_values()))
-    monkeypatch.setattr(sys, "argv", ["plan.py", "--recipe", str(file), "--gpus", "2", "--json"])
-    assert planner.main("") == 0
+    assert run_stagecoach("plan", "--recipe", file, "--gpus", "2", "--json")[1] == 0
     stages = json.loads(capfd.readouterr().out)["stages"]
     assert {"trainable", "frozen", "modules", "flops_per_sample", "memory_bytes"} <= stages["1"].keys()
-    monkeypatch.setattr(sys, "argv", ["plan.py", "--recipe", str(file), "--gpus", "2"])
-    planner.main("")
+    run_stagecoach("plan", "--recipe", file, "--gpus", "2")
     text = capfd.readouterr().out
     assert f"{stages['2']['trainable']:,}" in text
     assert "as fast as any" in text or "would be fastest" in text

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections import namedtuple
 
 import pytest
@@ -12,7 +11,8 @@ import torch
 from stagecoach.models import FAMILIES
 from stagecoach.trainer.planning import preflight as module
 from stagecoach.trainer.planning.preflight import preflight, requirements
-from stagecoach.trainer.recipe import ROOT, load_recipe
+from stagecoach.trainer.recipe import load_recipe
+from tests.commands import run_stagecoach
 from tests.toy import ToyFamily, write_toy_shards
 from tests.trainer.finished import damage, finish_stage_one, toy_recipe_file
 
@@ -45,8 +45,7 @@ def failed(checks):
 
 def test_a_sound_run_passes_every_check_and_one_line_is_said_of_each(tmp_path, shards, monkeypatch, capfd):
     file = toy_recipe_file(tmp_path / "toy.yaml", tmp_path / "run", shards)
-    monkeypatch.setattr(sys, "argv", ["verify.py", "--recipe", str(file), "--full"])
-    assert module.main("") == 0
+    assert run_stagecoach("verify", "--recipe", file, "--full")[1] == 0
     lines = capfd.readouterr().out.splitlines()
     assert [line.split("  ")[0] for line in lines] == ["ok"] * 10
     assert "24 samples" in lines[2]
@@ -55,8 +54,7 @@ def test_a_sound_run_passes_every_check_and_one_line_is_said_of_each(tmp_path, s
 
 def test_with_json_standard_output_is_one_object_and_a_failure_exits_with_1(tmp_path, monkeypatch, capfd):
     file = toy_recipe_file(tmp_path / "toy.yaml", tmp_path / "run", tmp_path / "nowhere")
-    monkeypatch.setattr(sys, "argv", ["verify.py", "--recipe", str(file), "--json"])
-    assert module.main("") == 1
+    assert run_stagecoach("verify", "--recipe", file, "--json")[1] == 1
     found = json.loads(capfd.readouterr().out)
     assert not found["ok"]
     assert [c["name"] for c in found["checks"] if not c["ok"]] == ["train shards"]
@@ -64,8 +62,7 @@ def test_with_json_standard_output_is_one_object_and_a_failure_exits_with_1(tmp_
 
 def test_a_wrong_recipe_is_a_failed_check_too(tmp_path, monkeypatch, capfd):
     file = toy_recipe_file(tmp_path / "toy.yaml", tmp_path / "run", tmp_path, activation_checkpoint="none")
-    monkeypatch.setattr(sys, "argv", ["verify.py", "--recipe", str(file), "--json"])
-    assert module.main("") == 1
+    assert run_stagecoach("verify", "--recipe", file, "--json")[1] == 1
     (only,) = json.loads(capfd.readouterr().out)["checks"]
     assert only["message"].endswith("unknown key activation_checkpoint; did you mean 'activation_checkpointing'?")
 
@@ -140,7 +137,7 @@ def test_base_weights_are_looked_at_by_the_family(tmp_path, shards, monkeypatch)
 
 
 def test_versions_are_held_against_setup_py(monkeypatch):
-    names = {r.name for r in requirements(ROOT / "setup.py")}
+    names = {r.name for r in requirements()}
     assert {"torch", "deepspeed", "diffusers"} <= names
     assert "packages" in module._versions()
     versions = dict.fromkeys(names, "99.0") | {"deepspeed": "0.10.0"}
