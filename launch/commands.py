@@ -89,7 +89,7 @@ def _numbers(words: str | None) -> list[int] | None:
 
 
 def _show_plan(result: dict[str, Any]) -> None:
-    from stagecoach.trainer.planning.planner import show
+    from stagecoach.trainer.planning.plan_table import show
 
     show(result)
 
