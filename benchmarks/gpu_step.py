@@ -210,9 +210,9 @@ def show(result: dict[str, Any]) -> None:
 def time_steps(
     recipe: RecipeFlags,
     stage: int = 1,
-    warmup: Annotated[int, Option(help="Steps before the clock runs.")] = 3,
-    steps: Annotated[int, Option(help="Steps that are timed.")] = 10,
-    plain: Annotated[bool, Option("--plain", help="Without DeepSpeed.")] = False,
+    warmup: Annotated[int, Option(help="steps before the clock runs")] = 3,
+    steps: Annotated[int, Option(help="steps that are timed")] = 10,
+    plain: Annotated[bool, Option("--plain", help="without DeepSpeed")] = False,
 ) -> Outcome:
     return Outcome(measure(recipe.load(reads_data=False), stage, plain=plain, warmup=warmup, steps=steps))
 

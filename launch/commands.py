@@ -18,12 +18,12 @@ from stagecoach import __version__
 from stagecoach.launch import shards
 from stagecoach.trainer.cli import Outcome, RecipeFlags, command, new_app, run_app, single
 
-RecipeGpus = Annotated[int | None, typer.Option(help="GPUs; as many as take one micro-batch each where not given.")]
+RecipeGpus = Annotated[int | None, typer.Option(help="GPUs; as many as take one micro-batch each where not given")]
 Init = Annotated[
     Path | None,
     typer.Option(
         metavar="ADAPTER",
-        help="Adapter that the first stage starts from, instead of the one that the stage before left in the run.",
+        help="adapter that the first stage starts from, instead of the one that the stage before left in the run",
     ),
 ]
 
@@ -36,10 +36,10 @@ class TrainFlags:
     resume: Annotated[
         str,
         typer.Option(
-            metavar="auto|never|PATH", help="Go on from the newest valid checkpoint, from none, or from this one."
+            metavar="auto|never|PATH", help="go on from the newest valid checkpoint, from none, or from this one"
         ),
     ] = "auto"
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Build everything and run one step on one sample.")] = False
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="build everything and run one step on one sample")] = False
 
 
 def _train(recipe_flags: RecipeFlags, flags: TrainFlags, stages: list[int] | None) -> Outcome:
@@ -74,7 +74,7 @@ def train(
     recipe: RecipeFlags,
     flags: TrainFlags,
     stages: Annotated[
-        str | None, typer.Option(metavar="N,...", help="Stages to train in this order; all of the recipe if not given.")
+        str | None, typer.Option(metavar="N,...", help="stages to train in this order; all of the recipe if not given")
     ] = None,
 ) -> Outcome:
     """Train stages in sequence, in this process or in each of those that a launcher started."""
@@ -104,9 +104,9 @@ def _gpu_names() -> list[str]:
 def plan(
     recipe: RecipeFlags,
     gpus: RecipeGpus = None,
-    gpu: Annotated[str, typer.Option(autocompletion=_gpu_names, help="Type of the GPUs.")] = "H20",
-    utilisation: Annotated[float, typer.Option(help="Part of the GPU's peak that executed FLOPs reach.")] = 0.4,
-    bandwidth: Annotated[float, typer.Option(metavar="GB/S", help="Of the network, per GPU in a ring.")] = 160,
+    gpu: Annotated[str, typer.Option(autocompletion=_gpu_names, help="type of the GPUs")] = "H20",
+    utilisation: Annotated[float, typer.Option(help="part of the GPU's peak that executed FLOPs reach")] = 0.4,
+    bandwidth: Annotated[float, typer.Option(metavar="GB/S", help="of the network, per GPU in a ring")] = 160,
 ) -> Outcome:
     """Count parameters, FLOPs, memory and hours of a recipe; no data, weights or GPU are needed."""
     from stagecoach.trainer.planning.planner import Cluster
@@ -121,11 +121,11 @@ def plan(
 def verify(
     recipe: RecipeFlags,
     stage: Annotated[
-        list[int] | None, typer.Option(metavar="N", help="A stage that will be run; repeatable; all if not given.")
+        list[int] | None, typer.Option(metavar="N", help="a stage that will be run; repeatable; all if not given")
     ] = None,
     init: Init = None,
     gpus: RecipeGpus = None,
-    full: Annotated[bool, typer.Option("--full", help="Read every shard and compare its sha256.")] = False,
+    full: Annotated[bool, typer.Option("--full", help="read every shard and compare its sha256")] = False,
 ) -> Outcome:
     """Check a run before any GPU is busy, one line per check; exits with 1 if one fails."""
     from stagecoach.trainer.planning.preflight import Check, preflight
@@ -156,14 +156,14 @@ def _show_export(result: dict[str, Any]) -> None:
 
 @command(_show_export)
 def export(
-    adapter: Annotated[Path, typer.Option(metavar="DIR", help="A run's stage<N>/adapter.")],
-    output: Annotated[Path, typer.Option(metavar="FILE.safetensors", help="File to be made or replaced.")],
+    adapter: Annotated[Path, typer.Option(metavar="DIR", help="a run's stage<N>/adapter")],
+    output: Annotated[Path, typer.Option(metavar="FILE.safetensors", help="file to be made or replaced")],
     dtype: Annotated[Literal["bf16", "fp32"], typer.Option()] = "bf16",
     layout: Annotated[
         Literal["adapter", "diffusers"],
         typer.Option(
             help="adapter: all tensors under the network's names; diffusers: the LoRA alone, for load_lora_weights of "
-            "a pipeline."
+            "a pipeline"
         ),
     ] = "adapter",
 ) -> Outcome:
@@ -182,7 +182,7 @@ app.add_typer(shards.app, name="shards")
 
 
 @app.callback(invoke_without_command=True)
-def stagecoach(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+def stagecoach(version: Annotated[bool, typer.Option("--version", help="print the version")] = False) -> None:
     """A DeepSpeed trainer for diffusion adapters, in stages."""
     if version:
         print(__version__)

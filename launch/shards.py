@@ -36,13 +36,13 @@ DEFAULT_FAMILY = "fantasy_world"
 BAR = 30
 """Characters of the longest bar of a histogram."""
 FamilyName = Literal[tuple(sorted(BUILDERS))]  # type: ignore[valid-type]
-FamilyFlag = Annotated[FamilyName, typer.Option(help="Whose data; each family adds flags of its own below.")]
-Shards = Annotated[Path, typer.Argument(metavar="SHARDS", help="Folder of shards, or of its splits.")]
-Jobs = Annotated[int | None, typer.Option(metavar="N", help="Processes; one per CPU where not given.")]
-SchemaFrom = Annotated[Path | None, typer.Option(metavar="SHARDS", help="Shards that have the schema.")]
+FamilyFlag = Annotated[FamilyName, typer.Option(help="whose data; each family adds flags of its own below")]
+Shards = Annotated[Path, typer.Argument(metavar="SHARDS", help="folder of shards, or of its splits")]
+Jobs = Annotated[int | None, typer.Option(metavar="N", help="processes; one per CPU where not given")]
+SchemaFrom = Annotated[Path | None, typer.Option(metavar="SHARDS", help="shards that have the schema")]
 SkipBad = Annotated[
     bool,
-    typer.Option("--skip-bad", help="Leave bad items out and list them in skipped.jsonl; else the first one stops."),
+    typer.Option("--skip-bad", help="leave bad items out and list them in skipped.jsonl; else the first one stops"),
 ]
 
 
@@ -50,9 +50,9 @@ SkipBad = Annotated[
 class BuildFlags:
     """Where ``build`` reads and writes."""
 
-    input: Annotated[Path, typer.Option(metavar="RAW", help="Folder of the raw data set.")]
+    input: Annotated[Path, typer.Option(metavar="RAW", help="folder of the raw data set")]
     output: Annotated[
-        Path, typer.Option(metavar="SHARDS", help="Folder to be made; a build that was stopped there goes on.")
+        Path, typer.Option(metavar="SHARDS", help="folder to be made; a build that was stopped there goes on")
     ]
     family: FamilyFlag = DEFAULT_FAMILY
 
@@ -81,21 +81,17 @@ def synthesize_command(family: str) -> Callable[..., Outcome]:
     """``synthesize`` with the flags of a family."""
     parts = builder(family)
     kinds = [parts.synthetic_options] if parts.synthetic_options else []
+    text = f"also write tiny encoders, fitted to the raw data: {parts.tiny_encoders or 'none'} below DIR"
+    encoders_flag = Annotated[Path | None, typer.Option(metavar="DIR", help=text)]
 
-    @command(lambda result: Console().print(summary_table(result)), own=kinds)
+    @command(lambda result: Console().print(summary_table(result)), own=kinds, encoders=encoders_flag)
     def synthesize(
         own: Any,
-        output: Annotated[Path, typer.Option(metavar="RAW", help="Folder to be made or replaced.")],
+        output: Annotated[Path, typer.Option(metavar="RAW", help="folder to be made or replaced")],
         family: FamilyFlag = DEFAULT_FAMILY,
-        clips: Annotated[int, typer.Option(help="How many.")] = 64,
-        seed: Annotated[int, typer.Option(help="What the clips depend on.")] = 0,
-        encoders: Annotated[
-            Path | None,
-            typer.Option(
-                metavar="DIR",
-                help=f"Also write tiny encoders, fitted to the raw data: {parts.tiny_encoders or 'none'} below DIR.",
-            ),
-        ] = None,
+        clips: Annotated[int, typer.Option(help="how many")] = 64,
+        seed: Annotated[int, typer.Option(help="what the clips depend on")] = 0,
+        encoders: Path | None = None,
     ) -> Outcome:
         parts.write_raw(output, clips, seed, *own or [None], lambda numbers: track(numbers, "rendering", clips))
         if encoders:
@@ -161,7 +157,7 @@ def _show_splits(result: dict[str, Any]) -> None:
 @command(_show_splits)
 def repair(
     shards: Shards,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done and change nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="say what would be done and change nothing")] = False,
     schema_from: SchemaFrom = None,
     jobs: Jobs = None,
 ) -> Outcome:
@@ -172,19 +168,19 @@ def repair(
 @app.command()
 @command(_show_splits)
 def index(
-    tars: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder of tars, or of folders of them (train, val).")],
-    family: Annotated[FamilyName | None, typer.Option(help="Whose schema the samples must fit.")] = None,
+    tars: Annotated[Path, typer.Argument(metavar="FOLDER", help="folder of tars, or of folders of them (train, val)")],
+    family: Annotated[FamilyName | None, typer.Option(help="whose schema the samples must fit")] = None,
     schema_from: SchemaFrom = None,
     size: Annotated[
         list[str] | None,
         typer.Option(
             metavar="NAME=VALUE",
-            help="A size of the family's schema, e.g. text_dim=4096; as published where not given; repeatable; a wrong "
-            "name lists them all.",
+            help="a size of the family's schema, e.g. text_dim=4096; as published where not given; repeatable; a wrong "
+            "name lists them all",
         ),
     ] = None,
     skip_bad: SkipBad = False,
-    replace: Annotated[bool, typer.Option("--replace", help="Index a folder again that is indexed already.")] = False,
+    replace: Annotated[bool, typer.Option("--replace", help="index a folder again that is indexed already")] = False,
     jobs: Jobs = None,
 ) -> Outcome:
     """Make tars that another tool wrote a set of shards, with the schema of --family or of --schema-from."""
@@ -217,7 +213,7 @@ def inspect(shards: Shards) -> Outcome:
 def preview(
     shards: Shards,
     output: Annotated[Path, typer.Option(metavar="PNG")] = Path("preview.png"),
-    count: Annotated[int, typer.Option(help="Samples to show.")] = 16,
+    count: Annotated[int, typer.Option(help="samples to show")] = 16,
 ) -> Outcome:
     """A sheet of pictures."""
     picture = contact_sheet(shards, count)

@@ -27,34 +27,34 @@ from stagecoach.trainer.settings import FirstRankError, RecipeError
 if TYPE_CHECKING:  # imports torch, which --help and shell completion do without
     from stagecoach.trainer.recipe import Recipe
 
-JsonFlag = Annotated[bool, typer.Option("--json", help="Write JSON and nothing else to the standard output.")]
+JsonFlag = Annotated[bool, typer.Option("--json", help="write JSON and nothing else to the standard output")]
 
 
 @dataclass
 class RecipeFlags:
     """Which recipe, and what to override in it."""
 
-    family: Annotated[str | None, typer.Option(help="Model family; fantasy_world where no recipe says.")] = None
-    size: Annotated[str | None, typer.Option(help="Size of the family, instead of the recipe's.")] = None
+    family: Annotated[str | None, typer.Option(help="model family; fantasy_world where no recipe says")] = None
+    size: Annotated[str | None, typer.Option(help="size of the family, instead of the recipe's")] = None
     profile: Annotated[
-        str | None, typer.Option(help="launch/recipes/<family>/<profile>.yaml; default where no recipe is named.")
+        str | None, typer.Option(help="launch/recipes/<family>/<profile>.yaml; default where no recipe is named")
     ] = None
-    recipe: Annotated[Path | None, typer.Option(metavar="FILE", help="A recipe file, such as a run's recipe.yaml.")] = (
+    recipe: Annotated[Path | None, typer.Option(metavar="FILE", help="a recipe file, such as a run's recipe.yaml")] = (
         None
     )
     overrides: Annotated[
-        list[str] | None, typer.Option("--set", metavar="A.B=C", help="Override one value of the recipe; repeatable.")
+        list[str] | None, typer.Option("--set", metavar="A.B=C", help="override one value of the recipe; repeatable")
     ] = None
-    data: Annotated[str | None, typer.Option(metavar="SHARDS", help="Folder of the shards.")] = None
+    data: Annotated[str | None, typer.Option(metavar="SHARDS", help="folder of the shards")] = None
     run: Annotated[
-        str | None, typer.Option(metavar="DIR", help="Folder of the run; runs/<family>/<profile> where none is named.")
+        str | None, typer.Option(metavar="DIR", help="folder of the run; runs/<family>/<profile> where none is named")
     ] = None
     allow_random_init: Annotated[
         bool,
         typer.Option(
             "--allow-random-init",
-            help="Draw pretrained weights that the recipe names no file for at random, for tests and benchmarks, "
-            "instead of refusing to start.",
+            help="draw pretrained weights that the recipe names no file for at random, for tests and benchmarks, "
+            "instead of refusing to start",
         ),
     ] = False
 

@@ -26,7 +26,7 @@ def expand(function: Callable[..., T], types: dict[str, Any]) -> Callable[..., T
     """
     hints = get_type_hints(function, include_extras=True) | types
     given = inspect.signature(function).parameters
-    groups = {name: _kinds(hints[name]) for name in given if name in types or _kinds(hints[name])}
+    groups = {name: kinds for name in given if (kinds := _kinds(hints[name])) is not None}
     parameters: dict[str, tuple[Any, Any]] = {}
     for name, parameter in given.items():
         if name in groups:
@@ -52,10 +52,10 @@ def expand(function: Callable[..., T], types: dict[str, Any]) -> Callable[..., T
     return flat
 
 
-def _kinds(hint: Any) -> Sequence[type]:
-    if isinstance(hint, Sequence) and not isinstance(hint, str):
+def _kinds(hint: Any) -> Sequence[type] | None:
+    if isinstance(hint, list | tuple):
         return hint
-    return [hint] if is_dataclass(hint) and isinstance(hint, type) else []
+    return [hint] if is_dataclass(hint) and isinstance(hint, type) else None
 
 
 def _flags(kind: type) -> dict[str, tuple[Any, Any]]:
