@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from stagecoach.data.format.schema import SampleSchema
 from stagecoach.data.streaming.windows import Window
-from stagecoach.models.common.lora import export_lora
+from stagecoach.models.common.lora import PREFIX, export_lora
 from stagecoach.models.common.materialise import OnLoaded, WeightSource, load_base, without_lora
 
 Batch = dict[str, Any]
@@ -202,8 +202,9 @@ class Family(ABC):
         ``ValueError`` naming the file and the names that are missing or left over."""
 
     def base_name(self, config: Any, name: str) -> str | None:
-        """Where the network's tensor ``name`` stands in ``open_base``; None where it does not."""
-        return without_lora(name)
+        """Where the network's tensor ``name`` stands in ``open_base``; None where it does not. The base is the network
+        itself, or its child ``transformer``."""
+        return without_lora(name).removeprefix(PREFIX)
 
     def load_base(
         self, network: nn.Module, config: Any, device: torch.device | str, on_loaded: OnLoaded | None = None

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from stagecoach.data.encoding.pipeline_folder import PipelineFolder
+    from stagecoach.data.encoding.tiny_vae import Layout
 
 METADATA = "metadata.jsonl"
 
@@ -193,6 +194,10 @@ class CaptionedBuilder(Builder):
     options = (CaptionedOptions,)
     synthetic_options = SyntheticPictures
     items = "pictures"
+    tiny_encoders = "vae, text encoders and tokenizers"
+    pipeline = ""
+    """Name of the pipeline in diffusers, and below the layout of its VAE (``tiny_vae``); for tiny encoders."""
+    vae_layout: Layout = "flux"
     text_numbers = 333 * 4096
     """About how many numbers the text states of a caption have, from which the size of a part follows."""
 
@@ -217,6 +222,14 @@ class CaptionedBuilder(Builder):
 
         described = {"pictures": count, "height": options.height, "width": options.width, "seed": seed}
         write_set(output, count, write, described, steps=steps)
+
+    def write_encoders(self, raw: Path, directory: Path, seed: int) -> None:
+        from stagecoach.data.encoding.tiny_encoders import write_pipeline_encoders  # takes seconds to import
+
+        records = [item.record for item in read_captioned(raw)[0]]
+        pictures = [np.asarray(read_picture(record.image)) for record in records]
+        captions = [record.caption for record in records]
+        write_pipeline_encoders(directory, self.pipeline, self.vae_layout, pictures, captions, seed)
 
     def picture(self, sample: Sample) -> np.ndarray:
         if "image" in sample.arrays:

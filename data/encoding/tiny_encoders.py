@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import diffusers
 import numpy as np
 import torch
 import transformers
@@ -35,7 +36,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from stagecoach.data.encoding.face_encoder import FACE_DIM, SIZE
 from stagecoach.data.encoding.image_encoders import ClipEncoder, CropEncoder, DinoEncoder, standardise
 from stagecoach.data.encoding.text_encoders import CLIP_LENGTH
-from stagecoach.data.encoding.tiny_vae import tiny_vae
+from stagecoach.data.encoding.tiny_vae import Layout, tiny_vae
 from stagecoach.data.files import import_extra, replaced_directory, write_json
 
 MARKER = "tiny_encoders.json"
@@ -79,21 +80,12 @@ def write_flux_encoders(
     with replaced_directory(Path(directory), MARKER) as base:
         chosen = _spread(pictures, 96)
         clip_tokenizer, t5_tokenizer = tiny_tokenizer(texts, "clip"), tiny_tokenizer(texts, "t5")
-        t5 = T5Config(
-            vocab_size=len(t5_tokenizer),
-            d_model=24,
-            d_kv=6,
-            d_ff=48,
-            num_layers=2,
-            num_heads=4,
-            feed_forward_proj="gated-gelu",
-        )
         parts = {
             "vae": tiny_vae(_tiles(chosen), seed, "flux"),
             "tokenizer": clip_tokenizer,
             "text_encoder": seeded(CLIPTextModel, tiny_clip_text_config(clip_tokenizer, 20), seed),
             "tokenizer_2": t5_tokenizer,
-            "text_encoder_2": seeded(T5EncoderModel, t5, seed),
+            "text_encoder_2": seeded(T5EncoderModel, _t5(t5_tokenizer), seed),
             "image_encoder": _crop_clip(crops, seed),
             "dino": _crop_dino(crops, seed),
         }
@@ -118,6 +110,31 @@ def write_sd_encoders(directory: str | Path, frames: np.ndarray, faces: np.ndarr
         }
         _save_face_model(base / "arcface.onnx", faces, seed)
         save_parts(base, parts, {"seed": seed, "frames": len(chosen), "faces": len(faces)})
+
+
+def write_pipeline_encoders(
+    directory: str | Path, kind: str, layout: Layout, pictures: Sequence[np.ndarray], texts: Sequence[str], seed: int
+) -> None:
+    """Write the ``vae`` in ``layout``, the text encoders and tokenizers of the diffusers pipeline ``kind``, and its
+    ``model_index.json``. T5's states have as many numbers as those of two CLIPs side by side.
+
+    The VAE is fitted to ``pictures`` uint8 [H, W, 3] of any sizes, the tokenizers' words come from ``texts``. For the
+    folder see ``write_wan_encoders``.
+    """
+    roles = getattr(diffusers, kind)._get_signature_types()
+    with replaced_directory(Path(directory), MARKER) as base:
+        chosen = _spread(pictures, 96)
+        parts: dict[str, Any] = {"vae": tiny_vae(_tiles(chosen), seed, layout)}
+        for number, role in enumerate(role for role in roles if role.startswith("text_encoder")):
+            model = roles[role][0]
+            tokenizer = tiny_tokenizer(texts, "t5" if model is T5EncoderModel else "clip")
+            config = _t5(tokenizer) if model is T5EncoderModel else tiny_clip_text_config(tokenizer, 12)
+            parts |= {role: seeded(model, config, seed + number), role.replace("text_encoder", "tokenizer"): tokenizer}
+        save_parts(base, parts, {"seed": seed, "pictures": len(chosen)})
+        index: dict[str, Any] = {role: [None, None] for role in roles}
+        for role, part in parts.items():
+            index[role] = [type(part).__module__.split(".")[0], type(part).__name__]
+        write_json(base / "model_index.json", {"_class_name": kind, **index})
 
 
 def save_parts(base: Path, parts: Mapping[str, Any], described: dict[str, Any]) -> None:
@@ -150,6 +167,11 @@ def tiny_tokenizer(texts: Sequence[str], kind: Literal["clip", "t5", "umt5"]) ->
         "umt5": {"pad_token": PAD, "unk_token": UNKNOWN},
     }
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END, **more[kind])
+
+
+def _t5(tokenizer: PreTrainedTokenizerFast) -> T5Config:
+    sizes = {"d_model": 24, "d_kv": 6, "d_ff": 48, "num_layers": 2, "num_heads": 4}
+    return T5Config(vocab_size=len(tokenizer), **sizes, feed_forward_proj="gated-gelu")
 
 
 def tiny_clip_text_config(tokenizer: PreTrainedTokenizerFast, width: int) -> CLIPTextConfig:

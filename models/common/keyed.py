@@ -42,6 +42,13 @@ def keyed_drop(batch: dict, purpose: str, probability: float, training: bool, sh
     return (keyed_rand(batch, purpose, shape) < probability) & training
 
 
+def withheld(batch: dict, names: Iterable[str], dropped: Tensor | None = None) -> dict:
+    """The batch with zeros for the conditions ``names``, each ``[B, ...]``: of samples that are ``dropped`` (bool
+    ``[B]``), of all by default."""
+    kept = torch.zeros_like(batch["uid"], dtype=torch.bool) if dropped is None else ~dropped
+    return batch | {name: batch[name] * kept.view(-1, *[1] * (batch[name].ndim - 1)) for name in names}
+
+
 def _draw(function, batch: dict, purpose: str, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     device = batch["uid"].device
     if device.type == "meta":

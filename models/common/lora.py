@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
+from pydantic import Field
 from torch import Tensor, nn
 
+from stagecoach.models.common.config import Section
 from stagecoach.models.common.materialise import keyed_init
+from stagecoach.models.common.reduce import Measured, sum_count
 
 ADAPTER = "default"
 Path = Callable[[nn.Module], nn.Module]
@@ -18,6 +23,14 @@ Path = Callable[[nn.Module], nn.Module]
 MATRICES = ("lora_A", "lora_B")
 PREFIX = "transformer."
 """What a pipeline's LoRA file calls the denoiser."""
+
+
+class LoraSection(Section):
+    """LoRA of ``rank`` and scale ``alpha / rank`` on the linear layers whose names end with one of ``targets``."""
+
+    rank: int = Field(16, gt=0)
+    alpha: float = Field(16, gt=0)
+    targets: tuple[str, ...] = ()
 
 
 def find_targets(base: nn.Module, targets: Iterable[str]) -> list[str]:
@@ -55,10 +68,38 @@ def inject_lora(
             nn.init.zeros_(layer.lora_B[ADAPTER].weight)
 
 
+def add_lora(base: nn.Module, section: LoraSection, device: torch.device | str, skip: Iterable[str] = ()) -> None:
+    """LoRA as ``section`` says in all its targets but the layers ``skip``, by ``inject_lora``."""
+    names = [name for name in find_targets(base, section.targets) if name not in set(skip)]
+    inject_lora(base, names, section.rank, section.alpha, device)
+
+
 def lora_layers(network: nn.Module) -> Iterator[tuple[str, LoraLayer]]:
     for name, module in network.named_modules():
         if isinstance(module, LoraLayer):
             yield name, module
+
+
+@contextmanager
+def base_alone(network: nn.Module) -> Iterator[None]:
+    """Inside, LoRA adds zeros. Its layers are called as before, so that ZeRO's ranks stay in step."""
+    scales = [(layer, layer.scaling[ADAPTER]) for _, layer in lora_layers(network)]
+    try:
+        for layer, _ in scales:
+            layer.scaling[ADAPTER] = 0.0
+        yield
+    finally:
+        for layer, scale in scales:
+            layer.scaling[ADAPTER] = scale
+
+
+def with_and_without_lora(
+    network: nn.Module, name: str, measure: Callable[..., Tensor], *given: Any
+) -> dict[str, Measured]:
+    """``measure(*given)``, summed and counted, as the metric ``name``, and of the base alone as its baseline."""
+    with base_alone(network):
+        baseline = sum_count(measure(*given))
+    return {name: sum_count(measure(*given)), f"{name}_baseline": baseline}
 
 
 def lora_state(network: nn.Module) -> dict[str, Tensor]:

@@ -38,6 +38,14 @@ def resized(
     return np.asarray(Image.fromarray(picture).resize((width, height), kind))
 
 
+def side_by_side(keys: Sequence[str], **pixels: Tensor) -> dict[str, np.ndarray]:
+    """For each key a row of pictures under their titles, from ``[B, 3, H, W]`` in about -1..1 by title."""
+    rows = [
+        [titled(picture, title.replace("_", " ")) for picture in to_uint8(values)] for title, values in pixels.items()
+    ]
+    return {key: np.concatenate(row, 1) for key, *row in zip(keys, *rows, strict=True)}
+
+
 def column(pictures: Sequence[np.ndarray], right: bool = False) -> np.ndarray:
     """Pictures below each other, the narrower filled up with white on the right (``right``: aligned there instead)."""
     width = max(picture.shape[1] for picture in pictures)

@@ -11,6 +11,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from stagecoach.models.common.config import Section
+from stagecoach.models.common.lora import LoraSection
 
 
 class FlowMatchingConfig(Section):
@@ -244,9 +245,9 @@ class LayoutConfig(Section):
     warmup: float = Field(0.0, ge=0, lt=1)
 
 
-class LoraConfig(Section):
-    """LoRA of ``rank`` and scale ``alpha / rank`` on ``targets``: in the layout branch of the layout blocks only, the
-    base path staying FLUX, or ``global``, in the ordinary path of every block. ``lr_scale`` is on the stage's rate."""
+class LoraConfig(LoraSection):
+    """LoRA in the layout branch of the layout blocks only, the base path staying FLUX, or ``global``, in the ordinary
+    path of every block. ``lr_scale`` is on the stage's rate."""
 
     rank: int = Field(128, gt=0)
     alpha: float = Field(128, gt=0)

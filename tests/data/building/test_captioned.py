@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import CLIPTextConfig, CLIPTextModelWithProjection, T5Config, T5EncoderModel
 
 from stagecoach.data.building.build import build
 from stagecoach.data.building.captioned import CaptionedBuilder, CaptionedOptions, SyntheticPictures, read_captioned
@@ -14,8 +13,7 @@ from stagecoach.data.building.jobs import RawError
 from stagecoach.data.building.options import BuildOptions
 from stagecoach.data.encoding.encoders import EncoderError
 from stagecoach.data.encoding.pipeline_folder import PipelineFolder
-from stagecoach.data.encoding.tiny_encoders import tiny_tokenizer
-from stagecoach.data.encoding.tiny_vae import tiny_vae
+from stagecoach.data.encoding.tiny_encoders import write_pipeline_encoders
 from stagecoach.data.format.schema import Field, SampleSchema
 from stagecoach.data.streaming.dataset import ShardSet
 
@@ -23,6 +21,8 @@ CAPTIONS = ("a red ball", "two blue blocks on grass")
 
 
 class ToyBuilder(CaptionedBuilder):
+    pipeline, vae_layout = "StableDiffusion3Pipeline", "sd3"
+
     def schema(self, configs, more):
         fields = [
             Field("latent", "bf16", (configs["vae"]["latent_channels"], "h", "w")),
@@ -41,29 +41,8 @@ class ToyBuilder(CaptionedBuilder):
 def base(tmp_path_factory):
     """A tiny Stable Diffusion 3 without its transformer."""
     folder = tmp_path_factory.mktemp("tiny") / "sd3"
-    clip, t5 = tiny_tokenizer(CAPTIONS, "clip"), tiny_tokenizer(CAPTIONS, "t5")
-    sizes = {"hidden_size": 12, "intermediate_size": 24, "num_hidden_layers": 3, "num_attention_heads": 2}
-    ends = {"bos_token_id": clip.bos_token_id, "eos_token_id": clip.eos_token_id}
-    torch.manual_seed(0)
-    clips = [
-        CLIPTextModelWithProjection(CLIPTextConfig(vocab_size=len(clip), projection_dim=12, **sizes, **ends))
-        for _ in range(2)
-    ]
-    t5_model = T5EncoderModel(T5Config(vocab_size=len(t5), d_model=24, d_kv=6, d_ff=48, num_layers=2, num_heads=4))
-    parts = {
-        "vae": tiny_vae(torch.rand(3, 3, 64, 64) * 2 - 1, 0, "sd3"),
-        "text_encoder": clips[0],
-        "text_encoder_2": clips[1],
-        "text_encoder_3": t5_model,
-        "tokenizer": clip,
-        "tokenizer_2": clip,
-        "tokenizer_3": t5,
-    }
-    index = {"_class_name": "StableDiffusion3Pipeline", "transformer": ["diffusers", "SD3Transformer2DModel"]}
-    for role, part in parts.items():
-        part.save_pretrained(folder / role)
-        index[role] = ["diffusers" if role == "vae" else "transformers", type(part).__name__]
-    (folder / "model_index.json").write_text(json.dumps({**index, "image_encoder": [None, None]}))
+    pictures = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), np.uint8)
+    write_pipeline_encoders(folder, "StableDiffusion3Pipeline", "sd3", pictures, CAPTIONS, 0)
     return folder
 
 
@@ -120,14 +99,15 @@ def test_samples_hold_latents_and_what_the_pipeline_says_of_the_captions(base, t
     )
 
 
-def test_a_synthetic_set_is_built(base, tmp_path):
+def test_a_synthetic_set_is_built_with_encoders_of_its_own(tmp_path):
     builder = ToyBuilder()
     builder.write_raw(tmp_path / "raw", 3, 0, SyntheticPictures(64, 64), iter)
+    builder.write_encoders(tmp_path / "raw", tmp_path / "sd3", 0)
     items, bad = read_captioned(tmp_path / "raw")
     assert len(items) == 3
     assert not bad
     assert len({item.record.caption for item in items}) == 3
-    job = builder.make_job(tmp_path / "raw", CaptionedOptions(base, ((64, 64),)))
+    job = builder.make_job(tmp_path / "raw", CaptionedOptions(tmp_path / "sd3", ((64, 64),)))
     assert build(job, tmp_path / "shards", BuildOptions(workers=2)).samples == {"train": 2, "val": 1}
 
 

@@ -5,7 +5,17 @@ import torch
 from diffusers import SD3Transformer2DModel
 from torch import nn
 
-from stagecoach.models.common.lora import export_lora, find_targets, inject_lora, lora_layers, lora_patterns, lora_state
+from stagecoach.models.common.lora import (
+    LoraSection,
+    add_lora,
+    export_lora,
+    find_targets,
+    inject_lora,
+    lora_layers,
+    lora_patterns,
+    lora_state,
+    with_and_without_lora,
+)
 from stagecoach.models.common.materialise import RandomWeights, load_base, meta_model, without_lora
 
 SETTINGS = {
@@ -82,3 +92,29 @@ def test_targets_are_ends_of_names_and_a_stage_declares_them_by_block():
 def test_an_adapter_that_lacks_a_matrix_is_refused():
     with pytest.raises(ValueError, match=r"lacks 8 LoRA tensors"):
         export_lora(Network("meta"), {})
+
+
+def test_a_section_gives_its_targets_lora_but_for_those_that_are_skipped():
+    base = meta_model(SD3Transformer2DModel, SETTINGS)
+    section = LoraSection(rank=2, alpha=6, targets=TARGETS)
+    add_lora(base, section, "cpu", skip=["transformer_blocks.1.attn.to_q"])
+    layers = dict(lora_layers(base))
+    assert set(layers) == set(find_targets(meta_model(SD3Transformer2DModel, SETTINGS), TARGETS)) - {
+        "transformer_blocks.1.attn.to_q"
+    }
+    assert {layer.scaling["default"] for layer in layers.values()} == {3.0}
+
+
+@torch.no_grad()
+def test_the_baseline_of_a_measurement_is_the_base_without_lora():
+    network, source = loaded()
+    for _, layer in lora_layers(network):
+        nn.init.normal_(layer.lora_B["default"].weight, std=0.3)
+    model = SD3Transformer2DModel(**SETTINGS)
+    model.load_state_dict({name: source.read(name) for name in model.state_dict()})
+    plain = predict(model)
+    found = with_and_without_lora(network, "val", lambda other: (predict(network.transformer) - other).abs(), plain)
+    assert float(found["val_baseline"][0]) < 1e-5 * plain.numel()
+    assert float(found["val"][0]) > 1e-3 * plain.numel()
+    assert float(found["val"][1]) == float(found["val_baseline"][1]) == plain.numel()
+    assert float((predict(network.transformer) - plain).abs().sum()) == float(found["val"][0])
