@@ -14,7 +14,7 @@ from diffusers import FluxPipeline, FluxTransformer2DModel
 from torch import Tensor
 
 from stagecoach.data.streaming.stream import collate
-from stagecoach.models.common.flow_matching import add_noise, velocity
+from stagecoach.models.common.noise import FlowMatching
 from stagecoach.models.movie_post_production.config import MoviePostConfig
 from stagecoach.models.movie_post_production.family import MoviePostProductionFamily
 from stagecoach.models.movie_post_production.network import pack
@@ -52,9 +52,10 @@ def train_tiny_flux(folder: Path, movie: TinyMovie, config: MoviePostConfig, ste
 
 def _loss(model: FluxTransformer2DModel, batch: dict, t: Tensor, noise: Tensor) -> Tensor:
     latent = batch["latent"].float()
+    noised = FlowMatching().mix(latent, noise, t)
     h, w = (side // 2 for side in latent.shape[-2:])
     found = model(
-        hidden_states=pack(add_noise(latent, noise, t)),
+        hidden_states=pack(noised.x),
         encoder_hidden_states=batch["t5"].float(),
         pooled_projections=batch["pooled"].float(),
         timestep=t,
@@ -63,4 +64,4 @@ def _loss(model: FluxTransformer2DModel, batch: dict, t: Tensor, noise: Tensor) 
         txt_ids=torch.zeros(batch["t5"].shape[1], 3),
         return_dict=False,
     )[0]
-    return (found - pack(velocity(latent, noise))).square().mean()
+    return (found - pack(noised.target)).square().mean()

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stagecoach.data.dance_with_music.skeleton import CONFIDENT
+from stagecoach.models.common.noise import Noised
 from stagecoach.models.common.reduce import weighted_mean
 from stagecoach.models.dance_with_music.config import LossConfig
-from stagecoach.models.dance_with_music.diffusion import Noised
 from stagecoach.models.dance_with_music.music_to_pose.heatmaps import coordinates, gaussian_marginals, outer
 
 
@@ -57,7 +57,7 @@ def face_loss(face: Tensor, reference: Tensor, valid: Tensor) -> Tensor:
 def diffusion_loss(noised: Noised, prediction: Tensor, faces: Tensor, face_weight: float) -> Tensor:
     """``[B]``: weighted squared error in v, times ``face_weight`` where ``faces`` ``[B, T, h, w]`` is 1."""
     pixels = 1 + (face_weight - 1) * faces.unsqueeze(2)
-    return noised.weight * (pixels * (prediction.float() - noised.v).square()).flatten(1).mean(1)
+    return noised.weight * (pixels * (prediction.float() - noised.target).square()).flatten(1).mean(1)
 
 
 def latent_identity_loss(noised: Noised, estimate: Tensor, latents: Tensor, faces: Tensor, factor: float) -> Tensor:

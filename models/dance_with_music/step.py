@@ -1,4 +1,4 @@
-"""One training forward of DanceWithMusic: what is drawn, what is predicted, what is lost."""
+"""One training forward of DanceWithMusic: sampling, prediction, losses."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from stagecoach.data.dance_with_music.schema import FRAME_RATE
+from stagecoach.models.common.noise import Noised
 from stagecoach.models.common.reduce import Measured, sum_count, total
 from stagecoach.models.dance_with_music.clip import Clip, References
 from stagecoach.models.dance_with_music.conditions import (
@@ -17,7 +18,6 @@ from stagecoach.models.dance_with_music.conditions import (
     predict_poses,
     read_batch,
 )
-from stagecoach.models.dance_with_music.diffusion import Noised, draw_noised
 from stagecoach.models.dance_with_music.identity.faces import face_identity_loss
 from stagecoach.models.dance_with_music.losses import (
     custom_loss,
@@ -30,6 +30,7 @@ from stagecoach.models.dance_with_music.losses import (
 from stagecoach.models.dance_with_music.metrics import pose_error_px
 from stagecoach.models.dance_with_music.music_to_pose.beats import beat_alignment
 from stagecoach.models.dance_with_music.music_to_pose.heatmaps import coordinates
+from stagecoach.models.dance_with_music.sampler import make_process
 from stagecoach.models.family import Batch, Progress
 
 Result = dict[str, dict]
@@ -52,7 +53,8 @@ def training_step(network: torch.nn.Module, batch: Batch, progress: Progress) ->
         metrics |= pose_metrics(network, output, clip)
         output = at_frames(output, frames)
     if network.phase != "m2p":
-        noised = draw_noised(network.config, batch, target.latents)
+        process = make_process(network.config)
+        noised = process.noised(batch, target.latents, process.draw(batch, "noise_level"), "noise")
         conditions = make_conditions(network, batch, target, references, output, progress)
         prediction = network.denoise(noised.x, noised.level, conditions)
         terms |= denoising_terms(network, batch, noised, prediction, target, references, conditions)
@@ -102,5 +104,5 @@ def denoising_terms(
         "temporal": temporal_loss(noised, estimate, clip.latents),
     }
     if constants.custom is not None:
-        terms["custom"] = custom_loss(constants.custom)(prediction.float(), noised.v, conditions)
+        terms["custom"] = custom_loss(constants.custom)(prediction.float(), noised.target, conditions)
     return terms

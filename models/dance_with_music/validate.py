@@ -12,16 +12,15 @@ from stagecoach.data.dance_with_music.schema import FRAME_RATE
 from stagecoach.models.common.reduce import Measured, sum_count, total
 from stagecoach.models.dance_with_music.clip import Clip, References
 from stagecoach.models.dance_with_music.conditions import at_frames, make_conditions, predict_poses, read_batch
-from stagecoach.models.dance_with_music.diffusion import Noised, noised, sigma_of
 from stagecoach.models.dance_with_music.losses import diffusion_loss, temporal_loss
 from stagecoach.models.dance_with_music.metrics import decoded_metrics, pose_error_px
 from stagecoach.models.dance_with_music.music_to_pose.beats import beat_alignment
+from stagecoach.models.dance_with_music.sampler import make_process
 from stagecoach.models.dance_with_music.step import pose_metrics, pose_terms
 from stagecoach.models.family import Batch, Progress
 
-TIMESTEPS = (100, 300, 500, 700, 900)
 QUANTILES = (0.1, 0.3, 0.5, 0.7, 0.9)
-"""Noise levels at which the denoiser is measured: timesteps, or parts of the drawn sigmas that are smaller."""
+"""Noise levels at which the denoiser is measured: parts of the drawn timesteps or sigmas that are smaller."""
 DECODED = 1
 """The one of them at which the estimate is decoded: much further up it is blurred."""
 
@@ -88,8 +87,10 @@ def _denoising(
     config, faces = network.config, clip.faces
     seen: dict[str, Measured] = {}
     diffusion, zero, temporal, still = [], [], [], []
-    for index in range(len(TIMESTEPS)):
-        noisy = _at_level(network, batch, clip, index)
+    process = make_process(config)
+    for index, u in enumerate(QUANTILES):
+        level = process.level_at(clip.latents.new_full((len(clip.latents),), u))
+        noisy = process.noised(batch, clip.latents, level, f"val_noise/{index}")
         prediction = network.denoise(noisy.x, noisy.level, conditions)
         diffusion.append(diffusion_loss(noisy, prediction, faces, config.losses.face_mask))
         zero.append(diffusion_loss(noisy, torch.zeros_like(prediction), faces, config.losses.face_mask))
@@ -102,9 +103,3 @@ def _denoising(
     if network.phase != "image":
         metrics |= {"val_temporal_loss": temporal, "val_temporal_loss_baseline": still}
     return {name: sum_count(torch.cat(values)) for name, values in metrics.items()} | seen
-
-
-def _at_level(network: torch.nn.Module, batch: Batch, clip: Clip, index: int) -> Noised:
-    like = clip.latents.new_zeros(len(clip.latents))
-    level = sigma_of(like + QUANTILES[index]) if network.config.backbone == "svd" else like + TIMESTEPS[index]
-    return noised(network.config, batch, clip.latents, level, f"val_noise/{index}")

@@ -1,16 +1,16 @@
-"""One training forward of FantasyWorld: what is drawn, what is predicted, what is lost."""
+"""One training forward of FantasyWorld: sampling, prediction, losses."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from stagecoach.models.common import flow_matching
-from stagecoach.models.common.keyed import keyed_drop, keyed_randn
+from stagecoach.models.common.keyed import keyed_drop
+from stagecoach.models.common.noise import FlowMatching, Noised
 from stagecoach.models.common.reduce import masked_mean, sum_count
 from stagecoach.models.family import Batch, Progress
 from stagecoach.models.fantasy_world import losses
-from stagecoach.models.fantasy_world.config import FantasyWorldConfig
+from stagecoach.models.fantasy_world.config import FantasyWorldConfig, LossConfig
 from stagecoach.models.fantasy_world.heads.targets import Targets, draw_frames, make_targets
 
 Result = dict[str, dict]
@@ -26,13 +26,13 @@ def training_step(network: torch.nn.Module, batch: Batch, progress: Progress) ->
     config: FantasyWorldConfig = network.config
     constants = config.losses
     latent = batch["latent"]
-    sigma = flow_matching.draw_sigma(batch, "sigma", constants.shift, constants.sigma_grid)
-    noise = keyed_randn(batch, "noise", latent.shape[1:])
+    process = make_process(constants)
+    noised = process.noised(batch, latent, process.draw(batch, "sigma"), "noise")
     frames = draw_frames(batch, "frames", batch["depth"].shape[1], config.frames_per_step)
     camera_given = ~keyed_drop(batch, "camera_dropout", config.camera_dropout, progress.training)
     text_given = ~keyed_drop(batch, "text_dropout", config.text_dropout, progress.training)
 
-    prediction = predict(network, batch, sigma, noise, camera_given, frames, text_given)
+    prediction = predict(network, batch, noised, camera_given, frames, text_given)
     targets = make_targets(batch, frames)
     terms = {
         "depth": losses.depth_loss(prediction["depth"], prediction["depth_confidence"], targets, constants),
@@ -41,31 +41,32 @@ def training_step(network: torch.nn.Module, batch: Batch, progress: Progress) ->
     }
     metrics = geometry_metrics(prediction, targets, camera_given)
     if "video" in prediction:
-        error = flow_matching.velocity_error(prediction["video"], flow_matching.velocity(latent, noise))
-        terms["diffusion"] = error
-        if constants.diffusion_weighting == "bell":
-            terms["diffusion"] = error * flow_matching.bell_weight(sigma, constants.shift)
+        error = noised.error(prediction["video"])
+        terms["diffusion"] = error * noised.weight
         metrics["diffusion_loss"] = sum_count(error)
     return {"losses": terms, "metrics": metrics}
+
+
+def make_process(constants: LossConfig) -> FlowMatching:
+    return FlowMatching(constants.shift, grid=constants.sigma_grid, weighting=constants.diffusion_weighting)
 
 
 def predict(
     network: torch.nn.Module,
     batch: Batch,
-    sigma: Tensor,
-    noise: Tensor,
+    noised: Noised,
     camera_given: Tensor,
     frames: Tensor,
     text_given: Tensor | None = None,
 ) -> dict[str, Tensor | list[Tensor]]:
-    """What the network predicts of ``batch`` at ``sigma`` ``[B]`` with ``noise`` ``[B, 16, f, h, w]``.
+    """What the network predicts of ``batch`` and its ``noised`` latents.
     ``camera_given`` and ``text_given`` are bool ``[B]``; withheld text is all zeros, as padding is."""
     text = batch["text"]
     if text_given is not None:
         text = text * text_given.to(text.dtype)[:, None, None]
     return network.predict(
-        flow_matching.add_noise(batch["latent"], noise, sigma),
-        flow_matching.timestep(sigma),
+        noised.x,
+        noised.level,
         text,
         batch["extrinsics"],
         batch["intrinsics"],

@@ -8,13 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stagecoach.models.common import flow_matching
-from stagecoach.models.common.keyed import keyed_randn
 from stagecoach.models.common.reduce import Measured, sum_count
 from stagecoach.models.family import Batch, Progress
 from stagecoach.models.fantasy_world import losses
 from stagecoach.models.fantasy_world.heads.targets import Targets, all_frames, make_targets
-from stagecoach.models.fantasy_world.step import predict
+from stagecoach.models.fantasy_world.step import make_process, predict
 
 INFERENCE_STEPS = 50
 INFERENCE_SIGMA = 5 / (INFERENCE_STEPS + 4)
@@ -46,14 +44,14 @@ def validate(network: torch.nn.Module, batch: Batch, progress: Progress, statist
     count, total = batch["depth"].shape[:2]
     device = batch["uid"].device
     latent = batch["latent"]
-    noise = keyed_randn(batch, "val_noise", latent.shape[1:])
-    sigma = torch.full((count,), INFERENCE_SIGMA, device=device)
+    process = make_process(config.losses)
+    noised = process.noised(batch, latent, torch.full((count,), INFERENCE_SIGMA, device=device), "val_noise")
     frames = all_frames(batch, total)
     targets = make_targets(batch, frames)
     metrics = baselines(targets, statistics)
     given = torch.ones(count, dtype=torch.bool, device=device)
     for camera_given, dense_suffix, camera_suffix in ((given, "", "_given"), (~given, "_withheld", "")):
-        prediction = predict(network, batch, sigma, noise, camera_given, frames)
+        prediction = predict(network, batch, noised, camera_given, frames)
         depth = losses.depth_error(prediction["depth"], targets)
         points = losses.points_error(prediction["points"], targets)
         metrics[f"val_depth_error{dense_suffix}"] = sum_count(depth, targets.valid)
@@ -62,10 +60,9 @@ def validate(network: torch.nn.Module, batch: Batch, progress: Progress, statist
     if "video" in prediction:
         errors = []
         for index, u in enumerate(DIFFUSION_QUANTILES):
-            level = flow_matching.shift_sigma(torch.full((count,), u, device=device), config.losses.shift)
-            noise = keyed_randn(batch, f"val_noise/{index}", latent.shape[1:])
-            video = predict(network, batch, level, noise, given, frames[:, :1])["video"]
-            errors.append(flow_matching.velocity_error(video, flow_matching.velocity(latent, noise)))
+            level = process.level_at(torch.full((count,), u, device=device))
+            noised = process.noised(batch, latent, level, f"val_noise/{index}")
+            errors.append(noised.error(predict(network, batch, noised, given, frames[:, :1])["video"]))
         metrics["val_diffusion_loss"] = sum_count(torch.cat(errors))
     return metrics
 

@@ -7,39 +7,25 @@ reference has no influence, NaN included; an empty mask gives 0.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stagecoach.models.common.flow_matching import shift_sigma
-from stagecoach.models.common.keyed import keyed_rand, keyed_randn
+from stagecoach.models.common.noise import FlowMatching, resolution_shift
 from stagecoach.models.common.reduce import Measured, masked_mean, sum_count
-from stagecoach.models.family import Batch
 from stagecoach.models.movie_post_production.config import FlowMatchingConfig
 from stagecoach.models.movie_post_production.identity.loss import FOREGROUND
 
-BASE_TOKENS, MAX_TOKENS, BASE_SHIFT, MAX_SHIFT = 256, 4096, 0.5, 1.15
-"""Of FLUX's scheduler."""
 ALPHA_BY_DEPTH = (0.8, 0.5, 0.2)
 """What the prior expects of foreground, midground, background."""
 
 
-def resolution_shift(tokens: int) -> float:
-    """e^mu of FLUX's scheduler for a picture of so many tokens: mu goes linearly from 0.5 at 256 to 1.15 at 4096."""
-    slope = (MAX_SHIFT - BASE_SHIFT) / (MAX_TOKENS - BASE_TOKENS)
-    return math.exp(BASE_SHIFT + slope * (tokens - BASE_TOKENS))
-
-
-def draw_t(batch: Batch, purpose: str, tokens: int, config: FlowMatchingConfig) -> Tensor:
-    """One t in (0, 1] per sample, fp32 ``[B]``, keyed by the sample."""
-    if config.t_sampling == "logit_normal":
-        t = keyed_randn(batch, purpose, ()).sigmoid()
-    else:
-        t = 1 - keyed_rand(batch, purpose)
-    return shift_sigma(t, resolution_shift(tokens)) if config.shift == "resolution" else t
+def make_process(config: FlowMatchingConfig, tokens: int) -> FlowMatching:
+    """Of pictures of so many tokens; levels are t in (0, 1], and so is what the network takes."""
+    shift = resolution_shift(tokens) if config.shift == "resolution" else 1.0
+    return FlowMatching(shift, config.t_sampling, timesteps=1.0)
 
 
 def in_box_error(prediction: Tensor, target: Tensor, covered: Tensor) -> Tensor:

@@ -9,11 +9,11 @@ from torch import Tensor
 
 from stagecoach.data.movie_post_production.crops import cut
 from stagecoach.models.common.keyed import keyed_randn
+from stagecoach.models.common.noise import FlowMatching, denoise, resolution_shift
 from stagecoach.models.common.pictures import column, resized, titled, to_uint8
 from stagecoach.models.family import Batch, Progress
 from stagecoach.models.movie_post_production.identity.loss import FOREGROUND
 from stagecoach.models.movie_post_production.layout.instances import make_instances
-from stagecoach.models.movie_post_production.sampler import euler, sigmas
 from stagecoach.models.movie_post_production.stages import IDENTITY_STAGE
 from stagecoach.models.movie_post_production.step import predict, token_count, without_references
 
@@ -67,7 +67,8 @@ def draw(network: torch.nn.Module, batch: Batch, progress: Progress) -> tuple[Te
         return prediction["velocity"]
 
     noise = keyed_randn(batch, "preview_noise", latent.shape[1:])
-    sample = euler(velocity, noise, sigmas(settings.steps, token_count(latent), latent.device))
+    process = FlowMatching(resolution_shift(token_count(latent)), timesteps=1.0)
+    sample = denoise(process, velocity, noise, settings.steps)
     return sample, alphas[0].float()
 
 

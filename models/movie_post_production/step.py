@@ -1,12 +1,11 @@
-"""One training forward of MoviePostProduction: what is drawn, what is predicted, what is lost."""
+"""One training forward of MoviePostProduction: sampling, prediction, losses."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from stagecoach.models.common import flow_matching
-from stagecoach.models.common.keyed import keyed_randn
+from stagecoach.models.common.noise import Noised
 from stagecoach.models.common.reduce import sum_count
 from stagecoach.models.family import Batch, Progress
 from stagecoach.models.movie_post_production import losses
@@ -30,16 +29,16 @@ def training_step(network: torch.nn.Module, batch: Batch, progress: Progress) ->
     config: MoviePostConfig = network.config
     constants = config.losses
     latent = batch["latent"].float()
-    t = losses.draw_t(batch, "t", token_count(latent), constants.flow_matching)
-    noise = keyed_randn(batch, "noise", latent.shape[1:])
-    x_t, target = flow_matching.add_noise(latent, noise, t), flow_matching.velocity(latent, noise)
+    process = losses.make_process(constants.flow_matching, token_count(latent))
+    noised = process.noised(batch, latent, process.draw(batch, "t"), "noise")
+    t = noised.level
     instances = make_instances(batch, config, progress)
-    prediction = predict(network, batch, instances, x_t, t, constants.flow_matching.guidance, progress)
+    prediction = predict(network, batch, instances, noised.x, t, constants.flow_matching.guidance, progress)
     velocity, alpha, valid = prediction["velocity"], prediction["alpha"], instances["valid"]
-    error = flow_matching.velocity_error(velocity, target)
+    error = noised.error(velocity)
     terms = {
         "flow_matching": error,
-        "in_box": losses.in_box_error(velocity, target, covered_latents(instances, latent)),
+        "in_box": losses.in_box_error(velocity, noised.target, covered_latents(instances, latent)),
         "alpha_prior": losses.alpha_prior(alpha.float(), instances["depth"], valid, constants.alpha_prior),
     }
     metrics: Metrics = {
@@ -49,7 +48,7 @@ def training_step(network: torch.nn.Module, batch: Batch, progress: Progress) ->
         **reference_metrics(prediction, valid),
     }
     if network.stage >= IDENTITY_STAGE:
-        terms["dino_identity"], similarity = _identity(network, batch, instances, prediction, x_t, t)
+        terms["dino_identity"], similarity = _identity(network, batch, instances, prediction, noised)
         weighted = terms["dino_identity"] * identity_weight(config).at(progress)
         metrics |= {"dino_similarity_mean": similarity, "loss/dino_identity_weighted": sum_count(weighted)}
     if network.stage >= FEEDBACK_STAGE:
@@ -91,17 +90,17 @@ def token_count(latent: Tensor) -> int:
 
 
 def _identity(
-    network: torch.nn.Module, batch: Batch, instances: Instances, prediction: dict[str, Tensor], x_t: Tensor, t: Tensor
+    network: torch.nn.Module, batch: Batch, instances: Instances, prediction: dict[str, Tensor], noised: Noised
 ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     """Loss ``[B]``, and sum and count of the cosines it is made of. Asked for are foreground references that the
     network was shown, in pictures at most as noisy as ``t_max``."""
     config = network.config
-    constants, helpers = config.losses.identity, network.helpers.on(x_t.device)
+    constants, helpers = config.losses.identity, network.helpers.on(noised.x.device)
     alpha = prediction["alpha"].detach().float()
     shown = prediction["active"] & instances["dino_given"]
-    candidates = shown & (alpha >= identity.FOREGROUND) & (t <= constants.t_max)[:, None]
+    candidates = shown & (alpha >= identity.FOREGROUND) & (noised.level <= constants.t_max)[:, None]
     slots = identity.draw_slots(batch, "identity", candidates, constants.crops, config.instance.max_refs)
-    estimate = identity.clean_estimate(x_t, prediction["velocity"], t)
+    estimate = noised.estimate(prediction["velocity"])
     cosine = identity.similarity(
         estimate, slots.take(instances["boxes"]), slots.take(instances["dino"]), helpers.vae, helpers.dino, constants
     )

@@ -10,15 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stagecoach.data.movie_post_production.schema import LATENT_STRIDE
-from stagecoach.models.common import flow_matching
-from stagecoach.models.common.keyed import keyed_randn
 from stagecoach.models.common.reduce import sum_count
 from stagecoach.models.family import Batch, Progress
-from stagecoach.models.movie_post_production.identity.loss import clean_estimate
 from stagecoach.models.movie_post_production.identity.windows import crop_weights, pixel_boxes, resample
 from stagecoach.models.movie_post_production.layout.instances import Instances, make_instances
-from stagecoach.models.movie_post_production.losses import Metrics, reference_metrics
-from stagecoach.models.movie_post_production.step import covered_latents, predict, without_references
+from stagecoach.models.movie_post_production.losses import Metrics, make_process, reference_metrics
+from stagecoach.models.movie_post_production.step import covered_latents, predict, token_count, without_references
 
 LEVELS = (0.2, 0.4, 0.6, 0.8)
 """t at which the errors are measured."""
@@ -48,6 +45,7 @@ def validate(network: torch.nn.Module, batch: Batch, progress: Progress, statist
     covered = covered_latents(instances, latent)
     helpers = network.helpers.on(latent.device)
     truth = helpers.vae(latent)
+    process = make_process(config.losses.flow_matching, token_count(latent))
     metrics: Metrics = {}
     for suffix, shown in (
         ("", instances),
@@ -57,12 +55,11 @@ def validate(network: torch.nn.Module, batch: Batch, progress: Progress, statist
         flow, in_box = [], []
         for level in LEVELS:
             t = latent.new_full((len(latent),), level)
-            noise = keyed_randn(batch, f"val_noise/{level}", latent.shape[1:])
-            x_t = flow_matching.add_noise(latent, noise, t)
-            prediction = predict(network, batch, shown, x_t, t, config.losses.flow_matching.guidance, progress)
+            noised = process.noised(batch, latent, t, f"val_noise/{level}")
+            prediction = predict(network, batch, shown, noised.x, t, config.losses.flow_matching.guidance, progress)
             velocity = prediction["velocity"]
-            flow.append(flow_matching.velocity_error(velocity, flow_matching.velocity(latent, noise)))
-            estimate = clean_estimate(x_t, velocity, t)
+            flow.append(noised.error(velocity))
+            estimate = noised.estimate(velocity)
             in_box.append((estimate - latent).square().mean(1))
             if level == DECODED_LEVEL:
                 picture = helpers.vae(estimate)

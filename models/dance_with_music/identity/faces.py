@@ -11,8 +11,8 @@ from stagecoach.data.dance_with_music.skeleton import CONFIDENT, FACE
 from stagecoach.data.encoding.face_encoder import SIZE, TEMPLATE
 from stagecoach.models.common.constants import constant
 from stagecoach.models.common.keyed import keyed_rand
+from stagecoach.models.common.noise import Noised, signal_at
 from stagecoach.models.dance_with_music.clip import Clip, References, take
-from stagecoach.models.dance_with_music.diffusion import Noised, late_signal
 from stagecoach.models.family import Batch
 
 _FIVE = (tuple(range(36, 42)), tuple(range(42, 48)), (30,), (48,), (54,))
@@ -94,7 +94,7 @@ def face_identity_loss(
     """
     frame, there = draw_face_frame(batch, clip)
     cosine = face_cosine(network, take(estimate, frame), clip.at(frame), references)
-    asked = there & references.has_face & (noised.signal > late_signal(network.config.losses.id_steps))
+    asked = there & references.has_face & (noised.signal > signal_at(network.config.losses.id_steps))
     return torch.where(asked, 1 - cosine, 0.0)
 
 

@@ -46,11 +46,6 @@ def draw_slots(batch: Batch, purpose: str, candidates: Tensor, count: int, most:
     return Slots(index.clamp_max(candidates.shape[1] - 1), best >= 0)
 
 
-def clean_estimate(x_t: Tensor, velocity: Tensor, t: Tensor) -> Tensor:
-    """x0 as the velocity tells it: x_t - t v, fp32 ``[B, C, h, w]``; ``t`` ``[B]``."""
-    return x_t.float() - t.float().view(-1, 1, 1, 1) * velocity.float()
-
-
 def similarity(
     latent: Tensor, boxes: Tensor, references: Tensor, decoder: Decoder, dino: CropFeatures, config: IdentityConfig
 ) -> Tensor:

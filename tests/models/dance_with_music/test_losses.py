@@ -4,9 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from stagecoach.models.common.noise import Noised
 from stagecoach.models.common.reduce import weighted_mean
 from stagecoach.models.dance_with_music.config import LossConfig
-from stagecoach.models.dance_with_music.diffusion import Noised
 from stagecoach.models.dance_with_music.losses import (
     diffusion_loss,
     face_loss,
@@ -40,8 +40,10 @@ def noised(latents: torch.Tensor, signal: float) -> Noised:
         torch.randn_like(latents),
         torch.zeros(count),
         torch.randn_like(latents),
-        torch.full((count,), signal),
         torch.linspace(0.5, 1, count),
+        torch.full((count,), signal),
+        torch.full((count,), signal).sqrt(),
+        torch.full((count,), 1 - signal).sqrt(),
     )
 
 
@@ -98,8 +100,8 @@ def test_diffusion_weighs_faces_and_noise_levels():
     noisy = noised(torch.randn(B, T, 4, 8, 8), 0.5)
     faces = torch.zeros(B, T, 8, 8)
     faces[:, :, 2:4, 2:5] = 1
-    prediction = torch.randn_like(noisy.v)
-    error = (prediction - noisy.v).square()
+    prediction = torch.randn_like(noisy.target)
+    error = (prediction - noisy.target).square()
     expected = noisy.weight * (error * (1 + 2 * faces.unsqueeze(2))).flatten(1).mean(1)
     torch.testing.assert_close(diffusion_loss(noisy, prediction, faces, 3.0), expected)
     torch.testing.assert_close(diffusion_loss(noisy, prediction, faces, 1.0), noisy.weight * error.flatten(1).mean(1))

@@ -3,8 +3,8 @@ import dataclasses
 import pytest
 import torch
 
-from stagecoach.models.common.flow_matching import add_noise, bell_weight, velocity
 from stagecoach.models.common.keyed import rng_keys
+from stagecoach.models.common.noise import FlowMatching
 from stagecoach.models.family import Progress
 from stagecoach.models.fantasy_world.step import training_step
 from tests.models.fantasy_world.fakes import TINY, FakeNetwork, make_batch
@@ -81,12 +81,12 @@ def test_diffusion_loss_is_the_velocity_error_and_the_bell_weights_it():
     plain, bell = FakeNetwork(2), FakeNetwork(2, with_losses(diffusion_weighting="bell"))
     result, weighted = training_step(plain, batch, STEP), training_step(bell, batch, STEP)
     sigma = plain.calls[0]["timestep"] / 1000
-    noise = (
-        plain.calls[0]["latents_noisy"] - add_noise(batch["latent"], torch.zeros(batch["latent"].shape), sigma)
-    ) / sigma.view(-1, 1, 1, 1, 1)
-    expected = (plain.calls[0]["latents_noisy"] - velocity(batch["latent"], noise)).square().flatten(1).mean(1)
+    noise = (plain.calls[0]["latents_noisy"] - (1 - sigma.view(-1, 1, 1, 1, 1)) * batch["latent"].float()) / sigma.view(
+        -1, 1, 1, 1, 1
+    )
+    expected = (plain.calls[0]["latents_noisy"] - (noise - batch["latent"].float())).square().flatten(1).mean(1)
     torch.testing.assert_close(result["losses"]["diffusion"], expected, rtol=1e-4, atol=1e-5)
-    expected_bell = expected * bell_weight(sigma, 5.0)
+    expected_bell = expected * FlowMatching(5.0).bell(sigma)
     torch.testing.assert_close(weighted["losses"]["diffusion"], expected_bell, rtol=1e-4, atol=1e-5)
     assert weighted["metrics"]["diffusion_loss"][0].item() == pytest.approx(expected.sum().item(), rel=1e-4)
 

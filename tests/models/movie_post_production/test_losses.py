@@ -5,11 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from stagecoach.models.common.flow_matching import add_noise, shift_sigma, velocity
 from stagecoach.models.common.keyed import rng_keys
+from stagecoach.models.common.noise import FlowMatching, resolution_shift
 from stagecoach.models.movie_post_production import losses
 from stagecoach.models.movie_post_production.config import FlowMatchingConfig
-from stagecoach.models.movie_post_production.identity.loss import clean_estimate
 
 
 def keyed(count: int) -> dict:
@@ -25,28 +24,30 @@ def test_the_shift_by_resolution_is_that_of_flux():
         4096: (3.158193, 0.759511),
     }
     for tokens, (shift, half) in expected.items():
-        assert losses.resolution_shift(tokens) == pytest.approx(shift, abs=1e-6)
-        assert shift_sigma(torch.tensor(0.5), losses.resolution_shift(tokens)).item() == pytest.approx(half, abs=1e-6)
+        assert resolution_shift(tokens) == pytest.approx(shift, abs=1e-6)
+        assert FlowMatching(shift).level_at(torch.tensor(0.5)).item() == pytest.approx(half, abs=1e-6)
 
 
 def test_noise_velocity_and_clean_estimate():
     """R7; D17's latents aside, x0 comes back exactly from x_t and the true velocity."""
     x0, noise, t = torch.full((1, 1, 1, 1), 1.5), torch.full((1, 1, 1, 1), -0.5), torch.tensor([0.3])
-    x_t = add_noise(x0, noise, t)
-    assert x_t.item() == pytest.approx(0.9)
-    assert velocity(x0, noise).item() == -2
-    assert clean_estimate(x_t, velocity(x0, noise), t).item() == pytest.approx(1.5)
+    found = FlowMatching().mix(x0, noise, t)
+    assert found.x.item() == pytest.approx(0.9)
+    assert found.target.item() == -2
+    assert found.estimate(found.target).item() == pytest.approx(1.5)
 
 
 def test_timesteps_follow_the_sound_and_the_seeds_distribution():
     """D19: the default is logit-normal, moved by the resolution, and tells guidance 1; the seed: uniform and 3.5."""
-    batch, shift = keyed(4000), losses.resolution_shift(4096)
-    t = losses.draw_t(batch, "t", 4096, FlowMatchingConfig())
+    batch, shift = keyed(4000), resolution_shift(4096)
+    t = losses.make_process(FlowMatchingConfig(), 4096).draw(batch, "t")
     u = t / (shift - (shift - 1) * t)
     normal = torch.logit(u.double())
     assert normal.mean().abs() < 0.06
     assert abs(normal.std() - 1) < 0.05
-    uniform = losses.draw_t(batch, "t", 4096, FlowMatchingConfig(t_sampling="uniform", shift="none", guidance=3.5))
+    uniform = losses.make_process(FlowMatchingConfig(t_sampling="uniform", shift="none", guidance=3.5), 4096).draw(
+        batch, "t"
+    )
     assert uniform.min() > 0
     assert uniform.max() <= 1
     assert abs(uniform.mean() - 0.5) < 0.02
