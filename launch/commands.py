@@ -5,8 +5,7 @@ Bodies import what they need, so that ``--help`` and shell completion do without
 
 from __future__ import annotations
 
-import os
-import sys
+import logging
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,6 +16,9 @@ import typer
 from stagecoach import __version__
 from stagecoach.launch import shards
 from stagecoach.trainer.cli import Outcome, RecipeFlags, command, new_app, run_app, single
+from stagecoach.trainer.reporting.logs import log_to_run
+
+log = logging.getLogger(__name__)
 
 RecipeGpus = Annotated[int | None, typer.Option(help="GPUs; as many as take one micro-batch each where not given")]
 Init = Annotated[
@@ -48,11 +50,12 @@ def _train(recipe_flags: RecipeFlags, flags: TrainFlags, stages: list[int] | Non
     from stagecoach.trainer.interrupt import EXIT_CODE, Interrupted
     from stagecoach.trainer.run import run_stages
 
+    if not flags.dry_run:
+        log_to_run(recipe.run)
     try:
         adapters = run_stages(recipe, stages or sorted(recipe.stages), **asdict(flags))
     except Interrupted as interruption:
-        if int(os.environ["RANK"]) == 0:
-            print(interruption, file=sys.stderr)
+        log.warning(interruption)
         stop()
         return Outcome(code=EXIT_CODE)
     stop()

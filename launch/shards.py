@@ -5,7 +5,7 @@ Flags of ``build`` and ``synthesize`` depend on ``--family``; the other commands
 
 from __future__ import annotations
 
-import sys
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +31,8 @@ from stagecoach.data.maintenance.indexing import family_schema, index_folder, sc
 from stagecoach.data.maintenance.preview import contact_sheet
 from stagecoach.data.progress import track, untracked
 from stagecoach.trainer.cli import Outcome, command, new_app, single
+
+log = logging.getLogger(__name__)
 
 DEFAULT_FAMILY = "fantasy_world"
 BAR = 30
@@ -71,7 +73,7 @@ def build_command(family: str) -> Callable[..., Outcome]:
             return Outcome(build_shards(job, paths.output, options, bars, worker_rank).as_dict())
         except (ValueError, OSError) as error:
             if worker_rank.rank:  # the commands print the errors of rank 0 only, but here each worker has its own
-                print(f"{worker_rank}: {error}", file=sys.stderr, flush=True)
+                log.error("%s: %s", worker_rank, error)
             raise
 
     return build

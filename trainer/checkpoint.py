@@ -7,6 +7,7 @@ average is kept, ``engine/`` (DeepSpeed's own shards), ``training_state.json``, 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import shutil
@@ -36,6 +37,8 @@ from stagecoach.trainer.adapter import load_tensors
 from stagecoach.trainer.distributed import World, on_first, together
 from stagecoach.trainer.ema import Ema
 from stagecoach.trainer.engine import full_parameters
+
+log = logging.getLogger(__name__)
 
 TAG = "engine"
 WEIGHTS = "model.safetensors"
@@ -81,16 +84,16 @@ class CheckpointStore:
         found = (re.fullmatch(r"checkpoint_(\d+)", p.name) for p in self.directory.glob("checkpoint_*"))
         return sorted(int(m.group(1)) for m in found if m)
 
-    def newest_valid(self, tell=print) -> Path | None:
-        """The newest checkpoint that is what its manifest says. Damaged ones are named through ``tell`` and passed
-        over; if there are only damaged ones, raises ``DamagedError`` rather than starting anew over them."""
+    def newest_valid(self) -> Path | None:
+        """The newest checkpoint that is what its manifest says; damaged ones are passed over. Raises ``DamagedError``
+        where all are damaged, rather than starting again over them."""
         damaged = []
         for step in reversed(self.steps()):
             try:
                 read_state(self.path(step))
             except DamagedError as error:
                 damaged.append(str(error))
-                tell(f"checkpoint skipped: {error}")
+                log.warning("checkpoint skipped: %s", error)
             else:
                 return self.path(step)
         if damaged:

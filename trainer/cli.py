@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import logging
 import os
 import re
 import sys
@@ -22,10 +23,13 @@ from typer.completion import completion_init
 from typer.main import get_command
 
 from stagecoach.trainer.flags import expand
+from stagecoach.trainer.reporting.logs import log_to_terminal, process_rank
 from stagecoach.trainer.settings import FirstRankError, RecipeError
 
 if TYPE_CHECKING:  # imports torch, which --help and shell completion do without
     from stagecoach.trainer.recipe import Recipe
+
+log = logging.getLogger(__name__)
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="write JSON and nothing else to the standard output")]
 
@@ -152,17 +156,18 @@ def run_main(function: Callable[[], int | None]) -> NoReturn:
     or a pydantic error) becomes one sentence on the standard error and exit code 1, an interruption 130; anything else
     shows its traceback. Rank 0 speaks for all, but for an error that befell another rank after they had joined.
     """
+    log_to_terminal()
     try:
         code = function() or 0
     except KeyboardInterrupt:
         code = 130
     except typer.TyperException as error:
-        if _rank() == 0:
+        if process_rank() == 0:
             error.show()  # type: ignore[attr-defined]
         code = error.exit_code
     except Exception as error:
         if not _is_expected(error):
-            traceback.print_exc()
+            log.exception("unexpected %s", type(error).__name__)
         else:
             _say(_one_line(error), elsewhere=isinstance(error, FirstRankError))
         code = 1
@@ -187,7 +192,7 @@ def json_output(wanted: bool) -> Iterator[Callable[[Any], None]]:
     os.dup2(2, 1)
 
     def emit(value: Any) -> None:
-        if _rank() == 0:
+        if process_rank() == 0:
             with os.fdopen(os.dup(kept), "w") as out:
                 out.write(json.dumps(value, sort_keys=True) + "\n")
 
@@ -200,18 +205,9 @@ def json_output(wanted: bool) -> Iterator[Callable[[Any], None]]:
         os.close(kept)
 
 
-def _rank() -> int:
-    """Rank by the launchers' variables; those of Slurm count inside a job step only."""
-    in_step = "SLURM_STEP_ID" in os.environ
-    return int(os.environ.get("RANK") or (in_step and os.environ.get("SLURM_PROCID")) or 0)
-
-
 def _say(sentence: str, elsewhere: bool = False) -> None:
-    rank = _rank()
-    if rank == 0:
-        print(f"error: {sentence}", file=sys.stderr, flush=True)
-    elif not elsewhere and _has_joined():
-        print(f"error on rank {rank}: {sentence}", file=sys.stderr, flush=True)
+    if process_rank() == 0 or (_has_joined() and not elsewhere):
+        log.error(sentence)
 
 
 def _has_joined() -> bool:

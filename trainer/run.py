@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 from stagecoach.data.files import DamagedError, atomic_file
@@ -15,6 +16,8 @@ from stagecoach.trainer.reporting.report import write_report
 from stagecoach.trainer.setup import StageSetup, adapter_directory, prepare_stage
 from stagecoach.trainer.stage import StageLoop, describe
 from stagecoach.trainer.stage_plan import StagePlan
+
+log = logging.getLogger(__name__)
 
 
 def run_stages(
@@ -42,26 +45,20 @@ def run_stages(
             )
             start_from = init if position == 0 else None
             if done is not None:
-                if world.is_first:
-                    print(f"stage {index} is finished: {done}")
+                log.info("stage %s is finished: %s", index, done)
                 adapters.append(done)
             elif dry_run:
                 _dry_run(recipe, index, world, start_from)
             else:
                 adapters.append(_train(recipe, index, world, start_from, resume, request))
     if world.is_first and not dry_run:
-        print(write_report(Path(recipe.run)))
+        log.info(write_report(recipe.run))
     return adapters
 
 
 def _train(recipe: Recipe, index: int, world: World, init: Path | None, resume: str, request: StopRequest) -> Path:
-    notes: list[str] = []
-    try:
-        plan = StagePlan.resolve(recipe, index, world.size)
-        setup = prepare_stage(plan, world, init=init, resume=resume, tell=notes.append)
-    except Exception:
-        print("\n".join(notes), end="\n" if notes else "")
-        raise
+    plan = StagePlan.resolve(recipe, index, world.size)
+    setup = prepare_stage(plan, world, init=init, resume=resume)
     run = Path(recipe.run)
     if world.is_first:
         with atomic_file(run / "recipe.yaml", "w") as handle:
@@ -69,8 +66,6 @@ def _train(recipe: Recipe, index: int, world: World, init: Path | None, resume: 
     monitor = RunMonitor(recipe, run, index, setup.start.state.step) if world.is_first else Monitor()
     try:
         describe(setup, monitor)
-        for note in notes:
-            monitor.message(note)
         return StageLoop(setup, monitor, request).run()
     finally:
         monitor.close()
@@ -78,17 +73,15 @@ def _train(recipe: Recipe, index: int, world: World, init: Path | None, resume: 
 
 
 def _dry_run(recipe: Recipe, index: int, world: World, init: Path | None) -> None:
-    """Build everything and run one step on one sample per rank; nothing is written but a line on standard output."""
+    """Build everything and run one step on one sample per rank; nothing is written but a line on the terminal."""
     stage = recipe.stages[index].model_copy(update={"global_batch": world.size, "micro_batch": 1})
     recipe = recipe.model_copy(update={"stages": {**recipe.stages, index: stage}})
-    tell = print if world.is_first else lambda _: None
     plan = StagePlan.resolve(recipe, index, world.size)
-    setup = prepare_stage(plan, world, init=init, resume="never", rehearsal=True, tell=tell)
+    setup = prepare_stage(plan, world, init=init, resume="never", rehearsal=True)
     try:
         values = one_step(setup)
-        if world.is_first:
-            shown = ", ".join(f"{name} {value:.4g}" for name, value in sorted(values.items()))
-            print(f"dry run of stage {index} ({plan.spec.name}): one step on {world.size} samples: {shown}")
+        shown = ", ".join(f"{name} {value:.4g}" for name, value in sorted(values.items()))
+        log.info("dry run of stage %s (%s): one step on %s samples: %s", index, plan.spec.name, world.size, shown)
     finally:
         setup.engine.deepspeed.destroy()
 
@@ -107,6 +100,6 @@ def _finished(directory: Path) -> Path | None:
         read_card(directory)
     except DamagedError as error:
         if directory.exists():
-            print(f"adapter ignored: {error}")
+            log.warning("adapter ignored: %s", error)
         return None
     return directory

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -33,6 +34,8 @@ from stagecoach.trainer.freeze import freeze
 from stagecoach.trainer.stage_plan import StagePlan
 from stagecoach.trainer.subset import engine_module
 
+log = logging.getLogger(__name__)
+
 
 def stage_directory(run: str | Path, stage: int) -> Path:
     return Path(run) / f"stage{stage}"
@@ -51,7 +54,7 @@ class StageData:
     held_out: DatasetMixture | None
 
     @classmethod
-    def open(cls, plan: StagePlan, tell: Callable[[str], None]) -> StageData:
+    def open(cls, plan: StagePlan) -> StageData:
         """Raises ``DamagedError``, ``SchemaError`` and ``ValueError`` where the shards do not fit the plan."""
         recipe, options = plan.recipe, plan.recipe.stream
         train = DatasetMixture.open(recipe.sources, "train", plan.schema, recipe.cache)
@@ -64,7 +67,9 @@ class StageData:
         shortest = max((window.span for window in windows if window is not None), default=None)
         members, short = train.members(shortest)
         if short:
-            tell(f"{short:,} of {len(train):,} samples are left out: their clips are shorter than {shortest} frames")
+            log.info(
+                f"{short:,} of {len(train):,} samples are left out: their clips are shorter than {shortest} frames"
+            )
         order = SamplePlan(
             members,
             global_batch=plan.stage.global_batch,
@@ -75,12 +80,12 @@ class StageData:
         )
         if len(order.buckets) > 1:
             sizes = zip(order.buckets, order.sizes, strict=True)
-            tell(
+            log.info(
                 f"{len(order.buckets)} buckets of {', '.join(train.bucket_dims(shortest is not None))}: "
                 + ", ".join(f"{'x'.join(map(str, bucket))} ({size:,})" for bucket, size in sizes)
             )
         if order.left_out:
-            tell(
+            log.info(
                 f"{order.left_out:,} of {sum(order.sizes):,} samples are left out of each epoch, others in each "
                 f"(stream.drop_last: true)"
             )
@@ -146,13 +151,7 @@ class StageSetup:
 
 
 def prepare_stage(
-    plan: StagePlan,
-    world: World,
-    *,
-    init: Path | None,
-    resume: str,
-    tell: Callable[[str], None] = print,
-    rehearsal: bool = False,
+    plan: StagePlan, world: World, *, init: Path | None, resume: str, rehearsal: bool = False
 ) -> StageSetup:
     """Build a stage and load what it goes on from. Every rank calls it.
 
@@ -161,12 +160,12 @@ def prepare_stage(
     has not been trained yet. What can be known to be wrong by then is said before the network is built.
     """
     recipe, family, index = plan.recipe, plan.family, plan.index
-    data = StageData.open(plan, tell)
+    data = StageData.open(plan)
     predecessor, source = None, None
     if index > 1:
         source = init or adapter_directory(recipe.run, index - 1)
         if rehearsal and init is None and not on_first(world, source.exists):
-            tell(f"stage {index} is rehearsed from initial values: there is no {source} yet")
+            log.info(f"stage {index} is rehearsed from initial values: there is no {source} yet")
             source = None
         else:
             predecessor = on_first(world, read_card, source)
@@ -193,7 +192,7 @@ def prepare_stage(
         started_from=predecessor.sha256 if predecessor else None,
     )
     store = CheckpointStore(stage_directory(recipe.run, index) / "checkpoints", recipe.keep_checkpoints)
-    checkpoint = find_checkpoint(store, resume, state, world, tell)
+    checkpoint = find_checkpoint(store, resume, state, world)
 
     apply_activation_checkpointing(family.recompute_units(network), recipe.activation_checkpointing)
     if recipe.leaf_modules:
@@ -210,7 +209,7 @@ def prepare_stage(
         path, found = checkpoint
         restore(engine, network, path, universal, ema, world)
         state = replace(state, step=found.step, skipped=found.skipped, bad=found.bad)
-        tell(
+        log.info(
             f"resumed {path} at step {found.step}"
             + (f" (converted from {found.world_size} ranks, ZeRO-{found.zero})" if universal else "")
         )
@@ -269,14 +268,14 @@ def partition_on_arrival(plan: StagePlan) -> Callable[[nn.Module], None]:
 
 
 def find_checkpoint(
-    store: CheckpointStore, resume: str, expected: TrainingState, world: World, tell
+    store: CheckpointStore, resume: str, expected: TrainingState, world: World
 ) -> tuple[Path, TrainingState] | None:
     """The checkpoint to go on from and its state, decided by rank 0 for all."""
 
     def find() -> tuple[Path, TrainingState] | None:
         if resume == "never":
             return None
-        path = store.newest_valid(tell) if resume == "auto" else Path(resume)
+        path = store.newest_valid() if resume == "auto" else Path(resume)
         if path is None:
             return None
         state = read_state(path)

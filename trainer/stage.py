@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from contextlib import nullcontext
@@ -27,6 +28,8 @@ from stagecoach.trainer.meter import Meter
 from stagecoach.trainer.objective import weighted_total
 from stagecoach.trainer.reporting.monitor import Monitor
 from stagecoach.trainer.setup import StageSetup, adapter_directory
+
+log = logging.getLogger(__name__)
 
 
 class NonFiniteError(ValueError):
@@ -120,7 +123,7 @@ class StageLoop:
             return
         self.skipped += 1
         self.skipped_in_a_row += 1
-        self.monitor.message(
+        log.warning(
             f"step {self.step}: non-finite loss or gradient, update skipped on all ranks "
             f"({self.skipped_in_a_row} in a row, {self.skipped} in all)"
         )
@@ -162,7 +165,7 @@ class StageLoop:
 
     def _report(self, new: list[BadSample]) -> None:
         for sample in new:
-            self.monitor.message(
+            log.warning(
                 f"step {self.step}: sample {sample.key!r} of {sample.shard} is damaged and replaced "
                 f"by another ({len(self.bad.indices)} in all): {sample.reason}"
             )
@@ -204,7 +207,7 @@ class StageLoop:
         state = replace(s.start.state, step=self.step, skipped=self.skipped, bad=tuple(sorted(self.bad.indices)))
         path = s.store.save(s.engine.deepspeed, s.engine.trainable, state, s.plan.recipe.dump(), s.engine.ema, s.world)
         size = sum(p.stat().st_size for p in path.rglob("*") if p.is_file()) if s.world.is_first else 0
-        self.monitor.message(f"checkpoint {path} ({size / 1e6:,.1f} MB, {time.monotonic() - started:.1f} s)")
+        log.info(f"checkpoint {path} ({size / 1e6:,.1f} MB, {time.monotonic() - started:.1f} s)")
         return path
 
     def _finish(self) -> Path:
@@ -229,7 +232,7 @@ class StageLoop:
             config=plan.config.model_dump(mode="json"),
         )
         card = on_first(s.world, write_adapter, directory, tensors, card, plan.family.adapter_file)
-        self.monitor.message(f"adapter {directory} ({card.parameters:,} parameters, sha256 {card.sha256[:12]})")
+        log.info(f"adapter {directory} ({card.parameters:,} parameters, sha256 {card.sha256[:12]})")
         return directory
 
     def _carried(self, names: set[str]) -> dict[str, torch.Tensor]:
@@ -247,7 +250,7 @@ class StageLoop:
             start = self.s.start
             return start.source is not None and read_card(start.source) == start.predecessor
         except (DamagedError, OSError) as error:
-            self.monitor.message(f"{error}; what earlier stages trained is taken from the network instead")
+            log.warning(f"{error}; what earlier stages trained is taken from the network instead")
             return False
 
 
@@ -288,7 +291,7 @@ def describe(setup: StageSetup, monitor: Monitor) -> None:
         kind = f"{'trained' if parameter.requires_grad else 'frozen'} {str(parameter.dtype).removeprefix('torch.')}"
         dtypes[kind] = dtypes.get(kind, 0) + 1
     lines.append("  tensors: " + ", ".join(f"{count} {kind}" for kind, count in sorted(dtypes.items())))
-    monitor.message("\n".join(lines))
+    log.info("\n".join(lines))
     monitor.facts(
         {
             f"stage{spec.index}": {

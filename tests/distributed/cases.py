@@ -9,6 +9,7 @@ from typing import Any
 
 from stagecoach.trainer.distributed import start
 from stagecoach.trainer.recipe import Recipe
+from stagecoach.trainer.reporting.logs import log_to_run
 from stagecoach.trainer.run import run_stages
 from stagecoach.trainer.setup import StageSetup, prepare_stage
 from stagecoach.trainer.stage import StageLoop
@@ -51,6 +52,8 @@ def toy_recipe(shards: str | list[dict[str, Any]], run: str, **changes: Any) -> 
 
 def train(recipe: dict[str, Any], stages: list[int], **options: Any) -> list[str]:
     """Adapters of ``stages`` of a dumped recipe; runs on every rank."""
+    if not options.get("dry_run"):
+        log_to_run(recipe["run"])
     return [str(path) for path in run_stages(Recipe.model_validate(recipe), stages, **options)]
 
 

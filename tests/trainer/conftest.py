@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import ClassVar
@@ -13,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from stagecoach import models
 from stagecoach.models.family import ExitCriterion, Family, LossTerm, Schedule, StageSpec
+from stagecoach.trainer.reporting.logs import RunLog, Terminal
 
 
 class ClipConfig(BaseModel):
@@ -42,6 +45,14 @@ class DeclaredFamily(Family):
         raise AssertionError("only the declaration is used here")
 
     schema = build = open_base = load_base = check_base = recompute_units = flops = validate = _unused
+
+
+@pytest.fixture(autouse=True)
+def no_log_handlers_stay() -> Iterator[None]:
+    yield
+    for handler in [one for one in logging.getLogger().handlers if isinstance(one, Terminal | RunLog)]:
+        logging.getLogger().removeHandler(handler)
+    logging.captureWarnings(False)
 
 
 @pytest.fixture

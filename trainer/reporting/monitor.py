@@ -1,4 +1,4 @@
-"""What a run shows and keeps: progress bar, ``train.log``, metrics, pictures and ``run.json``, on rank 0.
+"""What a run shows and keeps: progress, metrics, pictures and ``run.json``, on rank 0.
 
 It is given floats and arrays and never touches the device.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import logging
 import math
 import os
 import socket
@@ -26,9 +27,10 @@ from stagecoach.data.files import atomic_file, write_json
 from stagecoach.trainer.recipe import ROOT, Recipe
 from stagecoach.trainer.reporting.sinks import MetricsFile, Sink, TensorBoard, WeightsAndBiases, new_run_id
 
+log = logging.getLogger(__name__)
+
 RUN_RECORD = "run.json"
 METRICS = "metrics.jsonl"
-TEXT = "train.log"
 VERSIONS = ("torch", "deepspeed", "diffusers", "transformers", "peft", "numpy")
 
 
@@ -40,9 +42,6 @@ class Monitor:
 
     def log(self, step: int, values: dict[str, float]) -> None:
         """Take the values of a step; it says how many optimizer steps are done."""
-
-    def message(self, text: str) -> None:
-        """Take a line (or several) for people."""
 
     def images(self, step: int, pictures: dict[str, np.ndarray]) -> None:
         """Take pictures, uint8 ``[H, W, 3]``."""
@@ -86,7 +85,6 @@ class RunMonitor(Monitor):
                     stage=stage,
                     run_id=ids[str(stage)],
                     config=json.loads(json.dumps(recipe.model_dump())),
-                    tell=self.message,
                 )
             )
 
@@ -104,7 +102,7 @@ class RunMonitor(Monitor):
             self.bar.start()
             self.task = self.bar.add_task(f"stage {self.stage}", total=total_steps, completed=start_step, shown="")
         if start_step:
-            self.message(f"stage {self.stage} goes on from step {start_step} of {total_steps}")
+            log.info(f"stage {self.stage} goes on from step {start_step} of {total_steps}")
 
     def log(self, step: int, values: dict[str, float]) -> None:
         """Write the values of a step everywhere; not finite ones too (``null`` in the metrics file)."""
@@ -112,16 +110,10 @@ class RunMonitor(Monitor):
             sink.log(step, values)
         shown = " | ".join(f"{name} {value:.4g}" for name, value in values.items())
         line = f"stage {self.stage} step {step}/{self.total} | {shown}"
-        if self.bar is None:
-            self._say(f"{line}{self._remaining(step)}")
-        else:
-            self._keep(line)
-            if "loss" in values:
-                self.bar.update(self.task, completed=step, shown=self._summary(step, values))
-
-    def message(self, text: str) -> None:
-        """A line (or several) for people, on the terminal and in ``train.log``."""
-        self._say(text)
+        # Where the bar shows it, the line is for train.log alone.
+        log.log(logging.INFO if self.bar is None else logging.DEBUG, f"{line}{self._remaining(step)}")
+        if self.bar is not None and "loss" in values:
+            self.bar.update(self.task, completed=step, shown=self._summary(step, values))
 
     def images(self, step: int, pictures: dict[str, np.ndarray]) -> None:
         """Save pictures (uint8 ``[H, W, 3]``) as ``previews/stage<N>/step_<step>/<name>.png`` and show them in the
@@ -161,17 +153,6 @@ class RunMonitor(Monitor):
             return ""
         seconds = (time.monotonic() - self.began) / done * (self.total - step)
         return f" | ETA {timedelta(seconds=math.ceil(seconds))}"
-
-    def _say(self, text: str) -> None:
-        if self.console.is_terminal:
-            self.console.print(text)
-        else:
-            print(text, flush=True)
-        self._keep(text)
-
-    def _keep(self, text: str) -> None:
-        with open(self.run / TEXT, "a") as handle:
-            handle.write(f"{datetime.now():%Y-%m-%d %H:%M:%S} {text}\n")
 
     def _write_record(self) -> None:
         write_json(self.run / RUN_RECORD, self.record)

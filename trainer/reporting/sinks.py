@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import time
 import uuid
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
 from stagecoach.data.files import atomic_file
+
+log = logging.getLogger(__name__)
 
 
 class Sink(Protocol):
@@ -97,15 +99,7 @@ class WeightsAndBiases:
     steps again."""
 
     def __init__(
-        self,
-        mode: str,
-        *,
-        directory: Path,
-        project: str,
-        stage: int,
-        run_id: str,
-        config: dict[str, Any],
-        tell: Callable[[str], None],
+        self, mode: str, *, directory: Path, project: str, stage: int, run_id: str, config: dict[str, Any]
     ) -> None:
         import wandb
 
@@ -121,12 +115,12 @@ class WeightsAndBiases:
             "resume": "allow",
             "settings": wandb.Settings(console="off", silent=True),
         }
-        mode = _possible_mode(mode, tell)
+        mode = _possible_mode(mode)
         try:
             self.run = wandb.init(mode=mode, **arguments)
         except wandb.errors.Error as error:
             # A logging service out of reach is no reason to stop a cluster.
-            tell(f"W&B cannot be reached ({' '.join(str(error).split())}), logging offline")
+            log.warning(f"W&B cannot be reached ({' '.join(str(error).split())}), logging offline")
             self.run = wandb.init(mode="offline", **arguments)
         self.run.define_metric("*", step_metric="step")
 
@@ -146,7 +140,7 @@ def new_run_id() -> str:
     return uuid.uuid4().hex[:12]
 
 
-def _possible_mode(mode: str, tell: Callable[[str], None]) -> str:
+def _possible_mode(mode: str) -> str:
     """``mode``, or ``offline`` where ``online`` has no key; WANDB_MODE, W&B's own switch, comes first."""
     import wandb
 
@@ -154,6 +148,6 @@ def _possible_mode(mode: str, tell: Callable[[str], None]) -> str:
     if asked in ("offline", "disabled", "online"):
         mode = asked
     if mode == "online" and not wandb.login(prompt=False):
-        tell("W&B has no key (WANDB_API_KEY or `wandb login`), logging offline; `wandb sync` uploads it later")
+        log.warning("W&B has no key (WANDB_API_KEY or `wandb login`), logging offline; `wandb sync` uploads it later")
         return "offline"
     return mode

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 from PIL import Image
 
 from stagecoach.trainer.recipe import Recipe, load_recipe
+from stagecoach.trainer.reporting.logs import log_to_run, log_to_terminal
 from stagecoach.trainer.reporting.monitor import Monitor, RunMonitor, read_run_record
 from stagecoach.trainer.reporting.sinks import read_metrics
 
@@ -71,26 +73,27 @@ def test_a_line_that_a_crash_cut_short_is_dropped(recipe, tmp_path):
 
 
 def test_the_log_is_for_reading_and_grows_over_attempts(recipe, tmp_path, capsys):
+    log_to_terminal()
+    log_to_run(tmp_path)
     monitor = RunMonitor(recipe, tmp_path, 1, 0)
     monitor.start(100, 0)
-    monitor.message("the freeze table")
     monitor.log(10, {"loss": 0.123456})
     monitor.close()
     shown = capsys.readouterr().out
     trained(recipe, tmp_path, 1, 11, 11)
     text = (tmp_path / "train.log").read_text()
-    for words in ("the freeze table", "stage 1 step 10/100", "loss 0.1235", "ETA"):
+    for words in ("stage 1 step 10/100", "loss 0.1235", "ETA"):
         assert words in text
         assert words in shown
     assert "goes on from step 10 of 100" in text
 
 
 def test_the_monitor_of_other_ranks_leaves_nothing(tmp_path, capsys, monkeypatch):
+    log_to_terminal()
     monkeypatch.chdir(tmp_path)
     monitor = Monitor()
     monitor.start(10, 0)
     monitor.log(1, {"loss": 1.0})
-    monitor.message("x")
     monitor.images(1, {"a": np.zeros((2, 2, 3), np.uint8)})
     monitor.facts({"a": 1})
     monitor.close()
@@ -195,6 +198,7 @@ def with_wandb(recipe_file: Path, tmp_path: Path, mode: str) -> RunMonitor:
 
 
 def test_wandb_without_a_key_is_offline_with_a_notice(recipe_file, tmp_path, fake_wandb):
+    log_to_run(tmp_path / "run")
     with_wandb(recipe_file, tmp_path, "online").close()
     assert [call["mode"] for call in fake_wandb.calls] == ["offline"]
     assert "no key" in (tmp_path / "run" / "train.log").read_text()
@@ -229,10 +233,12 @@ def test_wandb_mode_of_the_environment_comes_first(recipe_file, tmp_path, fake_w
 def test_on_a_terminal_a_bar_shows_loss_pace_memory_and_time_left(recipe, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("TTY_COMPATIBLE", "1")
     monkeypatch.setenv("COLUMNS", "200")
+    log_to_terminal()
+    log_to_run(tmp_path)
     monitor = RunMonitor(recipe, tmp_path, 1, 0)
     monitor.start(100, 0)
     monitor.log(20, {"loss": 0.5, "step_seconds": 0.25, "samples_per_second": 16.0, "memory_gib": 1.5})
-    monitor.message("a message")
+    logging.getLogger("stagecoach.trainer").info("a message")
     monitor.close()
     captured = capsys.readouterr()
     for words in ("20/100", "loss 0.5", "4 it/s", "16 samples/s", "1.5 GiB", "ETA", "a message"):

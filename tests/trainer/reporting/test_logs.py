@@ -1,0 +1,91 @@
+"""Records reach the terminal and train.log, each line with host and rank, and other ranks only say what went wrong."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+
+import pytest
+
+from stagecoach.trainer.cli import json_output, run_main
+from stagecoach.trainer.reporting.logs import log_to_run, log_to_terminal
+
+log = logging.getLogger("stagecoach.trainer.anything")
+
+
+def test_progress_is_on_the_standard_output_and_warnings_are_on_the_standard_error(capsys):
+    log_to_terminal()
+    log.info("step 3")
+    log.warning("a sample is damaged")
+    logging.getLogger("another.library").info("chatter")
+    captured = capsys.readouterr()
+    assert captured.out == "step 3\n"
+    assert captured.err == "warning: a sample is damaged\n"
+
+
+def test_each_line_of_train_log_has_time_host_and_rank(tmp_path, monkeypatch):
+    monkeypatch.setattr("socket.gethostname", lambda: "node7")
+    log_to_run(tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    log.info("a table\n  of two lines")
+    log.warning("bad")
+    lines = (tmp_path / "run" / "train.log").read_text().splitlines()
+    assert [line[20:] for line in lines] == [
+        "node7 rank 0 a table",
+        "node7 rank 0   of two lines",
+        "node7 rank 0 WARNING bad",
+    ]
+
+
+def test_warnings_of_python_and_the_traceback_of_a_crash_are_in_train_log(tmp_path, capsys):
+    def crash():
+        log_to_run(tmp_path)
+        warnings.warn("deprecated by someone", stacklevel=1)
+        raise RuntimeError("boom")
+
+    with pytest.raises(SystemExit) as caught:
+        run_main(crash)
+    assert caught.value.code == 1
+    text, shown = (tmp_path / "train.log").read_text(), capsys.readouterr().err
+    for words in ("deprecated by someone", "Traceback (most recent call last)", "RuntimeError: boom"):
+        assert words in text
+        assert words in shown
+    assert all(" rank 0 " in line for line in text.splitlines())
+
+
+def test_the_sentence_of_a_users_mistake_is_in_train_log_too(tmp_path):
+    from stagecoach.data.files import check_directory
+
+    def refuse():
+        log_to_run(tmp_path / "run")
+        check_directory(tmp_path)
+
+    with pytest.raises(SystemExit):
+        run_main(refuse)
+    assert "ERROR" in (tmp_path / "run" / "train.log").read_text()
+
+
+def test_another_rank_shows_errors_alone_and_appends_them_where_the_folder_is_shared(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("RANK", "3")
+    (tmp_path / "shared").mkdir()
+    for folder in ("shared", "elsewhere"):
+        log_to_terminal()
+        log_to_run(tmp_path / folder)
+        log.info("progress")
+        log.warning("as on every rank")
+        log.error("it broke")
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err == "error on rank 3: it broke\n" * 2
+    assert (tmp_path / "shared" / "train.log").read_text().endswith(" rank 3 ERROR it broke\n")
+    assert not (tmp_path / "elsewhere").exists()
+
+
+def test_under_json_records_leave_the_standard_output_alone(capfd):
+    log_to_terminal()
+    with json_output(True) as emit:
+        log.info("progress")
+        emit({"a": 1})
+    captured = capfd.readouterr()
+    assert captured.out == '{"a": 1}\n'
+    assert "progress" in captured.err

@@ -1,0 +1,75 @@
+"""Where log records go: the terminal and a run's ``train.log``. Only scripts call this; library code just logs.
+
+Rank 0 shows and keeps all; other ranks only errors, since the rest they would repeat.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import sys
+from pathlib import Path
+
+TEXT = "train.log"
+PROJECT = "stagecoach"
+
+
+def process_rank() -> int:
+    """Rank by the launchers' variables; those of Slurm count inside a job step only."""
+    in_step = "SLURM_STEP_ID" in os.environ
+    return int(os.environ.get("RANK") or (in_step and os.environ.get("SLURM_PROCID")) or 0)
+
+
+def log_to_terminal() -> None:
+    """Show progress on the standard output, warnings (Python's too) and errors on the standard error."""
+    _install(Terminal(logging.INFO if process_rank() == 0 else logging.ERROR))
+    logging.captureWarnings(process_rank() == 0)
+
+
+def log_to_run(run: str | Path) -> None:
+    """Also append all records to ``train.log`` in the folder of a run, which is made with the first of them."""
+    _install(RunLog(Path(run) / TEXT, logging.DEBUG if process_rank() == 0 else logging.ERROR))
+
+
+class Terminal(logging.Handler):
+    """Writes to the standard output and error as they are at the time: ``--json`` and the progress bar replace them."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text, rank = self.format(record), process_rank()
+        if record.levelno < logging.WARNING:
+            print(text, flush=True)
+        else:
+            where = f" on rank {rank}" if rank else ""
+            print(f"{record.levelname.lower()}{where}: {text}", file=sys.stderr, flush=True)
+
+
+class RunLog(logging.Handler):
+    """Appends to a file, each line with time, host and rank. Ranks that do not see the folder of rank 0 leave it."""
+
+    def __init__(self, path: Path, level: int) -> None:
+        super().__init__(level)
+        self.path, self.source = path, f"{socket.gethostname()} rank {process_rank()}"
+        self.setFormatter(logging.Formatter(datefmt="%Y-%m-%d %H:%M:%S"))
+
+    def emit(self, record: logging.LogRecord) -> None:
+        assert self.formatter is not None
+        level = f"{record.levelname} " if record.levelno >= logging.WARNING else ""
+        head = f"{self.formatter.formatTime(record, self.formatter.datefmt)} {self.source} {level}"
+        try:
+            if process_rank() == 0:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+            if self.path.parent.is_dir():
+                with open(self.path, "a") as handle:
+                    handle.write("".join(f"{head}{line}\n" for line in self.format(record).splitlines()))
+        except OSError:
+            self.handleError(record)
+
+
+def _install(handler: logging.Handler) -> None:
+    """Put ``handler`` in the place of an earlier one of its kind."""
+    root = logging.getLogger()
+    for other in [one for one in root.handlers if type(one) is type(handler)]:
+        root.removeHandler(other)
+    root.addHandler(handler)
+    logging.getLogger(PROJECT).setLevel(logging.DEBUG)
