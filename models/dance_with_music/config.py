@@ -18,20 +18,13 @@ class DiffusionConfig(Section):
     """Noise and condition dropout. Backbone ``champ``: v-prediction over 1000 DDPM steps with zero terminal SNR;
     ``svd``: EDM preconditioning, sigma drawn from the interpolated cosine schedule of StableAnimator."""
 
-    weighting: Literal["min_snr", "champ", "none"] = Field(
-        "min_snr",
-        description="min(SNR, 5) / (SNR + 1), the v form of Min-SNR; champ: min(SNR + 1, 5) / (SNR + 1); "
-        "none: the seed's plain mean",
-    )
+    weighting: Literal["min_snr", "champ", "none"] = "min_snr"
+    """min(SNR, 5) / (SNR + 1), the v form of Min-SNR; champ: min(SNR + 1, 5) / (SNR + 1); none: the seed's plain
+    mean."""
     snr_gamma: float = Field(5.0, gt=0)
     noise_offset: float = Field(0.05, ge=0, description="[C], per sample and channel, the same in all frames")
-    drop_clip: float = Field(
-        0.1,
-        ge=0,
-        le=1,
-        description="per sample, by one draw for all conditions, so that samples "
-        "without any are met; the null is a zero embedding",
-    )
+    drop_clip: float = Field(0.1, ge=0, le=1)
+    """Per sample, by one draw for all conditions, so that samples without any are met; the null is a zero embedding."""
     drop_face: float = Field(0.1, ge=0, le=1, description="the nulls are zero tokens")
     drop_reference: float = Field(0.1, ge=0, le=1, description="no keys of the reference, or zero latents (svd)")
     drop_guidance: float = Field(0.0, ge=0, le=1, description="nothing is added behind the first convolution")
@@ -52,12 +45,9 @@ class LossConfig(Section):
     sigma: float = Field(2.0, gt=0, description="pixels of the heatmap's Gaussian at the M2P's resolution [S]")
     coordinates: float = Field(0.5, ge=0, description="L1 of the soft-argmax, inside pose_loss [S]")
     velocity: float = Field(0.1, ge=0, description="L1 of its differences over time [S]")
-    confidence: float = Field(
-        0.1,
-        ge=0,
-        description="cross-entropy of points being there, inside pose_loss; the guide "
-        "has none, and draws no point's confidence from its music",
-    )
+    confidence: float = Field(0.1, ge=0)
+    """cross-entropy of points being there, inside pose_loss; the guide has none, and draws no point's confidence from
+    its music."""
     face_mask: float = Field(1.0, ge=1, description="weight of face pixels in the diffusion loss: 1 off, 2 [A]")
     id_kind: Literal["latent", "arcface"] = "latent"
     id_face: float = Field(3.0, gt=0, description="factor of face pixels in the latent identity loss [S]")
@@ -73,12 +63,8 @@ class ScheduleConfig(Section):
     m2p_rate: float = Field(0.1, gt=0, description="MusicToPose's learning rate in stage B, as a factor [S]")
     scale: tuple[float, float] = Field((0.5, 1.5), description="of the guidance, at step 0 and from ramp on [S]")
     ramp: float = Field(0.3, gt=0, le=1, description="[S]")
-    identity: float = Field(
-        0.05,
-        ge=0,
-        le=1,
-        description="over which the identity adapters fade in; not where weights.identity_adapter is given",
-    )
+    identity: float = Field(0.05, ge=0, le=1)
+    """Over which the identity adapters fade in; not where weights.identity_adapter is given."""
     grown: float = Field(0.8, gt=0, le=1, description="where the longest windows of stage C are reached")
 
 

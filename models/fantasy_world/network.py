@@ -41,18 +41,10 @@ def build_network(
 class WanFantasyWorld(FantasyWorld):
     """Geometry on the backbone's own width, its blocks copies of the backbone's (the seed's design)."""
 
-    def __init__(
-        self,
-        config: FantasyWorldConfig,
-        stage: int,
-        base: WanTransformer3DModel,
-        device: torch.device | str,
-        dtype: torch.dtype,
-    ) -> None:
-        super().__init__(config, stage, base, device, dtype)
-        dim = config.backbone.dim
+    def make_camera(self) -> None:
+        config, dim = self.config, self.config.backbone.dim
         self.pose_encoder = self.own("pose_encoder", lambda: PoseEncoder(config.pose_hidden, dim))
-        if stage > 1:
+        if self.stage > 1:
             self.camera_adapters = self.own(
                 "camera_adapters", lambda: nn.ModuleList(ZeroLinear(dim, dim) for _ in range(config.split))
             )
@@ -103,18 +95,10 @@ class WanFantasyWorld(FantasyWorld):
 class AggregatorFantasyWorld(FantasyWorld):
     """Geometry in a VGGT aggregator of its own width, cameras inside the video's cross-attention (the paper's)."""
 
-    def __init__(
-        self,
-        config: FantasyWorldConfig,
-        stage: int,
-        base: WanTransformer3DModel,
-        device: torch.device | str,
-        dtype: torch.dtype,
-    ) -> None:
-        super().__init__(config, stage, base, device, dtype)
-        backbone, control = config.backbone, config.camera_control
-        self.geometry_time = self.own("geometry_time", lambda: TimeProjection(backbone.freq_dim, config.geometry_dim))
-        if stage > 1:
+    def make_camera(self) -> None:
+        backbone, control, width = self.config.backbone, self.config.camera_control, self.config.geometry_dim
+        self.geometry_time = self.own("geometry_time", lambda: TimeProjection(backbone.freq_dim, width))
+        if self.stage > 1:
             self.pose_encoder = self.own("pose_encoder", lambda: CameraEncoder(control, backbone.dim))
             self.camera_adapters = self.own(
                 "camera_adapters",
@@ -153,7 +137,7 @@ class AggregatorFantasyWorld(FantasyWorld):
         return poses.to(self.dtype), given, features
 
     def run_pcb_block(self, i: int, block: nn.Module, x: Tensor, video: tuple, camera: tuple) -> Tensor:
-        return block(x, *video, camera[2], self._adapter(i))
+        return block(x, *video, *self._control(i, camera))
 
     def start_geometry(self, x_v: Tensor, latent: Tensor, camera: tuple) -> Tensor:
         poses, given, _ = camera
@@ -170,11 +154,11 @@ class AggregatorFantasyWorld(FantasyWorld):
         )
 
     def video_inputs(self, i: int, video: tuple, camera: tuple) -> tuple:
-        return (*video, camera[2], self._adapter(self.config.split + i))
+        return *video, *self._control(self.config.split + i, camera)
 
-    def _adapter(self, i: int) -> nn.Module | None:
-        """The camera adapter of block ``i`` of the backbone."""
-        return self.camera_adapters[i] if self.stage > 1 and i < len(self.camera_adapters) else None
+    def _control(self, i: int, camera: tuple) -> tuple:
+        """The cameras' features and the adapter of block ``i`` of the backbone, where it has one."""
+        return (camera[2], self.camera_adapters[i]) if self.stage > 1 and i < len(self.camera_adapters) else ()
 
     def recompute_units(self) -> list[nn.Module]:
         return [*super().recompute_units(), *([self.pose_encoder] if self.stage > 1 else [])]

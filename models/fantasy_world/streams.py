@@ -51,6 +51,7 @@ class FantasyWorld(nn.Module, ABC):
         self.camera_head = self.own("camera_head", lambda: CameraHead(config.camera_head, config.tap_dim))
         if stage > 1:
             self.out = OutputHead(base)
+        self.make_camera()
 
     def own(self, name: str, make) -> nn.Module:
         """A module of our own, whose first values depend on its name only and so are those of every stage."""
@@ -72,6 +73,10 @@ class FantasyWorld(nn.Module, ABC):
     @abstractmethod
     def head_dims(self) -> tuple[int, ...]:
         """Head sizes that need a rotation."""
+
+    @abstractmethod
+    def make_camera(self) -> None:
+        """Make what reads the cameras, ``pose_encoder`` and ``camera_adapters``, and other modules of a design."""
 
     @abstractmethod
     def make_bridge(self) -> nn.Module: ...

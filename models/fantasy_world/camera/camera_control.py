@@ -69,28 +69,17 @@ class CameraAdapter(nn.Module):
 class ControlledWanBlock(SplitWanBlock):
     """A frozen Wan block whose cross-attention an adapter may reach into. It may also be called as a whole."""
 
-    def forward(
-        self,
-        x: Tensor,
-        context: Tensor,
-        projection: Tensor,
-        rotation: Rotation,
-        features: Tensor | None,
-        adapter: CameraAdapter | None,
-    ) -> Tensor:
-        return self.close(*self.open(x, context, projection, rotation, features, adapter))
+    def forward(self, x: Tensor, *inputs: Tensor | Rotation | CameraAdapter | None) -> Tensor:
+        return self.close(*self.open(x, *inputs))
 
     def open(
-        self,
-        x: Tensor,
-        context: Tensor,
-        projection: Tensor,
-        rotation: Rotation,
-        features: Tensor | None,
-        adapter: CameraAdapter | None,
+        self, x: Tensor, context: Tensor, projection: Tensor, rotation: Rotation, *control: Tensor | CameraAdapter
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        if adapter is None:
+        """As ``SplitWanBlock.open``; ``control``: the cameras' features ``[B, f h w, features]`` and the adapter that
+        reads them, or nothing."""
+        if not control:
             return super().open(x, context, projection, rotation)
+        features, adapter = control
         half = self.attention
         shift, scale, gate, *feed_forward = self.modulation(projection)
         x = half.self_attention(x, shift, scale, gate, *rotation)
