@@ -10,19 +10,18 @@ from typing import ClassVar
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict
 from torch import nn
 
 from stagecoach.data.format.schema import Field, SampleSchema
 from stagecoach.data.format.shards import ShardWriter, write_manifest
+from stagecoach.models.common.config import Section
 from stagecoach.models.common.keyed import keyed_randn
 from stagecoach.models.family import ExitCriterion, Family, LossTerm, Metric, ModuleCost, Schedule, StageSpec, Trainable
 
 SCHEMA = SampleSchema("toy", 1, (Field("x", "f32", (8,)), Field("y", "f32", (8,))))
 
 
-class ToyConfig(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+class ToyConfig(Section):
     width: int = 8
     noise: float = 0.1
     unused_layer: bool = False

@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from stagecoach.data.files import sha256_json
 from stagecoach.data.stores.storage import CacheOptions
 from stagecoach.data.streaming.mixture import Source
 from stagecoach.models import get_family
+from stagecoach.models.common.config import Section
 from stagecoach.models.family import Family
 from stagecoach.trainer.settings import (
     RecipeError,
@@ -50,11 +51,7 @@ OWNED = (
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 
 
-class Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class OptimizerRecipe(Strict):
+class OptimizerRecipe(Section):
     """AdamW. ``torch_adam`` takes PyTorch's instead of DeepSpeed's FusedAdam (on a CPU only with it is a resumed run
     equal to the uninterrupted one to the last digit)."""
 
@@ -64,13 +61,13 @@ class OptimizerRecipe(Strict):
     torch_adam: bool = False
 
 
-class EmaRecipe(Strict):
+class EmaRecipe(Section):
     """Moving average of the trainable weights: ``ema += (1 - decay) * (weights - ema)`` after each step."""
 
     decay: float = Field(gt=0, lt=1)
 
 
-class LoggingRecipe(Strict):
+class LoggingRecipe(Section):
     """``every`` is in optimizer steps. W&B ``online`` without a key is ``offline``."""
 
     every: int = Field(10, ge=1)
@@ -79,7 +76,7 @@ class LoggingRecipe(Strict):
     project: str = "stagecoach"
 
 
-class DataSetRecipe(Strict):
+class DataSetRecipe(Section):
     """Shards by folder or URL. ``weight``: their share of the samples; without one, each sample of all sets comes once
     per epoch."""
 
@@ -87,7 +84,7 @@ class DataSetRecipe(Strict):
     weight: float | None = Field(None, gt=0)
 
 
-class EncoderRecipe(Strict):
+class EncoderRecipe(Section):
     """What a manifest must say of an encoder; ``sha256`` may be its beginning."""
 
     name: str | None = None
@@ -95,14 +92,14 @@ class EncoderRecipe(Strict):
     dtype: str | None = None
 
 
-class CacheRecipe(Strict):
+class CacheRecipe(Section):
     """Whole shards of remote data sets on a local disk, shared by the ranks of a node."""
 
     directory: str = Field(min_length=1)
     gigabytes: float = Field(100.0, gt=0)
 
 
-class StreamRecipe(Strict):
+class StreamRecipe(Section):
     """How the shards are read. ``drop_last`` and ``active_shards`` are part of the order, the rest is not."""
 
     drop_last: bool = Field(False, description="leave out samples that do not fill a batch at the end of an epoch")
@@ -116,7 +113,7 @@ class StreamRecipe(Strict):
     timeout: float = Field(600.0, gt=0, description="seconds that a batch may take before the run gives up")
 
 
-class StageRecipe(Strict):
+class StageRecipe(Section):
     """One stage. Steps are optimizer steps, ``global_batch`` is in samples, ``micro_batch`` is the most that one rank
     takes at once (accumulation follows from it)."""
 
@@ -154,14 +151,14 @@ class StageRecipe(Strict):
         return min(wanted, self.steps)
 
 
-class Recipe(Strict):
+class Recipe(Section):
     """A run. ``run`` is its folder; ``data`` the folder or URL of its shards, or a list of several, empty where none
     are read (the planner)."""
 
     family: str
     size: str
     profile: str | None = None
-    model: dict[str, Any] = {}
+    model: dict[str, Any] = Field(default_factory=dict)
     data: str | list[DataSetRecipe] = ""
     encoders: dict[str, EncoderRecipe] = Field({}, description="the encoders that the shards must be made by, by role")
     stream: StreamRecipe = StreamRecipe()

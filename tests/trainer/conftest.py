@@ -11,20 +11,19 @@ from typing import ClassVar
 
 import pytest
 import yaml
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from stagecoach import models
+from stagecoach.models.common.config import Section
 from stagecoach.models.family import ExitCriterion, Family, LossTerm, Schedule, StageSpec
 from stagecoach.trainer.reporting.logs import RunLog, Terminal
 
 
-class ClipConfig(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+class ClipConfig(Section):
     frames: int = Field(9, ge=1)
 
 
-class DeclaredConfig(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+class DeclaredConfig(Section):
     clip: ClipConfig = ClipConfig()
     dropout: float = 0.1
 
