@@ -15,7 +15,7 @@ from stagecoach.models.common.materialise import OnLoaded
 from stagecoach.models.dance_with_music.base import fill_base, open_base
 from stagecoach.models.dance_with_music.config import SIZES, DanceConfig
 from stagecoach.models.dance_with_music.flops import cost_table
-from stagecoach.models.dance_with_music.music_to_pose.normalisation import MusicNorm
+from stagecoach.models.dance_with_music.music_to_pose.model import MusicNorm
 from stagecoach.models.dance_with_music.network import build_network
 from stagecoach.models.dance_with_music.preview import preview
 from stagecoach.models.dance_with_music.stages import METRICS, make_stages, window_frames

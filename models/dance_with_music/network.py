@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
 
-from stagecoach.models.common.materialise import keyed_init
+from stagecoach.models.common.network import StageNetwork
 from stagecoach.models.dance_with_music.champ.reference import ReferenceNet
 from stagecoach.models.dance_with_music.champ.unet import DenoisingUnet, image_base, motion_base
 from stagecoach.models.dance_with_music.config import DanceConfig, Phase
@@ -32,13 +32,12 @@ def build_network(
     return network
 
 
-class DanceNetwork(nn.Module):
+class DanceNetwork(StageNetwork):
     """What a phase needs and nothing else: ``m2p`` alone in phase ``m2p``; then ``guidance``, ``face_tokens``,
     ``denoising_unet`` and, with backbone ``champ``, ``reference_unet`` besides; no ``m2p`` in phase ``guidance``."""
 
     def __init__(self, config: DanceConfig, stage: int, device: torch.device | str, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.config, self.stage, self.dtype, self._device = config, stage, dtype, device
+        super().__init__(config, stage, device, dtype)
         self.phase: Phase = config.phase(stage)
         width = config.unet.cross_dim
         if self.phase != "guidance":
@@ -53,11 +52,6 @@ class DanceNetwork(nn.Module):
             base = image_base(config) if self.phase == "image" else motion_base(config)
             self.denoising_unet = DenoisingUnet(config, base, device, dtype)
             self.reference_unet = ReferenceNet(image_base(config), dtype)
-
-    def own(self, name: str, make: Callable[[], nn.Module]) -> nn.Module:
-        """A module of our own, whose first values depend on its name only and so are those of every stage."""
-        with keyed_init(name, self._device):
-            return make()
 
     def forward(self, batch: Batch, progress: Progress) -> dict[str, dict]:
         """``{"losses": {name: fp32 [B]}, "metrics": {name: (sum, count)}}``."""

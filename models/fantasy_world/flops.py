@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Literal
 
 from stagecoach.models.family import ModuleCost
-from stagecoach.models.fantasy_world.camera.plucker import PLUCKER_CHANNELS
+from stagecoach.models.fantasy_world.camera import PLUCKER_CHANNELS
 from stagecoach.models.fantasy_world.config import (
     PATCH,
     SPECIAL_TOKENS,

@@ -11,13 +11,14 @@ from torch import Tensor, nn
 from stagecoach.data.fantasy_world.cameras import encode_pose
 from stagecoach.models.common.materialise import meta_model
 from stagecoach.models.fantasy_world.backbone import SplitWanBlock
-from stagecoach.models.fantasy_world.camera.camera_control import (
+from stagecoach.models.fantasy_world.camera import (
     CameraAdapter,
     CameraEncoder,
     ControlledWanBlock,
+    PoseEncoder,
     fold_plucker,
+    token_plucker,
 )
-from stagecoach.models.fantasy_world.camera.plucker import PoseEncoder, token_plucker
 from stagecoach.models.fantasy_world.config import FantasyWorldConfig
 from stagecoach.models.fantasy_world.geometry.aggregator import AggregatorPair, PosedTokens, TimeProjection, group_poses
 from stagecoach.models.fantasy_world.geometry.branch import LatentBridge, WanGeometryBlock, ZeroLinear

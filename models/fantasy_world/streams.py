@@ -16,6 +16,7 @@ from diffusers import WanTransformer3DModel
 from torch import Tensor, nn
 
 from stagecoach.models.common.materialise import keyed_init
+from stagecoach.models.common.network import StageNetwork
 from stagecoach.models.family import Batch, Progress
 from stagecoach.models.fantasy_world.backbone import OutputHead, SplitWanBlock, Stem
 from stagecoach.models.fantasy_world.config import PATCH, VAE_SPACE, FantasyWorldConfig
@@ -27,7 +28,7 @@ from stagecoach.models.fantasy_world.rope import RotaryTables
 from stagecoach.models.fantasy_world.step import Result, training_step
 
 
-class FantasyWorld(nn.Module, ABC):
+class FantasyWorld(StageNetwork, ABC):
     """What both geometry branches share. ``base`` lends its (meta) parts; own modules are made on ``device``."""
 
     def __init__(
@@ -38,8 +39,7 @@ class FantasyWorld(nn.Module, ABC):
         device: torch.device | str,
         dtype: torch.dtype,
     ) -> None:
-        super().__init__()
-        self.config, self.stage, self.dtype, self._device = config, stage, dtype, device
+        super().__init__(config, stage, device, dtype)
         self.stem = Stem(base)
         self.pcb = nn.ModuleList(self.pcb_block(block) for block in base.blocks[: config.split])
         with keyed_init("rope", device):
@@ -52,11 +52,6 @@ class FantasyWorld(nn.Module, ABC):
         if stage > 1:
             self.out = OutputHead(base)
         self.make_camera()
-
-    def own(self, name: str, make) -> nn.Module:
-        """A module of our own, whose first values depend on its name only and so are those of every stage."""
-        with keyed_init(name, self._device):
-            return make()
 
     def _irg_layer(self, i: int, block: nn.Module) -> IRGLayer:
         config = self.config

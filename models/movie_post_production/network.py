@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from stagecoach.models.common.layers import OwnLinear
 from stagecoach.models.common.lora import adapted, inject_lora, plain
-from stagecoach.models.common.materialise import keyed_init, meta_model
+from stagecoach.models.common.materialise import meta_model
+from stagecoach.models.common.network import StageNetwork
 from stagecoach.models.family import Batch, Progress
 from stagecoach.models.movie_post_production.blocks import DoubleBlock, References, SingleBlock
 from stagecoach.models.movie_post_production.config import PATCH, MoviePostConfig
@@ -46,7 +47,7 @@ def build_network(
     return MoviePostNetwork(config, stage, base, device, dtype)
 
 
-class MoviePostNetwork(nn.Module):
+class MoviePostNetwork(StageNetwork):
     """Parts of FLUX under diffusers' names, and our own. Stage 2 adds the modulation, stage 3 the feedback."""
 
     def __init__(
@@ -57,8 +58,7 @@ class MoviePostNetwork(nn.Module):
         device: torch.device | str,
         dtype: torch.dtype,
     ) -> None:
-        super().__init__()
-        self.config, self.stage, self.dtype, self._device = config, stage, dtype, device
+        super().__init__(config, stage, device, dtype)
         own, dim = config.instance, config.backbone.dim
         self.pos_embed, self.time_text_embed = base.pos_embed, base.time_text_embed
         self.context_embedder, self.x_embedder = base.context_embedder, base.x_embedder
@@ -80,11 +80,6 @@ class MoviePostNetwork(nn.Module):
             for i, block in enumerate(base.single_transformer_blocks)
         )
         self.norm_out, self.proj_out = base.norm_out, base.proj_out
-
-    def own(self, name: str, make: Callable[[], nn.Module]) -> nn.Module:
-        """A module of our own, whose initial values depend on its name only and so are those of every stage."""
-        with keyed_init(name, self._device):
-            return make()
 
     def _own_parts(self, kind: str, i: int) -> dict[str, nn.Module]:
         """What hangs in block ``i`` of a kind. The last double block has no next one to feed."""

@@ -16,8 +16,7 @@ from diffusers.models.unets.unet_motion_model import AnimateDiffTransformer3D
 from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
 
-from stagecoach.models.dance_with_music.champ.attention import adain, cross_attention, self_attention
-from stagecoach.models.dance_with_music.champ.motion import temporal
+from stagecoach.models.dance_with_music.champ.attention import adain, cross_attention, self_attention, temporal
 
 Reading = dict[str, Any]
 """What the layers of a forward read besides the picture:

@@ -12,9 +12,8 @@ from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch import Tensor, nn
 
 from stagecoach.models.common.materialise import meta_model
-from stagecoach.models.dance_with_music.champ.attention import use_attend
+from stagecoach.models.dance_with_music.champ.attention import use_attend, use_positions
 from stagecoach.models.dance_with_music.champ.blocks import Layer, list_layers, run_layers
-from stagecoach.models.dance_with_music.champ.motion import use_positions
 from stagecoach.models.dance_with_music.config import DanceConfig
 from stagecoach.models.dance_with_music.identity.attention import IdentityAdapter, over_frames
 

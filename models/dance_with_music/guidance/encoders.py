@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from stagecoach.models.common.attention import Attend
 from stagecoach.models.common.layers import OwnConv2d, OwnGroupNorm, OwnLayerNorm, OwnLinear
-from stagecoach.models.dance_with_music.music_to_pose.normalisation import MusicNorm
+from stagecoach.models.dance_with_music.music_to_pose.model import MusicNorm
 
 FEED_FORWARD = 4
 

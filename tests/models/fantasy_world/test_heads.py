@@ -6,8 +6,13 @@ from torch import nn
 
 from stagecoach.models.fantasy_world.config import SIZES, SPECIAL_TOKENS, CameraHeadConfig, DPTConfig
 from stagecoach.models.fantasy_world.heads.camera_head import CameraHead, FrameExpansion
-from stagecoach.models.fantasy_world.heads.dpt import DenseHeads, SpatialFusion, position_code
-from stagecoach.models.fantasy_world.heads.temporal import TemporalDoubling, TemporalUpsampler
+from stagecoach.models.fantasy_world.heads.dpt import (
+    DenseHeads,
+    SpatialFusion,
+    TemporalDoubling,
+    TemporalUpsampler,
+    position_code,
+)
 
 DPT = DPTConfig(taps=(1, 2, 3, 4), channels=(8, 8, 12, 12), features=8, hidden=8, last=4, chunk=3)
 

@@ -5,7 +5,7 @@ import torch
 from diffusers import MotionAdapter
 from diffusers.models.embeddings import SinusoidalPositionalEmbedding
 
-from stagecoach.models.dance_with_music.champ.motion import Positions, position_table
+from stagecoach.models.dance_with_music.champ.attention import Positions, position_table
 from tests.models.dance_with_music.champ_inputs import (
     TINY,
     library_unet,

@@ -2,8 +2,7 @@
 
 import torch
 
-from stagecoach.models.fantasy_world.camera.camera_control import CameraEncoder, fold_plucker, halve_time
-from stagecoach.models.fantasy_world.camera.plucker import average_groups
+from stagecoach.models.fantasy_world.camera import CameraEncoder, average_groups, fold_plucker, halve_time
 from stagecoach.models.fantasy_world.config import SPECIAL_TOKENS, AggregatorConfig, CameraControlConfig
 from stagecoach.models.fantasy_world.geometry.aggregator import AggregatorPair, PosedTokens, TimeProjection, group_poses
 from stagecoach.models.fantasy_world.geometry.tokens import camera_tokens, patch_tokens

@@ -2,7 +2,7 @@
 
 import torch
 
-from stagecoach.models.fantasy_world.camera.plucker import PoseEncoder, average_groups, plucker, token_plucker
+from stagecoach.models.fantasy_world.camera import PoseEncoder, average_groups, plucker, token_plucker
 
 
 def cameras(frames, seed=0):

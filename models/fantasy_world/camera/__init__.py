@@ -1,1 +1,0 @@
-"""Camera conditioning: Plücker rays and camera adapters."""
