@@ -1,8 +1,27 @@
-"""Conditions that are withheld from a batch."""
+"""Condition dropout belongs to the sample."""
 
+from __future__ import annotations
+
+import pytest
 import torch
 
-from stagecoach.models.common.keyed import withheld
+from stagecoach.models.common.keyed import keyed_drop, rng_keys, withheld
+
+
+def batch(*uids: int) -> dict:
+    return {"uid": torch.tensor(uids), "rng_key": rng_keys(0, 1, uids)}
+
+
+def test_a_condition_is_withheld_by_sample_and_purpose_with_the_probability_asked_for():
+    many = batch(*range(2000))
+    dropped = keyed_drop(many, "text", 0.2, training=True)
+    assert dropped.float().mean().item() == pytest.approx(0.2, abs=0.03)
+    assert torch.equal(keyed_drop(batch(*range(1000, 2000)), "text", 0.2, training=True), dropped[1000:])
+    assert not torch.equal(keyed_drop(many, "camera", 0.2, training=True), dropped)
+
+
+def test_nothing_is_withheld_outside_of_training():
+    assert not keyed_drop(batch(*range(50)), "text", 1.0, training=False, shape=(3,)).any()
 
 
 def test_withheld_conditions_are_zeros_where_they_are_dropped_and_the_batch_stays_as_it_is():

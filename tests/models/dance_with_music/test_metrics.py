@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from stagecoach.models.common.reduce import sum_count_per_sample, total
+from stagecoach.models.common.reduce import total
 from stagecoach.models.dance_with_music.metrics import identity_cosine, motion, pose_error_px, psnr
 
 
@@ -22,11 +22,6 @@ def test_pose_error_is_in_pixels_of_the_picture_over_confident_points():
     assert error.tolist() == pytest.approx([15.0, 0.0])
     assert count.tolist() == [3 * 134, 3 * 133]
     assert [x.item() for x in total((error, count))] == pytest.approx([15.0, 3 * 267])
-
-
-def test_a_sum_of_nothing_is_zero():
-    found = sum_count_per_sample(torch.full((2, 4), torch.nan), torch.zeros(2, 4, dtype=torch.bool))
-    assert [x.tolist() for x in found] == [[0, 0], [0, 0]]
 
 
 class _MeanColour(torch.nn.Module):
