@@ -21,15 +21,13 @@ from typer.main import get_command
 from stagecoach.data.builders import BUILDERS, builder
 from stagecoach.data.building.build import build as build_shards
 from stagecoach.data.building.options import BuildOptions
-from stagecoach.data.building.summary import MEGABYTE, build_summary, summary_table
 from stagecoach.data.building.worker_rank import WorkerRank
 from stagecoach.data.files import atomic_file
 from stagecoach.data.maintenance import check as checking
 from stagecoach.data.maintenance import inspect as inspecting
 from stagecoach.data.maintenance import repair as repairing
 from stagecoach.data.maintenance.indexing import family_schema, index_folder, schema_of
-from stagecoach.data.maintenance.preview import contact_sheet
-from stagecoach.data.progress import track, untracked
+from stagecoach.data.progress import MEGABYTE, build_summary, summary_table, track, untracked
 from stagecoach.trainer.cli import Outcome, command, new_app, single
 
 log = logging.getLogger(__name__)
@@ -218,7 +216,7 @@ def preview(
     count: Annotated[int, typer.Option(help="samples to show")] = 16,
 ) -> Outcome:
     """A sheet of pictures."""
-    picture = contact_sheet(shards, count)
+    picture = inspecting.contact_sheet(shards, count)
     with atomic_file(output) as handle:
         Image.fromarray(picture).save(handle, "PNG")
     return Outcome({"output": str(output)})

@@ -60,7 +60,8 @@ class BuildReport:
 def build(
     job: BuildJob, output: Path, options: BuildOptions, track: Track = untracked, worker_rank: WorkerRank | None = None
 ) -> BuildReport:
-    """Build the splits of ``job`` below ``output``, or this process's share of them. ``place``: as its launcher says.
+    """Build the splits of ``job`` below ``output``, or this process's share of them. ``worker_rank``: by default as
+    its launcher says.
 
     Raises ``RawError`` for the first bad item, unless ``options.skip_bad``: then it is listed in ``skipped.jsonl``;
     ``ValueError`` where the output is taken or was begun with other settings; ``WorkerError`` for a local worker that

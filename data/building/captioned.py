@@ -7,7 +7,6 @@ the picture's line of ``metadata.jsonl`` ({"file_name": ..., "text": ...}, as Hu
 from __future__ import annotations
 
 import json
-import re
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from stagecoach.data import figures
 from stagecoach.data.builders import Builder
 from stagecoach.data.building.jobs import EncodedSample, EncodingJob, RawError, RawItem, items_per_part
 from stagecoach.data.building.options import Argument
+from stagecoach.data.building.raw_files import check_split, safe_key
 from stagecoach.data.files import sha256_json
 from stagecoach.data.format.schema import Field, SampleSchema
 from stagecoach.data.pictures import (
@@ -95,11 +95,12 @@ def read_captioned(base: Path) -> tuple[list[RawItem], list[tuple[str, RawError]
             entry = listed.get(name) if listed else {"text": _read_text(path.with_suffix(".txt"))}
             if not entry or not isinstance(entry.get("text"), str) or not entry["text"].strip():
                 raise RawError(f"{path}: no caption found, expected a text in {METADATA if listed else 'its .txt'}")
+            split = check_split(entry, str(path))
         except RawError as error:
             bad.append((name, error))
             continue
-        key = re.sub(r"[^A-Za-z0-9_-]+", "_", str(path.relative_to(base).with_suffix("")))
-        picture = CaptionedPicture(path, " ".join(entry["text"].split()), entry.get("split"))
+        key = safe_key(str(path.relative_to(base).with_suffix("")))
+        picture = CaptionedPicture(path, " ".join(entry["text"].split()), split)
         items.append(RawItem(key, picture.split, picture))
     return items, bad
 

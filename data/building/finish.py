@@ -16,7 +16,7 @@ from stagecoach.data.format.shards import write_manifest
 
 
 def finish(workspace: Workspace, job: BuildJob, skip_bad: bool) -> None:
-    """Move the shards of all parts into their splits, write the manifests, and put the splits in their place; nothing
+    """Move the shards of all parts into their splits, write the manifests, and publish the splits; nothing
     where another worker did so. All parts are there.
 
     Raises ``RawError`` where an item was left out unless ``skip_bad``, and where none is left for training (the build

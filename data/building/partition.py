@@ -88,13 +88,13 @@ def divide(job: BuildJob, options: BuildOptions, record: dict[str, Any] | None =
 def assign_splits(items: list[RawItem], holdout: float) -> dict[str, str]:
     """Split by key: what the raw data says, else by a hash of the key, so that an item stays where it is when others
     come. Where chance leaves ``val`` or ``train`` empty, the nearest item goes there."""
-    places = {item.key: _fraction(item.key) for item in items if item.split is None}
-    splits = {item.key: item.split or ("val" if places[item.key] < holdout else "train") for item in items}
-    if holdout and len(places) > 1:
+    fractions = {item.key: _fraction(item.key) for item in items if item.split is None}
+    splits = {item.key: item.split or ("val" if fractions[item.key] < holdout else "train") for item in items}
+    if holdout and len(fractions) > 1:
         if "val" not in splits.values():
-            splits[min(places, key=places.get)] = "val"
+            splits[min(fractions, key=fractions.get)] = "val"
         if "train" not in splits.values():
-            splits[max(places, key=places.get)] = "train"
+            splits[max(fractions, key=fractions.get)] = "train"
     return splits
 
 

@@ -36,7 +36,7 @@ class WorkerRank:
         return cls(outer * size + rank, tasks * size, local)
 
     def inner(self, worker: int, workers: int) -> WorkerRank:
-        """The place of one of ``workers`` processes that the process at this place starts."""
+        """The rank of one of ``workers`` processes that the process of this rank starts."""
         return WorkerRank(self.rank * workers + worker, self.size * workers, self.local * workers + worker)
 
     def share(self, parts: Sequence[T]) -> list[T]:

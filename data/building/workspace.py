@@ -93,7 +93,7 @@ class Workspace:
                 self.remove()
 
     def publish(self) -> None:
-        """Put the staged data set in the place of the one before, and end the build. Under the lock; repeatable.
+        """Replace the data set before by the staged one, and end the build. Under the lock; repeatable.
 
         All that was there goes before anything comes, so that new and old never stand side by side. ``train`` comes
         last: a trainer needs it, and whoever sees it sees all.

@@ -68,9 +68,9 @@ class Looks:
 
 def pose_angles(song: Song, time: float) -> np.ndarray:
     """The angles at a time in seconds, float64 [12]."""
-    place = (time - song.first) / song.beat
-    number = int(np.floor(place))
-    ease = (1 - np.cos(np.pi * (place - number))) / 2
+    beat = (time - song.first) / song.beat
+    number = int(np.floor(beat))
+    ease = (1 - np.cos(np.pi * (beat - number))) / 2
     one, two = (KEY_POSES[song.move(n), n % 2] for n in (number, number + 1))
     return (1 - ease) * one + ease * two
 
@@ -180,20 +180,8 @@ def _face_template(mouth: float) -> np.ndarray:
     nose = [*((0, y) for y in (-0.2, -0.07, 0.06, 0.2)), *((x, 0.28) for x in (-0.14, -0.07, 0, 0.07, 0.14))]
     eye = [(-0.15, 0), (-0.07, -0.08), (0.07, -0.08), (0.15, 0), (0.07, 0.08), (-0.07, 0.08)]
     eyes = [(side * 0.37 + x, -0.2 + y) for side in (-1, 1) for x, y in eye]
-    outer = [
-        (-0.3, 0),
-        (-0.2, -0.07),
-        (-0.08, -0.1),
-        (0, -0.08),
-        (0.08, -0.1),
-        (0.2, -0.07),
-        (0.3, 0),
-        (0.2, 0.09),
-        (0.08, 0.13),
-        (0, 0.14),
-        (-0.08, 0.13),
-        (-0.2, 0.09),
-    ]
+    upper = [(-0.3, 0), (-0.2, -0.07), (-0.08, -0.1), (0, -0.08), (0.08, -0.1), (0.2, -0.07), (0.3, 0)]
+    outer = [*upper, (0.2, 0.09), (0.08, 0.13), (0, 0.14), (-0.08, 0.13), (-0.2, 0.09)]
     inner = [(-0.22, 0), (-0.08, -0.03), (0, -0.02), (0.08, -0.03), (0.22, 0), (0.08, 0.05), (0, 0.06), (-0.08, 0.05)]
     lips = [(x * mouth, 0.55 + y) for x, y in (*outer, *inner)]
     return np.array([*jaw, *brows, *nose, *eyes, *lips])

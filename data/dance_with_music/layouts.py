@@ -22,7 +22,7 @@ AIST_RATE = 60.0
 POSES_WANTED = "expected DWPose's 134 points as JSON; detect them first, this builder does not"
 
 Found = tuple[list[RawDance], list[tuple[str, RawError]]]
-Place = tuple[str, Callable[[dict[str, Any]], RawDance]]
+Candidate = tuple[str, Callable[[dict[str, Any]], RawDance]]
 """Name of a dance, and what makes it of what the metadata says."""
 
 
@@ -34,7 +34,7 @@ def read_layout(base: Path, layout: str, unit: PoseUnit | None = None, rate: flo
     metadata = read_metadata(base)
     dances: list[RawDance] = []
     bad: list[tuple[str, RawError]] = []
-    for name, make in sorted(LAYOUTS[layout](base), key=lambda place: place[0]):
+    for name, make in sorted(LAYOUTS[layout](base), key=lambda found: found[0]):
         try:
             dance = make(described(base, name, metadata.pop(name, {})))
             if any(dance.key == other.key for other in dances):
@@ -58,7 +58,7 @@ def read_layout(base: Path, layout: str, unit: PoseUnit | None = None, rate: flo
     return dances, bad
 
 
-def _videos(base: Path) -> Iterator[Place]:
+def _videos(base: Path) -> Iterator[Candidate]:
     for video in _files(base / "videos", VIDEOS):
         name = video.stem
 
@@ -82,7 +82,7 @@ def _videos(base: Path) -> Iterator[Place]:
         yield name, make
 
 
-def _clips(base: Path) -> Iterator[Place]:
+def _clips(base: Path) -> Iterator[Candidate]:
     for split, called in (("train", "train"), ("validation", "val")):
         for folder in _folders(base / split):
 
@@ -104,21 +104,21 @@ def _clips(base: Path) -> Iterator[Place]:
             yield folder.name, make
 
 
-def _p00002(base: Path) -> Iterator[Place]:
+def _p00002(base: Path) -> Iterator[Candidate]:
     yield from _folder_dances(base, [base] if (base / "images").is_dir() else _folders(base), ("poses",), 30.0)
 
 
-def _stableanimator(base: Path) -> Iterator[Place]:
+def _stableanimator(base: Path) -> Iterator[Candidate]:
     folders = [folder for part in ("rec", "vec") for folder in _folders(base / part)]
     yield from _folder_dances(base, folders, ("poses",), AIST_RATE)
 
 
-def _champ(base: Path) -> Iterator[Place]:
+def _champ(base: Path) -> Iterator[Candidate]:
     folders = [video for part in _folders(base) for video in [part, *_folders(part)]]
     yield from _folder_dances(base, folders, ("dwpose", "poses"), 30.0)
 
 
-def _folder_dances(base: Path, folders: list[Path], poses: tuple[str, ...], rate: float) -> Iterator[Place]:
+def _folder_dances(base: Path, folders: list[Path], poses: tuple[str, ...], rate: float) -> Iterator[Candidate]:
     """Dances as folders of pictures. Their ``poses`` are drawings in the published sets, so JSON has to be added, and
     so has sound, unless rows of AIST's HDF5 are there."""
     for folder in folders:
@@ -187,7 +187,7 @@ def _folders(folder: Path) -> list[Path]:
     return sorted(p for p in folder.iterdir() if p.is_dir()) if folder.is_dir() else []
 
 
-LAYOUTS: dict[str, Callable[[Path], Iterator[Place]]] = {
+LAYOUTS: dict[str, Callable[[Path], Iterator[Candidate]]] = {
     "videos": _videos,
     "clips": _clips,
     "p00002": _p00002,

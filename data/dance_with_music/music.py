@@ -10,22 +10,23 @@ import re
 import threading
 from dataclasses import dataclass
 from functools import lru_cache
-from math import prod
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
 from stagecoach.data.building.jobs import RawError
+from stagecoach.data.building.raw_files import read_npy
 from stagecoach.data.dance_with_music.footage import numbered_files
 from stagecoach.data.encoding.audio import BEAT, EDGE_DIM, ONSET, edge_rows, read_audio
-from stagecoach.data.format.decode import npy_header
+from stagecoach.data.files import import_extra
 
 JUKEBOX_DIM = 4800
 """Width of a layer of Jukebox's 5B prior (P. Dhariwal et al., 2020)."""
 MusicKind = Literal["edge", "jukebox"]
 MUSIC_DIMS = {"edge": EDGE_DIM, "jukebox": JUKEBOX_DIM}
 
+ROWS = "rows of music"
 TAIL = 15
 """Rows, poses or frames (half a second) by which one of them may be longer than the others; it is cut to the
 shortest. More means that they do not belong together."""
@@ -89,9 +90,9 @@ def read_rows(path: Path, width: int) -> np.ndarray:
     .h5 with ``music`` [N, width] or [1, N, width] at 60 per second. Raises ``RawError``."""
     if path.is_dir():
         files = numbered_files(path, (".npy",))
-        return np.concatenate([_checked(_npy(files[n])[None], files[n], width) for n in sorted(files)])
+        return np.concatenate([_checked(read_npy(files[n], ROWS)[None], files[n], width) for n in sorted(files)])
     if path.suffix == ".npy":
-        return _checked(_npy(path), path, width)
+        return _checked(read_npy(path, ROWS), path, width)
     if path.suffix in (".h5", ".hdf5"):
         return _checked(_h5(path), path, width)[::AIST_ROWS_PER_FRAME]
     raise RawError(
@@ -101,7 +102,7 @@ def read_rows(path: Path, width: int) -> np.ndarray:
 
 def read_vector(path: Path, width: int) -> np.ndarray:
     """float32 [width] from .npy. Raises ``RawError``."""
-    return _checked(_npy(path).reshape(1, -1), path, width)[0]
+    return _checked(read_npy(path, ROWS).reshape(1, -1), path, width)[0]
 
 
 def _checked(table: np.ndarray, path: Path, width: int) -> np.ndarray:
@@ -120,19 +121,8 @@ def _checked(table: np.ndarray, path: Path, width: int) -> np.ndarray:
     return table.astype(np.float32)
 
 
-def _npy(path: Path) -> np.ndarray:
-    """Not through ``np.load``, which is not to be called in threads (``npy_header``)."""
-    try:
-        data = memoryview(path.read_bytes())
-        start, dtype, shape, fortran = npy_header(data)
-        return np.frombuffer(data, dtype, prod(shape), start).reshape(shape, order="F" if fortran else "C")
-    except (OSError, ValueError) as error:
-        raise RawError(f"{path}: not readable as rows of music ({error}), expected a .npy of numbers") from error
-
-
 def _h5(path: Path) -> np.ndarray:
-    import h5py  # only data sets of this layout need it
-
+    h5py = import_extra("h5py", "AIST's rows of music")
     try:
         with h5py.File(path, "r") as file:
             table = file["music"][()]

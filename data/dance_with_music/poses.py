@@ -6,7 +6,6 @@ DWPose's order; a clip is ``{"poses": [{"frame_id", "keypoints"}, ...]}``. Poses
 
 from __future__ import annotations
 
-import json
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -14,11 +13,13 @@ from typing import Any, Literal
 import numpy as np
 
 from stagecoach.data.building.jobs import RawError
+from stagecoach.data.building.raw_files import read_json
 from stagecoach.data.dance_with_music.footage import numbered_files
 from stagecoach.data.dance_with_music.schema import KEYPOINTS
 from stagecoach.data.dance_with_music.skeleton import CONFIDENT
 
 PoseUnit = Literal["normalised", "pixel"]
+POSES = f"poses with {KEYPOINTS} DWPose points per frame; detect them first, this builder does not"
 CANVAS = 512
 """What pixels are divided by: the layout's poses were found in pictures of 512 x 512."""
 NORMALISED_LIMIT = 2.0
@@ -36,7 +37,7 @@ def read_poses(path: Path, chosen: np.ndarray, unit: PoseUnit) -> tuple[np.ndarr
     if path.is_dir():
         files = numbered_files(path, (".json",))
         names = [files[n] for n in sorted(files)]
-        needed = {int(k): _points(_load(names[k]), str(names[k])) for k in np.unique(chosen)}
+        needed = {int(k): _points(read_json(names[k], POSES), str(names[k])) for k in np.unique(chosen)}
     else:
         frames = _clip(path)
         needed = {int(k): _points(frames[k], f"{path}: pose {k}") for k in np.unique(chosen)}
@@ -65,7 +66,7 @@ def _check_unit(points: np.ndarray, path: Path, unit: PoseUnit) -> None:
 @lru_cache(maxsize=4)
 def _clip(path: Path) -> list[Any]:
     """The frames of a clip's file, which have ``frame_id`` 0, 1, 2 ... or none; or the only frame of a frame's file."""
-    content = _load(path)
+    content = read_json(path, POSES)
     if isinstance(content, dict) and "keypoints" in content:
         return [content]
     frames = content.get("poses") if isinstance(content, dict) else None
@@ -80,18 +81,6 @@ def _clip(path: Path) -> list[Any]:
             f"{path}: frame_id {ids[:4]}... found, expected 0, 1, 2, ... (or from 1), one for each frame of the video"
         )
     return frames
-
-
-def _load(path: Path) -> Any:
-    try:
-        return json.loads(path.read_bytes())
-    except OSError as error:
-        raise RawError(
-            f"{path}: not readable ({error.strerror}), expected poses as JSON with 134 DWPose points per "
-            f"frame; detect them first, this builder does not"
-        ) from error
-    except ValueError as error:
-        raise RawError(f"{path}: no valid JSON ({error}), expected poses") from error
 
 
 def _points(frame: Any, where: str) -> np.ndarray:

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import json
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from stagecoach.data.building.jobs import RawError
+from stagecoach.data.building.raw_files import check_split, read_json, safe_key
 from stagecoach.data.dance_with_music.music import AIST, aist_bpm
 from stagecoach.data.dance_with_music.poses import PoseUnit
 
 METADATA = "dances.json"
 TEXTS = ("song", "subject", "genre", "split", "audio")
 SOUNDS = (".wav", ".mp3", ".m4a", ".flac", ".ogg", ".mp4")
-SPLITS = ("train", "val")
 
 
 @dataclass(frozen=True)
@@ -51,7 +49,7 @@ class RawDance:
     @property
     def key(self) -> str:
         """The name as a sample key may hold it."""
-        return re.sub(r"[^A-Za-z0-9_-]+", "_", self.name)
+        return safe_key(self.name)
 
 
 def read_metadata(base: Path) -> dict[str, dict[str, Any]]:
@@ -60,10 +58,7 @@ def read_metadata(base: Path) -> dict[str, dict[str, Any]]:
     path = base / METADATA
     if not path.exists():
         return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise RawError(f"{path}: not readable as JSON ({error}), expected what is known of each dance") from error
+    content = read_json(path, "what is known of each dance")
     if isinstance(content, list):
         if not all(isinstance(entry, dict) and isinstance(entry.get("id"), str) for entry in content):
             raise RawError(f"{path}: an entry without 'id' found, expected the name of a dance in each")
@@ -90,8 +85,7 @@ def described(base: Path, name: str, entry: dict[str, Any]) -> dict[str, Any]:
     bpm = entry.get("bpm")
     if bpm is not None and not (isinstance(bpm, int | float) and 20 <= bpm <= 400):
         raise RawError(f"{where}: 'bpm' is {bpm!r}, expected beats per minute from 20 to 400")
-    if entry.get("split") not in (None, *SPLITS):
-        raise RawError(f"{where}: 'split' is {entry['split']!r}, expected one of {SPLITS} or none")
+    check_split(entry, where)
     match = AIST.fullmatch(name)
     known = {**(match.groupdict() if match else {}), **{field: entry[field] for field in TEXTS if entry.get(field)}}
     if "audio" in known:

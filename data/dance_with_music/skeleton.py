@@ -7,6 +7,7 @@ each hand.
 from __future__ import annotations
 
 import colorsys
+from itertools import pairwise
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -17,29 +18,9 @@ LEFT_HAND, RIGHT_HAND = slice(92, 113), slice(113, 134)
 CONFIDENT = 0.3
 """A point below is taken as not found (DWPose's own threshold)."""
 
-BODY_LIMBS = (
-    (1, 2),
-    (2, 3),
-    (3, 4),
-    (1, 5),
-    (5, 6),
-    (6, 7),
-    (1, 8),
-    (8, 9),
-    (9, 10),
-    (1, 11),
-    (11, 12),
-    (12, 13),
-    (1, 0),
-    (0, 14),
-    (14, 16),
-    (0, 15),
-    (15, 17),
-    (13, 18),
-    (13, 20),
-    (10, 21),
-    (10, 23),
-)
+_CHAINS = ((1, 2, 3, 4), (1, 5, 6, 7), (1, 8, 9, 10), (1, 11, 12, 13), (1, 0, 14, 16), (0, 15, 17))
+_FEET = ((13, 18), (13, 20), (10, 21), (10, 23))
+BODY_LIMBS = tuple(limb for chain in (*_CHAINS, *_FEET) for limb in pairwise(chain))
 HAND_LIMBS = tuple((0 if k % 4 == 1 else k - 1, k) for k in range(1, 21))
 
 # Face box: the points reach from the brows to the chin; a detector's box has the forehead and some air.

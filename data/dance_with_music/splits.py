@@ -50,7 +50,7 @@ def assign_splits(dances: Sequence[RawDance], by: SplitBy, holdout: float) -> di
             f"({dances[0].footage} and the others), so that none can be held out unseen; give --split-by "
             f"song, subject or clip, or --holdout 0"
         )
-    free.sort(key=_place)
+    free.sort(key=_draw)
     # What the metadata holds out counts: holdout is a part of all the dances.
     room = holdout * len(dances) - sum(split == "val" for split in splits.values())
     smallest = min((len(group) for group in free), default=0)
@@ -84,5 +84,5 @@ def _groups(dances: Sequence[RawDance], shared: Sequence[str]) -> list[list[RawD
     return list(groups.values())
 
 
-def _place(group: list[RawDance]) -> str:
+def _draw(group: list[RawDance]) -> str:
     return hashlib.sha256(f"holdout/{min(dance.key for dance in group)}".encode()).hexdigest()

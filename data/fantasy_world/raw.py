@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import re
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from stagecoach.data.building.jobs import RawError
+from stagecoach.data.building.raw_files import check_split, read_json, safe_key
 
 METADATA = "metadata.json"
 
@@ -35,12 +34,7 @@ def read_metadata(base: Path) -> tuple[list[RawClip], list[tuple[str, RawError]]
     Raises ``RawError`` where the file is missing or is not a list.
     """
     path = base / METADATA
-    try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise RawError(f"{path}: not readable ({error.strerror}), expected a list of clips") from error
-    except ValueError as error:
-        raise RawError(f"{path}: no valid JSON ({error}), expected a list of clips") from error
+    entries = read_json(path, "a list of clips")
     if not isinstance(entries, list) or not entries:
         found = f"a list of {len(entries)}" if isinstance(entries, list) else type(entries).__name__
         raise RawError(f"{path}: holds {found}, expected a list of {{video, prompt, depth, camera_params}}")
@@ -72,8 +66,7 @@ def _read_entry(base: Path, entry: object, where: str, stems: Counter[str]) -> R
         raise RawError(
             f"{where}: neither 'depth' nor 'points' is given, expected one of them; found keys {sorted(entry)}"
         )
-    if entry.get("split") not in (None, "train", "val"):
-        raise RawError(f"{where}: 'split' is {entry['split']!r}, expected 'train', 'val' or none")
+    check_split(entry, where)
     paths = {}
     for name in ("video", "camera_params", "depth", "points", "mask"):
         if name == "points" and entry.get("depth"):
@@ -98,7 +91,7 @@ def _read_entry(base: Path, entry: object, where: str, stems: Counter[str]) -> R
 
 
 def _stem(entry: dict) -> str:
-    return re.sub(r"[^A-Za-z0-9_-]+", "_", Path(entry["video"]).stem) or "clip"
+    return safe_key(Path(entry["video"]).stem) or "clip"
 
 
 def _key(entry: dict, stems: Counter[str]) -> str:

@@ -33,7 +33,7 @@ NEAR = 0.05
 
 @dataclass(frozen=True)
 class Texture:
-    """A solid texture: a function of the place in the world, so that a surface looks alike from everywhere."""
+    """A solid texture: a function of the point in the world, so that a surface looks alike from everywhere."""
 
     colours: tuple[str, str]
     pattern: str

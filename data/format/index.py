@@ -8,8 +8,9 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from isal.isal_zlib import crc32  # zlib's, at 30 GB/s a core instead of 1.7: each sample is checked when read
+
 from stagecoach.data.files import DamagedError
-from stagecoach.data.format.checksum import crc32
 from stagecoach.data.format.shards import FORMAT, ShardEntry, index_path
 
 Row = dict[str, Any]
@@ -23,12 +24,12 @@ def is_row(row: Any) -> bool:
         and isinstance(row.get("key"), str)
         and isinstance(row.get("members"), dict)
         and bool(row["members"])
-        and all(_is_place(place) for place in row["members"].values())
+        and all(_is_extent(extent) for extent in row["members"].values())
     )
 
 
-def _is_place(place: Any) -> bool:
-    return isinstance(place, list) and len(place) == 3 and all(type(n) is int and 0 <= n < 2**63 for n in place)
+def _is_extent(extent: Any) -> bool:
+    return isinstance(extent, list) and len(extent) == 3 and all(type(n) is int and 0 <= n < 2**63 for n in extent)
 
 
 def read_index(directory: Path, entry: ShardEntry) -> dict[str, Any]:
@@ -82,8 +83,8 @@ def salvage_rows(tar: Path) -> list[Row] | None:
 
 
 def read_row(handle: BinaryIO, row: Row, where: str) -> dict[str, memoryview]:
-    """The members of a sample by their places in the tar. Raises ``DamagedError`` for bytes that are not there or whose
-    crc32 is another."""
+    """The members of a sample by their extents (offset, size, crc32) in the tar. Raises ``DamagedError`` for bytes that
+    are not there or whose crc32 is another."""
     members = {}
     for name, (offset, size, crc) in row["members"].items():
         data = os.pread(handle.fileno(), size, offset) if offset + size <= os.fstat(handle.fileno()).st_size else b""

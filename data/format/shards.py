@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 import numpy as np
+from isal.isal_zlib import crc32
 from PIL import Image
 
 from stagecoach.data.files import (
@@ -33,10 +34,7 @@ from stagecoach.data.files import (
     temporary_name,
     write_json,
 )
-from stagecoach.data.format.checksum import crc32
-from stagecoach.data.format.decode import decode_sample
 from stagecoach.data.format.schema import SampleSchema, SchemaError, check_sample, sample_sizes
-from stagecoach.data.format.tar_walk import TarWalk
 from stagecoach.data.stores.opening import open_storage
 from stagecoach.data.stores.storage import Storage, UnreachableError
 
@@ -75,7 +73,7 @@ class ShardWriter:
         self._finished: list[ShardEntry] = []
         self._keys: set[str] = set()
         self._tar: ShardTar | None = None
-        # Finished and unfinished files wait here, on the file system of their final place.
+        # Finished and unfinished files wait here, on the file system of their final location.
         self._scratch = temporary_name(self.directory / prefix)
 
     def __enter__(self) -> ShardWriter:
@@ -163,14 +161,14 @@ class ShardTar:
         return _whole(size, tarfile.RECORDSIZE)
 
     def add(self, key: str, members: Mapping[str, bytes | memoryview], sizes: list[int | None]) -> None:
-        places = {}
+        extents = {}
         for name, data in members.items():
             info = tarfile.TarInfo(f"{key}.{name}")  # time and owner are 0, or equal samples would make unequal files
             info.size = len(data)
             self.writer.addfile(info, io.BytesIO(data))
             offset = self.writer.offset - _whole(len(data), tarfile.BLOCKSIZE)
-            places[name] = [offset, len(data), crc32(data)]
-        self.samples.append({"key": key, "sizes": sizes, "members": places})
+            extents[name] = [offset, len(data), crc32(data)]
+        self.samples.append({"key": key, "sizes": sizes, "members": extents})
 
     def finish(self) -> ShardEntry:
         self.writer.close()
@@ -178,14 +176,7 @@ class ShardTar:
         self.file.flush()
         os.fsync(self.file.fileno())
         self.file.close()
-        index = {"version": FORMAT, "tar": self.path.name, "bytes": size, "dims": self.dims, "samples": self.samples}
-        return {
-            "name": self.path.name,
-            "samples": len(self.samples),
-            "bytes": size,
-            "sha256": self.hash.hexdigest(),
-            "idx_sha256": write_index(self.path, index),
-        }
+        return index_shard(self.path, self.dims, size, self.hash.hexdigest(), self.samples)
 
     def abandon(self) -> None:
         """Close without a result. The stream inside the writer has to end first: its destructor would write."""
@@ -241,6 +232,16 @@ def index_path(tar: Path) -> Path:
     return tar.with_name(index_name(tar.name))
 
 
+def index_shard(
+    tar: Path, dims: Sequence[str], size: int, sha256: str, rows: list[Any], skipped: dict[str, str] | None = None
+) -> ShardEntry:
+    """Write the index of a tar of ``size`` bytes; returns its entry in the manifest."""
+    left_out = {"skipped": skipped} if skipped else {}
+    index = {"version": FORMAT, "tar": tar.name, "bytes": size, "dims": list(dims), **left_out, "samples": rows}
+    entry: ShardEntry = {"name": tar.name, "samples": len(rows), "bytes": size, "sha256": sha256, "idx_sha256": ""}
+    return {**entry, "idx_sha256": write_index(tar, index)}
+
+
 def write_index(tar: Path, index: dict[str, Any]) -> str:
     """Write the index beside its tar, one line per sample, and return the sha256 of the file."""
     lines = ",\n".join(json.dumps(sample, separators=(",", ":")) for sample in index["samples"])
@@ -250,27 +251,6 @@ def write_index(tar: Path, index: dict[str, Any]) -> str:
     with atomic_file(index_path(tar)) as handle:
         handle.write(content)
     return sha256(content).hexdigest()
-
-
-def index_tar(path: str | os.PathLike[str], schema: SampleSchema | None = None, heads: bool = True) -> dict[str, Any]:
-    """The index of an existing WebDataset tar, ours or another's (``heads``, see ``decode_sample``), as ``write_index``
-    takes it. With a schema each sample is checked against it and its sizes are noted.
-
-    Raises ``DamagedError`` for a tar that cannot be read to its end, and for one in which the members of a sample are
-    not neighbours; ``SchemaError`` for a sample that does not fit.
-    """
-    path, samples = Path(path), []
-    with TarWalk(path) as walk:
-        for sample in walk:
-            row: dict[str, Any] = {"key": sample.key}
-            if schema is not None:
-                data = {name: memoryview(data) for name, (_, data) in sample.members.items()}
-                arrays, _ = decode_sample(schema, data, f"{path}: sample {sample.key!r}", heads)
-                row["sizes"] = sample_sizes(schema, {name: array.shape for name, array in arrays.items()})
-            samples.append({**row, "members": sample.places()})
-        size = walk.bytes
-    dims = {} if schema is None else {"dims": list(schema.dims)}
-    return {"version": FORMAT, "tar": path.name, "bytes": size, **dims, "samples": samples}
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,9 @@ from hashlib import sha256
 from pathlib import Path
 from typing import BinaryIO
 
+from isal.isal_zlib import crc32
+
 from stagecoach.data.files import DamagedError
-from stagecoach.data.format.checksum import crc32
 
 NAME = re.compile(r"(?P<key>(?:.*/|)[^./]+)\.(?P<member>[^/]*)", re.DOTALL)
 """``<folders>/<key>.<member>``; the key ends at the first dot of the base name."""
@@ -28,7 +29,7 @@ class TarSample:
     key: str
     members: dict[str, tuple[int, bytes]]
 
-    def places(self) -> dict[str, list[int]]:
+    def extents(self) -> dict[str, list[int]]:
         """Offset, size and crc32 by member, as an index has them."""
         return {name: [offset, len(data), crc32(data)] for name, (offset, data) in self.members.items()}
 
@@ -132,22 +133,22 @@ class _Hashed:
     """A file that is only read forwards, and hashed on the way."""
 
     def __init__(self, handle: BinaryIO) -> None:
-        self._handle, self._place = handle, 0
+        self._handle, self._position = handle, 0
         self.size = os.fstat(handle.fileno()).st_size
         self.hash, self.last = sha256(), b""
 
     def tell(self) -> int:
-        return self._place
+        return self._position
 
     def read(self, size: int) -> bytes:
         # A damaged header may tell of any size: no more is asked for than there is.
-        self.last = self._handle.read(max(min(size, self.size - self._place), 0))
-        self._place += len(self.last)
+        self.last = self._handle.read(max(min(size, self.size - self._position), 0))
+        self._position += len(self.last)
         self.hash.update(self.last)
         return self.last
 
-    def seek(self, place: int) -> None:
-        if place < self._place:
-            raise OSError(f"byte {place} comes before {self._place}, which was read")
-        while self._place < place and self.read(min(place - self._place, CHUNK)):
+    def seek(self, position: int) -> None:
+        if position < self._position:
+            raise OSError(f"byte {position} comes before {self._position}, which was read")
+        while self._position < position and self.read(min(position - self._position, CHUNK)):
             pass

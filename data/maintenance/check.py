@@ -12,7 +12,7 @@ from stagecoach.data.format.index import Row, read_index, read_row
 from stagecoach.data.format.schema import Field, SampleSchema
 from stagecoach.data.format.shards import Manifest, ShardEntry, index_path, read_manifest
 from stagecoach.data.maintenance.parallel import map_shards
-from stagecoach.data.maintenance.rebuild import FOLDER, decided
+from stagecoach.data.maintenance.rebuild import FOLDER, is_pending
 from stagecoach.data.maintenance.scan import TarScan, scan_tar
 from stagecoach.data.progress import Track, untracked
 
@@ -36,7 +36,7 @@ def find_sets(directory: Path) -> dict[str, Path]:
 
 
 def _holds_shards(path: Path) -> bool:
-    return path.is_dir() and ((path / MANIFEST).exists() or decided(path) or bool(list_tars(path)))
+    return path.is_dir() and ((path / MANIFEST).exists() or is_pending(path) or bool(list_tars(path)))
 
 
 def list_tars(directory: Path) -> list[str]:
@@ -88,7 +88,7 @@ def check(directory: Path, jobs: int | None = None, track: Track = untracked) ->
     """
     problems = []
     for path in find_sets(directory).values():
-        if decided(path):
+        if is_pending(path):
             problems.append(
                 f"{path / FOLDER}: an interrupted repair is in the way, expected none; run build_shards.py "
                 f"repair again, which finishes it"
@@ -229,7 +229,7 @@ def _check_rows(report: ShardReport, task: ShardTask, path: Path, index: dict[st
                     f"{idx}: sample {key!r} is not in the tar, expected the samples that its headers "
                     f"name; run build_shards.py repair",
                 )
-            else:  # behind the place where the walk ended
+            else:  # behind the byte where the walk ended
                 try:
                     decode_sample(task.schema, read_row(handle, row, where), where, task.heads)
                 except ValueError as error:
@@ -237,7 +237,7 @@ def _check_rows(report: ShardReport, task: ShardTask, path: Path, index: dict[st
                         report.bad.add(key)  # the sentence on the tar says it for all of them
                     else:
                         report.blame(key, str(error))
-    listed = {row["key"]: place for place, row in enumerate(rows)}
+    listed = {row["key"]: number for number, row in enumerate(rows)}
     if len(listed) < len(rows):
         report.problems.append(
             f"{idx}: {len(rows) - len(listed)} keys come twice, expected each once; run build_shards.py repair"
@@ -248,8 +248,8 @@ def _check_rows(report: ShardReport, task: ShardTask, path: Path, index: dict[st
         f"build_shards.py repair"
         for key in unlisted
     ]
-    places = [listed[key] for key in real if key in listed]
-    if places != sorted(places):
+    order = [listed[key] for key in real if key in listed]
+    if order != sorted(order):
         report.problems.append(
             f"{idx}: lists the samples in another order than the tar holds them; run build_shards.py repair"
         )

@@ -16,10 +16,10 @@ from typing import Any
 
 from stagecoach.data.files import MANIFEST, DamagedError, atomic_file
 from stagecoach.data.format.schema import SampleSchema
-from stagecoach.data.format.shards import FORMAT, ShardEntry, read_manifest, write_index, write_manifest
+from stagecoach.data.format.shards import ShardEntry, index_shard, read_manifest, write_manifest
 from stagecoach.data.maintenance.check import built_schema, find_sets, list_tars
 from stagecoach.data.maintenance.parallel import map_shards
-from stagecoach.data.maintenance.recompute_statistics import Counted, StatisticsRecount, merge
+from stagecoach.data.maintenance.recompute_statistics import Counted, RecomputedStatistics, merge
 from stagecoach.data.maintenance.scan import first_has_head, scan_tar
 from stagecoach.data.progress import Track, untracked
 from stagecoach.data.streaming.dataset import ShardSet
@@ -33,7 +33,7 @@ def family_schema(family: str, sizes: Sequence[str] = ()) -> SampleSchema:
 
     Raises ``ValueError`` naming the sizes there are.
     """
-    module = importlib.import_module(f"data.{family}.schema")
+    module = importlib.import_module(f"stagecoach.data.{family}.schema")
     (make,) = (
         value
         for name, value in vars(module).items()
@@ -157,8 +157,8 @@ def _index_set(
 
 def _index_tar(task: _Task) -> _Indexed:
     path = task.directory / task.name
-    recount = StatisticsRecount(task.schema.name, task.without)
-    scan = scan_tar(path, task.schema, task.heads, recount.take)
+    recomputed = RecomputedStatistics(task.schema.name, task.without)
+    scan = scan_tar(path, task.schema, task.heads, recomputed.take)
     if scan.error:
         raise DamagedError(scan.error)
     skipped = {**scan.bad, **{key: f"{path}: sample {key!r} is in an earlier tar, too" for key in task.without}}
@@ -172,22 +172,8 @@ def _index_tar(task: _Task) -> _Indexed:
             f"{path}: none of its {len(scan.rows)} samples can be used, expected at least one; move "
             f"the tar elsewhere{': ' + next(iter(skipped.values())) if skipped else ''}"
         )
-    index = {
-        "version": FORMAT,
-        "tar": path.name,
-        "bytes": scan.bytes,
-        "dims": list(task.schema.dims),
-        **({"skipped": skipped} if skipped else {}),
-        "samples": rows,
-    }
-    entry: ShardEntry = {
-        "name": path.name,
-        "samples": len(rows),
-        "bytes": scan.bytes,
-        "sha256": scan.sha256,
-        "idx_sha256": write_index(path, index),
-    }
-    return _Indexed(entry, [row["key"] for row in rows], skipped, recount.result())
+    entry = index_shard(path, task.schema.dims, scan.bytes, scan.sha256, rows, skipped)
+    return _Indexed(entry, [row["key"] for row in rows], skipped, recomputed.result())
 
 
 def _indexed_before(path: Path, schema: SampleSchema, tars: list[str]) -> dict[str, Any]:

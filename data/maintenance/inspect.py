@@ -1,4 +1,4 @@
-"""What is in a set of shards: counts, bytes, and how sizes and lengths are spread."""
+"""What is in a set of shards: counts, bytes, how sizes and lengths are spread, and what its samples look like."""
 
 from __future__ import annotations
 
@@ -9,10 +9,13 @@ from typing import Any
 
 import numpy as np
 
+from stagecoach.data.builders import builder
 from stagecoach.data.format.index import read_index
 from stagecoach.data.format.shards import read_manifest
 from stagecoach.data.maintenance.check import built_schema, find_sets
+from stagecoach.data.pictures import sheet
 from stagecoach.data.progress import Track, untracked
+from stagecoach.data.streaming.dataset import ShardSet
 
 BINS = 12
 """Most rows of a histogram."""
@@ -71,3 +74,15 @@ def histogram(counts: Counter[int]) -> dict[str, Any] | None:
             for first, after in pairwise(edges)
         ]
     return {"min": low, "mean": sum(size * n for size, n in counts.items()) / total, "max": high, "bins": bins}
+
+
+def contact_sheet(directory: Path, count: int, columns: int = 2) -> np.ndarray:
+    """Pictures of up to ``count`` samples, spread evenly over the splits, uint8 [h, w, 3]."""
+    samples = []
+    for path in find_sets(directory).values():
+        manifest = read_manifest(path)
+        shards, family = ShardSet.open(path, built_schema(manifest)), builder(manifest.schema["name"])
+        samples += [(shards, family, index) for index in range(len(shards))]
+    chosen = np.linspace(0, len(samples) - 1, min(count, len(samples))).round().astype(int)
+    shown = [samples[number] for number in chosen]
+    return sheet([family.picture(shards.read(index)) for shards, family, index in shown], columns)

@@ -1,7 +1,7 @@
 """Changing several files of a folder as one: what shall be done is written down first, and done again after a crash.
 
 New files and a plan are made in a temporary folder, which becomes ``.repair`` in one rename. From then on the change is
-decided: whoever finds that folder moves the files to their places, the manifest last, and removes it.
+pending: whoever finds that folder moves the files where they belong, the manifest last, and removes it.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from stagecoach.data.building.locks import process_exists
 from stagecoach.data.files import MANIFEST, TEMPORARY, DamagedError, sync_directory, temporary_name, write_json
 
 FOLDER = ".repair"
@@ -22,21 +23,20 @@ PLAN = "plan.json"
 OWNER = re.compile(rf"{re.escape(TEMPORARY + FOLDER)}\.(?P<host>.+)\.(?P<process>\d+)\.[0-9a-f]+")
 
 
-def decided(directory: Path) -> bool:
-    """Whether a change was decided here and not carried out to its end."""
+def is_pending(directory: Path) -> bool:
+    """Whether a change was committed here and not finished."""
     return (directory / FOLDER).is_dir()
 
 
 @contextmanager
-def scratch(directory: Path) -> Iterator[Path]:
-    """A new folder for ``decide``, on the same file system; it is gone when the block ends. What earlier processes left
-    when they were killed is removed. Raises ``ValueError`` where one of this host is still at work."""
+def change_folder(directory: Path) -> Iterator[Path]:
+    """A new folder for ``commit_change``, on the same file system; gone when the block ends. What killed processes
+    left is removed. Raises ``ValueError`` where one of this host is still at work."""
     for path in directory.glob(f"{TEMPORARY}{FOLDER}.*"):
         owner = OWNER.fullmatch(path.name)
-        if owner and owner["host"] == socket.gethostname() and _alive(int(owner["process"])):
-            raise ValueError(
-                f"{path}: process {owner['process']} is repairing this folder, expected no other; wait for it"
-            )
+        process = int(owner["process"]) if owner and owner["host"] == socket.gethostname() else os.getpid()
+        if process != os.getpid() and process_exists(process):
+            raise ValueError(f"{path}: process {process} is repairing this folder, expected no other; wait for it")
         shutil.rmtree(path)
     folder = temporary_name(directory / FOLDER)
     folder.mkdir()
@@ -46,17 +46,7 @@ def scratch(directory: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return process != os.getpid()
-
-
-def decide(folder: Path, directory: Path, remove: Iterable[str], aside: dict[str, str]) -> None:
+def commit_change(folder: Path, directory: Path, remove: Iterable[str], aside: dict[str, str]) -> None:
     """All files in ``folder`` shall replace those of the same name in ``directory``, those of ``remove`` be removed,
     and those of ``aside`` moved to the relative name given there. Does it, too."""
     files = sorted(path.name for path in folder.iterdir())
@@ -66,11 +56,11 @@ def decide(folder: Path, directory: Path, remove: Iterable[str], aside: dict[str
     write_json(folder / PLAN, {"files": files, "remove": sorted(remove), "aside": aside})
     os.replace(folder, directory / FOLDER)
     sync_directory(directory)
-    carry_out(directory)
+    finish_change(directory)
 
 
-def carry_out(directory: Path) -> None:
-    """Do what was decided; may be interrupted and called again at any point."""
+def finish_change(directory: Path) -> None:
+    """Do what was committed; may be interrupted and called again at any point."""
     folder = directory / FOLDER
     if not (folder / PLAN).is_file():  # all was done, only the folder was left
         shutil.rmtree(folder)
@@ -81,12 +71,12 @@ def carry_out(directory: Path) -> None:
     except (ValueError, KeyError, TypeError) as error:
         raise DamagedError(
             f"{folder / PLAN}: cannot be read ({type(error).__name__}: {error}), expected what an "
-            f"interrupted repair decided; move that folder away and run repair again"
+            f"interrupted repair left; move that folder away and run repair again"
         ) from error
-    for name, place in aside.items():
-        (directory / place).parent.mkdir(exist_ok=True)
+    for name, other in aside.items():
+        (directory / other).parent.mkdir(exist_ok=True)
         if (directory / name).exists():
-            os.replace(directory / name, directory / place)
+            os.replace(directory / name, directory / other)
     for name in remove:
         (directory / name).unlink(missing_ok=True)
     for name in sorted(files, key=lambda name: name == MANIFEST):

@@ -21,7 +21,7 @@ class Counted:
     problem: str
 
 
-class StatisticsRecount:
+class RecomputedStatistics:
     """Adds samples one by one as their family counts them (``Builder.count``), but for those whose keys are given."""
 
     def __init__(self, family: str, without: frozenset[str]) -> None:

@@ -23,7 +23,7 @@ from stagecoach.data.maintenance.check import (
     schema_from,
 )
 from stagecoach.data.maintenance.parallel import map_shards
-from stagecoach.data.maintenance.rebuild import carry_out, decide, decided, scratch
+from stagecoach.data.maintenance.rebuild import change_folder, commit_change, finish_change, is_pending
 from stagecoach.data.maintenance.repair_shard import Repaired, RepairTask, repair_shard
 from stagecoach.data.progress import Track, untracked
 
@@ -68,24 +68,18 @@ def repair(
 
 
 def _repair_set(path: Path, dry_run: bool, schema_set: Path | None, jobs: int | None, track: Track) -> dict[str, Any]:
-    finished = decided(path)
+    finished = is_pending(path)
     if finished and dry_run:
         return {"action": "an interrupted repair would be finished first", "changed": True}
     if finished:
-        carry_out(path)
+        finish_change(path)
     known = _known(path, schema_set)
     reports = []
     if known.proven:
         entries = list(known.entries.values())
         reports = check_shards(path, entries, known.schema, known.heads, jobs, track)
-        doubles: dict[str, set[str]] = {}
-        for _, shard, key in duplicates(path, reports):
-            doubles.setdefault(shard, set()).add(key)
-        bad = {
-            report.name: frozenset(doubles.get(report.name, ()))
-            for report in reports
-            if report.problems or report.name in doubles
-        }
+        doubles = _doubles(path, reports)
+        bad = {r.name: doubles.get(r.name, frozenset()) for r in reports if r.problems or r.name in doubles}
     else:
         bad = dict.fromkeys(sorted({*list_tars(path), *_missing(path, known)}), frozenset())
     aside = _unlisted(path, known)
@@ -95,7 +89,7 @@ def _repair_set(path: Path, dry_run: bool, schema_set: Path | None, jobs: int | 
     if dry_run:
         repaired = _repair_shards(path, None, known, bad, sources, jobs, track)
         return {**_summary(path, known, reports, repaired, aside), "action": "to be repaired"}
-    with scratch(path) as folder:
+    with change_folder(path) as folder:
         repaired = _repair_shards(path, folder, known, bad, sources, jobs, track)
         summary = _summary(path, known, reports, repaired, aside)
         if not summary["kept"]:
@@ -127,8 +121,16 @@ def _repair_set(path: Path, dry_run: bool, schema_set: Path | None, jobs: int | 
             if shard.action == "removed"
             for name in (shard.name, index_path(Path(shard.name)).name)
         ]
-        decide(folder, path, gone, aside)
+        commit_change(folder, path, gone, aside)
     return summary
+
+
+def _doubles(path: Path, reports: list[ShardReport]) -> dict[str, frozenset[str]]:
+    """By shard the keys that an earlier one has, too."""
+    found: dict[str, set[str]] = {}
+    for _, shard, key in duplicates(path, reports):
+        found.setdefault(shard, set()).add(key)
+    return {name: frozenset(keys) for name, keys in found.items()}
 
 
 def _misnamed(path: Path, known: Known, reports: list[ShardReport], unlisted: Iterable[str]) -> dict[str, str]:
@@ -181,10 +183,7 @@ def _repair_shards(
     repaired = {shard.name: shard for shard in run(list(bad), bad)}
     if not known.proven:  # only now the keys are known
         reports = [ShardReport(shard.name, keys=shard.keys) for shard in repaired.values()]
-        doubles: dict[str, set[str]] = {}
-        for _, shard, key in duplicates(path, reports):
-            doubles.setdefault(shard, set()).add(key)
-        again = {name: frozenset(keys) for name, keys in doubles.items()}
+        again = _doubles(path, reports)
         if again:
             repaired.update({shard.name: shard for shard in run(list(again), again)})
     return list(repaired.values())
@@ -227,9 +226,9 @@ def _unlisted(path: Path, known: Known) -> dict[str, str]:
     found = {}
     for name in [*names, *sorted(orphans)]:
         number = 0
-        while (path / ASIDE / (place := f"{name}.{number}" if number else name)).exists():
+        while (path / ASIDE / (free := f"{name}.{number}" if number else name)).exists():
             number += 1
-        found[name] = f"{ASIDE}/{place}"
+        found[name] = f"{ASIDE}/{free}"
     return found
 
 

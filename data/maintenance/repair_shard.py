@@ -18,7 +18,7 @@ from stagecoach.data.files import DamagedError
 from stagecoach.data.format.decode import decode_sample
 from stagecoach.data.format.index import Row, read_index, read_row, salvage_rows
 from stagecoach.data.format.schema import SampleSchema, sample_sizes
-from stagecoach.data.format.shards import FORMAT, ShardEntry, ShardTar, index_path, write_index
+from stagecoach.data.format.shards import ShardEntry, ShardTar, index_path, index_shard
 from stagecoach.data.maintenance.scan import TarScan, scan_tar
 
 
@@ -141,7 +141,7 @@ def _sort_out(
                 members, sizes = found["members"], found["sizes"]
             elif row is not None:
                 members = row["members"]
-                if index is None and (found is None or _places(found) != _places(row)):
+                if index is None and (found is None or _extents(found) != _extents(row)):
                     _check_names(handle, row, where)
                 arrays, _ = decode_sample(task.schema, read_row(handle, row, where), where, task.heads)
                 sizes = sample_sizes(task.schema, {name: array.shape for name, array in arrays.items()})
@@ -159,11 +159,11 @@ def _sort_out(
             if name not in ("key", "sizes", "members")
         }
         kept.append({"key": key, "sizes": sizes, "members": members, **extra})
-    return sorted(kept, key=lambda row: min(place[0] for place in row["members"].values())), dropped
+    return sorted(kept, key=lambda row: min(extent[0] for extent in row["members"].values())), dropped
 
 
-def _places(row: Row) -> dict[str, list[int]]:
-    return {name: place[:2] for name, place in row["members"].items()}
+def _extents(row: Row) -> dict[str, list[int]]:
+    return {name: extent[:2] for name, extent in row["members"].items()}
 
 
 def _check_names(handle: BinaryIO, row: Row, where: str) -> None:
@@ -213,23 +213,9 @@ def _write_index(
     index: dict[str, Any] | None,
 ) -> ShardEntry:
     skipped = {**(index or {}).get("skipped", {}), **{key: reason for key, reason in dropped if key is not None}}
-    content = {
-        "version": FORMAT,
-        "tar": task.name,
-        "bytes": scan.bytes,
-        "dims": list(task.schema.dims),
-        **({"skipped": skipped} if skipped else {}),
-        "samples": kept,
-    }
-    idx_sha256 = write_index(task.scratch / task.name, content)
+    entry = index_shard(task.scratch / task.name, task.schema.dims, scan.bytes, scan.sha256, kept, skipped)
     old = index_path(task.directory / task.name)
     new = index_path(task.scratch / task.name)
     if old.is_file() and old.read_bytes() == new.read_bytes():
         new.unlink()
-    return {
-        "name": task.name,
-        "samples": len(kept),
-        "bytes": scan.bytes,
-        "sha256": scan.sha256,
-        "idx_sha256": idx_sha256,
-    }
+    return entry

@@ -40,7 +40,7 @@ def scan_tar(path: Path, schema: SampleSchema, heads: bool, take: Take | None = 
             found.bytes = walk.bytes
             try:
                 for sample in walk:
-                    _look(found, sample, path, schema, heads, take)
+                    validate_sample(found, sample, path, schema, heads, take)
             except DamagedError as error:
                 found.error = str(error)
             found.sha256 = walk.digest()
@@ -49,8 +49,10 @@ def scan_tar(path: Path, schema: SampleSchema, heads: bool, take: Take | None = 
     return found
 
 
-def _look(found: TarScan, sample: TarSample, path: Path, schema: SampleSchema, heads: bool, take: Take | None) -> None:
-    row: Row = {"key": sample.key, "sizes": None, "members": sample.places()}
+def validate_sample(
+    found: TarScan, sample: TarSample, path: Path, schema: SampleSchema, heads: bool, take: Take | None
+) -> None:
+    row: Row = {"key": sample.key, "sizes": None, "members": sample.extents()}
     found.rows.append(row)
     try:
         data = {name: memoryview(data) for name, (_, data) in sample.members.items()}

@@ -9,18 +9,18 @@ object there, so that the network cannot copy the very pixels it is asked for.
 from __future__ import annotations
 
 import hashlib
-import json
 import math
-import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from stagecoach.data.building.jobs import RawError
+from stagecoach.data.building.raw_files import check_split, read_json, safe_key
+from stagecoach.data.files import sha256_file
 from stagecoach.data.movie_post_production.schema import DEPTH_LABELS
+from stagecoach.data.pictures import SUFFIXES
 
 CAPTIONS, IMAGES = "captions", "images"
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 OUTSIDE = 0.05
 """How far a box may stick out of the picture, in parts of its side; it is clipped. Farther, and its unit is another."""
 
@@ -119,13 +119,7 @@ def _images(folder: Path) -> dict[str, Path]:
 
 def _read_picture(path: Path, images: dict[str, Path]) -> tuple[RawPicture, dict[int, tuple[str, int]]]:
     """The picture, and by object the (image id, object id) of references from other pictures."""
-    try:
-        content = path.read_bytes()
-        entry = json.loads(content)
-    except OSError as error:
-        raise RawError(f"{path}: not readable ({error.strerror}), expected a caption file") from error
-    except ValueError as error:
-        raise RawError(f"{path}: no valid JSON ({error}), expected a caption file") from error
+    entry = read_json(path, "a caption file")
     if not isinstance(entry, dict):
         raise RawError(
             f"{path}: holds {type(entry).__name__}, expected an object with image_id, global_caption and objects"
@@ -134,8 +128,6 @@ def _read_picture(path: Path, images: dict[str, Path]) -> tuple[RawPicture, dict
     if str(entry.get("image_id", image_id)) != image_id:
         raise RawError(f"{path}: image_id is {entry['image_id']!r}, expected the file's name {image_id!r}")
     caption = _text(entry, "global_caption", str(path))
-    if entry.get("split") not in (None, "train", "val"):
-        raise RawError(f"{path}: 'split' is {entry['split']!r}, expected 'train', 'val' or none")
     if image_id not in images:
         raise RawError(f"{path.parents[1] / IMAGES / image_id}.png: missing, expected the picture of {path}")
     listed = entry.get("objects")
@@ -159,8 +151,8 @@ def _read_picture(path: Path, images: dict[str, Path]) -> tuple[RawPicture, dict
         caption,
         tuple(objects),
         _size(entry, path),
-        entry.get("split"),
-        hashlib.sha256(content).hexdigest(),
+        check_split(entry, str(path)),
+        sha256_file(path),
     )
     return picture, wanted
 
@@ -251,5 +243,5 @@ def _size(entry: dict, path: Path) -> tuple[int, int] | None:
 
 def _key(image_id: str) -> str:
     """The image id where it may stand in a tar, else made so, with a hash of it to stay unique."""
-    key = re.sub(r"[^A-Za-z0-9_-]+", "_", image_id)
+    key = safe_key(image_id)
     return key if key == image_id else f"{key}-{hashlib.sha256(image_id.encode()).hexdigest()[:8]}"

@@ -1,4 +1,4 @@
-"""The window of a picture that fills a size, with the boxes inside it.
+"""The frame in a picture that fills a size, with the boxes inside it.
 
 Pictures are scaled and cropped, never squashed; boxes go along. A box of which less than half is left is dropped: what
 remains of the object would no longer be what its caption and its reference say.
@@ -18,33 +18,35 @@ MIN_VISIBLE = 0.5
 
 
 @dataclass(frozen=True)
-class WindowCrop:
-    """The largest centred window of the wanted aspect ratio: x1 y1 x2 y2 as parts of the picture, and its size after
-    scaling. A window that is the whole picture squashes it (for latents that were made so)."""
+class FrameCrop:
+    """The largest centred frame of the wanted aspect ratio: x1 y1 x2 y2 in fractions of the picture, and its size after
+    scaling. A frame that is the whole picture squashes it (for latents that were made so)."""
 
-    window: Box
+    frame: Box
     size: Size
 
     @classmethod
-    def of(cls, height: int, width: int, size: Size) -> WindowCrop:
+    def of(cls, height: int, width: int, size: Size) -> FrameCrop:
         ratio = (size[1] / size[0]) / (width / height)
         x, y = (1 - min(ratio, 1.0)) / 2, (1 - min(1 / ratio, 1.0)) / 2
         return cls((x, y, 1 - x, 1 - y), size)
 
     @classmethod
-    def squash(cls, size: Size) -> WindowCrop:
+    def squash(cls, size: Size) -> FrameCrop:
         return cls((0.0, 0.0, 1.0, 1.0), size)
 
     def image(self, picture: Image.Image) -> np.ndarray:
         """RGB -> uint8 [H, W, 3], bicubic, smoothed where it shrinks."""
-        left, top, right, bottom = (part * side for part, side in zip(self.window, picture.size * 2, strict=True))
+        left, top, right, bottom = (
+            fraction * side for fraction, side in zip(self.frame, picture.size * 2, strict=True)
+        )
         # Rounding may put a side a hair outside, which Pillow refuses.
         box = max(left, 0.0), max(top, 0.0), min(right, picture.width), min(bottom, picture.height)
         return np.asarray(picture.resize((self.size[1], self.size[0]), Image.Resampling.BICUBIC, box=box))
 
     def box(self, box: Box) -> Box | None:
-        """The box in parts of the window, clipped; None where less than ``MIN_VISIBLE`` of its area is inside."""
-        left, top, right, bottom = self.window
+        """The box in fractions of the frame, clipped; None where less than ``MIN_VISIBLE`` of its area is inside."""
+        left, top, right, bottom = self.frame
         x1, x2 = ((min(max(x, left), right) - left) / (right - left) for x in box[::2])
         y1, y2 = ((min(max(y, top), bottom) - top) / (bottom - top) for y in box[1::2])
         visible = (x2 - x1) * (right - left) * (y2 - y1) * (bottom - top)
@@ -53,8 +55,8 @@ class WindowCrop:
         return x1, y1, x2, y2
 
     def uncropped(self, box: Box) -> Box:
-        """A box of the window in parts of the whole picture."""
-        left, top, right, bottom = self.window
+        """A box of the frame in fractions of the whole picture."""
+        left, top, right, bottom = self.frame
         return (
             left + box[0] * (right - left),
             top + box[1] * (bottom - top),
@@ -64,7 +66,7 @@ class WindowCrop:
 
 
 def cut(picture: Image.Image, box: Box, size: Size) -> np.ndarray:
-    """The whole pixels of a box (parts of the picture; rounded, at least one) as uint8 [H, W, 3] of ``size``, of
+    """The whole pixels of a box (fractions of the picture; rounded, at least one) as uint8 [H, W, 3] of ``size``, of
     any aspect ratio; bicubic, smoothed where it shrinks. Nothing beside the box shows in it."""
     x1, x2 = _pixels(box[0], box[2], picture.width)
     y1, y2 = _pixels(box[1], box[3], picture.height)

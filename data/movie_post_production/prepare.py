@@ -13,7 +13,7 @@ from torch import Tensor
 from stagecoach.data.building.jobs import RawError
 from stagecoach.data.movie_post_production import readers
 from stagecoach.data.movie_post_production.captions import RawObject, RawPicture
-from stagecoach.data.movie_post_production.crops import WindowCrop, cut
+from stagecoach.data.movie_post_production.crops import FrameCrop, cut
 from stagecoach.data.movie_post_production.options import BuildOptions, Dims
 from stagecoach.data.movie_post_production.schema import DEPTH_LABELS, LATENT_STRIDE
 from stagecoach.data.pictures import Size, choose_size, read_picture
@@ -45,9 +45,9 @@ def check_picture(base: Path, raw: RawPicture, options: BuildOptions) -> None:
     height, width = readers.read_size(raw)
     if "latents" in options.precomputed:
         readers.expect(readers.latent_path(base, raw.image_id), f"the latent of {raw.image}")
-        crop = WindowCrop.squash((height, width))
+        crop = FrameCrop.squash((height, width))
     else:
-        crop = WindowCrop.of(height, width, choose_size(height, width, options.sizes, str(raw.image)))
+        crop = FrameCrop.of(height, width, choose_size(height, width, options.sizes, str(raw.image)))
     kept, _ = _choose_objects(raw, crop, options.max_objects)
     if "text" in options.precomputed:
         readers.expect(readers.text_path(base, raw.image_id), f"the text states of {raw.captions}")
@@ -65,10 +65,10 @@ def prepare_picture(base: Path, raw: RawPicture, options: BuildOptions, dims: Di
     latent = None
     if "latents" in options.precomputed:
         latent = readers.read_latent(readers.latent_path(base, raw.image_id), dims.latent)
-        crop = WindowCrop.squash((latent.shape[1] * LATENT_STRIDE, latent.shape[2] * LATENT_STRIDE))
+        crop = FrameCrop.squash((latent.shape[1] * LATENT_STRIDE, latent.shape[2] * LATENT_STRIDE))
     else:
         size = picture.height, picture.width
-        crop = WindowCrop.of(*size, choose_size(*size, options.sizes, str(raw.image)))
+        crop = FrameCrop.of(*size, choose_size(*size, options.sizes, str(raw.image)))
     objects, dropped = _choose_objects(raw, crop, options.max_objects)
     boxes = np.array([crop.box(item.box) for item in objects], np.float32)
     text = None
@@ -109,7 +109,7 @@ def prepare_picture(base: Path, raw: RawPicture, options: BuildOptions, dims: Di
     )
 
 
-def _choose_objects(raw: RawPicture, crop: WindowCrop, most: int) -> tuple[list[RawObject], list[dict[str, Any]]]:
+def _choose_objects(raw: RawPicture, crop: FrameCrop, most: int) -> tuple[list[RawObject], list[dict[str, Any]]]:
     """Objects in the crop, in the order of the file, at most the ``most`` largest; and the others, with the reason."""
     dropped, areas = {}, {}
     for item in raw.objects:
@@ -136,7 +136,7 @@ class _References:
     """The crops that describe objects. Of the picture itself, what is left of the object in the crop is shown; other
     pictures are read once."""
 
-    def __init__(self, raw: RawPicture, picture: Image.Image, crop: WindowCrop) -> None:
+    def __init__(self, raw: RawPicture, picture: Image.Image, crop: FrameCrop) -> None:
         self._raw, self._crop = raw, crop
         self._pictures = {raw.image: picture}
 
@@ -151,7 +151,7 @@ class _References:
         return cut(self._pictures[reference.image], box, size)
 
 
-def _meta(raw: RawPicture, crop: WindowCrop, objects: list[RawObject], dropped: list[dict[str, Any]]) -> dict[str, Any]:
+def _meta(raw: RawPicture, crop: FrameCrop, objects: list[RawObject], dropped: list[dict[str, Any]]) -> dict[str, Any]:
     """Captions as they were, and what was done to the picture. ``window``: x1 y1 x2 y2 of what was kept of it."""
     described = []
     for item in objects:
@@ -170,7 +170,7 @@ def _meta(raw: RawPicture, crop: WindowCrop, objects: list[RawObject], dropped: 
     return {
         "image_id": raw.image_id,
         "caption": raw.caption,
-        "window": list(crop.window),
+        "window": list(crop.frame),
         "objects": described,
         "dropped": dropped,
     }

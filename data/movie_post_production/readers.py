@@ -6,7 +6,6 @@ missing is replaced.
 
 from __future__ import annotations
 
-from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor
 
 from stagecoach.data.building.jobs import RawError
-from stagecoach.data.format.decode import npy_header
+from stagecoach.data.building.raw_files import read_npy
 from stagecoach.data.movie_post_production.captions import RawPicture
 from stagecoach.data.pictures import picture_size
 
@@ -41,7 +40,7 @@ def vector_path(base: Path, folder: str, image_id: str, object_id: int) -> Path:
 
 def read_vector(path: Path, dim: int) -> np.ndarray:
     """A unit vector, fp32 [dim]."""
-    vector = read_npy(path, "a vector").astype(np.float32)
+    vector = read_finite(path, "a vector").astype(np.float32)
     if vector.shape != (dim,):
         raise RawError(
             f"{path}: shape {vector.shape} found, expected ({dim},); give its width by --clip-dim or "
@@ -59,7 +58,9 @@ def latent_path(base: Path, image_id: str) -> Path:
 
 def read_latent(path: Path, channels: int) -> Tensor:
     """fp32 [C, h, w] of a ``.pt`` or ``.npy`` with or without a leading dimension of 1."""
-    latent = read_pt(path, "a latent") if path.suffix == ".pt" else torch.from_numpy(read_npy(path, "a latent").copy())
+    latent = (
+        read_pt(path, "a latent") if path.suffix == ".pt" else torch.from_numpy(read_finite(path, "a latent").copy())
+    )
     if not isinstance(latent, Tensor):
         raise RawError(f"{path}: holds {type(latent).__name__}, expected one tensor")
     shape, latent = tuple(latent.shape), latent.float()
@@ -97,19 +98,12 @@ def read_text(path: Path, caption: str, length: int, text_dim: int, pooled_dim: 
     return out[0], out[1]
 
 
-def read_npy(path: Path, what: str) -> np.ndarray:
-    """An array of finite numbers. Not through ``np.load``, which is not to be called in threads (``npy_header``)."""
-    try:
-        data = memoryview(path.read_bytes())
-        start, dtype, shape, fortran = npy_header(data)
-        array = np.frombuffer(data, dtype, prod(shape), start)
-    except OSError as error:
-        raise RawError(f"{path}: not readable ({error.strerror}), expected {what}") from error
-    except (ValueError, TypeError) as error:
-        raise RawError(f"{path}: not a .npy file of numbers ({error}), expected {what}") from error
+def read_finite(path: Path, what: str) -> np.ndarray:
+    """An array of finite numbers from .npy."""
+    array = read_npy(path, what)
     if array.dtype.kind not in "fiu" or not np.isfinite(array).all():
         raise RawError(f"{path}: {array.dtype} with numbers that are not finite or not real found, expected {what}")
-    return array.reshape(shape, order="F" if fortran else "C")
+    return array
 
 
 def read_pt(path: Path, what: str) -> object:

@@ -1,4 +1,4 @@
-"""One attempt at one request to a remote place, within a deadline: fsspec's drivers, and ranges over http(s) in full.
+"""One attempt at one request to a remote store, within a deadline: fsspec's drivers, and ranges over http(s) in full.
 
 fsspec's http driver takes whatever a server sends for a range, be it the whole file or other bytes, and reads a 500 as
 a missing file when asked for a size. So the requests are made here, on the driver's own session.
@@ -25,7 +25,7 @@ _CONTENT_RANGE = re.compile(r"bytes (?:(\d+)-(\d+)|\*)/(\d+|\*)")
 _CHUNK = 1 << 20
 
 _made: dict[tuple[int, str], Driver] = {}
-"""By process and place. A forked child makes its own."""
+"""By process and location. A forked child makes its own."""
 
 
 def _part_from_parent() -> None:
@@ -48,7 +48,7 @@ class ShortError(EOFError):
 
 
 def driver(url: str) -> Driver:
-    """The driver of a place, of this process. Raises ``ValueError`` if there is none or its package is missing."""
+    """The driver of a location, of this process. Raises ``ValueError`` if there is none or its package is missing."""
     scheme, _, rest = url.partition("://")
     scheme = scheme.lower()
     key = os.getpid(), f"{scheme}://{rest.partition('/')[0]}"

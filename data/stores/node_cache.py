@@ -60,7 +60,7 @@ class NodeCache:
         except OSError as error:
             raise UnreachableError(
                 f"{self.directory}: cannot be made a cache folder ({error.strerror}), expected a "
-                f"writable place on a local disk; give another"
+                f"writable folder on a local disk; give another"
             ) from error
 
     def open(self, url: str, expected_bytes: int, digest: str | None) -> int | None:

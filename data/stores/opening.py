@@ -12,20 +12,20 @@ _SCHEME = re.compile(r"[a-z][a-z0-9+.-]*://|file:", re.IGNORECASE)
 
 
 def open_storage(
-    place: str | os.PathLike[str], cache: CacheOptions | None = None, timeout: float = 60.0, retries: int = 5
+    location: str | os.PathLike[str], cache: CacheOptions | None = None, timeout: float = 60.0, retries: int = 5
 ) -> Storage:
     """The storage of a local path, a ``file:`` URL, ``http(s)://``, or another URL for which fsspec has a driver. What
     a driver needs (end point, keys) it takes from its environment and fsspec's configuration.
 
     ``timeout``: seconds for one attempt at one read; ``retries``: further attempts where the cause may pass. ``cache``
-    is for remote places; a local folder is read where it is. Nothing is asked of the place yet.
+    is for remote locations; a local folder is read where it is. Nothing is asked of the location yet.
 
     Raises ``ValueError`` for a URL that has no driver, naming the package to install where that helps.
     """
-    text = os.fspath(place)
+    text = os.fspath(location)
     if "::" in text and "://" in text and not text.lower().startswith("http"):  # http://[::1]/ is no chain
         raise ValueError(
-            f"{text!r} chains file systems, expected one place; whole shards are kept by the node cache, "
+            f"{text!r} chains file systems, expected one location; whole shards are kept by the node cache, "
             f"see CacheOptions"
         )
     if _SCHEME.match(text) is None:

@@ -63,23 +63,24 @@ class RemoteStorage(Storage):
         driver(url)
 
     def size(self, name: str) -> int | None:
-        return self._asked(self.describe(name), lambda d: d.size(self._place(name), self.timeout), lambda: None)
+        return self._asked(self.describe(name), lambda d: d.size(self._location(name), self.timeout), lambda: None)
 
     def read(self, name: str) -> bytes:
-        return self._asked(self.describe(name), lambda d: d.read(self._place(name), self.timeout))
+        return self._asked(self.describe(name), lambda d: d.read(self._location(name), self.timeout))
 
     def read_range(
         self, name: str, offset: int, size: int, expected_bytes: int | None = None, sha256: str | None = None
     ) -> bytes:
         return self._asked(
-            self.describe(name), lambda d: d.read_range(self._place(name), offset, size, self.timeout, expected_bytes)
+            self.describe(name),
+            lambda d: d.read_range(self._location(name), offset, size, self.timeout, expected_bytes),
         )
 
     def names(self) -> list[str]:
         return self._asked(self.url, lambda d: d.names(self._full, self.timeout))
 
     def child(self, name: str) -> RemoteStorage:
-        return RemoteStorage(self._place(name), self.timeout, self.retries)
+        return RemoteStorage(self._location(name), self.timeout, self.retries)
 
     def download(self, name: str, handle: BinaryIO, expected_bytes: int) -> None:
         """Write a whole file to ``handle`` from its start, in ranges, or in one piece where the server has none.
@@ -91,7 +92,7 @@ class RemoteStorage(Storage):
         except NoRangesError:
             limit = self.timeout + expected_bytes / SLOWEST
             where = self.describe(name)
-            self._asked(where, lambda d: d.download(self._place(name), handle, expected_bytes, limit), within=limit)
+            self._asked(where, lambda d: d.download(self._location(name), handle, expected_bytes, limit), within=limit)
             if handle.tell() != expected_bytes:
                 raise DamagedError(
                     f"{where}: {handle.tell()} bytes, expected {expected_bytes} as the manifest lists; "
@@ -125,7 +126,7 @@ class RemoteStorage(Storage):
         if failures:
             raise failures[0]
 
-    def _place(self, name: str) -> str:
+    def _location(self, name: str) -> str:
         if not self._full.lower().startswith("http"):
             return f"{self._full.rstrip('/')}/{name}"
         parts = urlsplit(self._full)

@@ -15,7 +15,7 @@ from stagecoach.data.files import DamagedError
 
 
 class UnreachableError(ValueError):
-    """A place did not give what it holds: no network, no permission, no answer in time. Says nothing about the data,
+    """A location did not give what it holds: no network, no permission, no answer in time. Says nothing about the data,
     so that nobody takes an outage for a damaged sample."""
 
 
@@ -39,13 +39,13 @@ class Storage(ABC):
     """The files of one folder. Safe from several threads, after ``fork``, and sent to another process by pickle.
 
     Reading raises ``DamagedError`` where a file is missing or shorter than asked, and ``UnreachableError`` where the
-    place could not be asked. ``url`` and ``describe`` are for messages and hold no password.
+    location could not be asked. ``url`` and ``describe`` are for messages and hold no password.
     """
 
     url: str
 
     def describe(self, name: str) -> str:
-        """The full place of a file."""
+        """The full location of a file."""
         return f"{self.url}/{name}"
 
     @abstractmethod
@@ -77,7 +77,7 @@ class Storage(ABC):
 
     def forget(self, name: str, expected_bytes: int | None = None, sha256: str | None = None) -> bool:
         """Say that bytes read from a file were wrong. ``True``: they came from a copy, which is checked and dropped, so
-        that reading once more can give others; ``False``: this is what the place itself holds."""
+        that reading once more can give others; ``False``: this is what the location itself holds."""
         return False
 
 

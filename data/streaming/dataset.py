@@ -13,9 +13,9 @@ from itertools import accumulate
 from typing import Any
 
 import numpy as np
+from isal.isal_zlib import crc32
 
 from stagecoach.data.files import MANIFEST, DamagedError
-from stagecoach.data.format.checksum import crc32
 from stagecoach.data.format.decode import decode_sample
 from stagecoach.data.format.schema import SampleSchema, SchemaError
 from stagecoach.data.format.shards import FORMAT, Manifest, ShardEntry, describe_schema, index_name, read_manifest
@@ -53,13 +53,13 @@ class ShardSet:
         self.sizes = None if any(table is None for table in tables) else np.concatenate(tables)
 
     @classmethod
-    def open(cls, place: str | os.PathLike[str] | Storage, schema: SampleSchema) -> ShardSet:
+    def open(cls, location: str | os.PathLike[str] | Storage, schema: SampleSchema) -> ShardSet:
         """Check manifest, schema, and each shard's size and index; the tars' own hashes are left to ``check``.
 
         Raises ``DamagedError`` naming the first file that is missing or not as listed, ``SchemaError`` if the set was
         built for another schema or version.
         """
-        storage = place if isinstance(place, Storage) else open_storage(place)
+        storage = location if isinstance(location, Storage) else open_storage(location)
         manifest = read_manifest(storage)
         _check_schema(storage.describe(MANIFEST), manifest, schema)
         with ThreadPoolExecutor(16) as pool:  # waits for a network, not for the CPU
@@ -71,8 +71,8 @@ class ShardSet:
 
     def name(self, index: int) -> tuple[str, str]:
         """``(shard, key)`` of a sample."""
-        number, place = self._place(index)
-        return self.manifest.shards[number]["name"], self._indices[number].keys[place]
+        number, row = self._locate(index)
+        return self.manifest.shards[number]["name"], self._indices[number].keys[row]
 
     def read(self, index: int) -> Sample:
         """Read, check and decode one sample. Fields that the schema does not know are passed over.
@@ -80,24 +80,24 @@ class ShardSet:
         Raises ``DamagedError`` if the bytes are not those that were written, ``SchemaError`` if the sample does not fit
         the schema, each naming tar and key; ``IndexError`` outside of ``range(len(self))``.
         """
-        number, place = self._place(index)
+        number, row = self._locate(index)
         entry = self.manifest.shards[number]
-        key, places = self._indices[number].sample(place)
+        key, extents = self._indices[number].sample(row)
         try:
-            members = self._members(entry, key, places)
+            members = self._members(entry, key, extents)
         except DamagedError:
             # A copy on this node may be damaged where the original is whole.
             if not self.storage.forget(entry["name"], entry["bytes"], entry["sha256"]):
                 raise
-            members = self._members(entry, key, places)
+            members = self._members(entry, key, extents)
         where = f"{self.storage.describe(entry['name'])}: sample {key!r}"
         arrays, meta = decode_sample(self.schema, members, where, self.manifest.heads)
         return Sample(key, entry["name"], arrays, meta)
 
-    def _members(self, entry: ShardEntry, key: str, places: dict[str, tuple[int, int, int]]) -> dict[str, memoryview]:
+    def _members(self, entry: ShardEntry, key: str, extents: dict[str, tuple[int, int, int]]) -> dict[str, memoryview]:
         """All members of a sample in one read, each compared with its crc32."""
-        first = min(offset for offset, _, _ in places.values())
-        last = max(offset + size for offset, size, _ in places.values())
+        first = min(offset for offset, _, _ in extents.values())
+        last = max(offset + size for offset, size, _ in extents.values())
         try:
             data = memoryview(
                 self.storage.read_range(entry["name"], first, last - first, entry["bytes"], entry["sha256"])
@@ -105,7 +105,7 @@ class ShardSet:
         except DamagedError as error:
             raise DamagedError(f"sample {key!r}: {error}") from error
         members = {}
-        for name, (offset, size, crc) in places.items():
+        for name, (offset, size, crc) in extents.items():
             members[name] = data[offset - first : offset - first + size]
             if crc32(members[name]) != crc:
                 raise DamagedError(
@@ -114,17 +114,17 @@ class ShardSet:
                 )
         return members
 
-    def _place(self, index: int) -> tuple[int, int]:
+    def _locate(self, index: int) -> tuple[int, int]:
         if not 0 <= index < len(self):
             raise IndexError(f"sample {index} of {self.storage.url}, which holds {len(self)}")
         number = bisect_right(self._ends, index)
         return number, index - self._ends[number] + self.shard_sizes[number]
 
 
-def verify_shards(place: str | os.PathLike[str] | Storage, schema: SampleSchema, hashes: bool = True) -> list[str]:
+def verify_shards(location: str | os.PathLike[str] | Storage, schema: SampleSchema, hashes: bool = True) -> list[str]:
     """All that is wrong with a set of shards, one sentence each; never raises for what it finds. ``hashes`` reads every
     tar to the end and compares it with its sha256; without it, only sizes and indices are looked at."""
-    storage = place if isinstance(place, Storage) else open_storage(place)
+    storage = location if isinstance(location, Storage) else open_storage(location)
     try:
         manifest = read_manifest(storage)
         _check_schema(storage.describe(MANIFEST), manifest, schema)
@@ -166,7 +166,7 @@ class _Index:
         self.keys = [sample["key"] for sample in samples]
         self._names = sorted({name for sample in samples for name in sample["members"]})
         codes = {name: code for code, name in enumerate(self._names)}
-        rows = [(codes[name], *place) for sample in samples for name, place in sample["members"].items()]
+        rows = [(codes[name], *extent) for sample in samples for name, extent in sample["members"].items()]
         self._rows = np.array(rows, np.int64).reshape(-1, 4)  # code of the name, offset, size, crc32
         self._ends = np.cumsum([0, *(len(sample["members"]) for sample in samples)])
         self._dims = None if dims is None else list(dims)
@@ -183,10 +183,10 @@ class _Index:
             return None
         return self._sizes[:, [self._dims.index(dim) for dim in dims]]
 
-    def sample(self, place: int) -> tuple[str, dict[str, tuple[int, int, int]]]:
+    def sample(self, row: int) -> tuple[str, dict[str, tuple[int, int, int]]]:
         """Key, and ``(offset, size, crc32)`` by member name without the key."""
-        rows = self._rows[self._ends[place] : self._ends[place + 1]].tolist()
-        return self.keys[place], {self._names[code]: (offset, size, crc) for code, offset, size, crc in rows}
+        rows = self._rows[self._ends[row] : self._ends[row + 1]].tolist()
+        return self.keys[row], {self._names[code]: (offset, size, crc) for code, offset, size, crc in rows}
 
 
 def _check_schema(where: str, manifest: Manifest, schema: SampleSchema) -> None:

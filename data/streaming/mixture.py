@@ -35,8 +35,8 @@ class DatasetMixture:
     def __init__(self, sets: Sequence[ShardSet], weights: Sequence[float] | None = None) -> None:
         self.sets, self.weights = tuple(sets), None if weights is None else tuple(weights)
         self.schema = self.sets[0].schema
-        self._ends = list(accumulate(len(part) for part in self.sets))
-        self.statistics: dict[str, Any] = _added([part.statistics for part in self.sets])
+        self._ends = list(accumulate(len(shards) for shards in self.sets))
+        self.statistics: dict[str, Any] = _added([shards.statistics for shards in self.sets])
 
     @classmethod
     def open(
@@ -62,18 +62,18 @@ class DatasetMixture:
     def fingerprint(self) -> str:
         if len(self.sets) == 1:
             return self.sets[0].fingerprint
-        return sha256_json([[part.fingerprint for part in self.sets], self.weights])
+        return sha256_json([[shards.fingerprint for shards in self.sets], self.weights])
 
     def name(self, index: int) -> tuple[str, str]:
-        """``(shard with its place, key)`` of a sample."""
-        part, local = self._place(index)
-        shard, key = part.name(local)
-        return part.storage.describe(shard), key
+        """``(shard with its location, key)`` of a sample."""
+        shards, local = self._locate(index)
+        shard, key = shards.name(local)
+        return shards.storage.describe(shard), key
 
     def read(self, index: int) -> Sample:
         """As ``ShardSet.read``."""
-        part, local = self._place(index)
-        return part.read(local)
+        shards, local = self._locate(index)
+        return shards.read(local)
 
     def bucket_dims(self, windows: bool) -> tuple[str, ...]:
         """What a bucket is named by: the schema's ``bucket_dims``, and the length of the clips where no windows are cut
@@ -85,37 +85,37 @@ class DatasetMixture:
         """Of each set its samples by bucket, and how many are left out. ``shortest``: the length of clips that windows
         are cut from, shorter ones being left out; None where clips are taken whole."""
         found, first, short = [], 0, 0
-        for part in self.sets:
-            members, count = _by_bucket(part, self.bucket_dims(shortest is not None), first, shortest)
+        for shards in self.sets:
+            members, count = _by_bucket(shards, self.bucket_dims(shortest is not None), first, shortest)
             found.append(members)
-            first, short = first + len(part), short + count
+            first, short = first + len(shards), short + count
         return found, short
 
     def check_encoders(self, expected: Mapping[str, Mapping[str, str]]) -> None:
         """Raise ``SchemaError`` where a set was not made by the encoders ``expected`` (by role, what their manifest
         entry must say: ``name``, ``dtype``, ``sha256`` or the beginning of it), or two sets by different ones."""
         seen: dict[str, tuple[str, Mapping[str, Any]]] = {}
-        for part in self.sets:
-            found = part.manifest.encoders
+        for shards in self.sets:
+            found = shards.manifest.encoders
             for role, wanted in expected.items():
                 for name, value in wanted.items():
                     have = str(found.get(role, {}).get(name, "none"))
                     if not have.startswith(value) if name == "sha256" else have != value:
                         raise SchemaError(
-                            f"{part.storage.url}: made by a {role} whose {name} is {have}, expected "
+                            f"{shards.storage.url}: made by a {role} whose {name} is {have}, expected "
                             f"{value} as the recipe's encoders say; give other shards or build these "
                             f"again"
                         )
             for role, entry in found.items():
-                where, other = seen.setdefault(role, (part.storage.url, entry))
+                where, other = seen.setdefault(role, (shards.storage.url, entry))
                 if entry.get("sha256") != other.get("sha256"):
                     raise SchemaError(
-                        f"{part.storage.url}: made by a {role} with sha256 {entry.get('sha256')}, "
+                        f"{shards.storage.url}: made by a {role} with sha256 {entry.get('sha256')}, "
                         f"expected {other.get('sha256')} as {where}; sets of one run must be made by the "
                         f"same"
                     )
 
-    def _place(self, index: int) -> tuple[ShardSet, int]:
+    def _locate(self, index: int) -> tuple[ShardSet, int]:
         if not 0 <= index < len(self):
             raise IndexError(f"sample {index} of a mixture of {len(self)}")
         number = bisect_right(self._ends, index)
@@ -123,39 +123,39 @@ class DatasetMixture:
 
 
 def _by_bucket(
-    part: ShardSet, dims: Sequence[str], first: int, shortest: int | None
+    shards: ShardSet, dims: Sequence[str], first: int, shortest: int | None
 ) -> tuple[dict[Bucket, Members], int]:
-    schema, sizes = part.schema, part.sizes
-    indices = np.arange(len(part), dtype=np.int64)
+    schema, sizes = shards.schema, shards.sizes
+    indices = np.arange(len(shards), dtype=np.int64)
     if sizes is None:
         if shortest is not None:
             raise SchemaError(
-                f"{part.storage.url}: its indices do not say how long its clips are, as windows need; "
+                f"{shards.storage.url}: its indices do not say how long its clips are, as windows need; "
                 f"build or index them again"
             )
-        return {(): Members(tuple(part.shard_sizes), indices + first)}, 0
-    kept = np.ones(len(part), bool)
+        return {(): Members(tuple(shards.shard_sizes), indices + first)}, 0
+    kept = np.ones(len(shards), bool)
     if shortest is not None:
         kept = sizes[:, schema.dims.index(schema.window)] >= shortest
     columns = [schema.dims.index(dim) for dim in dims]
     kinds, kind = np.unique(sizes[:, columns], axis=0, return_inverse=True)
-    shard = np.repeat(np.arange(len(part.shard_sizes)), part.shard_sizes)
+    shard = np.repeat(np.arange(len(shards.shard_sizes)), shards.shard_sizes)
     found = {}
     for number, values in enumerate(kinds.tolist()):
         chosen = indices[kept & (kind.reshape(-1) == number)]
         if len(chosen):
-            counts = np.bincount(shard[chosen], minlength=len(part.shard_sizes))
+            counts = np.bincount(shard[chosen], minlength=len(shards.shard_sizes))
             found[tuple(values)] = Members(tuple(counts[counts > 0].tolist()), chosen + first)
     return found, int((~kept).sum())
 
 
-def _added(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def _added(sets: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Sums and counts, number by number. Raises ``SchemaError`` where they are of unequal shape."""
-    if len(parts) == 1:
-        return parts[0]
+    if len(sets) == 1:
+        return sets[0]
     added = {}
-    for name in sorted({name for part in parts for name in part}):
-        columns = [np.asarray(part[name], np.float64) for part in parts if name in part]
+    for name in sorted({name for shards in sets for name in shards}):
+        columns = [np.asarray(shards[name], np.float64) for shards in sets if name in shards]
         shapes = {column.shape for column in columns}
         if len(shapes) > 1:
             raise SchemaError(

@@ -43,7 +43,7 @@ class Permutation:
         self.keys = tuple(zip(numbers[::2], numbers[1::2], strict=True))
 
     def __call__(self, x: int) -> int:
-        """The place of ``x``, both in ``range(size)``."""
+        """The image of ``x``, both in ``range(size)``."""
         a, b, size = self.a, self.b, self.size
         while True:
             left, right = divmod(x, b)
@@ -62,9 +62,9 @@ class Permutation:
 
 
 @lru_cache(maxsize=1024)
-def permutation(size: int, seed: int, epoch: int, part: str) -> Permutation:
+def permutation(size: int, seed: int, epoch: int, purpose: str) -> Permutation:
     """The permutation of ``range(size)`` that seed, epoch and the name of its purpose stand for."""
-    return Permutation(size, f"{seed}/{epoch}/{part}")
+    return Permutation(size, f"{seed}/{epoch}/{purpose}")
 
 
 class Order:
@@ -101,21 +101,21 @@ class Order:
         """``(epoch, sample index)`` at ``position`` >= 0 of the endless order. Each epoch holds each index once."""
         if position < 0:
             raise ValueError(f"position is {position}, expected a count from 0")
-        epoch, place = divmod(position, len(self))
-        return epoch, self.at(epoch, place)
+        epoch, offset = divmod(position, len(self))
+        return epoch, self.at(epoch, offset)
 
-    def at(self, epoch: int, place: int) -> int:
-        """The sample index at ``place`` of an epoch, both in ``range(len(self))``."""
+    def at(self, epoch: int, offset: int) -> int:
+        """The sample index at ``offset`` of an epoch, both in ``range(len(self))``."""
         if self.active_shards == 0:
-            return permutation(len(self), self.seed, epoch, f"{self.name}samples")(place)
+            return permutation(len(self), self.seed, epoch, f"{self.name}samples")(offset)
         shards, ends = self._permuted_shards(epoch)
-        number = bisect_right(ends, place) // self.active_shards
+        number = bisect_right(ends, offset) // self.active_shards
         first = ends[number * self.active_shards - 1] if number else 0
         last = ends[min((number + 1) * self.active_shards, len(ends)) - 1]
         inside = permutation(last - first, self.seed, epoch, f"{self.name}window/{number}")
-        place = first + inside(place - first)
-        slot = bisect_right(ends, place)
-        return self._starts[shards[slot] + 1] - (ends[slot] - place)
+        offset = first + inside(offset - first)
+        slot = bisect_right(ends, offset)
+        return self._starts[shards[slot] + 1] - (ends[slot] - offset)
 
     def _permuted_shards(self, epoch: int) -> tuple[list[int], list[int]]:
         """The shards in the order of this epoch, and after each the number of samples so far. A table over shards, kept

@@ -49,8 +49,8 @@ class Turns:
     def locate(self, n: int) -> tuple[int, int]:
         if len(self.counts) == 1:
             return 0, n
-        block, place = divmod(n, self._ends[-1])
-        ticket = permutation(self._ends[-1], self.seed, block, self.name)(place)
+        block, offset = divmod(n, self._ends[-1])
+        ticket = permutation(self._ends[-1], self.seed, block, self.name)(offset)
         which = bisect_right(self._ends, ticket)
         return which, block * self.counts[which] + ticket - self._ends[which] + self.counts[which]
 
@@ -105,13 +105,13 @@ class SamplePlan:
                 ]
             )
             self._indices.append([pools[number][bucket].indices for number in having])
-            parts = (
+            groups = (
                 [1.0]
                 if weights is None
                 else [weights[number] * len(pools[number][bucket].indices) / _total(pools[number]) for number in having]
             )
-            self._mix.append(Turns(_tickets(parts), seed, f"mix{bucket}"))
-            shares.append(sum(parts))
+            self._mix.append(Turns(_tickets(groups), seed, f"mix{bucket}"))
+            shares.append(sum(groups))
         self.sizes = tuple(sum(len(order) for order in orders) for orders in self._orders)
         self._steps = Turns(self._steps_by_bucket(shares if weights is not None else None), seed, "buckets")
 
@@ -141,26 +141,26 @@ class SamplePlan:
         """What all samples of a step have in common."""
         return self.buckets[self._steps.locate(step)[0]]
 
-    def locate(self, step: int, place: int) -> int:
-        """Index in the collection of the sample at ``place`` (0 to ``global_batch`` - 1) of a step's batch."""
+    def locate(self, step: int, slot: int) -> int:
+        """Index in the collection of the sample at ``slot`` (0 to ``global_batch`` - 1) of a step's batch."""
         number, turn = self._steps.locate(step)
-        cell, local = self._local(number, turn, place)
+        cell, local = self._local(number, turn, slot)
         return int(self._indices[number][cell][local])
 
-    def instead(self, step: int, place: int, attempt: int) -> int:
+    def instead(self, step: int, slot: int, attempt: int) -> int:
         """The sample that is taken where the one of ``locate`` is bad: of the same set and bucket, and a function of
         the bad sample and ``attempt`` (0 to ``ATTEMPTS`` - 1) alone. It may be the bad one again."""
         number, turn = self._steps.locate(step)
-        cell, local = self._local(number, turn, place)
+        cell, local = self._local(number, turn, slot)
         indices = self._indices[number][cell]
         return int(indices[permutation(len(indices), self.seed, attempt, f"instead/{number}/{cell}")(local)])
 
-    def _local(self, number: int, turn: int, place: int) -> tuple[int, int]:
+    def _local(self, number: int, turn: int, slot: int) -> tuple[int, int]:
         """Cell of a bucket, and which of the cell's samples."""
         if self.drop_last:
             epoch, batch = divmod(turn, self.sizes[number] // self.global_batch)
-            return 0, self._orders[number][0].at(epoch, batch * self.global_batch + place)
-        cell, position = self._mix[number].locate(turn * self.global_batch + place)
+            return 0, self._orders[number][0].at(epoch, batch * self.global_batch + slot)
+        cell, position = self._mix[number].locate(turn * self.global_batch + slot)
         return cell, self._orders[number][cell].locate(position)[1]
 
 
@@ -168,13 +168,14 @@ def _joined(sets: Sequence[Mapping[Bucket, Members]]) -> dict[Bucket, Members]:
     """All sets as one."""
     joined: dict[Bucket, list[Members]] = {}
     for members in sets:
-        for bucket, part in members.items():
-            joined.setdefault(bucket, []).append(part)
+        for bucket, group in members.items():
+            joined.setdefault(bucket, []).append(group)
     return {
         bucket: Members(
-            tuple(size for part in parts for size in part.shard_sizes), np.concatenate([part.indices for part in parts])
+            tuple(size for group in groups for size in group.shard_sizes),
+            np.concatenate([group.indices for group in groups]),
         )
-        for bucket, parts in joined.items()
+        for bucket, groups in joined.items()
     }
 
 

@@ -58,7 +58,7 @@ class Batching:
 
     @property
     def accumulation(self) -> int:
-        """Micro-steps per optimizer step: the fewest that keep to ``micro_batch`` and make equal parts."""
+        """Micro-steps per optimizer step: the fewest that keep to ``micro_batch`` and make equal micro-batches."""
         fewest = -(-self.local // self.micro_batch)
         return next(a for a in range(fewest, self.local + 1) if self.local % a == 0)
 
@@ -89,7 +89,7 @@ class Stream:
     closed, dropped or raises.
 
     A sample that fails its checks is replaced by ``plan.instead``, which does not depend on who reads it; ``bad`` lists
-    those that were replaced in the batches handed out so far. What else reading raises comes out at the place of the
+    those that were replaced in the batches handed out so far. What else reading raises comes out in the turn of the
     batch that it spoils, with a note of step, position, shard and key. A batch that is not there ``timeout`` seconds
     after it was asked for raises ``StalledError``.
     """
@@ -117,8 +117,8 @@ class Stream:
         self.workers, self.prefetch, self.timeout, self.window = workers, prefetch, timeout, window
         self.bad: list[BadSample] = []
 
-    def places(self, micro_index: int) -> range:
-        """The places in the global batch of one micro-batch of this rank."""
+    def slots(self, micro_index: int) -> range:
+        """The slots in the global batch of one micro-batch of this rank."""
         first = self.rank * self.batching.local + micro_index * self.batching.micro
         return range(first, first + self.batching.micro)
 
@@ -140,10 +140,10 @@ class Stream:
         step, micro_index = task
         window, schema = self.window(step), self.samples.schema
         samples, starts, uids, bad = [], [], [], []
-        for place in self.places(micro_index):
+        for slot in self.slots(micro_index):
             _give_up(stop)
-            uid = step * self.batching.global_batch + place
-            sample = self._sample(step, place, uid, bad)
+            uid = step * self.batching.global_batch + slot
+            sample = self._sample(step, slot, uid, bad)
             if window is not None:
                 sample, start = cut(schema, sample, window, self.plan.seed, uid)
                 starts.append(start)
@@ -154,9 +154,9 @@ class Stream:
             batch["window_start"] = torch.tensor(starts, dtype=torch.int64)
         return step, micro_index, batch, bad
 
-    def _sample(self, step: int, place: int, uid: int, bad: list[BadSample]) -> Sample:
-        """The sample of a place, or the first of its substitutes that is whole."""
-        index = first = self.plan.locate(step, place)
+    def _sample(self, step: int, slot: int, uid: int, bad: list[BadSample]) -> Sample:
+        """The sample of a slot, or the first of its substitutes that is whole."""
+        index = first = self.plan.locate(step, slot)
         for attempt in count():
             try:
                 return self.samples.read(index)
@@ -171,7 +171,7 @@ class Stream:
                         f"others were bad too"
                     )
                     raise
-                index = self.plan.instead(step, place, attempt)
+                index = self.plan.instead(step, slot, attempt)
             except Exception as error:
                 shard, key = self.samples.name(index)
                 error.add_note(f"read for step {step}, uid {uid}: sample {key!r} of {shard}")
@@ -243,9 +243,9 @@ def _stack(spec: Field, samples: Sequence[Sample]) -> torch.Tensor:
     stored = DTYPES.get(spec.dtype, np.dtype("uint8"))
     out = np.zeros((len(arrays), *shape), stored) if spec.pad is not None else np.empty((len(arrays), *shape), stored)
     for number, (array, sample) in enumerate(zip(arrays, samples, strict=True)):
-        size, place = list(array.shape), [number, ...]
+        size, target = list(array.shape), [number, ...]
         if spec.pad is not None:
-            place = [number, *(slice(None),) * spec.pad, slice(size[spec.pad]), ...]
+            target = [number, *(slice(None),) * spec.pad, slice(size[spec.pad]), ...]
             size[spec.pad] = shape[spec.pad]
         if size != shape:
             raise SchemaError(
@@ -253,7 +253,7 @@ def _stack(spec: Field, samples: Sequence[Sample]) -> torch.Tensor:
                 f"{list(arrays[0].shape)} in {_where(samples[0])}, expected samples of one size in a "
                 f"batch; build them at the same clip size"
             )
-        out[tuple(place)] = array
+        out[tuple(target)] = array
     if spec.dtype == "bf16":
         return torch.from_numpy(out.view(np.int16)).view(torch.bfloat16)
     return torch.from_numpy(out)

@@ -28,16 +28,16 @@ class Window:
 
 def window_start(window: Window, length: int, seed: int, uid: int) -> int:
     """First frame of the window that the sample at position ``uid`` gets in a clip of ``length`` frames: uniform over
-    all places where it fits. The number stays the same in a run that was resumed, at any world size."""
-    places = length - window.span + 1
-    if places < 1:
+    all starts where it fits. The number stays the same in a run that was resumed, at any world size."""
+    starts = length - window.span + 1
+    if starts < 1:
         raise SchemaError(
             f"a clip of {length} frames, expected at least {window.span} for a window of {window.frames} "
             f"frames at stride {window.stride}; build longer clips or take a shorter window"
         )
     drawn = hashlib.blake2b(f"{seed}/window/{uid}".encode(), digest_size=8).digest()
-    # 64 bits over at most some thousand places: the bias is below 1e-15.
-    return int.from_bytes(drawn, "little") * places >> 64
+    # 64 bits over at most some thousand starts: the bias is below 1e-15.
+    return int.from_bytes(drawn, "little") * starts >> 64
 
 
 def cut(schema: SampleSchema, sample: Sample, window: Window, seed: int, uid: int) -> tuple[Sample, int]:

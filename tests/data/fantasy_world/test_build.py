@@ -18,7 +18,8 @@ from stagecoach.data.fantasy_world.job import ClipStatistics, FantasyWorldJob, _
 from stagecoach.data.fantasy_world.raw import read_metadata
 from stagecoach.data.fantasy_world.schema import fantasy_world_schema
 from stagecoach.data.files import TEMPORARY
-from stagecoach.data.maintenance import preview
+from stagecoach.data.maintenance.check import check, find_sets
+from stagecoach.data.maintenance.inspect import contact_sheet, inspect
 from stagecoach.data.streaming.dataset import ShardSet
 from tests.data.fantasy_world.conftest import CLIP, FRAMES, HEIGHT, WIDTH
 
@@ -36,7 +37,7 @@ def shards(synthetic, make_job, tmp_path_factory) -> Path:
 
 
 def read_all(directory: Path, schema=SCHEMA) -> dict:
-    sets = [ShardSet.open(path, schema) for path in preview.splits(directory).values()]
+    sets = [ShardSet.open(path, schema) for path in find_sets(directory).values()]
     return {s.key: s for shards in sets for s in (shards.read(i) for i in range(len(shards)))}
 
 
@@ -130,20 +131,20 @@ def test_a_part_of_full_size_clips_makes_about_one_shard(make_job, synthetic, mo
 
 
 def test_examine_finds_them_whole_and_counts_their_bytes(shards):
-    assert preview.check(shards) == []
-    split = preview.inspect(shards)["train"]
-    assert split["samples"] + preview.inspect(shards)["val"]["samples"] == 4
+    assert check(shards) == []
+    split = inspect(shards)["train"]
+    assert split["samples"] + inspect(shards)["val"]["samples"] == 4
     assert set(split["field_bytes"]) == {f.name for f in fantasy_world_schema(image_to_video=True).fields} | {"json"}
     assert split["field_bytes"]["depth"] >= split["samples"] * FRAMES * HEIGHT * WIDTH * 2
     assert split["bytes"] > sum(split["field_bytes"].values())
-    assert preview.contact_sheet(shards, 3).shape == (2 * HEIGHT, 2 * 4 * WIDTH, 3)
+    assert contact_sheet(shards, 3).shape == (2 * HEIGHT, 2 * 4 * WIDTH, 3)
 
 
 def test_examine_names_a_shard_cut_short(synthetic, make_job, tmp_path):
     build(make_job(synthetic), tmp_path / "shards", BuildOptions())
     tar = next((tmp_path / "shards/train").glob("*.tar"))
     tar.write_bytes(tar.read_bytes()[:-2048])
-    (problem,) = preview.check(tmp_path / "shards")
+    (problem,) = check(tmp_path / "shards")
     assert str(tar) in problem
     assert "expected" in problem
 

@@ -12,8 +12,9 @@ from PIL import Image
 
 from stagecoach.data.files import DamagedError, sha256_file, sha256_json
 from stagecoach.data.format.schema import SchemaError
-from stagecoach.data.format.shards import ShardWriter, index_path, index_tar, read_manifest, write_index, write_manifest
+from stagecoach.data.format.shards import ShardWriter, index_path, read_manifest, write_index, write_manifest
 from stagecoach.data.streaming.dataset import ShardSet
+from tests.data.tar_index import index_tar
 
 
 def tars(directory):

@@ -8,7 +8,7 @@ import pytest
 from stagecoach.data.builders import BUILDERS
 from stagecoach.data.format.schema import DTYPES
 from stagecoach.data.maintenance.indexing import family_schema
-from stagecoach.data.maintenance.recompute_statistics import Counted, StatisticsRecount, merge
+from stagecoach.data.maintenance.recompute_statistics import Counted, RecomputedStatistics, merge
 
 BF16_ONE = 0x3F80
 
@@ -33,10 +33,10 @@ def test_parts_add_up_to_the_whole(family):
     samples = [(f"s{number}", arrays_of(schema, {**ones, "depth": 1 if number else 0}), {}) for number in range(3)]
 
     def counted(chosen, without=frozenset()):
-        recount = StatisticsRecount(family, without)
+        recomputed = RecomputedStatistics(family, without)
         for sample in chosen:
-            recount.take(*sample)
-        return recount.result()
+            recomputed.take(*sample)
+        return recomputed.result()
 
     whole = counted(samples)
     assert whole.problem == ""
@@ -46,9 +46,9 @@ def test_parts_add_up_to_the_whole(family):
 
 
 def test_bits_of_bf16_are_counted_as_numbers():
-    recount = StatisticsRecount("movie_post_production", frozenset())
-    recount.take("s", arrays_of(family_schema("movie_post_production"), {"latent": BF16_ONE}), {})
-    found = recount.result().values
+    recomputed = RecomputedStatistics("movie_post_production", frozenset())
+    recomputed.take("s", arrays_of(family_schema("movie_post_production"), {"latent": BF16_ONE}), {})
+    found = recomputed.result().values
     assert found["latent_sum"] == [found["latent_count"]] * 16
 
 
@@ -56,4 +56,4 @@ def test_parts_of_other_sizes_make_no_whole():
     assert merge([Counted({"a": [1]}, ""), Counted({"a": [1, 2]}, "")]).values is None
     assert merge([Counted({"a": 1}, ""), Counted(None, "why")]) == Counted(None, "why")
     assert merge([Counted(None, "")]) == Counted(None, "")
-    assert StatisticsRecount("nobody", frozenset()).result().problem == "no family 'nobody' is known here"
+    assert RecomputedStatistics("nobody", frozenset()).result().problem == "no family 'nobody' is known here"

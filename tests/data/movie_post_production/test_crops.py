@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from stagecoach.data.building.jobs import RawError
-from stagecoach.data.movie_post_production.crops import MIN_VISIBLE, WindowCrop, cut
+from stagecoach.data.movie_post_production.crops import MIN_VISIBLE, FrameCrop, cut
 from stagecoach.data.pictures import choose_size, parse_sizes, shapes_of_area
 
 sides = st.integers(32, 120)
@@ -24,7 +24,7 @@ def ramp(height: int, width: int) -> Image.Image:
 @settings(max_examples=60, deadline=None)
 @given(sides, sides, sizes, st.floats(0.2, 0.8), st.floats(0.2, 0.8))
 def test_a_box_lies_on_the_same_content_before_and_after(height, width, size, x, y):
-    crop = WindowCrop.of(height, width, size)
+    crop = FrameCrop.of(height, width, size)
     box = crop.box((x - 0.05, y - 0.05, x + 0.05, y + 0.05))
     if box is None or min(box) <= 0 or max(box) >= 1:
         return
@@ -32,7 +32,7 @@ def test_a_box_lies_on_the_same_content_before_and_after(height, width, size, x,
     column, row = int(place[0]), int(place[1])
     if not (2 < column < size[1] - 3 and 2 < row < size[0] - 3):
         return
-    left, top, right, bottom = crop.window
+    left, top, right, bottom = crop.frame
     found = crop.image(ramp(height, width))[row, column, :2] / 255
     expected = (left + (column + 0.5) / size[1] * (right - left), top + (row + 0.5) / size[0] * (bottom - top))
     assert found == pytest.approx(expected, abs=0.008)
@@ -42,7 +42,7 @@ def test_a_box_lies_on_the_same_content_before_and_after(height, width, size, x,
 
 @given(sides, sides, sizes)
 def test_the_crop_is_the_largest_of_its_shape(height, width, size):
-    left, top, right, bottom = WindowCrop.of(height, width, size).window
+    left, top, right, bottom = FrameCrop.of(height, width, size).frame
     assert (right - left) * width / ((bottom - top) * height) == pytest.approx(size[1] / size[0])
     assert max(right - left, bottom - top) == pytest.approx(1)
     assert left + right == pytest.approx(1)
@@ -51,8 +51,8 @@ def test_the_crop_is_the_largest_of_its_shape(height, width, size):
 @given(sides, sides, sizes, st.lists(st.floats(0, 1), min_size=4, max_size=4, unique=True))
 def test_a_box_is_kept_while_half_of_it_is_seen(height, width, size, values):
     (x1, x2), (y1, y2) = sorted(values[:2]), sorted(values[2:])
-    crop = WindowCrop.of(height, width, size)
-    left, top, right, bottom = crop.window
+    crop = FrameCrop.of(height, width, size)
+    left, top, right, bottom = crop.frame
     seen = max(min(x2, right) - max(x1, left), 0) * max(min(y2, bottom) - max(y1, top), 0)
     part = seen / ((x2 - x1) * (y2 - y1)) if (x2 - x1) * (y2 - y1) > 1e-9 else None
     if part is None or abs(part - MIN_VISIBLE) < 1e-6:
@@ -66,7 +66,7 @@ def test_a_box_is_kept_while_half_of_it_is_seen(height, width, size, values):
 
 
 def test_squashing_keeps_every_box():
-    crop = WindowCrop.squash((64, 32))
+    crop = FrameCrop.squash((64, 32))
     assert crop.box((0.1, 0.2, 0.3, 1.0)) == (0.1, 0.2, 0.3, 1.0)
     assert crop.image(ramp(40, 40)).shape == (64, 32, 3)
 

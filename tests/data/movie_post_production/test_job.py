@@ -15,8 +15,8 @@ from stagecoach.data.encoding.encoders import EncoderError
 from stagecoach.data.encoding.image_encoders import ClipEncoder, DinoEncoder, LatentEncoder
 from stagecoach.data.encoding.text_encoders import PooledTextEncoder, T5TextEncoder
 from stagecoach.data.format.schema import SchemaError
-from stagecoach.data.format.shards import ShardWriter, index_path
-from stagecoach.data.maintenance import preview
+from stagecoach.data.format.shards import ShardWriter, index_path, read_manifest
+from stagecoach.data.maintenance.check import built_schema, find_sets
 from stagecoach.data.movie_post_production import readers
 from stagecoach.data.movie_post_production.captions import read_captions
 from stagecoach.data.movie_post_production.crops import cut
@@ -39,10 +39,7 @@ def make(raw, output, options, **generic) -> dict:
 
 
 def read_all(output) -> dict:
-    sets = [
-        ShardSet.open(path, preview.built_schema(preview.read_manifest(path)))
-        for path in preview.splits(output).values()
-    ]
+    sets = [ShardSet.open(path, built_schema(read_manifest(path))) for path in find_sets(output).values()]
     return {s.key: s for shards in sets for s in (shards.read(i) for i in range(len(shards)))}
 
 
@@ -257,9 +254,7 @@ def test_what_is_precomputed_is_read_as_it_is(raw, samples, encoders, options, t
         torch.testing.assert_close(*latents, atol=2e-3, rtol=2**-7)
         for name in ("clip", "dino"):
             np.testing.assert_allclose(sample.arrays[name], samples[key].arrays[name], atol=2e-3)
-    manifest = ShardSet.open(
-        tmp_path / "out/train", preview.built_schema(preview.read_manifest(tmp_path / "out/train"))
-    ).manifest
+    manifest = ShardSet.open(tmp_path / "out/train", built_schema(read_manifest(tmp_path / "out/train"))).manifest
     assert {role: entry["name"] for role, entry in manifest.encoders.items()} == dict.fromkeys(
         ("vae", "text_encoder", "text_encoder_2", "image_encoder", "dino"), "precomputed"
     )

@@ -9,8 +9,8 @@ from stagecoach.data.building.jobs import RawError
 from stagecoach.data.movie_post_production.captions import read_captions
 from stagecoach.data.movie_post_production.readers import (
     latent_path,
+    read_finite,
     read_latent,
-    read_npy,
     read_size,
     read_text,
     read_vector,
@@ -52,12 +52,12 @@ def test_a_vector_of_another_kind_is_named(tmp_path, value, message):
 
 def test_an_array_that_is_cut_or_missing_is_named(tmp_path):
     path = save(tmp_path / "a.npy", np.arange(60.0).reshape(3, 20).T)
-    np.testing.assert_array_equal(read_npy(path, "rows"), np.arange(60.0).reshape(3, 20).T)
+    np.testing.assert_array_equal(read_finite(path, "rows"), np.arange(60.0).reshape(3, 20).T)
     path.write_bytes(path.read_bytes()[:-8])
     with pytest.raises(RawError, match=r"a\.npy: not a \.npy file of numbers"):
-        read_npy(path, "rows")
+        read_finite(path, "rows")
     with pytest.raises(RawError, match=r"b\.npy: not readable \(No such file"):
-        read_npy(tmp_path / "b.npy", "rows")
+        read_finite(tmp_path / "b.npy", "rows")
 
 
 @pytest.mark.parametrize("name", ["a.pt", "a.npy"])

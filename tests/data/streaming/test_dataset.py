@@ -13,8 +13,9 @@ import webdataset as wds
 
 from stagecoach.data.files import DamagedError, sha256_file, write_json
 from stagecoach.data.format.schema import DTYPES, Field, SampleSchema, SchemaError
-from stagecoach.data.format.shards import ShardWriter, index_path, index_tar, read_manifest, write_index, write_manifest
+from stagecoach.data.format.shards import ShardWriter, index_path, read_manifest, write_index, write_manifest
 from stagecoach.data.streaming.dataset import ShardSet, verify_shards
+from tests.data.tar_index import index_tar
 
 
 @pytest.fixture

@@ -1,0 +1,57 @@
+"""What the families' readers of raw data sets share: files of JSON and numbers, keys and splits."""
+
+from __future__ import annotations
+
+import json
+import re
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stagecoach.data.building.jobs import RawError
+from stagecoach.data.format.decode import npy_header
+
+SPLITS = ("train", "val")
+
+
+def safe_key(name: str) -> str:
+    """``name`` as a sample key may hold it: letters, digits, - and _."""
+    return re.sub(r"[^A-Za-z0-9_-]+", "_", name)
+
+
+def check_split(entry: dict[str, Any], where: str) -> str | None:
+    """The split that an entry of raw metadata gives, None where it gives none. Raises ``RawError`` for another word."""
+    if entry.get("split") not in (None, *SPLITS):
+        raise RawError(f"{where}: 'split' is {entry['split']!r}, expected 'train', 'val' or none")
+    return entry.get("split")
+
+
+def read_bytes(path: Path, expected: str) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise RawError(f"{path}: not readable ({error.strerror}), expected {expected}") from error
+
+
+def read_json(path: Path, expected: str) -> Any:
+    """The content of a JSON file. Raises ``RawError``."""
+    try:
+        return json.loads(read_bytes(path, expected))
+    except RawError:
+        raise
+    except ValueError as error:
+        raise RawError(f"{path}: no valid JSON ({error}), expected {expected}") from error
+
+
+def read_npy(path: Path, expected: str) -> np.ndarray:
+    """The numbers of a .npy file. Not through ``np.load``, which is not to be called in threads (``npy_header``)."""
+    try:
+        data = memoryview(read_bytes(path, expected))
+        start, dtype, shape, fortran = npy_header(data)
+        return np.frombuffer(data, dtype, prod(shape), start).reshape(shape, order="F" if fortran else "C")
+    except RawError:
+        raise
+    except (ValueError, TypeError) as error:
+        raise RawError(f"{path}: not a .npy file of numbers ({error}), expected {expected}") from error
