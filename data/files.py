@@ -155,7 +155,9 @@ def check_directory(directory: Path, hashes: bool = True) -> dict[str, Any]:
         manifest = json.loads(path.read_text())
         files = manifest["files"].items()
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DamagedError(f"{path}: no readable manifest ({error}), expected one beside the files it lists") from error
+        raise DamagedError(
+            f"{path}: no readable manifest ({error}), expected one next to the files it lists"
+        ) from error
     for name, entry in files:
         file = directory / name
         if not file.is_file():

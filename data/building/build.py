@@ -1,9 +1,9 @@
 """From the items of a ``BuildJob`` to a data set of shards, by one process or by many, in one go or in several.
 
 The items are cut into parts. A part is made by one worker, below a temporary name, sealed and renamed. Part p belongs
-to worker p mod W; a worker that starts again, with whatever W, makes those that are missing or damaged. Whoever finds
-all parts there makes the data set of them. Workers share nothing but the file system. The data set is the same whatever
-the number of workers, restarts and kills.
+to worker p mod W; a worker that starts again, with any W, makes those that are missing or damaged. Whoever finds
+all parts there makes the data set of them. Workers share nothing but the file system. The data set is the same for any
+number of workers, restarts and kills.
 """
 
 from __future__ import annotations
@@ -118,9 +118,8 @@ def _conclude(job: BuildJob, workspace: Workspace, options: BuildOptions, worker
             finished=False,
             missing_parts=len(missing),
             message=(
-                f"{worker_rank} has made its parts; {len(missing)} of {len(workspace.division.parts)} are not "
-                f"there yet, and the "
-                f"worker that makes the last one finishes the data set (start again what was stopped)"
+                f"{worker_rank} has made its parts; {len(missing)} of {len(workspace.division.parts)} are not there "
+                "yet, and the worker that makes the last one finishes the data set (start again what was stopped)"
             ),
         )
     finish(workspace, job, options.skip_bad)

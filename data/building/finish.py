@@ -74,9 +74,8 @@ def _check_encoders(parts: list[dict[str, Any]]) -> None:
     for part in made:
         if part["encoders"] != made[0]["encoders"]:
             raise ValueError(
-                f"{part['part']} was made by encoders {json.dumps(part['encoders'])}, {made[0]['part']} "
-                f"by {json.dumps(made[0]['encoders'])}, expected the same for all; begin anew with "
-                f"--replace"
+                f"{part['part']} was made by encoders {json.dumps(part['encoders'])}, {made[0]['part']} by "
+                f"{json.dumps(made[0]['encoders'])}, expected the same for all; begin again with --replace"
             )
 
 

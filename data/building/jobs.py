@@ -25,7 +25,7 @@ class RawItem:
     """One input of a build, which becomes one sample.
 
     ``key`` is the sample key (no dot, slash or blank; unique). ``split`` is what the raw data set says (``train``,
-    ``val``, ...), else None: then the builder draws it by a hash of the key (``--holdout``). ``record`` is whatever the
+    ``val``, ...), else None: then the builder draws it by a hash of the key (``--holdout``). ``record`` is what the
     family needs to read it, and can be pickled.
     """
 
@@ -52,7 +52,7 @@ class Statistics(ABC):
 
     @abstractmethod
     def as_dict(self) -> dict[str, Any]:
-        """By name a number or a nested list of numbers; the same names and lengths whatever was counted."""
+        """By name a number or a nested list of numbers; the same names and lengths for any samples."""
 
     @staticmethod
     def merge(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -79,6 +79,24 @@ def _sum(one: Any, other: Any, name: str) -> Any:
             f"statistics {name!r} of two parts have different lengths, expected the same; they are of different builds"
         )
     return [_sum(a, b, name) for a, b in zip(one, other, strict=True)]
+
+
+class SumStatistics(Statistics):
+    """Sums by name, from the given zeros on (numbers and arrays)."""
+
+    def __init__(self, **zeros: Any) -> None:
+        self._sums = zeros
+
+    @abstractmethod
+    def count(self, sample: EncodedSample) -> dict[str, Any]:
+        """What a sample adds to each sum."""
+
+    def add(self, sample: EncodedSample) -> None:
+        for name, value in self.count(sample).items():
+            self._sums[name] = self._sums[name] + value
+
+    def as_dict(self) -> dict[str, Any]:
+        return {name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in self._sums.items()}
 
 
 class NoStatistics(Statistics):

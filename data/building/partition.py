@@ -1,4 +1,4 @@
-"""Which items there are, in which split, in which part: the same for every worker, whatever their number."""
+"""Which items there are, in which split, in which part: the same for every worker and any number of them."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ from stagecoach.data.building.worker_rank import WorkerRank
 from stagecoach.data.progress import Track
 
 PATIENCE = 10.0
-"""Seconds that a worker which was told to stop may take."""
+"""Seconds that a worker may take to stop."""
 
 
 class WorkerError(ValueError):

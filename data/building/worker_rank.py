@@ -23,7 +23,7 @@ class WorkerRank:
         """By ``RANK`` and ``WORLD_SIZE`` (torchrun, deepspeed), else by the variables of a Slurm job step (``srun``);
         in a Slurm array each of its tasks has such a set of workers.
 
-        Raises ``ValueError`` for an array whose numbers are not evenly spaced: a task's share could not be told.
+        Raises ``ValueError`` for an array whose numbers are not evenly spaced: a task's share would be unknown.
         """
         outer, tasks = _array(environment)
         rank, size, local = 0, 1, 0

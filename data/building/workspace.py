@@ -47,7 +47,7 @@ class Workspace:
         holds the data set of this very build. ``alone``: no other worker was started with this one.
 
         Raises ``ValueError`` where ``output`` holds other files, finished shards (unless ``replace``), or a build that
-        was begun with other settings (unless ``replace``, which then begins anew).
+        was begun with other settings (unless ``replace``, which then begins again).
         """
         self._refuse_foreign()
         self.remove_stale()
@@ -61,7 +61,7 @@ class Workspace:
                     finally:
                         if not self.job.exists():
                             self.remove()
-                # Its last step was interrupted, and is made up for whatever was asked for.
+                # Its last step was interrupted, and is finished first.
                 same = self.is_ours()
                 self.publish()
                 if same:
@@ -152,15 +152,15 @@ class Workspace:
         if finished and there is None and not alone and read_json(self.output / RECORD) == self.division.record:
             return False
         if finished and not replace:
-            also = "; with --replace the build that was begun beside them goes on" if ours else ""
+            also = "; with --replace the build that was begun next to them goes on" if ours else ""
             raise ValueError(
-                f"{self.output}: holds finished shards; give another folder, or --replace to build them anew{also}"
+                f"{self.output}: holds finished shards; give another folder, or --replace to build them again{also}"
             )
         if there is not None and not ours and not replace:
             raise ValueError(
                 f"{self.job}: a build with other settings was begun here: "
                 f"{'; '.join(differences(there, self.division.record))}; give the same to go on, another "
-                f"folder, or --replace, which begins anew"
+                f"folder, or --replace, which begins again"
             )
         if ours:
             return True

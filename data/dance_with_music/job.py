@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 
-from stagecoach.data.building.jobs import EncodedSample, EncodingJob, RawError, RawItem, Statistics, items_per_part
+from stagecoach.data.building.jobs import (
+    EncodedSample,
+    EncodingJob,
+    RawError,
+    RawItem,
+    Statistics,
+    SumStatistics,
+    items_per_part,
+)
 from stagecoach.data.building.options import Argument
 from stagecoach.data.building.partition import assign_splits as draw_splits
 from stagecoach.data.dance_with_music.layouts import LAYOUT_HELP, LAYOUTS, read_layout
@@ -73,32 +81,30 @@ class EncoderPaths:
     ] = "crop"
 
 
-class DanceStatistics(Statistics):
-    """Sums that music is normalised by, and those of the trivial predictors that a trained network must beat."""
+class DanceStatistics(SumStatistics):
+    """Sums that music is normalised by, and those of the trivial predictors that a trained network must beat.
+
+    ``frame_count`` frames; ``music_*`` [Dm]; ``pose_*`` [134] and [134][2], over points found, divided by width and
+    height; ``latent_*`` [4] over ``latent_count`` values each; how many frames have a beat, how many a face, and how
+    many references there are and have a face.
+    """
 
     def __init__(self, music_dim: int) -> None:
-        self._sums = {
-            "frame_count": 0,
-            "music_sum": np.zeros(music_dim),
-            "music_square_sum": np.zeros(music_dim),
-            "pose_count": np.zeros(KEYPOINTS),
-            "pose_sum": np.zeros((KEYPOINTS, 2)),
-            "pose_square_sum": np.zeros((KEYPOINTS, 2)),
-            "latent_count": 0,
-            "latent_sum": np.zeros(LATENT_CHANNELS),
-            "latent_square_sum": np.zeros(LATENT_CHANNELS),
-            "beat_count": 0,
-            "face_count": 0,
-            "reference_count": 0,
-            "reference_face_count": 0,
-        }
+        counts = ("frame", "latent", "beat", "face", "reference", "reference_face")
+        shapes = {"music": (music_dim,), "pose": (KEYPOINTS, 2), "latent": (LATENT_CHANNELS,)}
+        super().__init__(
+            **{f"{name}_count": 0 for name in counts},
+            pose_count=np.zeros(KEYPOINTS),
+            **{f"{name}_sum": np.zeros(shape) for name, shape in shapes.items()},
+            **{f"{name}_square_sum": np.zeros(shape) for name, shape in shapes.items()},
+        )
 
-    def add(self, sample: EncodedSample) -> None:
+    def count(self, sample: EncodedSample) -> dict[str, Any]:
         arrays = sample.arrays
         music, latents = arrays["music"].astype(np.float64), arrays["latents"].astype(np.float64)
         sure = arrays["pose_conf"] >= CONFIDENT * CONFIDENCE_STEPS
         xy = arrays["pose_xy"].astype(np.float64) / POSE_STEPS * sure[..., None]
-        counted = {
+        return {
             "frame_count": len(music),
             "music_sum": music.sum(0),
             "music_square_sum": (music**2).sum(0),
@@ -113,14 +119,6 @@ class DanceStatistics(Statistics):
             "reference_count": len(arrays["ref_frame"]),
             "reference_face_count": int(arrays["ref_face_valid"].sum()),
         }
-        for name, value in counted.items():
-            self._sums[name] = self._sums[name] + value
-
-    def as_dict(self) -> dict[str, Any]:
-        """``frame_count`` frames; ``music_*`` [Dm]; ``pose_*`` [134] and [134][2], over points found, divided by width
-        and height; ``latent_*`` [4] with ``latent_count`` latent pixels each; how many frames have a beat, how many a
-        face, and how many references there are and have a face."""
-        return {name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in self._sums.items()}
 
 
 class DanceJob(EncodingJob):

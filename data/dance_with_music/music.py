@@ -71,7 +71,7 @@ def read_music(
         if sound is None:
             raise RawError(
                 f"{where}: rows of Jukebox but no sound found, expected sound too, which beats are found "
-                f"in; give the song as a sound file beside them"
+                f"in; give the song as a sound file next to them"
             )
         return Music(table, sound[:, BEAT], sound[:, ONSET], "audio")
     if sound is not None:
@@ -122,7 +122,7 @@ def _checked(table: np.ndarray, path: Path, width: int) -> np.ndarray:
 
 
 def _h5(path: Path) -> np.ndarray:
-    h5py = import_extra("h5py", "AIST's rows of music")
+    h5py = import_extra("h5py", "AIST's rows of music", "dance")
     try:
         with h5py.File(path, "r") as file:
             table = file["music"][()]

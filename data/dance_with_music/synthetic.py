@@ -1,6 +1,6 @@
 """A synthetic raw data set: drawn dancers on synthesised songs, in the documented layout, with exact points.
 
-Dance ``i`` of a seed is the same whatever their number. Four neighbouring dances share two songs and two dancers, which
+Dance ``i`` of a seed is the same in a set of any size. Four neighbouring dances share two songs and two dancers, which
 no others do, so that songs and dancers can be held out together.
 """
 

@@ -78,7 +78,7 @@ def edge_rows(samples: np.ndarray, bpm: float | None = None) -> np.ndarray:
     ``bpm`` is where the beat tracker looks first; None estimates it from the onset strength. (EDGE reads it from AIST's
     file names, or estimates it from the file at 22,050 Hz.) Silence has no beats and rows that say so.
     """
-    librosa = import_extra("librosa", "rows of music")
+    librosa = import_extra("librosa", "rows of music", "dance")
     envelope = librosa.onset.onset_strength(y=samples, sr=SAMPLE_RATE, hop_length=HOP)
     mfcc = librosa.feature.mfcc(y=samples, sr=SAMPLE_RATE, hop_length=HOP, n_mfcc=MFCCS)
     chroma = librosa.feature.chroma_cens(y=samples, sr=SAMPLE_RATE, hop_length=HOP, n_chroma=CHROMAS)

@@ -32,7 +32,7 @@ VIDEO_PIXELS_AT_ONCE = 512 * 512
 """Clips are encoded together while a frame of all of them has no more pixels; one large clip fills a device alone."""
 
 
-# The libraries draw a bar for each file, beside which that of a build would not be seen.
+# The libraries draw a bar for each file, which would hide that of a build.
 transformers.utils.logging.disable_progress_bar()
 diffusers.utils.logging.disable_progress_bar()
 

@@ -1,7 +1,7 @@
 """ArcFace from a local .onnx file, on faces that are aligned by five points, as insightface does it.
 
 Input: 112 x 112 RGB, (x - 127.5) / 127.5, as of the models exported from PyTorch (antelopev2's ``glintr100``,
-buffalo_l's ``w600k_r50``). Models with this step inside, as early ones from MXNet, are not told apart and would come
+buffalo_l's ``w600k_r50``). Models with this step inside, as early ones from MXNet, are not detected and would come
 out wrong.
 """
 
@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from stagecoach.data.encoding.encoders import EncoderEntry, EncoderError, short_error
-from stagecoach.data.files import sha256_file
+from stagecoach.data.files import import_extra, sha256_file
 
 SIZE = 112
 FACE_DIM = 512
@@ -53,15 +53,10 @@ def align_face(image: np.ndarray, points: np.ndarray) -> np.ndarray:
 
 
 class FaceEncoder:
-    """Raises ``EncoderError`` for a file that is not such a model, or where onnxruntime is missing."""
+    """Raises ``EncoderError`` for a file that is not such a model."""
 
     def __init__(self, path: Path) -> None:
-        try:
-            import onnxruntime
-        except ImportError as error:
-            raise EncoderError(
-                f"{path}: onnxruntime is not installed, expected it for ArcFace; install the extra 'face'"
-            ) from error
+        onnxruntime = import_extra("onnxruntime", "ArcFace", "dance")
         self.entry = face_entry(path)
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3

@@ -66,7 +66,7 @@ class LatentEncoder:
 
 class CropEncoder(ABC):
     """What CLIP's and DINOv2's encoders of crops have in common. ``size``: side of the crops they take, in pixels;
-    ``dim``: length of the unit vectors they make. A crop fills the square whatever its aspect ratio, so that nothing
+    ``dim``: length of the unit vectors they make. A crop fills the square at any aspect ratio, so that nothing
     of the object is cut off."""
 
     KIND: type

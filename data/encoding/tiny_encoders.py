@@ -2,7 +2,7 @@
 
 The VAE is computed (``data.encoding.tiny_vae``). The others are random, keyed by a seed: their states tell words and
 pictures apart, which is all that is asked of them here. Vectors of crops and faces are centred on the pictures at hand:
-otherwise all would point one way, as those of random networks do, and no identity could be told from another.
+otherwise all would point one way, as those of random networks do, and no identity would differ from another.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 
-from stagecoach.data.building.jobs import EncodedSample, EncodingJob, RawError, RawItem, Statistics, items_per_part
+from stagecoach.data.building.jobs import EncodedSample, EncodingJob, RawError, RawItem, SumStatistics, items_per_part
 from stagecoach.data.building.options import Argument
 from stagecoach.data.fantasy_world.cameras import POSE_SIZE, encode_pose
 from stagecoach.data.fantasy_world.clip import Clip, ClipOptions, precheck, prepare_clip
@@ -51,36 +51,27 @@ class _Sizes:
     image: int | None
 
 
-class ClipStatistics(Statistics):
-    """Sums from which the trivial predictors follow that a trained network must beat. Depth is in units of the scene
-    scale."""
+class ClipStatistics(SumStatistics):
+    """Sums from which the trivial predictors follow that a trained network must beat.
+
+    ``depth_sum``, ``depth_count`` over valid pixels, in units of the scene scale; ``camera_sum`` [F][9] of the pose
+    encodings (translation, quaternion, field of view), ``camera_count`` samples; ``distorted_count`` clips with a lens
+    distortion, which ``sample.counted`` says.
+    """
 
     def __init__(self, frames: int) -> None:
-        self._depth_sum, self._depth_count = 0.0, 0
-        self._camera_sum = np.zeros((frames, POSE_SIZE))
-        self._camera_count = 0
-        self._distorted = 0
+        camera_sum = np.zeros((frames, POSE_SIZE))
+        super().__init__(depth_sum=0.0, depth_count=0, camera_sum=camera_sum, camera_count=0, distorted_count=0)
 
-    def add(self, sample: EncodedSample) -> None:
-        """``depth`` [F, H, W] with 0 where invalid, ``extrinsics`` [F, 3, 4], ``intrinsics`` [F, 4]; ``counted`` says
-        whether its cameras have a lens distortion."""
+    def count(self, sample: EncodedSample) -> dict[str, Any]:
         depth, extrinsics, intrinsics = (sample.arrays[name] for name in ("depth", "extrinsics", "intrinsics"))
-        self._depth_sum += float(depth.sum(dtype=np.float64))
-        self._depth_count += int(np.count_nonzero(depth))
         pose = encode_pose(torch.from_numpy(extrinsics), torch.from_numpy(intrinsics), *depth.shape[1:])
-        self._camera_sum += pose.double().numpy()
-        self._camera_count += 1
-        self._distorted += int(sample.counted)
-
-    def as_dict(self) -> dict[str, Any]:
-        """``depth_sum``, ``depth_count`` over valid pixels; ``camera_sum`` [F][9] of the pose encodings (translation,
-        quaternion, field of view), ``camera_count`` samples; ``distorted_count`` clips with a lens distortion."""
         return {
-            "depth_sum": self._depth_sum,
-            "depth_count": self._depth_count,
-            "camera_sum": self._camera_sum.tolist(),
-            "camera_count": self._camera_count,
-            "distorted_count": self._distorted,
+            "depth_sum": float(depth.sum(dtype=np.float64)),
+            "depth_count": int(np.count_nonzero(depth)),
+            "camera_sum": pose.double().numpy(),
+            "camera_count": 1,
+            "distorted_count": int(sample.counted),
         }
 
 

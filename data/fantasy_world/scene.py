@@ -1,4 +1,4 @@
-"""A small ray caster: textured rooms with spheres and boxes, and their exact depth.
+"""A small ray caster: textured indoor scenes with spheres and boxes, and their exact depth.
 
 World axes are those of the cameras: x right, y down, z forward; the floor is y = 0 and up is -y. What a picture tells
 about depth here is what it tells in the world: perspective, occlusion, texture that shrinks, shading, and haze.

@@ -1,6 +1,6 @@
-"""A synthetic raw data set: rendered rooms along camera paths, with exact depth and cameras, in the raw layout.
+"""A synthetic raw data set: rendered scenes along camera paths, with exact depth and cameras, in the raw layout.
 
-Clip ``i`` of a seed is the same whatever the number of clips. Worlds are turned, shifted and scaled at random before
+Clip ``i`` of a seed is the same in a set of any size. Worlds are turned, shifted and scaled at random before
 they are written, as reconstructions come out, so that the builder's canonical frame and scale have something to do.
 """
 

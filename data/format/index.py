@@ -40,7 +40,7 @@ def read_index(directory: Path, entry: ShardEntry) -> dict[str, Any]:
         content = path.read_bytes()
     except OSError as error:
         raise DamagedError(
-            f"{path}: not readable ({error.strerror}), expected the index of {tar.name} beside it; {again}"
+            f"{path}: not readable ({error.strerror}), expected the index of {tar.name} next to it; {again}"
         ) from error
     if sha256(content).hexdigest() != entry["idx_sha256"]:
         raise DamagedError(

@@ -1,4 +1,4 @@
-"""Shards on disk: plain WebDataset tars, a byte-offset index beside each, and a manifest that says what may be read.
+"""Shards on disk: plain WebDataset tars, a byte-offset index next to each, and a manifest that says what may be read.
 
 A sample is a run of neighbouring members of a tar: ``<key>.json`` (schema name and version, true dtypes, meta), then
 one ``<key>.<field>.npy`` or ``<key>.<field>.jpg`` per field. ``<name>.tar.idx`` is JSON: where each member's data
@@ -243,7 +243,7 @@ def index_shard(
 
 
 def write_index(tar: Path, index: dict[str, Any]) -> str:
-    """Write the index beside its tar, one line per sample, and return the sha256 of the file."""
+    """Write the index next to its tar, one line per sample, and return the sha256 of the file."""
     lines = ",\n".join(json.dumps(sample, separators=(",", ":")) for sample in index["samples"])
     named = {name: index[name] for name in ("version", "tar", "bytes", "dims", "skipped") if name in index}
     head = json.dumps(named, separators=(",", ":"))

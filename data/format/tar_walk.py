@@ -123,9 +123,8 @@ class TarWalk:
         if not clean:
             what = "something follows the end mark" if marked else "no end mark"
             raise DamagedError(
-                f"{self.path}: {what} behind {last} at byte {tar.offset} of {self.bytes}, expected two "
-                f"blocks of zeros and nothing else; it was cut, damaged or joined, copy or write it "
-                f"again"
+                f"{self.path}: {what} behind {last} at byte {tar.offset} of {self.bytes}, expected two blocks of "
+                "zeros and nothing else; it was cut, damaged or joined, copy or write it again"
             )
 
 

@@ -113,7 +113,7 @@ def check(directory: Path, jobs: int | None = None, track: Track = untracked) ->
 
 
 def check_folder(directory: Path, manifest: Manifest) -> list[str]:
-    """Tars and indices that lie beside those of the manifest. (What is missing, ``check_shard`` says.)"""
+    """Tars and indices that lie next to those of the manifest. (What is missing, ``check_shard`` says.)"""
     listed = {entry["name"] for entry in manifest.shards}
     orphans = {path.name.removesuffix(".idx") for path in directory.glob("*.tar.idx")} - set(list_tars(directory))
     return [
@@ -263,9 +263,8 @@ def _compare(
         if listed is None or real is None or listed[:2] != real[:2]:
             report.blame(
                 row["key"],
-                f"{idx}: {name!r} of sample {row['key']!r} lies at {listed and listed[:2]} "
-                f"(offset, size), expected {real and real[:2]} as the tar's header says; run "
-                f"build_shards.py repair",
+                f"{idx}: {name!r} of sample {row['key']!r} lies at {listed and listed[:2]} (offset, size), expected "
+                f"{real and real[:2]} as the tar's header says; run build_shards.py repair",
             )
         elif listed[2] != real[2]:
             report.blame(
@@ -278,7 +277,6 @@ def _compare(
         if row.get("sizes") != [sizes.get(dim) for dim in dims]:
             report.blame(
                 row["key"],
-                f"{idx}: sizes of sample {row['key']!r} are {row.get('sizes')} along {dims}, "
-                f"expected {[sizes.get(dim) for dim in dims]} as its arrays have; run "
-                f"build_shards.py repair",
+                f"{idx}: sizes of sample {row['key']!r} are {row.get('sizes')} along {dims}, expected "
+                f"{[sizes.get(dim) for dim in dims]} as its arrays have; run build_shards.py repair",
             )

@@ -1,4 +1,4 @@
-"""Adopting tars that another's tool wrote: an index beside each and a manifest make them a set of shards.
+"""Adopting tars that another's tool wrote: an index next to each and a manifest make them a set of shards.
 
 The tars themselves are not touched. Their samples are named ``<key>.<field>.npy`` (pictures ``.jpg``, ``.jpeg`` or
 ``.png``), as ``webdataset.ShardWriter`` writes a dictionary with such names; keys may hold folders.
@@ -178,7 +178,7 @@ def _index_tar(task: _Task) -> _Indexed:
 
 def _indexed_before(path: Path, schema: SampleSchema, tars: list[str]) -> dict[str, Any]:
     """What is here already, if it is what would be made; sizes and indices are compared, the tars not read again."""
-    again = "give --replace to index the folder anew"
+    again = "give --replace to index the folder again"
     try:
         shards = ShardSet.open(path, schema)
     except ValueError as error:

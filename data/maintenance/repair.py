@@ -300,7 +300,7 @@ def _schema(path: Path, proven: dict[str, Any], schema_set: Path | None, problem
         if schema_set or (manifest.heads and _agrees(path, schema)):
             return schema, manifest.heads
     raise DamagedError(
-        f"{problem}; no proven schema is left in it or in a split beside it, expected one: give "
+        f"{problem}; no proven schema is left in it or in a split next to it, expected one: give "
         f"--schema-from with shards of the same schema, or build these again"
     )
 

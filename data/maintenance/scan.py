@@ -33,7 +33,7 @@ class TarScan:
 
 def scan_tar(path: Path, schema: SampleSchema, heads: bool, take: Take | None = None) -> TarScan:
     """Read a tar once, from end to end, holding one sample at a time; ``take`` is given each that fits the schema.
-    Damage is told, not raised."""
+    Damage is reported, not raised."""
     found = TarScan()
     try:
         with TarWalk(path) as walk:

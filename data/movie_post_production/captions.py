@@ -1,4 +1,4 @@
-"""The guide's raw layout: ``captions/<image id>.json`` beside ``images/<image id>.png`` (``readers`` reads the files).
+"""The guide's raw layout: ``captions/<image id>.json`` next to ``images/<image id>.png`` (``readers`` reads the files).
 
 Keys of a caption file: image_id, global_caption, objects (each with object_id, category_name, bbox, caption and, where
 known, depth_label), and optionally width, height and split. An object may name a reference from another picture by
@@ -82,7 +82,7 @@ def read_captions(base: Path) -> tuple[list[RawPicture], list[tuple[str, RawErro
     names = sorted(p.name for p in folder.glob("*.json")) if folder.is_dir() else []
     if not names:
         raise RawError(
-            f"{folder}: no caption file found, expected {folder.name}/<image id>.json beside {IMAGES}/<image id>.png"
+            f"{folder}: no caption file found, expected {folder.name}/<image id>.json next to {IMAGES}/<image id>.png"
         )
     images = _images(base / IMAGES)
     read: dict[str, tuple[RawPicture, dict[int, tuple[str, int]]]] = {}

@@ -67,7 +67,7 @@ class FrameCrop:
 
 def cut(picture: Image.Image, box: Box, size: Size) -> np.ndarray:
     """The whole pixels of a box (fractions of the picture; rounded, at least one) as uint8 [H, W, 3] of ``size``, of
-    any aspect ratio; bicubic, smoothed where it shrinks. Nothing beside the box shows in it."""
+    any aspect ratio; bicubic, smoothed where it shrinks. Nothing outside the box shows in it."""
     x1, x2 = _pixels(box[0], box[2], picture.width)
     y1, y2 = _pixels(box[1], box[3], picture.height)
     return np.asarray(picture.crop((x1, y1, x2, y2)).resize((size[1], size[0]), Image.Resampling.BICUBIC))

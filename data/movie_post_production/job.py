@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from stagecoach.data.building.jobs import EncodedSample, EncodingJob, RawError, RawItem, Statistics, items_per_part
+from stagecoach.data.building.jobs import (
+    EncodedSample,
+    EncodingJob,
+    RawError,
+    RawItem,
+    Statistics,
+    SumStatistics,
+    items_per_part,
+)
 from stagecoach.data.movie_post_production.captions import RawPicture, read_captions
 from stagecoach.data.movie_post_production.options import BuildOptions, Dims
 from stagecoach.data.movie_post_production.prepare import Prepared, check_picture, prepare_picture
@@ -25,44 +33,39 @@ TRAINED_SHARE = 0.9
 """Share of the caption files, by name, that the guide trains on."""
 
 
-class MovieStatistics(Statistics):
+class MovieStatistics(SumStatistics):
     """Sums from which the trivial predictors follow that a trained network must beat.
 
-    ``sample.counted``: the latent as float32 [C, h, w] before it was rounded, and how many objects were dropped."""
+    ``latent_sum``, ``latent_square_sum`` by channel, over ``latent_count`` values each; ``objects_by_depth`` as
+    ``DEPTH_LABELS``; ``box_area_sum`` in fractions of the pictures; ``dino_sum`` of the unit vectors, whose squared
+    length over the squared number of objects is the mean cosine between two of them. ``sample.counted``: the latent as
+    float32 [C, h, w] before it was rounded, and how many objects were dropped.
+    """
 
     def __init__(self, channels: int, dino_dim: int) -> None:
-        self._latent_sum, self._latent_squares = np.zeros(channels), np.zeros(channels)
-        self._latent_count, self._samples, self._dropped = 0, 0, 0
-        self._depth = np.zeros(len(DEPTH_LABELS), np.int64)
-        self._area = 0.0
-        self._dino = np.zeros(dino_dim)
+        super().__init__(
+            samples=0,
+            objects_by_depth=np.zeros(len(DEPTH_LABELS), np.int64),
+            dropped_objects=0,
+            box_area_sum=0.0,
+            latent_sum=np.zeros(channels),
+            latent_square_sum=np.zeros(channels),
+            latent_count=0,
+            dino_sum=np.zeros(dino_dim),
+        )
 
-    def add(self, sample: EncodedSample) -> None:
+    def count(self, sample: EncodedSample) -> dict[str, Any]:
         latent, dropped = sample.counted
-        values = latent.astype(np.float64)
-        self._latent_sum += values.sum((1, 2))
-        self._latent_squares += (values**2).sum((1, 2))
-        self._latent_count += latent[0].size
-        self._samples += 1
-        self._dropped += dropped
-        boxes = sample.arrays["boxes"].astype(np.float64)
-        self._area += float(((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])).sum())
-        self._depth += np.bincount(sample.arrays["depth"], minlength=len(DEPTH_LABELS))
-        self._dino += sample.arrays["dino"].astype(np.float64).sum(0)
-
-    def as_dict(self) -> dict[str, Any]:
-        """``latent_sum``, ``latent_square_sum`` by channel, over ``latent_count`` values each; ``objects_by_depth``
-        as ``DEPTH_LABELS``; ``box_area_sum`` in parts of the pictures; ``dino_sum`` of the unit vectors, whose squared
-        length over the squared number of objects is the mean cosine between two of them."""
+        values, boxes = latent.astype(np.float64), sample.arrays["boxes"].astype(np.float64)
         return {
-            "samples": self._samples,
-            "objects_by_depth": self._depth.tolist(),
-            "dropped_objects": self._dropped,
-            "box_area_sum": self._area,
-            "latent_sum": self._latent_sum.tolist(),
-            "latent_square_sum": self._latent_squares.tolist(),
-            "latent_count": self._latent_count,
-            "dino_sum": self._dino.tolist(),
+            "samples": 1,
+            "objects_by_depth": np.bincount(sample.arrays["depth"], minlength=len(DEPTH_LABELS)),
+            "dropped_objects": dropped,
+            "box_area_sum": float(((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])).sum()),
+            "latent_sum": values.sum((1, 2)),
+            "latent_square_sum": (values**2).sum((1, 2)),
+            "latent_count": latent[0].size,
+            "dino_sum": sample.arrays["dino"].astype(np.float64).sum(0),
         }
 
 

@@ -1,4 +1,4 @@
-"""What a sample looks like to people: the picture with its boxes, and beside it what is said of them."""
+"""What a sample looks like to people: the picture with its boxes, and next to it what is said of them."""
 
 from __future__ import annotations
 

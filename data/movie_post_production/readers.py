@@ -112,7 +112,7 @@ def read_pt(path: Path, what: str) -> object:
         return torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise RawError(f"{path}: not readable ({error.strerror}), expected {what}") from error
-    except Exception as error:  # the unpickler raises whatever a damaged file makes it run into
+    except Exception as error:  # the unpickler raises anything that a damaged file makes it run into
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise RawError(
             f"{path}: not readable by torch.load with weights_only ({reason:.120}), expected {what}; write "

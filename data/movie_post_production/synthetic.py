@@ -1,7 +1,7 @@
 """A synthetic raw data set in the guide's layout: rendered objects with exact boxes, depth labels, captions, and pairs
 of pictures that show one object twice, each naming the other as its reference.
 
-Picture ``i`` of a seed is the same whatever the number of pictures; an odd last one has no partner.
+Picture ``i`` of a seed is the same in a set of any size; an odd last one has no partner.
 """
 
 from __future__ import annotations

@@ -80,8 +80,7 @@ class CachedStorage(Storage):
         if len(data) != size:
             raise DamagedError(
                 f"{self.describe(name)}: {len(data)} of {size} bytes at offset {offset} of its copy in "
-                f"{self.options.directory}, expected all within {expected_bytes} bytes; build the index "
-                f"again"
+                f"{self.options.directory}, expected all within {expected_bytes} bytes; build the index again"
             )
         return data
 

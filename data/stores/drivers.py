@@ -1,6 +1,6 @@
 """One attempt at one request to a remote store, within a deadline: fsspec's drivers, and ranges over http(s) in full.
 
-fsspec's http driver takes whatever a server sends for a range, be it the whole file or other bytes, and reads a 500 as
+fsspec's http driver takes all that a server sends for a range, be it the whole file or other bytes, and reads a 500 as
 a missing file when asked for a size. So the requests are made here, on the driver's own session.
 """
 

@@ -229,7 +229,7 @@ def _open_shard(storage: Storage, entry: ShardEntry) -> _Index:
     try:
         content = storage.read(name)
     except DamagedError as error:
-        raise DamagedError(f"{idx}: not readable, expected the index of {entry['name']} beside it; {again}") from error
+        raise DamagedError(f"{idx}: not readable, expected the index of {entry['name']} next to it; {again}") from error
     if sha256(content).hexdigest() != entry["idx_sha256"]:
         raise DamagedError(
             f"{idx}: content differs from the sha256 in the manifest; it was damaged or belongs to another tar, {again}"

@@ -102,17 +102,15 @@ class DatasetMixture:
                     have = str(found.get(role, {}).get(name, "none"))
                     if not have.startswith(value) if name == "sha256" else have != value:
                         raise SchemaError(
-                            f"{shards.storage.url}: made by a {role} whose {name} is {have}, expected "
-                            f"{value} as the recipe's encoders say; give other shards or build these "
-                            f"again"
+                            f"{shards.storage.url}: made by a {role} whose {name} is {have}, expected {value} as the "
+                            "recipe's encoders say; give other shards or build these again"
                         )
             for role, entry in found.items():
                 where, other = seen.setdefault(role, (shards.storage.url, entry))
                 if entry.get("sha256") != other.get("sha256"):
                     raise SchemaError(
-                        f"{shards.storage.url}: made by a {role} with sha256 {entry.get('sha256')}, "
-                        f"expected {other.get('sha256')} as {where}; sets of one run must be made by the "
-                        f"same"
+                        f"{shards.storage.url}: made by a {role} with sha256 {entry.get('sha256')}, expected "
+                        f"{other.get('sha256')} as {where}; sets of one run must be made by the same"
                     )
 
     def _locate(self, index: int) -> tuple[ShardSet, int]:

@@ -249,9 +249,8 @@ def _stack(spec: Field, samples: Sequence[Sample]) -> torch.Tensor:
             size[spec.pad] = shape[spec.pad]
         if size != shape:
             raise SchemaError(
-                f"field {spec.name!r} has shape {list(array.shape)} in {_where(sample)} but "
-                f"{list(arrays[0].shape)} in {_where(samples[0])}, expected samples of one size in a "
-                f"batch; build them at the same clip size"
+                f"field {spec.name!r} has shape {list(array.shape)} in {_where(sample)} but {list(arrays[0].shape)} "
+                f"in {_where(samples[0])}, expected samples of one size in a batch; build them at the same clip size"
             )
         out[tuple(target)] = array
     if spec.dtype == "bf16":

@@ -1,4 +1,4 @@
-"""The same data set whatever the workers; what is bad stops the build or is listed; what is taken is not touched."""
+"""The same data set for any workers; what is bad stops the build or is listed; what is taken is not touched."""
 
 import json
 
@@ -164,7 +164,7 @@ def test_finished_shards_are_replaced_only_on_demand_and_stay_until_the_new_ones
     run(output, worker_rank=WorkerRank(0, 2), replace=True)
     now = hashes(output)
     assert before.items() <= now.items()
-    with pytest.raises(ValueError, match=r"--replace .*the build that was begun beside them goes on"):
+    with pytest.raises(ValueError, match=r"--replace .*the build that was begun next to them goes on"):
         run(output, worker_rank=WorkerRank(1, 2))
     report = run(output, worker_rank=WorkerRank(1, 2), replace=True)
     assert report.encoded < 12

@@ -105,7 +105,7 @@ def go_on(output: Path, size: int, options=OPTIONS) -> None:
         try:
             run(output, WorkerRank(rank, size), options=options)
         except ValueError as error:
-            if "holds finished shards" not in str(error):  # killed when the data set stood: who is alone is told so
+            if "holds finished shards" not in str(error):  # killed when the data set stood: who is alone reads so
                 raise
 
 
@@ -312,7 +312,7 @@ def test_killed_at_twenty_random_moments_it_ends_with_the_same_data_set(tmp_path
             kills += 1
             states.add(len(list((output / ".build/parts").glob("part-*"))) if output.exists() else 0)
             continue
-        # It ended before it was to be killed: the rest of the kills go to a build begun anew.
+        # It ended before it was to be killed: the rest of the kills go to a build begun again.
         error = (tmp_path / "errors").read_text()
         assert process.returncode == 0 or "holds finished shards" in error, error
         assert hashes(output) == expected

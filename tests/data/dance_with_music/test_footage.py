@@ -1,4 +1,4 @@
-"""Frames at 30 per second are those nearest in time, whatever the source's rate."""
+"""Frames at 30 per second are those nearest in time, at any rate of the source."""
 
 from fractions import Fraction
 

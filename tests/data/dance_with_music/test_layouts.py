@@ -59,7 +59,7 @@ def test_a_folder_per_clip_has_pixels_and_splits(raw, tmp_path, options, dance):
 
 
 def pictures(folder, raw, dance, poses="poses"):
-    """A dance as a folder of pictures, with drawings for poses as published, and JSON beside them."""
+    """A dance as a folder of pictures, with drawings for poses as published, and JSON next to them."""
     (folder / "images").mkdir(parents=True)
     (folder / poses).mkdir()
     for number, image in enumerate(dance.video):
@@ -115,7 +115,7 @@ def test_aists_rows_and_names_are_understood(tmp_path, raw, options, dance):
     [
         ("[{}]", "an entry without 'id' found"),
         ("3", "holds neither a list"),
-        ("{", "not readable as JSON"),
+        ("{", "no valid JSON"),
         ('[{"id": "a"}, {"id": "a"}]', "'a' is listed twice"),
     ],
 )

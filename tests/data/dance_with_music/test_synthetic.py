@@ -1,4 +1,4 @@
-"""Drawn dancers: exact points, motion on the beat, songs and looks that are told apart."""
+"""Drawn dancers: exact points, motion on the beat, songs and looks that differ."""
 
 import numpy as np
 import pytest

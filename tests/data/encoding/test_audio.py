@@ -102,7 +102,7 @@ def test_silence_has_rows_without_beats():
     ("name", "codec", "rate"), [("a.wav", "pcm_s16le", 44100), ("a.mp4", "aac", 48000), ("a.mp3", "libmp3lame", 44100)]
 )
 def test_sound_files_keep_their_clicks_in_place(tmp_path, name, codec, rate):
-    """To within 3 ms, whatever codec put in front of the first sample."""
+    """To within 3 ms, with any codec's samples in front of the first sample."""
     samples, times = clicks(120, 3, rate=rate)
     read = read_audio(write_sound(tmp_path / name, samples, rate, codec))
     assert read.dtype == np.float32

@@ -27,7 +27,7 @@ def shards(build, tmp_path):
 
 
 def reseal(directory, schema, change, number=0):
-    """Change the rows of an index and write it and the manifest anew, as a faulty tool would."""
+    """Change the rows of an index and write it and the manifest again, as a faulty tool would."""
     entries = read_manifest(directory).shards
     tar = directory / entries[number]["name"]
     index = json.loads(index_path(tar).read_bytes())

@@ -96,7 +96,7 @@ def test_references_are_those_of_the_other_picture(samples):
 
 
 def test_padding_is_no_object(samples):
-    """Regression D9: what collation adds to the shorter sample is told apart."""
+    """Regression D9: what collation adds to the shorter sample is recognised."""
     chosen = [samples[f"scene_{n:05d}"] for n in (0, 1, 4)]
     counts = [len(s.arrays["boxes"]) for s in chosen]
     assert len(set(counts)) > 1
@@ -327,7 +327,7 @@ def test_the_guides_split_is_there_on_demand(raw, edit, options):
 
 
 def test_pictures_kept_for_evaluation_never_train(raw, edit, options, tmp_path):
-    """Regression D24: what the raw data holds out stays held out, whatever the split by name says."""
+    """Regression D24: what the raw data holds out stays held out, in any split by name."""
     edit(raw, 0, lambda e: e.update(split="val"))
     assert splits_of(raw, options(seed_split=True))["scene_00000"] == "val"
     make(raw, tmp_path / "out", options(), holdout=0.0)
@@ -384,6 +384,6 @@ def test_a_picture_of_a_sample_shows_boxes_and_says_what_they_are(samples):
     colour = [(214, 40, 40), (232, 150, 20), (40, 90, 220)][sample.arrays["depth"][1]]
     edge = picture[y1 + 20, max(x1 - 1, 0) : x1 + 3]
     assert (edge == colour).all(-1).any()
-    assert (picture[:, 330:] < 128).any(), "words beside it"
+    assert (picture[:, 330:] < 128).any(), "words next to it"
     del sample.arrays["image"]
     assert family.picture(sample).shape == picture.shape

@@ -199,7 +199,7 @@ def test_damaged_copy_is_fetched_again(cache):
     assert fetch(cache, 1) == (content(1), False)
     [path] = cache.directory.iterdir()
     path.write_bytes(content(1)[:-1])
-    assert fetch(cache, 1) == (content(1), True)  # a wrong size is seen without being told
+    assert fetch(cache, 1) == (content(1), True)  # a wrong size is seen by itself
     assert not cache.forget(url(2), SIZE, digest(2))
 
 

@@ -1,4 +1,4 @@
-"""Ranges over http and other drivers: right bytes or a sentence, in bounded time, whatever the server does."""
+"""Ranges over http and other drivers: right bytes or a sentence, in bounded time, with any server."""
 
 import multiprocessing
 import os

@@ -60,7 +60,7 @@ def flip(path, offset):
 
 
 def relist(directory, schema, number=0, **changes):
-    """Write the manifest anew with changes in one entry, so that a later check is reached."""
+    """Write the manifest again with changes in one entry, so that a later check is reached."""
     entries = read_manifest(directory).shards
     entries[number].update(changes)
     write_manifest(directory, schema, entries, {}, {})
