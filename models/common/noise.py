@@ -15,7 +15,7 @@ import functools
 import inspect
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -84,6 +84,10 @@ class NoiseProcess(ABC):
         """``x0`` ``[B, ...]`` at ``level`` ``[B]`` with noise keyed by the sample and ``purpose``."""
         return self.mix(x0, keyed_randn(batch, purpose, x0.shape[1:]), level)
 
+    def drawn(self, batch: dict, x0: Tensor) -> Noised:
+        """``x0`` ``[B, ...]`` at the levels and with the noise of a training step."""
+        return self.noised(batch, x0, self.draw(batch, "level"), "noise")
+
     def scheduler(self, steps: int, solver: str | None = None) -> Any:
         """A scheduler of diffusers by its name (None: ``self.solver``), set to ``steps`` steps over this process."""
         kind = getattr(diffusers, solver or self.solver)
@@ -117,6 +121,19 @@ def denoise(
         level = torch.full((len(x),), process._level(scheduler, k), device=x.device)
         x = scheduler.step(predict(scaled, level, k).float(), t, x).prev_sample
     return x
+
+
+def guided(
+    predict: Callable[[dict, Tensor, Tensor], Tensor], batch: dict, withheld: dict, scale: float
+) -> Callable[[Tensor, Tensor, int], Tensor]:
+    """Classifier-free guidance (arXiv 2207.12598) for ``denoise``: from what ``predict(batch, x, level)`` gives for the
+    batch whose conditions are ``withheld`` towards what it gives for ``batch``, and beyond, by ``scale``."""
+
+    def both(x: Tensor, level: Tensor, k: int) -> Tensor:
+        plain = predict(withheld, x, level)
+        return plain + scale * (predict(batch, x, level) - plain)
+
+    return both
 
 
 @dataclass(frozen=True)
@@ -153,6 +170,20 @@ class FlowMatching(NoiseProcess):
         weight = self.bell(sigma) if self.weighting == "bell" else one
         signal = (1 - sigma).square() / ((1 - sigma).square() + sigma.square())
         return Noised((1 - s) * x0 + s * noise, sigma * self.timesteps, noise - x0, weight, signal, one, sigma)
+
+    def held_out_errors(
+        self,
+        batch: dict,
+        x0: Tensor,
+        predict: Callable[[dict, Tensor, Tensor], Tensor],
+        sigmas: Sequence[float] = (0.2, 0.4, 0.6, 0.8),
+    ) -> Tensor:
+        """Errors ``[len(sigmas) B]`` of ``predict(batch, x, level)`` at fixed sigmas, with noise fixed per sample."""
+        errors = []
+        for sigma in sigmas:
+            noised = self.noised(batch, x0, torch.full((len(x0),), sigma, device=x0.device), f"val_noise/{sigma}")
+            errors.append(noised.error(predict(batch, noised.x, noised.level)))
+        return torch.cat(errors)
 
     def sigmas(self, steps: int) -> Tensor:
         """fp32 ``[steps]``, falling from 1: u = 1, ..., 1 / steps, shifted, as the published loops of Wan and FLUX have

@@ -15,6 +15,7 @@ from stagecoach.models.common.noise import (
     Edm,
     FlowMatching,
     denoise,
+    guided,
     resolution_shift,
     signal_at,
     signal_by_timestep,
@@ -294,3 +295,26 @@ def test_euler_is_the_librarys_with_the_configuration_of_svd(steps):
         scaled = scheduler.scale_model_input(x, t)
         x = scheduler.step(network(scaled, t.float().expand(len(x))), t, x).prev_sample
     assert torch.allclose(denoise(Edm(), lambda x, t, k: network(x, t), noise, steps), x, atol=1e-3)
+
+
+def test_held_out_errors_are_those_of_fixed_levels_and_noise():
+    process = FlowMatching(3.0, "logit_normal")
+    batch = {"uid": torch.arange(3), "rng_key": rng_keys(0, 1, range(3)), "bias": 2.0}
+    x0 = torch.randn(3, 4, 5, generator=torch.Generator().manual_seed(0))
+    seen = []
+
+    def predict(batch, x, level):
+        seen.append(float(level[0]))
+        return x * 0 + batch["bias"]
+
+    errors = process.held_out_errors(batch, x0, predict, (0.25, 0.5))
+    assert seen == [250.0, 500.0]
+    for row, sigma in enumerate((0.25, 0.5)):
+        target = keyed_randn(batch, f"val_noise/{sigma}", (4, 5)) - x0
+        torch.testing.assert_close(errors[3 * row : 3 * row + 3], (2.0 - target).square().mean((1, 2)))
+
+
+def test_guidance_goes_from_the_unconditioned_prediction_past_the_conditioned_one():
+    predict = guided(lambda batch, x, level: x + batch["text"], {"text": 2.0}, {"text": 0.5}, 3.0)
+    x = torch.ones(2, 3)
+    torch.testing.assert_close(predict(x, torch.ones(2), 0), x + 0.5 + 3 * 1.5)
