@@ -10,7 +10,7 @@ export HF_HUB_OFFLINE = 1
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 ACCELERATOR := DS_ACCELERATOR=$${DS_ACCELERATOR:-cpu}
 
-.PHONY: install demo test test-slow lint clean
+.PHONY: install demo test test-slow test-lowest lint clean
 
 install: $(VENV)/.installed
 
@@ -20,7 +20,7 @@ $(VENV)/.installed: constraints.txt setup.py
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet -c constraints.txt torch setuptools wheel ninja packaging py-cpuinfo numpy
 	$(BIN)/pip install --quiet -c constraints.txt --no-build-isolation deepspeed
-	$(BIN)/pip install --quiet -c constraints.txt --no-build-isolation -e ".[build,dev]"
+	$(BIN)/pip install --quiet -c constraints.txt --no-build-isolation -e ".[dance,dev]"
 	touch $@
 
 demo: install
@@ -34,6 +34,13 @@ test-slow: install
 
 lint: install
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/typos
+
+# Everything at the lower bounds of setup.py, in an environment of its own (see docs/dependencies.md).
+test-lowest:
+	bash .ci/test_lowest.sh .venv-lowest
 
 clean:
 	rm -rf $(DEMO) .pytest_cache .ruff_cache

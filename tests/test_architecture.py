@@ -53,7 +53,7 @@ def test_the_trainer_names_no_family():
             )
 
 
-def test_a_script_gets_this_repositorys_packages_even_if_others_are_installed(tmp_path):
+def test_a_script_gets_the_packages_of_this_repository_even_if_others_are_installed(tmp_path):
     for package in ("data", "models", "trainer"):
         (tmp_path / package).mkdir()
         (tmp_path / package / "__init__.py").write_text("raise ImportError('the wrong package')")

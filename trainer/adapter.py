@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from stagecoach import __version__
 from stagecoach.data.files import (
     DamagedError,
     check_directory,
@@ -53,6 +54,8 @@ class AdapterCard:
     """The family's typed config in this stage, so that the network can be built again without the recipe."""
     sha256: str = ""
     parameters: int = 0
+    version: str = ""
+    """Of Stagecoach, which wrote the adapter."""
 
 
 def write_adapter(
@@ -71,7 +74,12 @@ def write_adapter(
         members = {tensor: value for tensor, value in tensors.items() if part(tensor) == name}
         save_file(members, temporary / f"{name}{ENDING}", metadata=metadata)
     card = AdapterCard(
-        **{**asdict(card), "sha256": _digest(temporary), "parameters": sum(t.numel() for t in tensors.values())}
+        **{
+            **asdict(card),
+            "sha256": _digest(temporary),
+            "parameters": sum(t.numel() for t in tensors.values()),
+            "version": __version__,
+        }
     )
     write_json(temporary / CARD, asdict(card))
     seal_directory(temporary)

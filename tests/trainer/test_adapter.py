@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from stagecoach import __version__
 from stagecoach.data.files import DamagedError
 from stagecoach.trainer.adapter import AdapterCard, load_tensors, read_card, read_tensors, write_adapter
 
@@ -66,3 +67,7 @@ def test_a_replaced_part_is_found_by_its_hash(adapter):
     save_file(tensors, file, metadata={"format": "pt", "family": "toy", "stage": "1"})
     with pytest.raises(DamagedError):
         read_card(adapter)
+
+
+def test_the_card_names_the_version_that_wrote_it(adapter):
+    assert read_card(adapter).version == __version__

@@ -23,6 +23,7 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
+from stagecoach import __version__
 from stagecoach.data.files import atomic_file, write_json
 from stagecoach.trainer.recipe import ROOT, Recipe
 from stagecoach.trainer.reporting.sinks import MetricsFile, Sink, TensorBoard, WeightsAndBiases, new_run_id
@@ -178,6 +179,7 @@ def _start_facts(stage: int, step: int) -> dict[str, Any]:
         "host": socket.gethostname(),
         "world_size": int(os.environ.get("WORLD_SIZE", "1")),
         "argv": sys.argv,
+        "version": __version__,
         "python": sys.version.split()[0],
         "versions": versions,
         "commit": _commit(),
@@ -185,7 +187,10 @@ def _start_facts(stage: int, step: int) -> dict[str, Any]:
 
 
 def _commit() -> str | None:
-    """The commit of this source tree, with a ``+`` where files differ from it."""
+    """The commit of this source tree, with a ``+`` where files differ from it; None for an installed package, around
+    which there may be another's repository."""
+    if not (ROOT / ".git").exists():
+        return None
     try:
         run = [
             subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, timeout=10)

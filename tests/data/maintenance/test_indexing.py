@@ -238,7 +238,7 @@ def test_a_compressed_tar_is_no_tar_of_ours(tmp_path):
         index_folder(tmp_path, SCHEMA)
 
 
-def test_a_familys_schema_from_its_sizes():
+def test_the_schema_of_a_family_from_its_sizes():
     assert family_schema("fantasy_world") == fantasy_world_schema()
     made = family_schema("fantasy_world", ["text_dim=32", "image_to_video=true"])
     assert made == fantasy_world_schema(text_dim=32, image_to_video=True)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from stagecoach import __version__
 from stagecoach.trainer.recipe import Recipe, load_recipe
 from stagecoach.trainer.reporting.logs import log_to_run, log_to_terminal
 from stagecoach.trainer.reporting.monitor import Monitor, RunMonitor, read_run_record
@@ -126,6 +127,7 @@ def test_run_json_says_what_ran_where_and_keeps_facts(recipe, tmp_path, monkeypa
     assert start["commit"] is None or len(start["commit"].rstrip("+")) == 40
     assert start["host"]
     assert start["argv"]
+    assert start["version"] == __version__
     assert {"torch", "deepspeed", "diffusers"} <= set(start["versions"])
     assert record["stage1"] == {"name": "bridge"}
 

@@ -40,7 +40,7 @@ def test_a_crop_is_that_of_the_cached_reference(picture, size):
         assert np.abs(crop.permute(1, 2, 0).numpy() - expected).max() <= 1.6
 
 
-def test_weights_equal_the_librarys_antialiased_bicubic():
+def test_weights_equal_the_antialiased_bicubic_of_torch():
     x = torch.rand(1, 2, 40, 50)
     for height, width in ((10, 20), (40, 50), (61, 90)):
         bounds = torch.tensor([[0.0]]), torch.tensor([[40.0]]), torch.tensor([[50.0]])
