@@ -204,7 +204,7 @@ def test_what_a_sample_gets_does_not_depend_on_its_batch(process, latents):
 
 
 @pytest.mark.parametrize(("steps", "tokens"), [(28, 4096), (28, 1024), (4, 16)])
-def test_levels_are_those_of_the_librarys_pipeline(steps, tokens):
+def test_levels_are_those_of_the_pipeline_of_diffusers(steps, tokens):
     """D19: shifted, not linear; as FluxPipeline sets them."""
     scheduler = FlowMatchEulerDiscreteScheduler(
         shift=3.0,
@@ -266,7 +266,7 @@ def test_ddim_reaches_the_latents_whose_velocity_it_is_told(steps):
 
 
 @pytest.mark.parametrize("steps", [4, 25])
-def test_euler_is_the_librarys_with_the_configuration_of_svd(steps):
+def test_euler_is_that_of_diffusers_with_the_configuration_of_svd(steps):
     scheduler = EulerDiscreteScheduler(
         beta_start=0.00085,
         beta_end=0.012,
