@@ -11,7 +11,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from stagecoach.data.dance_with_music.schema import LATENT_CHANNELS, LATENT_STRIDE
-from stagecoach.models.common.config import Section
+from stagecoach.models.common.config import PictureSize, Section
 
 
 class DiffusionConfig(Section):
@@ -89,18 +89,8 @@ Phase = Literal["m2p", "image", "motion", "joint", "guidance"]
 """What a stage does: A, B and C of the guide, joint fine-tuning after them, or the one stage of guidance training."""
 
 
-class PictureConfig(Section):
-    """Picture that the planner counts for, in pixels; training takes the sizes that the shards hold."""
-
-    height: int = Field(gt=0)
-    width: int = Field(gt=0)
-
-    @model_validator(mode="after")
-    def _check(self) -> PictureConfig:
-        for name in ("height", "width"):
-            if getattr(self, name) % (8 * LATENT_STRIDE):
-                raise ValueError(f"picture.{name} is {getattr(self, name)}, expected a multiple of {8 * LATENT_STRIDE}")
-        return self
+class PictureConfig(PictureSize):
+    multiple, key = 8 * LATENT_STRIDE, "picture"
 
     @property
     def latent(self) -> tuple[int, int]:

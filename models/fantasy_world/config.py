@@ -10,7 +10,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from stagecoach.models.common.config import Section
+from stagecoach.models.common.config import PictureSize, Section
 
 
 class LossConfig(Section):
@@ -67,12 +67,11 @@ SPECIAL_TOKENS = 5
 """One camera and four register tokens in front of each latent frame's patch tokens (VGGT)."""
 
 
-class ClipConfig(Section):
+class ClipConfig(PictureSize):
     """The clip a sample holds: ``frames`` = 4(f - 1) + 1, height and width in pixels, multiples of 16."""
 
+    multiple, key = VAE_SPACE * PATCH, "clip"
     frames: int = Field(gt=0)
-    height: int = Field(gt=0)
-    width: int = Field(gt=0)
 
     @model_validator(mode="after")
     def _check(self) -> ClipConfig:
@@ -81,10 +80,6 @@ class ClipConfig(Section):
                 f"clip.frames is {self.frames}, expected 4(f - 1) + 1, such as "
                 f"{VAE_TIME * (self.frames // VAE_TIME) + 1}"
             )
-        side = VAE_SPACE * PATCH
-        for name in ("height", "width"):
-            if getattr(self, name) % side:
-                raise ValueError(f"clip.{name} is {getattr(self, name)}, expected a multiple of {side}")
         return self
 
     @property

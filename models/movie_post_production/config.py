@@ -10,7 +10,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from stagecoach.models.common.config import Section
+from stagecoach.models.common.config import PictureSize, Section
 from stagecoach.models.common.lora import LoraSection
 
 
@@ -110,19 +110,8 @@ SINGLE_TARGETS = ("to_q", "to_k", "to_v", "norm.linear", "proj_mlp", "proj_out")
 """Linear layers of the two kinds of block that may carry LoRA, by the ends of their names."""
 
 
-class ImageConfig(Section):
-    """Picture that the planner counts for, in pixels; training takes the sizes that the shards hold."""
-
-    height: int = Field(gt=0)
-    width: int = Field(gt=0)
-
-    @model_validator(mode="after")
-    def _check(self) -> ImageConfig:
-        side = VAE_STRIDE * PATCH
-        for name in ("height", "width"):
-            if getattr(self, name) % side:
-                raise ValueError(f"image.{name} is {getattr(self, name)}, expected a multiple of {side}")
-        return self
+class ImageConfig(PictureSize):
+    multiple, key = VAE_STRIDE * PATCH, "image"
 
     @property
     def grid(self) -> tuple[int, int]:
