@@ -22,7 +22,6 @@ from rich.table import Table
 from torch import Tensor, nn
 from typer import Option
 
-from benchmarks.batches import synthetic_batch
 from stagecoach.models import get_family
 from stagecoach.models.common.attention import resolve_backend, set_backend
 from stagecoach.models.family import Batch, Progress, Trainable
@@ -31,6 +30,7 @@ from stagecoach.trainer.cli import Outcome, RecipeFlags, command, run_app, singl
 from stagecoach.trainer.freeze import freeze
 from stagecoach.trainer.hardware import device_name, peak_flops, peak_memory_bytes
 from stagecoach.trainer.objective import weighted_total
+from stagecoach.trainer.planning.meter import step_costs
 from stagecoach.trainer.recipe import Recipe
 from stagecoach.trainer.settings import overlay
 from stagecoach.trainer.stage_plan import StagePlan
@@ -61,15 +61,14 @@ def measure(recipe: Recipe, index: int, *, plain: bool = False, warmup: int = 3,
     progress = plan.progress(0)
     seconds, losses = [], []
     for i in range(warmup + steps):
-        batch = synthetic_batch(family, config, stage.micro_batch, device, i, index)
+        batch = family.example_batch(config, index, stage.micro_batch, device, i)
         if i == warmup and device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
         taken, loss = timed(step, batch, progress, device)
         losses.append(loss)
         if i >= warmup:
             seconds.append(taken)
-    costs = family.flops(config, index)
-    flops = sum(cost.forward + cost.backward for cost in costs)
+    flops = step_costs(plan, stage.micro_batch).flops() / stage.micro_batch
     median, peak = statistics.median(seconds), peak_flops(device_name(device))
     return {
         "family": recipe.family,

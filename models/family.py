@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from stagecoach.data.format.schema import SampleSchema
 from stagecoach.data.streaming.windows import Window
+from stagecoach.models.common.example_batch import random_batch
 from stagecoach.models.common.lora import PREFIX, export_lora
 from stagecoach.models.common.materialise import OnLoaded, WeightSource, load_base, without_lora
 
@@ -132,42 +133,6 @@ class StageSpec:
     allow_no_gradient: tuple[AllowNoGradient, ...] = ()
 
 
-@dataclass(frozen=True)
-class ModuleCost:
-    """One row of the planner's table. FLOP = 2 multiply-adds; numbers are per sample.
-
-    ``linear`` and ``attention`` are the forward's parts. ``kind`` says what the backward costs: ``trained`` (linear
-    2 x, attention 2.5 x forward), ``passed`` (frozen, but gradients flow through: linear 1 x, attention 2.5 x),
-    ``still`` (no gradient: nothing).
-    """
-
-    module: str
-    linear: float
-    attention: float
-    kind: Literal["trained", "passed", "still"]
-    head: bool = False
-    activation_bytes: float = 0.0
-    """Bytes kept for the backward per sample without recompute, in bf16."""
-    boundary_bytes: float = 0.0
-    """Bytes kept per sample under full recompute: the unit's inputs."""
-    attention_bytes: float = 0.0
-    """Bytes of attention outputs, which selective recompute keeps besides."""
-    unit_bytes: float = 0.0
-    """What the largest recomputed unit keeps while it is run again; 0 where units are alike, for the mean of them."""
-
-    @property
-    def forward(self) -> float:
-        return self.linear + self.attention
-
-    @property
-    def backward(self) -> float:
-        return {
-            "trained": 2 * self.linear + 2.5 * self.attention,
-            "passed": self.linear + 2.5 * self.attention,
-            "still": 0.0,
-        }[self.kind]
-
-
 class Family(ABC):
     """What the trainer asks of a model family. Stateless: each call gets the family's typed ``config``. A function that
     already stands in a module of the family becomes its method with ``staticmethod``."""
@@ -232,6 +197,29 @@ class Family(ABC):
         """Frozen modules outside the network and outside the engine (a VAE decoder, a face embedder)."""
         return {}
 
+    def attach(self, network: nn.Module, helpers: Mapping[str, nn.Module]) -> None:
+        """Put what ``helpers`` returned where the losses of ``network`` look for it, outside of its module tree."""
+        return None
+
+    @abstractmethod
+    def example_sizes(self, config: Any, stage: int) -> Mapping[str, int]:
+        """The length of each named dimension of the schema, at its largest in ``stage``."""
+
+    host_fields: ClassVar[tuple[str, ...]] = ()
+    """Fields whose values a step reads on the host: they keep values where an example batch is on the meta device."""
+
+    def fill_example(self, batch: Batch, config: Any) -> None:
+        """Overwrite the random numbers of an example batch with content that the losses can digest."""
+        return None
+
+    def example_batch(self, config: Any, stage: int, samples: int, device: torch.device | str, seed: int) -> Batch:
+        """A batch of ``samples`` random samples at full size, for the planner (on the meta device: shapes without
+        values), benchmarks and tests."""
+        sizes = self.example_sizes(config, stage)
+        batch = random_batch(self.schema(config), sizes, samples, device, seed, stage, self.host_fields)
+        self.fill_example(batch, config)
+        return batch
+
     def recompute_units(self, network: nn.Module) -> Iterable[nn.Module]:
         """Modules whose forward may be run again in the backward instead of keeping its activations: as the network's
         method of this name says, none without one."""
@@ -241,10 +229,6 @@ class Family(ABC):
         """Modules that ZeRO-3 may gather as a whole (each called through ``__call__``, once per micro-step): as the
         network's method of this name says, none without one."""
         return network.leaf_modules() if hasattr(network, "leaf_modules") else ()
-
-    @abstractmethod
-    def flops(self, config: BaseModel, stage: int) -> list[ModuleCost]:
-        """Cost of one sample at the clip size of ``config``, module by module."""
 
     def preview(self, network: nn.Module, batch: Batch, progress: Progress) -> dict[str, np.ndarray]:
         """Pictures of a held-out batch by name, uint8 ``[H, W, 3]``. Called on every rank with as many samples."""

@@ -16,7 +16,7 @@ from stagecoach.data.format.schema import Field, SampleSchema
 from stagecoach.data.format.shards import ShardWriter, write_manifest
 from stagecoach.models.common.config import Section
 from stagecoach.models.common.keyed import keyed_randn
-from stagecoach.models.family import ExitCriterion, Family, LossTerm, Metric, ModuleCost, Schedule, StageSpec, Trainable
+from stagecoach.models.family import ExitCriterion, Family, LossTerm, Metric, Schedule, StageSpec, Trainable
 
 SCHEMA = SampleSchema("toy", 1, (Field("x", "f32", (8,)), Field("y", "f32", (8,))))
 
@@ -126,8 +126,8 @@ class ToyFamily(Family):
     def leaf_modules(self, network):
         return [layer.first for layer in network.layers]
 
-    def flops(self, config, stage):
-        return [ModuleCost("layers", 2.0 * 8 * 64, 0.0, "trained")]
+    def example_sizes(self, config, stage):
+        return {}
 
     def validate(self, network, batch, progress, statistics):
         output = network(batch, progress)

@@ -24,7 +24,16 @@ ATTENTION_OPS = (
 """SDPA's kernels. Those of the flash-attn package are looked up by name when a unit runs, since they exist only once it
 is imported."""
 
-ATTENTION_NAMESPACES = ("flash_attn", "flash_attn_3", "flash_attn_2", "xformers", "xformers_flash", "_diffusers_flash")
+ATTENTION_NAMESPACES = (
+    "flash_attn",
+    "flash_attn_3",
+    "flash_attn_2",
+    "xformers",
+    "xformers_flash",
+    "_diffusers_flash",
+    "stagecoach_attention",
+)
+"""The last is the planner's stand-in on the meta device."""
 
 
 def apply_activation_checkpointing(units: Iterable[nn.Module], policy: CheckpointingPolicy) -> int:

@@ -18,6 +18,18 @@ PEAK_BF16 = {
     "4090": 165e12,
 }
 """Dense bf16 FLOP/s by a part of the device's name (vendor data sheets)."""
+MEMORY_BANDWIDTH = {
+    "H20": 4.0e12,
+    "H200": 4.8e12,
+    "H100": 3.35e12,
+    "H800": 3.35e12,
+    "A100": 2.04e12,
+    "A800": 2.04e12,
+    "B200": 8.0e12,
+    "L40S": 0.864e12,
+    "4090": 1.008e12,
+}
+"""Bytes per second of the device's memory (vendor data sheets; of A100 the module with 80 GB)."""
 
 
 def peak_flops(name: str) -> float | None:

@@ -26,6 +26,7 @@ from stagecoach.trainer.hardware import device_name, peak_flops, peak_memory_byt
 from stagecoach.trainer.interrupt import Interrupted, StopRequest
 from stagecoach.trainer.meter import Meter
 from stagecoach.trainer.objective import weighted_total
+from stagecoach.trainer.planning.meter import step_costs
 from stagecoach.trainer.reporting.monitor import Monitor
 from stagecoach.trainer.setup import StageSetup, adapter_directory
 
@@ -61,9 +62,11 @@ class StageLoop:
                 setup.world,
                 plan.window(plan.stage.steps - 1, len(data.train)),
             )
-        costs = plan.family.flops(plan.config, plan.index)
-        self.flops_per_sample = sum(cost.forward + cost.backward for cost in costs)
         self.peak = peak_flops(device_name(setup.world.device))
+        self.flops_per_sample = 0.0
+        if self.peak and setup.world.is_first:  # which alone logs; it takes some seconds
+            costs = step_costs(plan, plan.batching.micro)
+            self.flops_per_sample = costs.flops() / costs.samples
 
     def run(self) -> Path:
         """Train to the end of the stage and return the adapter's directory. Raises ``Interrupted`` after saving."""
@@ -183,7 +186,7 @@ class StageLoop:
         values["bad_samples"] = len(self.bad.indices)
         values["memory_gib"] = peak_memory_bytes(s.world.device) / 2**30
         values |= {alias: values[name] for alias, name in s.plan.family.aliases.items() if name in values}
-        if self.peak:
+        if self.peak and self.flops_per_sample:
             per_device = values["samples_per_second"] / s.world.size
             values["mfu"] = per_device * self.flops_per_sample / self.peak
         return values

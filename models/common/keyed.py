@@ -49,6 +49,11 @@ def withheld(batch: dict, names: Iterable[str], dropped: Tensor | None = None) -
     return batch | {name: batch[name] * kept.view(-1, *[1] * (batch[name].ndim - 1)) for name in names}
 
 
+def draws_on(batch: dict, device: torch.device) -> dict:
+    """What ``keyed_rand`` and the like need of ``batch``, to draw on ``device`` instead of the batch's own."""
+    return {"uid": torch.empty(len(batch["uid"]), device=device), "rng_key": batch["rng_key"]}
+
+
 def _draw(function, batch: dict, purpose: str, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     device = batch["uid"].device
     if device.type == "meta":

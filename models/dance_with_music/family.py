@@ -12,9 +12,9 @@ from stagecoach.data.dance_with_music.schema import dance_schema
 from stagecoach.data.format.schema import SampleSchema
 from stagecoach.data.streaming.windows import Window
 from stagecoach.models.common.materialise import OnLoaded
+from stagecoach.models.dance_with_music import example
 from stagecoach.models.dance_with_music.base import fill_base, open_base
 from stagecoach.models.dance_with_music.config import SIZES, DanceConfig
-from stagecoach.models.dance_with_music.flops import cost_table
 from stagecoach.models.dance_with_music.music_to_pose.model import MusicNorm
 from stagecoach.models.dance_with_music.network import build_network
 from stagecoach.models.dance_with_music.preview import preview
@@ -42,7 +42,8 @@ class DanceWithMusicFamily(Family):
     preview = staticmethod(preview)
     validate = staticmethod(validate)
     open_base = staticmethod(open_base)
-    flops = staticmethod(cost_table)
+    example_sizes = staticmethod(example.sizes)
+    fill_example = staticmethod(example.fill)
     adapter_file = staticmethod(part_of)
 
     def schema(self, config: DanceConfig) -> SampleSchema:
@@ -58,10 +59,12 @@ class DanceWithMusicFamily(Family):
         """The weights of all parts, and the helpers beside the network: hidden from its module tree, so that no engine
         partitions them."""
         digest = fill_base(network, config, device, on_loaded)
-        helpers = self.helpers(config, network.stage, device, network.dtype)
+        self.attach(network, self.helpers(config, network.stage, device, network.dtype))
+        return digest
+
+    def attach(self, network: nn.Module, helpers: Mapping[str, nn.Module]) -> None:
         if helpers:
             network.__dict__["helpers"] = Helpers(helpers["vae"], helpers.get("arcface"))
-        return digest
 
     def helpers(
         self, config: DanceConfig, stage: int, device: torch.device | str, dtype: torch.dtype

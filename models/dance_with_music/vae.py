@@ -4,6 +4,7 @@ outside the engine, plain replicas on every rank."""
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, AutoencoderKLTemporalDecoder
@@ -13,7 +14,14 @@ from stagecoach.data.dance_with_music.schema import LATENT_CHANNELS, LATENT_STRI
 from stagecoach.data.encoding.encoders import load_config, load_model
 from stagecoach.models.common.materialise import CONFIG_FILE, keyed_init, needs, read_json
 from stagecoach.models.dance_with_music.config import DanceConfig
-from stagecoach.models.dance_with_music.identity.arcface import ArcFace, load_arcface, open_arcface, random_arcface
+from stagecoach.models.dance_with_music.identity.arcface import (
+    TINY_DEPTHS,
+    TINY_WIDTHS,
+    ArcFace,
+    load_arcface,
+    open_arcface,
+    random_arcface,
+)
 
 KINDS = {kind.__name__: kind for kind in (AutoencoderKL, AutoencoderKLTemporalDecoder)}
 AT_ONCE = 4
@@ -61,8 +69,10 @@ class Helpers:
 
 
 def make_helpers(config: DanceConfig, device: torch.device | str, dtype: torch.dtype) -> dict[str, nn.Module]:
-    """``vae``, and ``arcface`` where ``weights.arcface`` is given or the identity loss needs it. Raises ``ValueError``
-    as ``check_helpers``."""
+    """``vae``, and ``arcface`` where ``weights.arcface`` is given or the identity loss needs it. On the meta device no
+    file is read. Raises ``ValueError`` as ``check_helpers``."""
+    if torch.device(device).type == "meta":
+        return _meta_helpers(config, dtype)
     found: dict[str, nn.Module] = {"vae": make_decoder(config, device, dtype)}
     if config.weights.arcface is not None:
         found["arcface"] = load_arcface(config.weights.arcface, device)
@@ -78,15 +88,7 @@ def make_decoder(config: DanceConfig, device: torch.device | str, dtype: torch.d
     if path is None:
         _needs_vae(config)
         with keyed_init("vae"):
-            vae = AutoencoderKL(
-                block_out_channels=(8,) * 4,
-                down_block_types=("DownEncoderBlock2D",) * 4,
-                up_block_types=("UpDecoderBlock2D",) * 4,
-                layers_per_block=1,
-                norm_num_groups=4,
-                latent_channels=LATENT_CHANNELS,
-                scaling_factor=RANDOM_SCALE,
-            )
+            vae = AutoencoderKL(**_vae_arguments(small=True))
         return Decoder(vae).to(device, dtype)
     vae = load_model(_kind(path), Path(path), torch.device("cpu"))
     stride = 2 ** (len(vae.config.block_out_channels) - 1)
@@ -97,6 +99,34 @@ def make_decoder(config: DanceConfig, device: torch.device | str, dtype: torch.d
             "weights.vae the folder that they were built with"
         )
     return Decoder(vae).to(device, dtype)
+
+
+def _meta_helpers(config: DanceConfig, dtype: torch.dtype) -> dict[str, nn.Module]:
+    """The helpers without values, of their published sizes; of the small random ones' where the config allows these and
+    names no others."""
+    with torch.device("meta"):
+        small = config.weights.vae is None and config.allow_random_init
+        found: dict[str, nn.Module] = {"vae": Decoder(AutoencoderKL(**_vae_arguments(small))).to(dtype)}
+        if config.weights.arcface is not None or config.losses.id_kind == "arcface":
+            small = config.weights.arcface is None and config.allow_random_init
+            found["arcface"] = ArcFace(TINY_WIDTHS, TINY_DEPTHS) if small else ArcFace()
+    return found
+
+
+def _vae_arguments(small: bool) -> dict[str, Any]:
+    """Arguments of ``AutoencoderKL``: Stable Diffusion's, or of a small one."""
+    widths = (
+        {"block_out_channels": (8,) * 4, "layers_per_block": 1, "norm_num_groups": 4}
+        if small
+        else {"block_out_channels": (128, 256, 512, 512), "layers_per_block": 2, "norm_num_groups": 32}
+    )
+    return {
+        **widths,
+        "down_block_types": ("DownEncoderBlock2D",) * 4,
+        "up_block_types": ("UpDecoderBlock2D",) * 4,
+        "latent_channels": LATENT_CHANNELS,
+        "scaling_factor": RANDOM_SCALE,
+    }
 
 
 def check_helpers(config: DanceConfig) -> str:

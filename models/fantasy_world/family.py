@@ -8,9 +8,9 @@ from stagecoach.data.fantasy_world.schema import fantasy_world_schema
 from stagecoach.data.format.schema import SampleSchema
 from stagecoach.models.common.materialise import WeightSource, open_folder
 from stagecoach.models.family import Family
+from stagecoach.models.fantasy_world import example
 from stagecoach.models.fantasy_world.backbone import base_name
 from stagecoach.models.fantasy_world.config import SIZES, FantasyWorldConfig
-from stagecoach.models.fantasy_world.flops import cost_table
 from stagecoach.models.fantasy_world.network import build_network
 from stagecoach.models.fantasy_world.preview import preview
 from stagecoach.models.fantasy_world.stages import METRICS, make_stages
@@ -29,7 +29,8 @@ class FantasyWorldFamily(Family):
     build = staticmethod(build_network)
     preview = staticmethod(preview)
     validate = staticmethod(validate)
-    flops = staticmethod(cost_table)
+    example_sizes = staticmethod(example.sizes)
+    fill_example = staticmethod(example.fill)
 
     def schema(self, config: FantasyWorldConfig) -> SampleSchema:
         backbone = config.backbone

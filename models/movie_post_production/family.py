@@ -12,10 +12,9 @@ from torch import nn
 from stagecoach.data.format.schema import SampleSchema
 from stagecoach.data.movie_post_production.schema import movie_post_production_schema
 from stagecoach.models.common.materialise import OnLoaded, WeightSource, open_folder
-from stagecoach.models.family import Family, ModuleCost
+from stagecoach.models.family import Family
+from stagecoach.models.movie_post_production import example
 from stagecoach.models.movie_post_production.config import SIZES, MoviePostConfig
-from stagecoach.models.movie_post_production.flops import cost_table
-from stagecoach.models.movie_post_production.helper_costs import identity_costs
 from stagecoach.models.movie_post_production.identity.decode import Helpers, check_helpers, make_decoder, make_dino
 from stagecoach.models.movie_post_production.network import build_network
 from stagecoach.models.movie_post_production.preview import preview
@@ -44,6 +43,9 @@ class MoviePostProductionFamily(Family):
     build = staticmethod(build_network)
     preview = staticmethod(preview)
     validate = staticmethod(validate)
+    example_sizes = staticmethod(example.sizes)
+    fill_example = staticmethod(example.fill)
+    host_fields = ("boxes",)
 
     def schema(self, config: MoviePostConfig) -> SampleSchema:
         backbone, instance = config.backbone, config.instance
@@ -70,9 +72,12 @@ class MoviePostProductionFamily(Family):
         """The backbone's weights, and the helpers beside the network: hidden from its module tree, so that no engine
         partitions them."""
         digest = super().load_base(network, config, device, on_loaded)
-        helpers = self.helpers(config, network.stage, device, network.dtype)
-        network.__dict__["helpers"] = Helpers(helpers["vae"], helpers.get("dino"))
+        self.attach(network, self.helpers(config, network.stage, device, network.dtype))
         return digest
+        return digest
+
+    def attach(self, network: nn.Module, helpers: Mapping[str, nn.Module]) -> None:
+        network.__dict__["helpers"] = Helpers(helpers["vae"], helpers.get("dino"))
 
     def helpers(
         self, config: MoviePostConfig, stage: int, device: torch.device | str, dtype: torch.dtype
@@ -85,7 +90,3 @@ class MoviePostProductionFamily(Family):
         if stage >= IDENTITY_STAGE:
             found["dino"] = make_dino(config.dino, config.instance.dino_dim, device, dtype, random)
         return found
-
-    def flops(self, config: MoviePostConfig, stage: int) -> list[ModuleCost]:
-        """Of the network, and of the identity loss's helpers where the stage has it."""
-        return cost_table(config, stage) + (identity_costs(config) if stage >= IDENTITY_STAGE else [])

@@ -11,7 +11,7 @@ from stagecoach.models.family import Batch, Progress
 from stagecoach.models.movie_post_production import losses
 from stagecoach.models.movie_post_production.config import PATCH, MoviePostConfig
 from stagecoach.models.movie_post_production.identity import loss as identity
-from stagecoach.models.movie_post_production.layout.instances import Instances, make_instances
+from stagecoach.models.movie_post_production.layout.instances import Instances, make_instances, on_device
 from stagecoach.models.movie_post_production.layout.regions import token_cover
 from stagecoach.models.movie_post_production.losses import Metrics, distribution, reference_metrics
 from stagecoach.models.movie_post_production.stages import FEEDBACK_STAGE, IDENTITY_STAGE, identity_weight, layout_scale
@@ -34,6 +34,7 @@ def training_step(network: torch.nn.Module, batch: Batch, progress: Progress) ->
     t = noised.level
     instances = make_instances(batch, config, progress)
     prediction = predict(network, batch, instances, noised.x, t, constants.flow_matching.guidance, progress)
+    instances = on_device(instances, latent.device)
     velocity, alpha, valid = prediction["velocity"], prediction["alpha"], instances["valid"]
     error = noised.error(velocity)
     terms = {

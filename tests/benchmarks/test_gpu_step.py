@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.batches import TORCH_DTYPES, synthetic_batch
 from benchmarks.gpu_step import measure
 from stagecoach.data.format.schema import DTYPES, check_sample
-from stagecoach.models import FAMILIES, get_family
+from stagecoach.models import get_family
+from stagecoach.models.common.example_batch import TORCH_DTYPES
+from stagecoach.trainer.planning.meter import step_costs
 from stagecoach.trainer.recipe import load_recipe
 from stagecoach.trainer.stage_plan import StagePlan
 from tests.tiny_data import ROOT
@@ -37,7 +38,7 @@ def test_a_batch_is_what_the_schema_asks_for(size):
     config = family.sizes[size]
     clip = config.clip.model_copy(update={"frames": 9, "height": 32, "width": 48})
     config = config.model_copy(update={"clip": clip})
-    batch = synthetic_batch(family, config, 2, "cpu", 0, 1)
+    batch = family.example_batch(config, 1, 2, "cpu", 0)
     schema = family.schema(config)
     for i in range(2):
         arrays = {}
@@ -50,9 +51,9 @@ def test_a_batch_is_what_the_schema_asks_for(size):
         assert arrays["depth"].shape == (9, 32, 48)
     assert (batch["depth"] > 0).all()
     assert torch.equal(batch["extrinsics"][0, 0], torch.eye(4)[:3])
-    again = synthetic_batch(family, config, 2, "cpu", 0, 1)
+    again = family.example_batch(config, 1, 2, "cpu", 0)
     assert torch.equal(batch["latent"], again["latent"])
-    assert not torch.equal(batch["latent"], synthetic_batch(family, config, 2, "cpu", 1, 1)["latent"])
+    assert not torch.equal(batch["latent"], family.example_batch(config, 1, 2, "cpu", 1)["latent"])
 
 
 @pytest.mark.parametrize("size", ["tiny", "flux-dev"])
@@ -61,7 +62,7 @@ def test_a_batch_of_pictures_is_what_the_schema_asks_for(size):
 
     family = get_family("movie_post_production")
     config = family.sizes[size]
-    batch = synthetic_batch(family, config, 2, "cpu", 0, 1)
+    batch = family.example_batch(config, 1, 2, "cpu", 0)
     arrays = {
         field.name: np.zeros(tuple(batch[field.name][0].shape), DTYPES[field.dtype])
         for field in family.schema(config).fields
@@ -100,19 +101,12 @@ def test_every_stage_of_dance_with_music_is_timed(profile, stage):
         overrides=["model.weights.vae=weights/vae", "model.weights.denoising_unet=weights/unet"],
     )
     family, config = get_family("dance_with_music"), StagePlan.resolve(recipe, stage).config
-    batch = synthetic_batch(family, config, 2, "cpu", 0, stage)
+    batch = family.example_batch(config, stage, 2, "cpu", 0)
     frames = config.frames
     assert batch["latents"].shape[1] == {1: frames.m2p, 2: frames.image, 3: frames.motion[1]}[stage]
     found = measure(recipe, stage, plain=True, warmup=1, steps=1)
     assert found["step_seconds"] > 0
     assert found["trainable"] > 0
-
-
-def test_a_family_without_content_is_told_where_to_add_it(monkeypatch):
-    monkeypatch.setitem(FAMILIES, "toy", "tests.toy:ToyFamily")
-    family = get_family("toy")
-    with pytest.raises(ValueError, match=r"'toy' has no entry in benchmarks/batches\.py"):
-        synthetic_batch(family, family.sizes["tiny"], 1, "cpu", 0, 1)
 
 
 def test_plain_steps_train_the_stage_and_report_every_number():
@@ -123,8 +117,7 @@ def test_plain_steps_train_the_stage_and_report_every_number():
     assert found["samples_per_second"] * found["step_seconds"] == pytest.approx(2)
     assert found["mfu"] is None
     assert found["trainable"] > 0
-    costs = get_family("fantasy_world").flops(StagePlan.resolve(recipe, 1).config, 1)
-    assert found["flops_per_sample"] == sum(c.forward + c.backward for c in costs)
+    assert found["flops_per_sample"] == step_costs(StagePlan.resolve(recipe, 1), 2).flops() / 2
     assert found["last_loss"] < found["first_loss"]
 
 

@@ -6,9 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks.batches import synthetic_batch
 from stagecoach.models import get_family
-from stagecoach.models.family import Batch, Progress
+from stagecoach.models.family import Progress
 from stagecoach.trainer.freeze import freeze
 from stagecoach.trainer.recipe import load_recipe
 from stagecoach.trainer.stage_plan import StagePlan
@@ -17,6 +16,7 @@ STEPS = [
     ("fantasy_world", "tiny", 1),
     ("fantasy_world", "tiny", 2),
     *(("dance_with_music", profile, stage) for profile in ("tiny", "tiny-svd") for stage in (1, 2, 3)),
+    *(("movie_post_production", "tiny", stage) for stage in (1, 2, 3)),
 ]
 
 
@@ -32,7 +32,7 @@ def test_a_bf16_step_mixes_no_devices_and_waits_for_none(name, profile, stage):
     ]
     for top in (network, *helpers):
         _to_meta(top)
-    batch = _on_meta(synthetic_batch(family, config, 2, "cpu", 0, stage))
+    batch = family.example_batch(config, stage, 2, "meta", 0)
 
     losses = network(batch, Progress(9, 10, stage, 0))["losses"]
     assert {value.device.type for value in losses.values()} == {"meta"}
@@ -51,10 +51,3 @@ def _to_meta(top: nn.Module) -> None:
         for name, buffer in list(module._buffers.items()):
             if buffer is not None:
                 module._buffers[name] = buffer.to("meta")
-
-
-def _on_meta(batch: Batch) -> Batch:
-    return {
-        name: value.to("meta") if torch.is_tensor(value) and name != "rng_key" else value
-        for name, value in batch.items()
-    }

@@ -43,7 +43,7 @@ class DeclaredFamily(Family):
     def _unused(self, *arguments, **named):
         raise AssertionError("only the declaration is used here")
 
-    schema = build = open_base = load_base = check_base = recompute_units = flops = validate = _unused
+    schema = build = open_base = load_base = check_base = recompute_units = example_sizes = validate = _unused
 
 
 @pytest.fixture(autouse=True)

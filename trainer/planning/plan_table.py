@@ -45,7 +45,7 @@ def show(plan: dict[str, Any]) -> None:
                 ("module", "gradient", "linear", "attention", "forward", "training"),
                 [
                     (
-                        row["module"] + (" (head)" if row["head"] else ""),
+                        row["module"],
                         row["kind"],
                         *(_tera(row[key]) for key in ("linear", "attention", "forward", "training")),
                     )
@@ -79,6 +79,12 @@ def show(plan: dict[str, Any]) -> None:
                     ("seconds a step", *(f"{o['step_seconds']:.4g}" for o in options)),
                 ],
             )
+        )
+        moved = stage["elementwise"]
+        console.print(
+            f"Other operations than matrix products move {_giga(moved['bytes'])} GB a step. At the full rates of an "
+            f"{plan['gpu']} that takes {moved['seconds']:.3g} s, beside {moved['arithmetic_seconds']:.3g} s of "
+            f"arithmetic: bound by {moved['bound']}."
         )
         console.print(
             f"{stage['steps']:,} steps of {stage['global_batch']} samples = {stage['gpus']} GPUs x "

@@ -1,6 +1,7 @@
 """What a recipe will cost, before anything is allocated: parameters, FLOPs, memory, traffic, time.
 
-Networks are built on the meta device. Memory and traffic are those of DeepSpeed 0.19's ZeRO: with T trained parameters
+Networks are built on the meta device, and FLOPs and activations are counted in a step that runs there (``meter.py``).
+The memory of states and the traffic between GPUs are those of DeepSpeed 0.19's ZeRO: with T trained parameters
 in B bytes each, gradients reduced in R bytes and accumulated in A bytes, N ranks and a accumulation steps, a rank holds
 and moves per optimizer step
 
@@ -16,16 +17,14 @@ ring bytes per GPU, and no part of it is taken to hide behind the computation.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from stagecoach.models.family import ModuleCost
 from stagecoach.trainer.freeze import freeze, freeze_table
-from stagecoach.trainer.hardware import PEAK_BF16
+from stagecoach.trainer.hardware import MEMORY_BANDWIDTH, PEAK_BF16
+from stagecoach.trainer.planning.meter import StepCosts, step_costs
 from stagecoach.trainer.recipe import Recipe, read_ds_config
 from stagecoach.trainer.stage_plan import DTYPES, StagePlan
 
@@ -41,6 +40,7 @@ MEMORY = {
     "4090": 24e9,
 }
 """Bytes by GPU (vendor data sheets)."""
+POLICIES = ("none", "selective", "full")
 OPTIONS = ((1, "replicate"), (2, "replicate"), (3, "replicate"), (3, "shard"))
 """(ZeRO stage, frozen weights): what a recipe can choose from."""
 
@@ -93,9 +93,8 @@ def plan_stage(recipe: Recipe, index: int, cluster: Cluster) -> dict[str, Any]:
     network = family.build(config, index, "meta", DTYPES[recipe.precision])
     freeze(network, spec)
     sizes = measure(network, DTYPES[recipe.precision].itemsize)
-    costs = family.flops(config, index)
-    units = recompute_units(network, family.recompute_units(network))
-    flops, kept = flops_per_sample(costs, units), activation_bytes(costs, units)
+    costs = step_costs(resolved, batching.micro)
+    flops, kept = flops_per_sample(costs), activation_bytes(costs)
 
     executed = batching.local * flops["by_activation_checkpointing"][recipe.activation_checkpointing]
     compute = executed / (PEAK_BF16[cluster.gpu] * cluster.utilisation)
@@ -107,7 +106,7 @@ def plan_stage(recipe: Recipe, index: int, cluster: Cluster) -> dict[str, Any]:
         ds_config = read_ds_config(changed)
         memory = {
             **state_bytes(sizes, zero, frozen, gpus, ds_config),
-            "activations": batching.micro * kept[recipe.activation_checkpointing],
+            "activations": kept[recipe.activation_checkpointing],
         }
         traffic = traffic_bytes(sizes, zero, frozen, batching.accumulation, ds_config) if gpus > 1 else 0.0
         total = sum(memory.values())
@@ -135,7 +134,9 @@ def plan_stage(recipe: Recipe, index: int, cluster: Cluster) -> dict[str, Any]:
         "modules": module_counts(network, spec),
         "flops_per_sample": flops,
         "memory_bytes": chosen["memory_bytes"],
-        "activation_bytes": {name: batching.micro * value for name, value in kept.items()},
+        "activation_bytes": kept,
+        "activation_parts": activation_parts(costs),
+        "elementwise": elementwise(costs, recipe.activation_checkpointing, batching.accumulation, cluster.gpu),
         "traffic_bytes": chosen["traffic_bytes"],
         "compute_seconds": compute,
         "step_seconds": chosen["step_seconds"],
@@ -177,71 +178,64 @@ def module_counts(network: torch.nn.Module, spec: Any) -> dict[str, dict[str, An
     return counts
 
 
-def flops_per_sample(costs: Sequence[ModuleCost], units: Mapping[str, int]) -> dict[str, Any]:
-    """``forward`` and ``training`` (forward and backward, nothing recomputed), each by ``linear``, ``attention`` and
-    ``heads``; ``by_activation_checkpointing``: training with what each policy runs again; ``modules``: a row each.
-    ``units`` as from ``recompute_units``."""
+def flops_per_sample(costs: StepCosts) -> dict[str, Any]:
+    """Return FLOPs of one sample, fit for JSON.
 
-    def parts(*names: str) -> dict[str, float]:
-        def total(head: bool, *kinds: str) -> float:
-            return sum(_flops(c, name, kind) for c in costs if c.head == head for name in names for kind in kinds)
-
-        return {
-            "linear": total(False, "linear"),
-            "attention": total(False, "attention"),
-            "heads": total(True, "linear", "attention"),
+    ``forward`` and ``training`` (forward and backward, nothing recomputed), each also as ``_parts`` by ``linear``
+    (matrix products and convolutions) and ``attention``; ``by_activation_checkpointing``: training with what each
+    policy runs again; ``modules``: a row for each that has FLOPs.
+    """
+    forward, training = (
+        {
+            kind: sum(getattr(amount, kind) for row in costs.rows for amount in directions(row)) / costs.samples
+            for kind in ("linear", "attention")
         }
-
-    forward, training = parts("forward"), parts("forward", "backward")
-    again = [c for c in costs if _top(c.module) in units and c.kind != "still"]
-    once = sum(training.values())
+        for directions in (lambda row: (row.forward,), lambda row: (row.forward, row.backward))
+    )
+    modules = [
+        {
+            "module": row.module,
+            "kind": row.kind,
+            "linear": row.forward.linear / costs.samples,
+            "attention": row.forward.attention / costs.samples,
+            "forward": row.forward.flops / costs.samples,
+            "training": (row.forward + row.backward).flops / costs.samples,
+        }
+        for row in costs.rows
+    ]
     return {
         "forward": sum(forward.values()),
-        "training": once,
+        "training": sum(training.values()),
         "forward_parts": forward,
         "training_parts": training,
-        "by_activation_checkpointing": {
-            "none": once,
-            "selective": once + sum(c.linear for c in again),
-            "full": once + sum(c.forward for c in again),
-        },
-        "modules": [
-            {
-                "module": c.module,
-                "kind": c.kind,
-                "head": c.head,
-                "linear": c.linear,
-                "attention": c.attention,
-                "forward": c.forward,
-                "training": c.forward + c.backward,
-            }
-            for c in costs
-        ],
+        "by_activation_checkpointing": {policy: costs.flops(policy) / costs.samples for policy in POLICIES},
+        "modules": [row for row in modules if row["training"]],
     }
 
 
-def activation_bytes(costs: Sequence[ModuleCost], units: Mapping[str, int]) -> dict[str, float]:
-    """Bytes of one sample's activations when the backward begins, by recompute policy. Recomputed units keep their
-    inputs (and attention outputs), and one of them at a time all the rest."""
-    kept = [c for c in costs if c.kind != "still"]
-    again = [c for c in kept if _top(c.module) in units]
-    means = [sum(c.activation_bytes for c in again if _top(c.module) == top) / count for top, count in units.items()]
-    largest = max((c.unit_bytes for c in again), default=0.0) or max(means, default=0.0)
-    block = largest + sum(c.boundary_bytes if c in again else c.activation_bytes for c in kept)
+def activation_bytes(costs: StepCosts) -> dict[str, int]:
+    """Return the bytes of a micro-batch's activations when the backward begins, by recompute policy. Recomputed units
+    keep their inputs (and attention outputs), and one of them at a time all the rest."""
+    return {policy: getattr(costs.kept, policy) for policy in POLICIES}
+
+
+def activation_parts(costs: StepCosts) -> dict[str, int]:
+    """Return what the bytes under recompute are made of: ``outside`` of units, ``boundaries`` of units, ``attention``
+    outputs inside them (``selective`` keeps these), and the ``largest_unit`` while ``full`` runs it again."""
+    return {part: getattr(costs.kept, part) for part in ("outside", "boundaries", "attention", "largest_unit")}
+
+
+def elementwise(costs: StepCosts, policy: str, accumulation: int, gpu: str) -> dict[str, Any]:
+    """Return what a GPU reads and writes in an optimizer step besides matrix products, and whether that or arithmetic
+    would take longer at the full rates of ``gpu``: ``bound`` is ``memory`` or ``arithmetic``."""
+    moved = accumulation * costs.traffic(policy)
+    seconds, arithmetic = moved / MEMORY_BANDWIDTH[gpu], accumulation * costs.flops(policy) / PEAK_BF16[gpu]
     return {
-        "none": sum(c.activation_bytes for c in kept),
-        "full": block,
-        "selective": block + sum(c.attention_bytes for c in again),
+        "bytes": moved,
+        "seconds": seconds,
+        "arithmetic_seconds": arithmetic,
+        "bound": "memory" if seconds > arithmetic else "arithmetic",
     }
-
-
-def recompute_units(network: torch.nn.Module, units: Iterable[torch.nn.Module]) -> dict[str, int]:
-    """How many ``units`` each top-level module of ``network`` holds. The rows of a family's cost table that begin with
-    its name are what they run again."""
-    names = {id(module): name for name, module in network.named_modules()}
-    # A unit may be a way to run modules that the network holds itself: it stands where the first of them does.
-    homes = (next((names[id(m)] for m in unit.modules() if id(m) in names), None) for unit in units)
-    return dict(Counter(_top(name) for name in homes if name is not None))
 
 
 def state_bytes(sizes: Sizes, zero: int, frozen: str, ranks: int, ds_config: dict[str, Any]) -> dict[str, float]:
@@ -311,15 +305,6 @@ def advice(options: list[dict[str, Any]], chosen: dict[str, Any], gpu: str) -> s
         f"{name(best)} would be fastest: {gained:.3g} s ({gained / chosen['step_seconds']:.1%}) less than the "
         f"{chosen['step_seconds']:.3g} s a step of {name(chosen)}, with {memory}."
     )
-
-
-def _top(name: str) -> str:
-    return name.split(".")[0]
-
-
-def _flops(cost: ModuleCost, direction: str, kind: str) -> float:
-    """Linear or attention part of a row's forward or backward."""
-    return getattr(replace(cost, **{"attention" if kind == "linear" else "linear": 0.0}), direction)
 
 
 def _held(sizes: Sizes, frozen: str) -> int:

@@ -73,11 +73,13 @@ class Helpers:
 def make_decoder(
     config: VaeConfig, channels: int, device: torch.device | str, dtype: torch.dtype, random: bool
 ) -> Decoder:
-    """The decoder in ``config.base``; with ``random`` and no base one of random weights for latents of ``channels``.
-    Raises ``ValueError`` where there is neither, and for a VAE of other latents."""
-    if config.base is None:
-        _needs("vae.base", "FLUX's VAE", random)
-        with keyed_init("vae"):
+    """The decoder in ``config.base``; with ``random`` and no base one of random weights for latents of ``channels``. On
+    the meta device, where no folder is read, one of the widths in ``config``. Raises ``ValueError`` where there is
+    neither, and for a VAE of other latents."""
+    meta = torch.device(device).type == "meta"
+    if config.base is None or meta:
+        _needs("vae.base", "FLUX's VAE", random or meta)
+        with keyed_init("vae", "meta" if meta else "cpu"):
             vae = AutoencoderKL(**vae_arguments(config, channels))
         return Decoder(vae).to(device, dtype)
     vae = load_model(AutoencoderKL, Path(config.base), torch.device("cpu"))
@@ -95,10 +97,12 @@ def make_dino(
     config: DinoConfig, dim: int, device: torch.device | str, dtype: torch.dtype, random: bool
 ) -> CropFeatures:
     """DINOv2 in ``config.base``; with ``random`` and no base one of random weights whose vectors have ``dim`` numbers.
-    Raises ``ValueError`` where there is neither, and for vectors of another length."""
-    if config.base is None:
-        _needs("dino.base", "DINOv2", random)
-        with keyed_init("dino"):
+    On the meta device, where no folder is read, one of the sizes in ``config``. Raises ``ValueError`` where there is
+    neither, and for vectors of another length."""
+    meta = torch.device(device).type == "meta"
+    if config.base is None or meta:
+        _needs("dino.base", "DINOv2", random or meta)
+        with keyed_init("dino", "meta" if meta else "cpu"):
             model = Dinov2Model(dino_config(config, dim))
         return CropFeatures(model, config.size).to(device, dtype)
     size, found = DinoEncoder.sizes(Path(config.base))

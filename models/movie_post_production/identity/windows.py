@@ -76,7 +76,8 @@ def windows(boxes: Tensor, height: int, width: int, side: int, margin: int) -> W
     """
     pixels = pixel_boxes(boxes, LATENT_STRIDE * height, LATENT_STRIDE * width).double()
     size = torch.tensor([width, height], dtype=torch.float64, device=boxes.device)
-    out = size.clamp_max(side)
+    sides = (min(width, side), min(height, side))
+    out = torch.tensor(sides, dtype=torch.float64, device=boxes.device)
     low, high = (pixels[..., :2] / LATENT_STRIDE).floor(), (pixels[..., 2:] / LATENT_STRIDE).ceil()
     needed = torch.minimum(high - low + 2 * margin, size)
     reduction = (needed / out).amax(-1, keepdim=True).clamp_min(1)
@@ -86,7 +87,7 @@ def windows(boxes: Tensor, height: int, width: int, side: int, margin: int) -> W
     start = torch.minimum(start.clamp_min(0), size - extent)
     zero = torch.zeros_like(start[..., 0])
     columns, rows = (
-        resize_weights(start[..., axis], extent[..., axis], int(out[axis]), int(size[axis]), zero, zero + size[axis])
+        resize_weights(start[..., axis], extent[..., axis], sides[axis], (width, height)[axis], zero, zero + size[axis])
         for axis in (0, 1)
     )
     inside = (pixels - LATENT_STRIDE * start.repeat(1, 1, 2)) / reduction

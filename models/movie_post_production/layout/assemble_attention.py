@@ -40,12 +40,14 @@ class AssembleAttend(Attend):
 
 
 def packs(backend: AttentionBackendName, device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether ``AssembleAttend`` of ``backend`` wants its segments packed for tensors of ``dtype`` on ``device``."""
-    if device.type != "cuda" or dtype not in (torch.bfloat16, torch.float16):
+    """Whether ``AssembleAttend`` of ``backend`` wants its segments packed for tensors of ``dtype`` on ``device``. The
+    meta device stands for a GPU of today."""
+    if device.type not in ("cuda", "meta") or dtype not in (torch.bfloat16, torch.float16):
         return False
     if backend in (AttentionBackendName.FLASH, AttentionBackendName._FLASH_3):
         return True
-    return backend == AttentionBackendName.NATIVE and torch.cuda.get_device_capability(device) >= _AMPERE
+    ampere = device.type == "meta" or torch.cuda.get_device_capability(device) >= _AMPERE
+    return backend == AttentionBackendName.NATIVE and ampere
 
 
 def varlen_attention(

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from stagecoach.data.movie_post_production.schema import valid_objects
-from stagecoach.models.common.keyed import keyed_drop
+from stagecoach.models.common.keyed import draws_on, keyed_drop
 from stagecoach.models.family import Batch, Progress
 from stagecoach.models.movie_post_production.config import MoviePostConfig
 
@@ -24,6 +25,7 @@ Instances = dict[str, Tensor]
 
 def make_instances(batch: Batch, config: MoviePostConfig, progress: Progress) -> Instances:
     """The references of a micro-batch. What is withheld is keyed by the sample, and nothing is outside of training.
+    ``boxes`` may be on the CPU whatever device the rest is on; ``valid`` and ``layout_given`` are where they are.
 
     A batch without objects gets one empty slot, so that every rank calls the same modules. Raises ``ValueError`` for
     more objects than ``instance.max_refs`` and for vectors of another width than the recipe's.
@@ -59,8 +61,15 @@ def make_instances(batch: Batch, config: MoviePostConfig, progress: Progress) ->
         instances["text"], instances["text_given"] = text, (text != 0).any(-1) & ~withheld
     if count == 0:
         instances = {name: F.pad(value, (0,) * (2 * value.ndim - 3) + (1,)) for name, value in instances.items()}
-    instances["layout_given"] = ~keyed_drop(batch, "layout_dropout", own.layout_dropout, training, (1,))[:, 0]
+    # Segments are made where the boxes are, of the references of pictures that show them.
+    draws = draws_on(batch, boxes.device)
+    instances["layout_given"] = ~keyed_drop(draws, "layout_dropout", own.layout_dropout, training, (1,))[:, 0]
     return instances
+
+
+def on_device(instances: Instances, device: torch.device) -> Instances:
+    """The same, all on ``device``."""
+    return {name: value.to(device) for name, value in instances.items()}
 
 
 def check_width(name: str, vectors: Tensor, expected: int) -> None:

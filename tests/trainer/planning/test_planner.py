@@ -9,18 +9,21 @@ import torch
 import yaml
 
 from stagecoach.models import FAMILIES
-from stagecoach.models.family import ModuleCost
 from stagecoach.trainer.planning import planner
+from stagecoach.trainer.planning.meter import ModuleRow, StepCosts
+from stagecoach.trainer.planning.op_work import Amount
 from stagecoach.trainer.planning.planner import (
     Cluster,
     Sizes,
     activation_bytes,
+    activation_parts,
     advice,
+    elementwise,
     flops_per_sample,
-    recompute_units,
     state_bytes,
     traffic_bytes,
 )
+from stagecoach.trainer.planning.saved_bytes import KeptBytes
 from stagecoach.trainer.recipe import Recipe, read_ds_config
 from tests.commands import run_stagecoach
 from tests.toy import ToyConfig, ToyFamily
@@ -101,28 +104,46 @@ def test_offload_takes_masters_off_the_gpu_and_hpz_adds_a_copy_to_it():
     assert secondary["gathered"] - state_bytes(SEED, 3, "replicate", 64, ds_config(3))["gathered"] == 2 * 956e6 / 8
 
 
-COSTS = [
-    ModuleCost("stem", 10.0, 4.0, "still"),
-    ModuleCost("layers.first", 100.0, 40.0, "trained", activation_bytes=80.0, boundary_bytes=4.0, attention_bytes=6.0),
-    ModuleCost("layers.frozen", 20.0, 8.0, "passed", activation_bytes=10.0),
-    ModuleCost("head", 7.0, 0.0, "trained", head=True, activation_bytes=3.0, boundary_bytes=2.0),
-]
+ROWS = (
+    ModuleRow("stem", "no_grad", Amount(20.0, 8.0, 2.0), Amount()),
+    ModuleRow("layers", "trained", Amount(200.0, 0.0, 6.0), Amount(400.0, 0.0, 8.0)),
+    ModuleRow("layers", "grad_passthrough", Amount(0.0, 80.0), Amount(0.0, 200.0)),
+    ModuleRow("norm", "grad_passthrough", Amount(0.0, 0.0, 4.0), Amount(0.0, 0.0, 8.0)),
+)
+COSTS = StepCosts(2, ROWS, Amount(100.0, 60.0, 5.0), KeptBytes(90, 50, 40, 20, 8, 10, 12))
+"""Of a micro-batch of two."""
 
 
-def test_flops_split_into_linear_attention_and_heads_and_add_what_each_policy_recomputes():
-    found = flops_per_sample(COSTS, {"layers": 2})
-    assert found["forward_parts"] == {"linear": 130.0, "attention": 52.0, "heads": 7.0}
-    assert found["training_parts"] == {"linear": 10 + 300 + 40.0, "attention": 4 + 140 + 28.0, "heads": 21.0}
-    assert found["training"] == sum(c.forward + c.backward for c in COSTS) == sum(found["training_parts"].values())
-    assert found["by_activation_checkpointing"] == {"none": 543.0, "selective": 663.0, "full": 711.0}
+def test_flops_are_those_of_a_sample_by_kind_and_with_what_each_policy_runs_again():
+    found = flops_per_sample(COSTS)
+    assert found["forward_parts"] == {"linear": 110.0, "attention": 44.0}
+    assert found["training_parts"] == {"linear": 310.0, "attention": 144.0}
+    assert (found["forward"], found["training"]) == (154.0, 454.0)
+    assert found["by_activation_checkpointing"] == {"none": 454.0, "selective": 504.0, "full": 534.0}
+    assert [(row["module"], row["training"]) for row in found["modules"]] == [
+        ("stem", 14.0),
+        ("layers", 300.0),
+        ("layers", 140.0),
+    ]
 
 
-def test_recompute_keeps_the_inputs_of_all_units_and_everything_of_one():
-    network = ToyFamily().build(ToyConfig(), 2, "meta", torch.float32)
-    units = recompute_units(network, ToyFamily().recompute_units(network))
-    assert units == {"layers": 2}
-    # One of two layers is half of 90 bytes; the head is no unit, so it keeps its 3.
-    assert activation_bytes(COSTS, units) == {"none": 93.0, "full": 45 + 4 + 3.0, "selective": 45 + 4 + 3 + 6.0}
+def test_activations_are_those_of_the_micro_batch_and_named_by_part():
+    assert activation_bytes(COSTS) == {"none": 90, "selective": 50, "full": 40}
+    assert activation_parts(COSTS) == {"outside": 20, "boundaries": 8, "attention": 10, "largest_unit": 12}
+
+
+def test_a_stage_is_bound_by_what_takes_longer_at_full_rates(monkeypatch):
+    monkeypatch.setitem(planner.PEAK_BF16, "H20", 100.0)
+    monkeypatch.setitem(planner.MEMORY_BANDWIDTH, "H20", 4.0)
+    found = elementwise(COSTS, "full", 3, "H20")
+    assert found == {
+        "bytes": 3 * 33.0,
+        "seconds": 3 * 33 / 4,
+        "arithmetic_seconds": 3 * 1068 / 100,
+        "bound": "arithmetic",
+    }
+    monkeypatch.setitem(planner.MEMORY_BANDWIDTH, "H20", 1.0)
+    assert elementwise(COSTS, "none", 1, "H20")["bound"] == "memory"
 
 
 def option(zero, seconds, fits=True, total=10e9):
@@ -150,7 +171,7 @@ def test_json_is_one_object_and_the_table_says_the_same(tmp_path, capfd):
     file.write_text(yaml.safe_dump(toy_values()))
     assert run_stagecoach("plan", "--recipe", file, "--gpus", "2", "--json")[1] == 0
     stages = json.loads(capfd.readouterr().out)["stages"]
-    assert {"trainable", "frozen", "modules", "flops_per_sample", "memory_bytes"} <= stages["1"].keys()
+    assert {"trainable", "frozen", "modules", "flops_per_sample", "memory_bytes", "elementwise"} <= stages["1"].keys()
     run_stagecoach("plan", "--recipe", file, "--gpus", "2")
     text = capfd.readouterr().out
     assert f"{stages['2']['trainable']:,}" in text
