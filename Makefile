@@ -43,4 +43,4 @@ test-lowest:
 	bash .ci/test_lowest.sh .venv-lowest
 
 clean:
-	rm -rf $(DEMO) .pytest_cache .ruff_cache
+	rm -rf $(DEMO) .pytest_cache .ruff_cache .mypy_cache

@@ -167,7 +167,8 @@ def render(seed: int, index: int, height: int, width: int) -> Picture:
 
 def _place(random: np.random.Generator, first: Identity, size: tuple[int, int]) -> list[Placed]:
     """Two to six different objects, each mostly seen and large enough."""
-    wanted, objects, tries = random.integers(2, 7), [], 0
+    objects: list[Placed] = []
+    wanted, tries = random.integers(2, 7), 0
     while len(objects) < wanted and (tries < 80 or len(objects) < 2):
         tries += 1
         identity = Identity.draw(random) if objects else first

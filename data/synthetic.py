@@ -60,7 +60,7 @@ def write_video(path: Path, video: np.ndarray, rate: int, sound: np.ndarray | No
         for image in video:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
         container.mux(stream.encode())
-        if audio is not None:
+        if audio is not None and sound is not None:
             frame = av.AudioFrame.from_ndarray(sound[None], format="fltp", layout="mono")
             frame.sample_rate, frame.pts = SOUND_RATE, 0
             container.mux(audio.encode(frame))

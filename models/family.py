@@ -223,12 +223,12 @@ class Family(ABC):
     def recompute_units(self, network: nn.Module) -> Iterable[nn.Module]:
         """Modules whose forward may be run again in the backward instead of keeping its activations: as the network's
         method of this name says, none without one."""
-        return network.recompute_units() if hasattr(network, "recompute_units") else ()
+        return getattr(network, "recompute_units", tuple)()
 
     def leaf_modules(self, network: nn.Module) -> Iterable[nn.Module]:
         """Modules that ZeRO-3 may gather as a whole (each called through ``__call__``, once per micro-step): as the
         network's method of this name says, none without one."""
-        return network.leaf_modules() if hasattr(network, "leaf_modules") else ()
+        return getattr(network, "leaf_modules", tuple)()
 
     def preview(self, network: nn.Module, batch: Batch, progress: Progress) -> dict[str, np.ndarray]:
         """Pictures of a held-out batch by name, uint8 ``[H, W, 3]``. Called on every rank with as many samples."""

@@ -54,9 +54,11 @@ def apply_activation_checkpointing(units: Iterable[nn.Module], policy: Checkpoin
 def _recomputed(forward, policy: CheckpointingPolicy, *args, **kwargs):
     if not torch.is_grad_enabled():
         return forward(*args, **kwargs)
-    extra = {"context_fn": keep_attention} if policy == "selective" else {}
     # Keyed dropout draws the same mask again by itself; the global generators need not be saved and restored.
-    return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=False, **extra, **kwargs)
+    options: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}
+    if policy == "selective":
+        options["context_fn"] = keep_attention
+    return checkpoint(forward, *args, **options, **kwargs)
 
 
 def keep_attention() -> tuple[TorchDispatchMode, TorchDispatchMode]:

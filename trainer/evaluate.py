@@ -42,7 +42,8 @@ class Evaluator:
         self.family, self.network, self.engine = family, network, engine
         self.held_out, self.statistics, self.world, self.window = held_out, statistics, world, window
         # As in training, clips that are too short for the window are left out.
-        members = [item for part in held_out.members(window and window.span)[0] for item in part.items()]
+        parts, _ = held_out.members(None if window is None else window.span)
+        members = [item for part in parts for item in part.items()]
         self.buckets = len({bucket for bucket, _ in members})
         self.usable = sorted(int(index) for _, part in members for index in part.indices)
 

@@ -39,7 +39,7 @@ def expand(function: Callable[..., T], types: dict[str, Any]) -> Callable[..., T
     def flat(**values: Any) -> T:
         given = {name: values[name] for name in hints if name in values and name not in groups}
         for name, kinds in groups.items():
-            made = [_fill(kind, values) for kind in kinds]
+            made: list[Any] = [_fill(kind, values) for kind in kinds]
             given[name] = made if name in types else made[0]
         return function(**given)
 
@@ -61,7 +61,7 @@ def _kinds(hint: Any) -> Sequence[type] | None:
 def _flags(kind: type) -> dict[str, tuple[Any, Any]]:
     """Type as typer takes it and default of each annotated field."""
     hints, found = get_type_hints(kind, include_extras=True), {}
-    for entry in fields(kind):  # type: ignore[arg-type]
+    for entry in fields(kind):
         if get_origin(hints[entry.name]) is Annotated:
             hint, described = get_args(hints[entry.name])
             default = inspect.Parameter.empty if entry.default is MISSING else entry.default

@@ -285,7 +285,7 @@ def load_recipe(
     values.setdefault("run", f"runs/{stated}/{values.get('profile') or path.stem}")
 
     sources: list[tuple[tuple[str | int, ...], str]] = []
-    layers = [(values, str(path))]
+    layers: list[tuple[dict[Any, Any], str]] = [(values, str(path))]
     for text in overrides:
         where, value = parse_override(text)
         layers.append((nest(where, value), f"--set {text}"))
@@ -307,8 +307,8 @@ def load_recipe(
         known = get_family(str(merged["family"]))
     except ValueError as error:
         raise RecipeError(f"{source(('family',))}: {error}") from error
-    for layer, where in layers:
-        check_keys(layer, Recipe, where, below=lambda here: _config_model(known, here))
+    for layer, named in layers:
+        check_keys(layer, Recipe, named, below=lambda here: _config_model(known, here))
     try:
         result = Recipe.model_validate(merged)
     except ValidationError as error:
@@ -345,7 +345,7 @@ def _check(recipe: Recipe, family: Family, source: Callable[[tuple[str | int, ..
         try:
             config = recipe.family_config(family, number)
         except ValidationError as error:
-            inner = ("stages", number, "model")
+            inner: tuple[str | int, ...] = ("stages", number, "model")
             if not _has(recipe.model_dump(), (*inner, *error.errors()[0]["loc"])):
                 inner = ("model",)
             raise explain(error, source, inner) from error

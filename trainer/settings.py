@@ -25,7 +25,7 @@ class FirstRankError(RuntimeError):
 class Loader(yaml.SafeLoader):
     """YAML with the scalars of version 1.2, in which ``1e-5`` is a number and ``off`` is a word, and no key twice."""
 
-    yaml_implicit_resolvers: ClassVar[dict] = {}
+    yaml_implicit_resolvers: ClassVar[dict] = {}  # type: ignore[misc]  # the stub forgets that it is of the class
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]

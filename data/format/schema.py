@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 
-DTYPES = {
+DTYPES: dict[str, np.dtype] = {
     "bf16": np.dtype("uint16"),
     "f16": np.dtype("float16"),
     "f32": np.dtype("float32"),

@@ -19,7 +19,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, BinaryIO, TypedDict, cast
 
 import numpy as np
 from isal.isal_zlib import crc32
@@ -147,7 +147,8 @@ class ShardTar:
     def __init__(self, path: Path, dims: tuple[str, ...], tar_format: int = tarfile.USTAR_FORMAT) -> None:
         self.dims = dims
         self.path, self.file, self.hash = path, open(path, "xb"), sha256()  # noqa: SIM115 (finish or abandon)
-        self.writer = tarfile.open(fileobj=self, mode="w|", format=tar_format)  # noqa: SIM115
+        # tarfile asks for more than it uses: to write a stream, only for ``write``.
+        self.writer = tarfile.open(fileobj=cast(BinaryIO, self), mode="w|", format=tar_format)  # noqa: SIM115
         self.samples: list[dict[str, Any]] = []
 
     def write(self, data: bytes) -> int:

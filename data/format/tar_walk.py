@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 from isal.isal_zlib import crc32
 
@@ -101,9 +101,9 @@ class TarWalk:
     def _members(self) -> Iterator[tuple[str, int, bytes]]:
         last = "the start"
         try:
-            with tarfile.open(fileobj=self._file, mode="r:") as tar:
+            with tarfile.open(fileobj=cast(BinaryIO, self._file), mode="r:") as tar:
                 while (info := tar.next()) is not None:
-                    tar.members.clear()  # tarfile remembers all headers otherwise
+                    vars(tar)["members"].clear()  # tarfile remembers all headers otherwise
                     if not info.isfile():
                         continue
                     if info.issparse() or not 0 <= info.size <= self.bytes - info.offset_data:

@@ -32,7 +32,7 @@ def _part_from_parent() -> None:
     """A forked child shares the epoll object of its parent's event loop. Sessions that it closes there, at its end at
     the latest, take the parent's connections out of it, which then wait for answers in vain; so it gets another."""
     for inherited in _made.values():
-        if hasattr(inherited.loop, "_selector"):
+        if inherited.loop is not None and hasattr(inherited.loop, "_selector"):
             inherited.loop._selector = selectors.DefaultSelector()
 
 
@@ -105,6 +105,10 @@ class Driver:
                 raise DamagedError(f"{total} bytes, expected {offset + size} or more")
             raise ShortError(f"{len(data)} of {size} bytes")
         return data
+
+    def download(self, url: str, handle: BinaryIO, limit: int, timeout: float) -> None:
+        """Write a whole file of at most ``limit`` bytes to ``handle``. Only HTTP servers may know no ranges."""
+        raise NotImplementedError(f"{type(self).__name__} reads ranges, which is how whole files come")
 
     def names(self, url: str, timeout: float) -> list[str]:
         entries = self._call(timeout, "ls", self.fs._strip_protocol(url), detail=True)

@@ -180,15 +180,15 @@ class NodeCache:
                     f"{url}: the content that came differs from the sha256 in the manifest; it was "
                     f"damaged or replaced, copy or build it again"
                 )
-            handle = os.open(temporary, os.O_RDONLY)  # others may remove the file as soon as it has its name
+            kept = os.open(temporary, os.O_RDONLY)  # others may remove the file as soon as it has its name
             try:
                 with self._counting():  # who counts sees it under one of its names
                     os.replace(temporary, path)
                 sync_directory(self.directory)
             except BaseException:
-                os.close(handle)
+                os.close(kept)
                 raise
-            return handle
+            return kept
         finally:
             temporary.unlink(missing_ok=True)
 

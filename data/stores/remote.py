@@ -100,7 +100,8 @@ class RemoteStorage(Storage):
                 ) from None
 
     def _download_parts(self, name: str, handle: BinaryIO, expected_bytes: int) -> None:
-        offsets, failures = iter(range(0, expected_bytes, PART)), []
+        offsets = iter(range(0, expected_bytes, PART))
+        failures: list[Exception] = []
 
         def part(offset: int) -> None:
             data = self.read_range(name, offset, min(PART, expected_bytes - offset), expected_bytes)

@@ -49,8 +49,8 @@ class ShardSet:
         self.statistics, self.fingerprint = manifest.statistics, manifest.fingerprint
         self._indices = indices
         self._ends = list(accumulate(self.shard_sizes))
-        tables = [index.sizes(schema.dims) for index in indices]
-        self.sizes = None if any(table is None for table in tables) else np.concatenate(tables)
+        tables = [table for index in indices if (table := index.sizes(schema.dims)) is not None]
+        self.sizes: np.ndarray | None = np.concatenate(tables) if len(tables) == len(indices) else None
 
     @classmethod
     def open(cls, location: str | os.PathLike[str] | Storage, schema: SampleSchema) -> ShardSet:
@@ -130,7 +130,8 @@ def verify_shards(location: str | os.PathLike[str] | Storage, schema: SampleSche
         _check_schema(storage.describe(MANIFEST), manifest, schema)
     except ValueError as error:
         return [str(error)]
-    problems, seen = [], {}
+    problems: list[str] = []
+    seen: dict[str, str] = {}
     for entry in manifest.shards:
         where = storage.describe(entry["name"])
         try:

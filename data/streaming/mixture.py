@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from itertools import accumulate
 from typing import Any
 
@@ -160,5 +161,5 @@ def _added(sets: Sequence[dict[str, Any]]) -> dict[str, Any]:
                 f"statistic {name!r} has shapes {sorted(shapes)} in the data sets of one run, expected "
                 f"one; build them with the same number of frames"
             )
-        added[name] = sum(columns).tolist()
+        added[name] = reduce(np.add, columns).tolist()
     return added

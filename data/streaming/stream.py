@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import CancelledError
 from dataclasses import dataclass
-from itertools import count
 from threading import Event
 from typing import Any
 
@@ -139,7 +138,8 @@ class Stream:
     def _read(self, task: tuple[int, int], stop: Event) -> tuple[int, int, dict[str, Any], list[BadSample]]:
         step, micro_index = task
         window, schema = self.window(step), self.samples.schema
-        samples, starts, uids, bad = [], [], [], []
+        samples, starts, uids = [], [], []
+        bad: list[BadSample] = []
         for slot in self.slots(micro_index):
             _give_up(stop)
             uid = step * self.batching.global_batch + slot
@@ -157,7 +157,8 @@ class Stream:
     def _sample(self, step: int, slot: int, uid: int, bad: list[BadSample]) -> Sample:
         """The sample of a slot, or the first of its substitutes that is whole."""
         index = first = self.plan.locate(step, slot)
-        for attempt in count():
+        attempt = 0
+        while True:
             try:
                 return self.samples.read(index)
             except (DamagedError, SchemaError) as error:
@@ -172,6 +173,7 @@ class Stream:
                     )
                     raise
                 index = self.plan.instead(step, slot, attempt)
+                attempt += 1
             except Exception as error:
                 shard, key = self.samples.name(index)
                 error.add_note(f"read for step {step}, uid {uid}: sample {key!r} of {shard}")
@@ -243,7 +245,8 @@ def _stack(spec: Field, samples: Sequence[Sample]) -> torch.Tensor:
     stored = DTYPES.get(spec.dtype, np.dtype("uint8"))
     out = np.zeros((len(arrays), *shape), stored) if spec.pad is not None else np.empty((len(arrays), *shape), stored)
     for number, (array, sample) in enumerate(zip(arrays, samples, strict=True)):
-        size, target = list(array.shape), [number, ...]
+        size: list[int] = list(array.shape)
+        target: list[Any] = [number, ...]
         if spec.pad is not None:
             target = [number, *(slice(None),) * spec.pad, slice(size[spec.pad]), ...]
             size[spec.pad] = shape[spec.pad]

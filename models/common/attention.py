@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from typing import Any
 
 import torch
 from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
@@ -68,14 +69,18 @@ def set_backend(network: nn.Module, backend: AttentionBackendName) -> None:
     for module in network.modules():
         if isinstance(module, Attend):
             module.backend = backend
-        elif hasattr(getattr(module, "processor", None), "_attention_backend"):
-            module.processor._attention_backend = backend
+            continue
+        processor: Any = getattr(module, "processor", None)
+        if hasattr(processor, "_attention_backend"):
+            processor._attention_backend = backend
 
 
 def _import_error(name: str) -> str:
     """Why the package of a backend cannot be imported, or an empty string."""
+    package = BACKENDS[name][1]
     try:
-        importlib.import_module(BACKENDS[name][1])
+        if package is not None:
+            importlib.import_module(package)
     except (ImportError, OSError) as error:
         return str(error)
     return ""

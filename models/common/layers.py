@@ -33,11 +33,12 @@ class OwnConv2d(nn.Conv2d):
     ) -> None:
         super().__init__(inputs, outputs, kernel, stride=stride, padding=kernel // 2 if padding is None else padding)
         if zero:
-            nn.init.zeros_(self.weight)
-            nn.init.zeros_(self.bias)
+            for parameter in self.parameters():
+                nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self._conv_forward(x, self.weight.to(x.dtype), self.bias.to(x.dtype))
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        return self._conv_forward(x, self.weight.to(x.dtype), bias)
 
 
 class OwnLayerNorm(nn.LayerNorm):
@@ -67,4 +68,5 @@ class Float32Pointwise(nn.Conv2d):
         super().__init__(channels, out_channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.conv2d(x.float(), self.weight.float(), self.bias.float())
+        bias = None if self.bias is None else self.bias.float()
+        return F.conv2d(x.float(), self.weight.float(), bias)

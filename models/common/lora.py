@@ -58,10 +58,10 @@ def inject_lora(
 ) -> None:
     """Wrap the layers ``names`` of ``base`` (on the meta device) in place. A starts Kaiming-uniform and B at zero, in
     fp32 on ``device``, at values that depend on the layer's name only."""
-    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(names), bias="none")
+    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(names), bias="none")  # type: ignore[arg-type]
     inject_adapter_in_model(config, base, ADAPTER, low_cpu_mem_usage=True)
     for name in names:
-        layer = base.get_submodule(name)
+        layer: Any = base.get_submodule(name)
         with keyed_init(f"lora.{name}", device):
             layer.lora_A[ADAPTER] = nn.Linear(layer.in_features, rank, bias=False)
             layer.lora_B[ADAPTER] = nn.Linear(rank, layer.out_features, bias=False)
@@ -74,7 +74,8 @@ def add_lora(base: nn.Module, section: LoraSection, device: torch.device | str, 
     inject_lora(base, names, section.rank, section.alpha, device)
 
 
-def lora_layers(network: nn.Module) -> Iterator[tuple[str, LoraLayer]]:
+def lora_layers(network: nn.Module) -> Iterator[tuple[str, Any]]:
+    """The layers of ``network`` that have LoRA (``LoraLayer``), by name."""
     for name, module in network.named_modules():
         if isinstance(module, LoraLayer):
             yield name, module
@@ -133,7 +134,7 @@ def has_lora(layer: nn.Module) -> bool:
 
 def plain(layer: nn.Module) -> nn.Module:
     """The frozen layer, without its LoRA."""
-    return layer.base_layer if has_lora(layer) else layer
+    return layer.get_submodule("base_layer") if has_lora(layer) else layer
 
 
 def adapted(layer: nn.Module) -> nn.Module:

@@ -223,7 +223,7 @@ def load_base(
         arriving = whole and any(p.is_meta for p in unit.parameters())
         for name, tensor in [*unit.named_parameters(recurse=whole), *unit.named_buffers(recurse=whole)]:
             stored = base_name(f"{prefix}{name}") if tensor.is_meta else None
-            if stored in source.expected:
+            if stored is not None and stored in source.expected:
                 put(unit, name, source.read(stored), device)
         if on_loaded is not None and arriving and not any(p.requires_grad for p in unit.parameters()):
             on_loaded(unit)

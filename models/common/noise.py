@@ -278,7 +278,8 @@ class Edm(_VPrediction):
 
     def level_at(self, u: Tensor) -> Tensor:
         u = u.double()
-        logsnr = torch.lerp(*(_cosine_logsnr(u, 2 * math.log(side / _IMAGE_SIDE)) for side in _NOISE_SIDES), u)
+        low, high = (_cosine_logsnr(u, 2 * math.log(side / _IMAGE_SIDE)) for side in _NOISE_SIDES)
+        logsnr = torch.lerp(low, high, u)
         return (torch.exp(-logsnr / 2) * _SIGMA_DATA).float()
 
     def mix(self, x0: Tensor, noise: Tensor, level: Tensor) -> Noised:

@@ -31,6 +31,8 @@ def resized(
 ) -> np.ndarray:
     """The picture at ``width`` x ``height``; where one is None, at its own aspect ratio. Bicubic, or ``nearest``."""
     if width is None:
+        if height is None:
+            raise ValueError("a picture is resized to no width and no height, expected at least one of them")
         width = max(round(picture.shape[1] * height / picture.shape[0]), 1)
     elif height is None:
         height = max(round(picture.shape[0] * width / picture.shape[1]), 1)

@@ -318,8 +318,8 @@ def _staying(section: dict[str, Any], held: int) -> float:
 
 
 def _reduced(ds_config: dict[str, Any], width: int) -> int:
-    return {"fp32": 4, "fp16": 2, "bf16": 2}.get(ds_config.get("communication_data_type"), width)
+    return {"fp32": 4, "fp16": 2, "bf16": 2}.get(ds_config.get("communication_data_type", ""), width)
 
 
 def _accumulated(ds_config: dict[str, Any], width: int) -> int:
-    return {"fp32": 4, "fp16": 2, "bf16": 2}.get(ds_config.get("data_types", {}).get("grad_accum_dtype"), width)
+    return {"fp32": 4, "fp16": 2, "bf16": 2}.get(ds_config.get("data_types", {}).get("grad_accum_dtype", ""), width)

@@ -98,7 +98,7 @@ def write_report(run: str | Path) -> str:
     return table_text(rows)
 
 
-Curves = dict[str, list[tuple[int, float]]]
+Curves = dict[str, list[tuple[float, float]]]
 
 
 def summary(stage: int, curves: Curves, facts: dict[str, Any]) -> list[Row]:
@@ -134,7 +134,7 @@ def _family_names(curves: Curves, metrics: dict[str, Metric]) -> list[str]:
 
 def table_text(rows: list[Row]) -> str:
     """The summary for a terminal."""
-    cells = [HEADER]
+    cells: list[tuple[str, ...]] = [HEADER]
     cells += [(str(row.stage), row.metric.name, *_row_cells(row)) for row in rows]
     widths = [max(len(line[i]) for line in cells) for i in range(len(cells[0]))]
     return "\n".join(

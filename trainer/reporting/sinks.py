@@ -9,13 +9,15 @@ import os
 import time
 import uuid
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
 from stagecoach.data.files import atomic_file
 
 log = logging.getLogger(__name__)
+
+WandbMode = Literal["online", "offline", "disabled"]
 
 
 class Sink(Protocol):
@@ -48,7 +50,7 @@ class MetricsFile:
                 handle.writelines(json.dumps(record) + "\n" for record in kept)
 
     def log(self, step: int, values: dict[str, float]) -> None:
-        record = {"stage": self.stage, "step": step, "time": round(time.time(), 3)}
+        record: dict[str, Any] = {"stage": self.stage, "step": step, "time": round(time.time(), 3)}
         record |= {name: value if math.isfinite(value) else None for name, value in values.items()}
         with open(self.path, "a") as handle:
             handle.write(json.dumps(record) + "\n")
@@ -99,13 +101,13 @@ class WeightsAndBiases:
     steps again."""
 
     def __init__(
-        self, mode: str, *, directory: Path, project: str, stage: int, run_id: str, config: dict[str, Any]
+        self, mode: WandbMode, *, directory: Path, project: str, stage: int, run_id: str, config: dict[str, Any]
     ) -> None:
         import wandb
 
         self.wandb = wandb
         name = directory.resolve().name
-        arguments = {
+        arguments: dict[str, Any] = {
             "project": project,
             "group": name,
             "name": f"{name}-stage{stage}",
@@ -115,9 +117,8 @@ class WeightsAndBiases:
             "resume": "allow",
             "settings": wandb.Settings(console="off", silent=True),
         }
-        mode = _possible_mode(mode)
         try:
-            self.run = wandb.init(mode=mode, **arguments)
+            self.run = wandb.init(mode=_possible_mode(mode), **arguments)
         except wandb.errors.Error as error:
             # A logging service out of reach is no reason to stop a cluster.
             log.warning(f"W&B cannot be reached ({' '.join(str(error).split())}), logging offline")
@@ -140,13 +141,12 @@ def new_run_id() -> str:
     return uuid.uuid4().hex[:12]
 
 
-def _possible_mode(mode: str) -> str:
+def _possible_mode(mode: WandbMode) -> WandbMode:
     """``mode``, or ``offline`` where ``online`` has no key; WANDB_MODE, W&B's own switch, comes first."""
     import wandb
 
-    asked = os.environ.get("WANDB_MODE")
-    if asked in ("offline", "disabled", "online"):
-        mode = asked
+    modes: tuple[WandbMode, ...] = ("offline", "disabled", "online")
+    mode = next((one for one in modes if one == os.environ.get("WANDB_MODE")), mode)
     if mode == "online" and not wandb.login(prompt=False):
         log.warning("W&B has no key (WANDB_API_KEY or `wandb login`), logging offline; `wandb sync` uploads it later")
         return "offline"
