@@ -39,7 +39,8 @@ def family_schema(family: str, sizes: Sequence[str] = ()) -> SampleSchema:
         for name, value in vars(module).items()
         if name.endswith("_schema") and signatures.isfunction(value) and value.__module__ == module.__name__
     )
-    defaults = {name: parameter.default for name, parameter in signatures.signature(make).parameters.items()}
+    found = {name: parameter.default for name, parameter in signatures.signature(make).parameters.items()}
+    defaults = {name: default for name, default in found.items() if isinstance(default, int)}
     given: dict[str, int | bool] = {}
     for word in sizes:
         name, _, text = word.partition("=")
