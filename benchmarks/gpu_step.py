@@ -58,7 +58,7 @@ def measure(recipe: Recipe, index: int, *, plain: bool = False, warmup: int = 3,
     apply_activation_checkpointing(family.recompute_units(network), recipe.activation_checkpointing)
     step = (plain_step if plain else engine_step)(network, trained, plan)
 
-    progress = plan.progress(0)
+    progress = plan.progress(0, plan.helpers(device))
     seconds, losses = [], []
     for i in range(warmup + steps):
         batch = family.example_batch(config, index, stage.micro_batch, device, i)

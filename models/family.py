@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, ClassVar, Literal
 
@@ -31,13 +31,15 @@ Batch = dict[str, Any]
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run stands. ``step`` counts optimizer steps of this stage from 0; ``training`` is False in validation."""
+    """Where a run stands. ``step`` counts optimizer steps of this stage from 0; ``training`` is False in validation.
+    ``helpers`` are the frozen models of ``Family.helpers``, by its names, on the device of the batch."""
 
     step: int
     total_steps: int
     stage: int
     seed: int
     training: bool = True
+    helpers: Mapping[str, nn.Module] = field(default_factory=dict, repr=False, compare=False)
 
 
 @dataclass(frozen=True)
@@ -194,12 +196,10 @@ class Family(ABC):
     def helpers(
         self, config: BaseModel, stage: int, device: torch.device | str, dtype: torch.dtype
     ) -> dict[str, nn.Module]:
-        """Frozen modules outside the network and outside the engine (a VAE decoder, a face embedder)."""
+        """Frozen modules outside of the network (a VAE decoder, a face embedder). The trainer makes them once, keeps
+        them outside of the engine, plain replicas on every rank, and hands them over in ``Progress.helpers``. On the
+        meta device no file is read."""
         return {}
-
-    def attach(self, network: nn.Module, helpers: Mapping[str, nn.Module]) -> None:
-        """Put what ``helpers`` returned where the losses of ``network`` look for it, outside of its module tree."""
-        return None
 
     @abstractmethod
     def example_sizes(self, config: Any, stage: int) -> Mapping[str, int]:

@@ -74,5 +74,9 @@ def make_network(config: DanceConfig, stage: int, **statistics: Any) -> torch.nn
     return network
 
 
-def progress_at(step: int, total: int = 10, stage: int = 1, training: bool = True) -> Progress:
-    return Progress(step, total, stage, 0, training)
+def progress_at(
+    step: int, total: int = 10, stage: int = 1, training: bool = True, config: DanceConfig | None = None
+) -> Progress:
+    """With the frozen models that a ``config`` asks for."""
+    helpers = DanceWithMusicFamily().helpers(config, stage, "cpu", torch.float32) if config else {}
+    return Progress(step, total, stage, 0, training, helpers)

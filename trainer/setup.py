@@ -108,6 +108,8 @@ class StageEngine:
     deepspeed: deepspeed.DeepSpeedEngine
     trainable: dict[str, nn.Parameter]
     """By the network's names."""
+    helpers: dict[str, nn.Module]
+    """Frozen models outside of the network, which no engine sees."""
     ema: Ema | None
 
 
@@ -217,7 +219,7 @@ def prepare_stage(
     return StageSetup(
         plan=plan,
         data=data,
-        engine=StageEngine(network, engine, trainable, ema),
+        engine=StageEngine(network, engine, trainable, plan.helpers(world.device), ema),
         start=StartPoint(state, base, predecessor, source),
         store=store,
         world=world,

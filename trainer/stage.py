@@ -103,7 +103,7 @@ class StageLoop:
     def micro_step(self, batch: dict[str, Any]) -> None:
         """Forward and backward of one micro-batch; the optimizer steps at the accumulation boundary."""
         plan, engine = self.s.plan, self.s.engine.deepspeed
-        progress = plan.progress(self.step)
+        progress = plan.progress(self.step, self.s.engine.helpers)
         if engine.is_gradient_accumulation_boundary():
             set_learning_rate(engine, plan.stage, self.step)
         output = engine(batch, progress)
@@ -195,7 +195,7 @@ class StageLoop:
         if self.evaluator is None or not (validate or preview):
             return
         plan, ema = self.s.plan, self.s.engine.ema
-        recipe, progress = plan.recipe, plan.progress(self.step, training=False)
+        recipe, progress = plan.recipe, plan.progress(self.step, self.s.engine.helpers, training=False)
         # Where an average is kept it is what will be used, so it is what is judged.
         with ema.swapped_in() if ema is not None else nullcontext():
             if validate and recipe.validation_samples:

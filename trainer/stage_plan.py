@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from pydantic import BaseModel
+from torch import nn
 
 from stagecoach.data.format.schema import SampleSchema
 from stagecoach.data.streaming.stream import Batching
@@ -65,8 +67,12 @@ class StagePlan:
     def schema(self) -> SampleSchema:
         return self.family.schema(self.config)
 
-    def progress(self, step: int, training: bool = True) -> Progress:
-        return Progress(step, self.stage.steps, self.index, self.recipe.seed, training)
+    def helpers(self, device: torch.device | str) -> dict[str, nn.Module]:
+        """The frozen models outside of the network, on ``device``."""
+        return self.family.helpers(self.config, self.index, device, self.dtype)
+
+    def progress(self, step: int, helpers: Mapping[str, nn.Module], training: bool = True) -> Progress:
+        return Progress(step, self.stage.steps, self.index, self.recipe.seed, training, helpers)
 
     def window(self, step: int, samples: int) -> Window | None:
         """The window of optimizer step ``step`` in a training set of so many ``samples``."""

@@ -11,15 +11,14 @@ from torch import nn
 from stagecoach.data.dance_with_music.schema import dance_schema
 from stagecoach.data.format.schema import SampleSchema
 from stagecoach.data.streaming.windows import Window
-from stagecoach.models.common.materialise import OnLoaded
 from stagecoach.models.dance_with_music import example
 from stagecoach.models.dance_with_music.base import fill_base, open_base
 from stagecoach.models.dance_with_music.config import SIZES, DanceConfig
+from stagecoach.models.dance_with_music.helpers import check_helpers, make_helpers
 from stagecoach.models.dance_with_music.music_to_pose.model import MusicNorm
 from stagecoach.models.dance_with_music.network import build_network
 from stagecoach.models.dance_with_music.preview import preview
 from stagecoach.models.dance_with_music.stages import METRICS, make_stages, window_frames
-from stagecoach.models.dance_with_music.vae import Helpers, check_helpers, make_helpers
 from stagecoach.models.dance_with_music.validate import validate
 from stagecoach.models.dance_with_music.weight_names import part_of
 from stagecoach.models.family import Family
@@ -53,18 +52,7 @@ class DanceWithMusicFamily(Family):
         """On the weights of all parts and the helpers."""
         return f"{open_base(config).where}; {check_helpers(config)}"
 
-    def load_base(
-        self, network: nn.Module, config: DanceConfig, device: torch.device | str, on_loaded: OnLoaded | None = None
-    ) -> str:
-        """The weights of all parts, and the helpers beside the network: hidden from its module tree, so that no engine
-        partitions them."""
-        digest = fill_base(network, config, device, on_loaded)
-        self.attach(network, self.helpers(config, network.stage, device, network.dtype))
-        return digest
-
-    def attach(self, network: nn.Module, helpers: Mapping[str, nn.Module]) -> None:
-        if helpers:
-            network.__dict__["helpers"] = Helpers(helpers["vae"], helpers.get("arcface"))
+    load_base = staticmethod(fill_base)
 
     def helpers(
         self, config: DanceConfig, stage: int, device: torch.device | str, dtype: torch.dtype

@@ -61,9 +61,9 @@ def preview(network: torch.nn.Module, batch: Batch, progress: Progress) -> dict[
         conditions = make_conditions(network, batch, target, references, told, progress)
         drawn = take(draw(network, _noise(network, batch, target), conditions), inner)
         target = target.at(inner)
-        vae = network.helpers.on(drawn.device).vae
+        vae = progress.helpers["vae"]
         true, painted = (vae(x.flatten(0, 1)).unflatten(0, x.shape[:2]) for x in (target.latents, drawn))
-        cosine = _cosines(network, painted, target, references)
+        cosine = _cosines(progress.helpers.get("arcface"), painted, target, references)
         rows.append([("true frames", picture) for picture in to_uint8(true)])
         rows.append([(f"drawn frames{note}", picture) for note, picture in zip(cosine, to_uint8(painted), strict=True)])
         left = list(to_uint8(vae(references.latents[:, 0])))
@@ -106,9 +106,8 @@ def _pose_rows(predicted: Points | None, clip: Clip, frames: Tensor) -> list[lis
     return rows
 
 
-def _cosines(network: torch.nn.Module, painted: Tensor, clip: Clip, references: References) -> list[str]:
+def _cosines(arcface: torch.nn.Module | None, painted: Tensor, clip: Clip, references: References) -> list[str]:
     """What is said of the faces of each sample; nothing where there is no ArcFace or no face."""
-    arcface = network.helpers.arcface
     if arcface is None:
         return [""] * len(painted)
     total, count = identity_cosine(

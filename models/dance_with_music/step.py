@@ -57,7 +57,7 @@ def training_step(network: torch.nn.Module, batch: Batch, progress: Progress) ->
         noised = process.noised(batch, target.latents, process.draw(batch, "noise_level"), "noise")
         conditions = make_conditions(network, batch, target, references, output, progress)
         prediction = network.denoise(noised.x, noised.level, conditions)
-        terms |= denoising_terms(network, batch, noised, prediction, target, references, conditions)
+        terms |= denoising_terms(network, batch, noised, prediction, target, references, conditions, progress)
         metrics["signal_mean"] = sum_count(noised.signal)
     return {"losses": terms, "metrics": metrics}
 
@@ -91,11 +91,12 @@ def denoising_terms(
     clip: Clip,
     references: References,
     conditions: Conditions,
+    progress: Progress,
 ) -> dict[str, Tensor]:
     constants = network.config.losses
     faces, estimate = clip.faces, noised.estimate(prediction)
     if constants.id_kind == "arcface":
-        identity = face_identity_loss(network, batch, noised, estimate, clip, references)
+        identity = face_identity_loss(progress.helpers, batch, noised, estimate, clip, references, constants.id_steps)
     else:
         identity = latent_identity_loss(noised, estimate, clip.latents, faces, constants.id_face)
     terms = {

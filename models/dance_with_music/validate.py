@@ -49,7 +49,7 @@ def validate(
         output = at_frames(output, frames)
     if network.phase != "m2p":
         conditions = make_conditions(network, batch, target, references, output, progress)
-        metrics |= _denoising(network, batch, target, references, conditions)
+        metrics |= _denoising(network, batch, target, references, conditions, progress)
     return metrics
 
 
@@ -82,7 +82,7 @@ def _pose_baseline(clip: Clip, statistics: Mapping[str, Any]) -> Measured:
 
 
 def _denoising(
-    network: torch.nn.Module, batch: Batch, clip: Clip, references: References, conditions: dict
+    network: torch.nn.Module, batch: Batch, clip: Clip, references: References, conditions: dict, progress: Progress
 ) -> dict[str, Measured]:
     config, faces = network.config, clip.faces
     seen: dict[str, Measured] = {}
@@ -97,7 +97,7 @@ def _denoising(
         estimate = noisy.estimate(prediction)
         temporal.append(temporal_loss(noisy, estimate, clip.latents))
         if index == DECODED:
-            seen = decoded_metrics(network, estimate, clip, references)
+            seen = decoded_metrics(progress.helpers, estimate, clip, references)
         still.append(temporal_loss(noisy, torch.zeros_like(prediction), clip.latents))
     metrics = {"val_diffusion_loss": diffusion, "val_diffusion_loss_baseline": zero}
     if network.phase != "image":

@@ -5,20 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar
 
-import torch
 from diffusers import FluxTransformer2DModel
-from torch import nn
 
 from stagecoach.data.format.schema import SampleSchema
 from stagecoach.data.movie_post_production.schema import movie_post_production_schema
-from stagecoach.models.common.materialise import OnLoaded, WeightSource, open_folder
+from stagecoach.models.common.materialise import WeightSource, open_folder
 from stagecoach.models.family import Family
 from stagecoach.models.movie_post_production import example
 from stagecoach.models.movie_post_production.config import SIZES, MoviePostConfig
-from stagecoach.models.movie_post_production.identity.decode import Helpers, check_helpers, make_decoder, make_dino
+from stagecoach.models.movie_post_production.helpers import check_helpers, make_helpers
 from stagecoach.models.movie_post_production.network import build_network
 from stagecoach.models.movie_post_production.preview import preview
-from stagecoach.models.movie_post_production.stages import IDENTITY_STAGE, METRICS, make_stages
+from stagecoach.models.movie_post_production.stages import METRICS, make_stages
 from stagecoach.models.movie_post_production.validate import validate
 
 
@@ -66,27 +64,4 @@ class MoviePostProductionFamily(Family):
         """Also of the helpers."""
         return f"{super().check_base(config)}; {check_helpers(config.vae, config.dino, config.allow_random_init)}"
 
-    def load_base(
-        self, network: nn.Module, config: MoviePostConfig, device: torch.device | str, on_loaded: OnLoaded | None = None
-    ) -> str:
-        """The backbone's weights, and the helpers beside the network: hidden from its module tree, so that no engine
-        partitions them."""
-        digest = super().load_base(network, config, device, on_loaded)
-        self.attach(network, self.helpers(config, network.stage, device, network.dtype))
-        return digest
-        return digest
-
-    def attach(self, network: nn.Module, helpers: Mapping[str, nn.Module]) -> None:
-        network.__dict__["helpers"] = Helpers(helpers["vae"], helpers.get("dino"))
-
-    def helpers(
-        self, config: MoviePostConfig, stage: int, device: torch.device | str, dtype: torch.dtype
-    ) -> dict[str, nn.Module]:
-        """FLUX's VAE decoder (losses, validation and previews), and from stage 2 on DINOv2."""
-        random = config.allow_random_init
-        found: dict[str, nn.Module] = {
-            "vae": make_decoder(config.vae, config.backbone.latent_channels, device, dtype, random)
-        }
-        if stage >= IDENTITY_STAGE:
-            found["dino"] = make_dino(config.dino, config.instance.dino_dim, device, dtype, random)
-        return found
+    helpers = staticmethod(make_helpers)

@@ -29,7 +29,7 @@ def preview(network: torch.nn.Module, batch: Batch, progress: Progress) -> dict[
     beside a sample drawn from noise that is fixed per sample. Boxes are red where alpha >= 0.5, else blue, with alpha
     beside them. From stage 2 on the objects follow below, each as it was and as it is painted."""
     config = network.config
-    vae = network.helpers.on(batch["latent"].device).vae
+    vae = progress.helpers["vae"]
     sample, alpha = draw(network, batch, progress)
     truth, painted = (to_uint8(vae(latent)) for latent in (batch["latent"].float(), sample))
     valid = make_instances(batch, config, progress)["valid"].cpu()

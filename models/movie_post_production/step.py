@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -49,7 +51,7 @@ def training_step(network: torch.nn.Module, batch: Batch, progress: Progress) ->
         **reference_metrics(prediction, valid),
     }
     if network.stage >= IDENTITY_STAGE:
-        terms["dino_identity"], similarity = _identity(network, batch, instances, prediction, noised)
+        terms["dino_identity"], similarity = _identity(config, progress.helpers, batch, instances, prediction, noised)
         weighted = terms["dino_identity"] * identity_weight(config).at(progress)
         metrics |= {"dino_similarity_mean": similarity, "loss/dino_identity_weighted": sum_count(weighted)}
     if network.stage >= FEEDBACK_STAGE:
@@ -91,18 +93,27 @@ def token_count(latent: Tensor) -> int:
 
 
 def _identity(
-    network: torch.nn.Module, batch: Batch, instances: Instances, prediction: dict[str, Tensor], noised: Noised
+    config: MoviePostConfig,
+    helpers: Mapping[str, torch.nn.Module],
+    batch: Batch,
+    instances: Instances,
+    prediction: dict[str, Tensor],
+    noised: Noised,
 ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     """Loss ``[B]``, and sum and count of the cosines it is made of. Asked for are foreground references that the
     network was shown, in pictures at most as noisy as ``t_max``."""
-    config = network.config
-    constants, helpers = config.losses.identity, network.helpers.on(noised.x.device)
+    constants = config.losses.identity
     alpha = prediction["alpha"].detach().float()
     shown = prediction["active"] & instances["dino_given"]
     candidates = shown & (alpha >= identity.FOREGROUND) & (noised.level <= constants.t_max)[:, None]
     slots = identity.draw_slots(batch, "identity", candidates, constants.crops, config.instance.max_refs)
     estimate = noised.estimate(prediction["velocity"])
     cosine = identity.similarity(
-        estimate, slots.take(instances["boxes"]), slots.take(instances["dino"]), helpers.vae, helpers.dino, constants
+        estimate,
+        slots.take(instances["boxes"]),
+        slots.take(instances["dino"]),
+        helpers["vae"],
+        helpers["dino"],
+        constants,
     )
     return identity.identity_loss(cosine, slots.take(alpha), slots.used), sum_count(cosine, slots.used)

@@ -43,8 +43,8 @@ def validate(network: torch.nn.Module, batch: Batch, progress: Progress, statist
     latent = batch["latent"].float()
     instances = make_instances(batch, config, progress)
     covered = covered_latents(instances, latent)
-    helpers = network.helpers.on(latent.device)
-    truth = helpers.vae(latent)
+    vae, dino = progress.helpers["vae"], progress.helpers.get("dino")
+    truth = vae(latent)
     process = make_process(config.losses.flow_matching, token_count(latent))
     metrics: Metrics = {}
     for suffix, shown in (
@@ -62,12 +62,12 @@ def validate(network: torch.nn.Module, batch: Batch, progress: Progress, statist
             estimate = noised.estimate(velocity)
             in_box.append((estimate - latent).square().mean(1))
             if level == DECODED_LEVEL:
-                picture = helpers.vae(estimate)
+                picture = vae(estimate)
                 metrics[f"val_in_box_colour_error{suffix}"] = sum_count(
                     (picture - truth).abs().mean(1) / 2, _pixels(covered)
                 )
-                if helpers.dino is not None:
-                    metrics[f"val_dino_similarity{suffix}"] = _similarity(helpers.dino, picture, instances)
+                if dino is not None:
+                    metrics[f"val_dino_similarity{suffix}"] = _similarity(dino, picture, instances)
                 if not suffix:
                     found = reference_metrics(prediction, instances["valid"])
                     metrics |= {f"val_{name}": found[name] for name in ("alpha_mean", "alpha_fg_ratio")}

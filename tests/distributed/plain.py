@@ -24,6 +24,7 @@ def plain_losses(recipe: Recipe, index: int = 1, init: Path | None = None) -> li
     family, config, stage, specs = plan.family, plan.config, plan.stage, plan.specs
     network = family.build(config, index, "cpu", torch.float32)
     family.load_base(network, config, "cpu")
+    helpers = plan.helpers("cpu")
     entries = freeze(network, specs[index - 1])
     schema = family.schema(config)
     data = ShardSet.open(Path(recipe.data) / "train", schema)
@@ -50,7 +51,7 @@ def plain_losses(recipe: Recipe, index: int = 1, init: Path | None = None) -> li
         if window is not None:
             batch["window_start"] = torch.tensor(starts)
         batch |= {"uid": torch.tensor(list(uids)), "rng_key": rng_keys(recipe.seed, index, uids)}
-        progress = plan.progress(step)
+        progress = plan.progress(step, helpers)
         output = network(batch, progress)["losses"]
         loss = sum(term.weight.at(progress) * output[term.name] for term in specs[index - 1].losses).mean()
         optimizer.zero_grad()

@@ -166,7 +166,7 @@ def train_one_sided(recipe: dict) -> list[float]:
     for _, micro, batch in device_batches(setup.stream(0, 3), setup.world.device, 0, 2):
         if setup.world.rank == 1:
             batch["boxes"] = torch.zeros_like(batch["boxes"])
-        progress = Progress(1, 3, 2, 0)
+        progress = Progress(1, 3, 2, 0, helpers=setup.engine.helpers)
         output = engine(batch, progress)
         engine.backward(weighted_total(output["losses"], plan.spec, {}, progress).mean())
         engine.step()

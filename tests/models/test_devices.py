@@ -27,14 +27,12 @@ def test_a_bf16_step_mixes_no_devices_and_waits_for_none(name, profile, stage):
     network = family.build(config, stage, "cpu", torch.bfloat16)
     family.load_base(network, config, "cpu")
     freeze(network, family.stages(config)[stage - 1])
-    helpers = [
-        part for part in vars(network.__dict__.get("helpers", nn.Module())).values() if isinstance(part, nn.Module)
-    ]
-    for top in (network, *helpers):
+    helpers = family.helpers(config, stage, "cpu", torch.bfloat16)
+    for top in (network, *helpers.values()):
         _to_meta(top)
     batch = family.example_batch(config, stage, 2, "meta", 0)
 
-    losses = network(batch, Progress(9, 10, stage, 0))["losses"]
+    losses = network(batch, Progress(9, 10, stage, 0, helpers=helpers))["losses"]
     assert {value.device.type for value in losses.values()} == {"meta"}
     torch.stack([value.sum() for value in losses.values()]).sum().backward()
     assert any(p.grad is not None for p in network.parameters())

@@ -85,7 +85,10 @@ def _counted(
     family = get_family(family_name)
     typed = family.config_type.model_validate_json(config)
     network, helpers = meta_network(family, typed, index, DTYPES[precision])
-    batch, progress = family.example_batch(typed, index, samples, "meta", 0), Progress(steps - 1, steps, index, 0)
+    batch, progress = (
+        family.example_batch(typed, index, samples, "meta", 0),
+        Progress(steps - 1, steps, index, 0, helpers=helpers),
+    )
     spec = family.stages(typed)[index - 1]
 
     def step() -> Tensor:
@@ -100,7 +103,6 @@ def meta_network(family: Family, config: Any, index: int, dtype: torch.dtype) ->
     network = family.build(config, index, "meta", dtype)
     freeze(network, family.stages(config)[index - 1])
     helpers = family.helpers(config, index, "meta", dtype)
-    family.attach(network, helpers)
     for top in (network, *helpers.values()):
         _to_meta(top, dtype)
     return network, helpers

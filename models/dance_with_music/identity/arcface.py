@@ -98,7 +98,7 @@ def open_arcface(path: str) -> tuple[ArcFace, WeightFile]:
     return model, WeightFile(path, shapes, lambda name: None if name.endswith(_COUNTER) else name)
 
 
-def random_arcface(device: torch.device | str) -> ArcFace:
-    """A small one, for tests and benchmarks: its vectors say nothing about faces."""
-    with keyed_init("arcface"):
-        return ArcFace(TINY_WIDTHS, TINY_DEPTHS).to(device)
+def make_arcface(device: torch.device | str, small: bool = True) -> ArcFace:
+    """One of random weights, for tests, benchmarks and the meta device: its vectors say nothing about faces."""
+    with keyed_init("arcface", "meta" if torch.device(device).type == "meta" else "cpu"):
+        return (ArcFace(TINY_WIDTHS, TINY_DEPTHS) if small else ArcFace()).to(device)

@@ -3,9 +3,11 @@ loss on them."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from stagecoach.data.dance_with_music.skeleton import CONFIDENT, FACE
 from stagecoach.data.encoding.face_encoder import SIZE, TEMPLATE
@@ -85,26 +87,31 @@ def _five_points(pixels: Tensor, conf: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def face_identity_loss(
-    network: torch.nn.Module, batch: Batch, noised: Noised, estimate: Tensor, clip: Clip, references: References
+    helpers: Mapping[str, nn.Module],
+    batch: Batch,
+    noised: Noised,
+    estimate: Tensor,
+    clip: Clip,
+    references: References,
+    id_steps: int,
 ) -> Tensor:
     """``[B]``: 1 - cosine of the reference's vector with that of the face in one frame of the ``estimate``, decoded.
 
     0 where no frame has a face, the reference has none, or the latents are noisier than the DDPM is at timestep
-    ``losses.id_steps``: the estimate is blurred then. The frame is one of those with a face, keyed by the sample.
+    ``id_steps``: the estimate is blurred then. The frame is one of those with a face, keyed by the sample.
     """
     frame, there = draw_face_frame(batch, clip)
-    cosine = face_cosine(network, take(estimate, frame), clip.at(frame), references)
-    asked = there & references.has_face & (noised.signal > signal_at(network.config.losses.id_steps))
+    cosine = face_cosine(helpers, take(estimate, frame), clip.at(frame), references)
+    asked = there & references.has_face & (noised.signal > signal_at(id_steps))
     return torch.where(asked, 1 - cosine, 0.0)
 
 
-def face_cosine(network: torch.nn.Module, latents: Tensor, clip: Clip, references: References) -> Tensor:
+def face_cosine(helpers: Mapping[str, nn.Module], latents: Tensor, clip: Clip, references: References) -> Tensor:
     """``[B]``: cosine of the faces in scaled ``latents`` ``[B, 1, 4, h, w]`` of the one frame in ``clip`` with the
-    references', by the decoder and the ArcFace beside the network."""
-    helpers = network.helpers.on(latents.device)
-    pictures = helpers.vae(latents[:, 0])
+    references', by the decoder and ArcFace."""
+    pictures = helpers["vae"](latents[:, 0])
     faces = crop_faces(pictures[:, None], clip.face_box, clip.xy, clip.conf)[:, 0]
-    return F.cosine_similarity(helpers.arcface(faces).float(), references.face, dim=-1)
+    return F.cosine_similarity(helpers["arcface"](faces).float(), references.face, dim=-1)
 
 
 def draw_face_frame(batch: Batch, clip: Clip) -> tuple[Tensor, Tensor]:

@@ -12,11 +12,12 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor
 
+from stagecoach.models.common.decoder import Decoder
 from stagecoach.models.common.keyed import keyed_rand
 from stagecoach.models.common.reduce import masked_mean
 from stagecoach.models.family import Batch
 from stagecoach.models.movie_post_production.config import IdentityConfig
-from stagecoach.models.movie_post_production.identity.decode import CropFeatures, Decoder
+from stagecoach.models.movie_post_production.helpers import CropFeatures
 from stagecoach.models.movie_post_production.identity.windows import crop_weights, pixel_boxes, resample, windows
 
 FOREGROUND = 0.5

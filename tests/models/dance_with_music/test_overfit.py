@@ -42,7 +42,7 @@ def test_the_denoiser_is_better_than_a_prediction_of_zero(dance, size):
     config = changed(size)
     network, batch = make_network(config, 2), dance.batch(config, 2, count=1)
     learn(network, batch, 2, 60, 2e-3)
-    metrics = validate(network, batch, progress_at(40, 60, 2, False), dance.samples(config).manifest.statistics)
+    metrics = validate(network, batch, progress_at(40, 60, 2, False, config), dance.samples(config).manifest.statistics)
     assert not undeclared(DanceWithMusicFamily(), metrics)
     loss, zero = (metrics[f"val_diffusion_loss{suffix}"][0] for suffix in ("", "_baseline"))
     assert loss < 0.9 * zero

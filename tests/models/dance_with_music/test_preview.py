@@ -30,24 +30,20 @@ CASES = {
 }
 
 
-class _Helpers:
-    """A decoder that shows three of the latent's channels, and an ArcFace that sees everybody alike."""
+class Colours:
+    """A decoder that shows three of the latent's channels, and remembers what it was given."""
 
-    def __init__(self, arcface=None):
-        self.arcface, self.decoded = arcface, []
+    def __init__(self):
+        self.decoded = []
 
-    def on(self, device):
-        return self
-
-    def vae(self, latents):
+    def __call__(self, latents):
         self.decoded.append(latents.clone())
         return F.interpolate(latents[:, :3].float().tanh(), scale_factor=8.0)
 
 
-def _network(config: DanceConfig, stage: int, arcface=None):
+def _network(config: DanceConfig, stage: int):
     network = build_network(config, stage)
     fill_base(network, config, "cpu")
-    network.__dict__["helpers"] = _Helpers(arcface)
     return network.eval()
 
 
@@ -85,8 +81,8 @@ def _batch(config: DanceConfig, stage: int, count: int = 2) -> dict:
     }
 
 
-def _progress(stage: int, step: int = 0, total: int = 10) -> Progress:
-    return Progress(step, total, stage, 0, training=True)
+def _progress(stage: int, step: int = 0, total: int = 10, **helpers) -> Progress:
+    return Progress(step, total, stage, 0, training=True, helpers={"vae": Colours(), **helpers})
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -124,8 +120,10 @@ def test_the_drawn_frames_stand_beside_the_reference_that_they_come_from():
     config = SIZES["tiny"]
     network, batch = _network(config, 2), _batch(config, 2, 1)
     batch["ref_frame"] = torch.tensor([[-1, 0]])  # the second is a frame of the window and so is left
-    preview(network, batch, _progress(2))
-    true, drawn, reference = network.helpers.decoded
+    progress = _progress(2)
+    decoded = progress.helpers["vae"].decoded
+    preview(network, batch, progress)
+    true, drawn, reference = decoded
     shown = config.sampling.shown
     assert true.shape == drawn.shape == (shown, 4, 8, 8)
     window = batch["latents"][0].float()
@@ -133,10 +131,10 @@ def test_the_drawn_frames_stand_beside_the_reference_that_they_come_from():
     assert torch.equal(true[-1], window[-1])
     assert torch.equal(reference, batch["ref_latents"][:, 0].float())
     assert not torch.equal(drawn[0], true[0])
-    network.helpers.decoded.clear()
+    decoded.clear()
     other = batch | {"ref_latents": batch["ref_latents"].flip(-1)}
-    preview(network, other, _progress(2))
-    assert not torch.allclose(network.helpers.decoded[1], drawn)
+    preview(network, other, progress)
+    assert not torch.allclose(decoded[1], drawn)
 
 
 def test_every_rank_calls_the_denoiser_as_often_whatever_its_samples_hold():
@@ -176,7 +174,7 @@ def test_with_an_arcface_the_faces_are_compared_with_the_reference():
     config = SIZES["tiny"]
     batch = _batch(config, 2, 1)
     (silent,) = preview(_network(config, 2), batch, _progress(2)).values()
-    (told,) = preview(_network(config, 2, Constant()), batch, _progress(2)).values()
+    (told,) = preview(_network(config, 2), batch, _progress(2, arcface=Constant())).values()
     row = slice(3 * (PANEL + TITLE), 3 * (PANEL + TITLE) + TITLE)
     assert not np.array_equal(silent[row], told[row])
     assert np.array_equal(silent[row.stop :], told[row.stop :])

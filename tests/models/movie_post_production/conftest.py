@@ -44,7 +44,7 @@ def make_batch(movie, config):
 
 @pytest.fixture(scope="session")
 def make_network(config):
-    """A network of ``stage`` with its base and helpers; ``moved``: adapters away from their first values, so that all
+    """A network of ``stage`` with its base; ``moved``: adapters away from their first values, so that all
     of them have an influence."""
 
     def make(stage: int, moved: bool = False, changed: MoviePostConfig | None = None, dtype=torch.float32):
@@ -61,9 +61,16 @@ def make_network(config):
     return make
 
 
+@pytest.fixture(scope="session")
+def helpers(config):
+    """Of the later stages; stage 1 does not get DINOv2."""
+    return FAMILY.helpers(config, 2, "cpu", torch.float32)
+
+
 @pytest.fixture
-def progress():
+def progress(helpers):
     def make(stage: int = 1, step: int = 50, training: bool = True) -> Progress:
-        return Progress(step, 100, stage, 0, training)
+        mine = helpers if stage > 1 else {"vae": helpers["vae"]}
+        return Progress(step, 100, stage, 0, training, mine)
 
     return make

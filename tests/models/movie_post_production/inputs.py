@@ -3,7 +3,6 @@
 import torch
 import torch.nn.functional as F
 
-from stagecoach.models.family import Family
 from stagecoach.models.movie_post_production.config import MoviePostConfig
 from stagecoach.models.movie_post_production.family import MoviePostProductionFamily
 from stagecoach.models.movie_post_production.network import MoviePostNetwork, build_network
@@ -50,7 +49,7 @@ def make_inputs(config: MoviePostConfig, boxes=BOXES, seed: int = 0) -> dict:
 def make_network(config: MoviePostConfig, stage: int, dtype: torch.dtype = torch.float32) -> MoviePostNetwork:
     """With the base in place, in which all that is of ours requires grad."""
     network = build_network(config, stage, "cpu", dtype)
-    Family.load_base(MoviePostProductionFamily(), network, config, "cpu")
+    MoviePostProductionFamily().load_base(network, config, "cpu")
     return network
 
 

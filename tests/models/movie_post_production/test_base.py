@@ -8,7 +8,6 @@ import torch
 from diffusers import FluxPipeline, FluxTransformer2DModel
 from safetensors.torch import load_file
 
-from stagecoach.models.family import Family
 from stagecoach.models.movie_post_production.config import SIZES
 from stagecoach.models.movie_post_production.family import MoviePostProductionFamily
 from stagecoach.models.movie_post_production.network import build_network, grid_ids
@@ -135,7 +134,7 @@ def test_each_frozen_weight_is_placed_once_and_none_of_ours(config):
         assert all(p.device.type == "cpu" for p in unit.parameters())
         placed.append(unit)
 
-    Family.load_base(FAMILY, network, config, "cpu", on_loaded)
+    FAMILY.load_base(network, config, "cpu", on_loaded)
     covered = [id(p) for unit in placed for p in unit.parameters()]
     assert len(covered) == len(set(covered))
     assert set(covered) == {id(p) for p in network.parameters() if not p.requires_grad}
@@ -143,7 +142,7 @@ def test_each_frozen_weight_is_placed_once_and_none_of_ours(config):
 
 def test_the_hash_does_not_depend_on_the_stage_but_on_the_weights(config):
     def load(config, stage):
-        return Family.load_base(FAMILY, build_network(config, stage), config, "cpu")
+        return FAMILY.load_base(build_network(config, stage), config, "cpu")
 
     assert load(config, 1) == load(config, 3)
     assert load(TINY, 1) != load(config, 1)

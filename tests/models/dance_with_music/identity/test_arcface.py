@@ -11,7 +11,7 @@ from stagecoach.models.dance_with_music.identity.arcface import (
     TINY_WIDTHS,
     ArcFace,
     load_arcface,
-    random_arcface,
+    make_arcface,
 )
 
 
@@ -88,4 +88,4 @@ def test_weights_without_a_layer_are_named(weights, tmp_path):
 
 def test_faces_of_another_size_are_refused():
     with pytest.raises(ValueError, match=r"expected \[M, 3, 112, 112\]"):
-        random_arcface("cpu")(torch.zeros(1, 3, 96, 112))
+        make_arcface("cpu")(torch.zeros(1, 3, 96, 112))

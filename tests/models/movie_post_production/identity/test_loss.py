@@ -13,8 +13,8 @@ from stagecoach.data.movie_post_production.crops import cut
 from stagecoach.data.movie_post_production.synthetic import write_synthetic
 from stagecoach.models.common.keyed import rng_keys
 from stagecoach.models.movie_post_production.config import DinoConfig, IdentityConfig, VaeConfig
+from stagecoach.models.movie_post_production.helpers import check_helpers, make_dino, make_flux_decoder
 from stagecoach.models.movie_post_production.identity import loss as identity
-from stagecoach.models.movie_post_production.identity.decode import check_helpers, make_decoder, make_dino
 from stagecoach.models.movie_post_production.identity.windows import crop_weights, pixel_boxes, resample
 
 BOXES = torch.tensor([[[0.25, 0.25, 0.5, 0.5], [0.6, 0.1, 0.9, 0.8]]])
@@ -31,7 +31,7 @@ def encoders(tmp_path_factory):
 @pytest.fixture(scope="module")
 def helpers(encoders):
     return (
-        make_decoder(VaeConfig(base=str(encoders / "vae")), 16, "cpu", torch.float32, False),
+        make_flux_decoder(VaeConfig(base=str(encoders / "vae")), 16, "cpu", torch.float32, False),
         make_dino(DinoConfig(base=str(encoders / "dino")), 16, "cpu", torch.float32, False),
     )
 
@@ -145,14 +145,14 @@ def test_a_sample_with_fewer_candidates_than_slots_has_empty_ones():
 
 
 def test_helpers_are_frozen_strict_and_named_when_missing(encoders):
-    decoder = make_decoder(VaeConfig(channels=(8, 8, 8, 8), layers=1, groups=4), 16, "cpu", torch.bfloat16, True)
+    decoder = make_flux_decoder(VaeConfig(channels=(8, 8, 8, 8), layers=1, groups=4), 16, "cpu", torch.bfloat16, True)
     assert not any(p.requires_grad for p in decoder.parameters())
     assert decoder(torch.zeros(1, 16, 2, 3)).shape == (1, 3, 16, 24)
     with pytest.raises(ValueError, match=r"vae\.base is not set, expected the local folder"):
-        make_decoder(VaeConfig(), 16, "cpu", torch.float32, False)
+        make_flux_decoder(VaeConfig(), 16, "cpu", torch.float32, False)
     with pytest.raises(ValueError, match=r"dino\.base is not set"):
         check_helpers(VaeConfig(base=str(encoders / "vae")), DinoConfig(), False)
     with pytest.raises(ValueError, match="vectors of 16 numbers found, expected 1024"):
         make_dino(DinoConfig(base=str(encoders / "dino")), 1024, "cpu", torch.float32, False)
     with pytest.raises(ValueError, match="VAE of 16 channels"):
-        make_decoder(VaeConfig(base=str(encoders / "vae")), 4, "cpu", torch.float32, False)
+        make_flux_decoder(VaeConfig(base=str(encoders / "vae")), 4, "cpu", torch.float32, False)

@@ -7,8 +7,8 @@ import torch
 from diffusers import AutoencoderKL, AutoencoderKLTemporalDecoder
 
 from stagecoach.models.dance_with_music.config import SIZES
+from stagecoach.models.dance_with_music.helpers import AT_ONCE, check_helpers, make_helpers
 from stagecoach.models.dance_with_music.identity.arcface import ArcFace
-from stagecoach.models.dance_with_music.vae import AT_ONCE, check_helpers, make_decoder, make_helpers
 
 TINY = SIZES["tiny"]
 FOUR = {
@@ -43,13 +43,13 @@ def test_frames_are_decoded_as_diffusers_decodes_each(saved):
     more = {} if isinstance(vae, AutoencoderKL) else {"num_frames": 1}
     with torch.no_grad():
         expected = torch.cat([vae.decode(z[None] / 0.3, **more).sample for z in latents])
-        pixels = make_decoder(with_weights(vae=folder), "cpu", torch.float32)(latents)
+        pixels = make_helpers(with_weights(vae=folder), "cpu", torch.float32)["vae"](latents)
     torch.testing.assert_close(pixels, expected, atol=1e-5, rtol=1e-4)
     assert pixels.shape == (AT_ONCE + 1, 3, 16, 24)
 
 
 def test_gradients_pass_to_the_latents_and_not_to_the_weights(saved):
-    decoder = make_decoder(with_weights(vae=saved[1]), "cpu", torch.float32)
+    decoder = make_helpers(with_weights(vae=saved[1]), "cpu", torch.float32)["vae"]
     latents = torch.randn(1, 4, 2, 2).requires_grad_()
     decoder(latents).square().mean().backward()
     assert latents.grad.abs().max() > 0
@@ -58,8 +58,8 @@ def test_gradients_pass_to_the_latents_and_not_to_the_weights(saved):
 
 def test_a_vae_of_other_latents_is_refused(tmp_path):
     AutoencoderKL(**FOUR, up_block_types=("UpDecoderBlock2D",) * 4, latent_channels=16).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="16 channels and stride 8 found, expected 4 channels"):
-        make_decoder(with_weights(vae=tmp_path), "cpu", torch.float32)
+    with pytest.raises(ValueError, match=r"16 channels and stride 8 found, .* expected 4 channels"):
+        make_helpers(with_weights(vae=tmp_path), "cpu", torch.float32)
 
 
 def test_a_folder_of_something_else_is_named(tmp_path):
@@ -75,3 +75,11 @@ def test_missing_helpers_are_named_unless_random_ones_are_allowed():
     arcface = TINY.model_copy(update={"losses": TINY.losses.model_copy(update={"id_kind": "arcface"})})
     assert isinstance(make_helpers(arcface, "cpu", torch.float32)["arcface"], ArcFace)
     assert check_helpers(TINY) == "vae not given, arcface not given"
+
+
+def test_on_the_meta_device_no_file_is_read_and_sizes_are_the_published_ones():
+    config = with_weights(vae="nowhere", arcface="nowhere.pth")
+    helpers = make_helpers(config, "meta", torch.bfloat16)
+    assert sum(p.numel() for p in helpers["arcface"].parameters()) == 65_156_160
+    assert all(p.is_meta for helper in helpers.values() for p in helper.parameters())
+    assert helpers["vae"](torch.empty(5, 4, 2, 3, device="meta")).shape == (5, 3, 16, 24)

@@ -1,0 +1,55 @@
+"""The frozen models of losses, validation and previews: the VAE's decoder and ArcFace."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from stagecoach.data.dance_with_music.schema import LATENT_CHANNELS
+from stagecoach.models.common.decoder import check_decoder, make_decoder, vae_arguments
+from stagecoach.models.common.materialise import needs
+from stagecoach.models.dance_with_music.config import DanceConfig
+from stagecoach.models.dance_with_music.identity.arcface import load_arcface, make_arcface, open_arcface
+
+AT_ONCE = 4
+"""Frames that are decoded together: at 512 x 512 each takes about 0.5 GB in 16 bits."""
+
+
+def make_helpers(config: DanceConfig, device: torch.device | str, dtype: torch.dtype) -> dict[str, nn.Module]:
+    """``vae``, and ``arcface`` where ``weights.arcface`` is given or the identity loss needs it. Without a folder or a
+    file, where ``allow_random_init`` says so, small ones of random weights. On the meta device nothing is read. Raises
+    ``ValueError`` as ``check_helpers``."""
+    paths, random, meta = config.weights, config.allow_random_init, torch.device(device).type == "meta"
+    small = random and paths.vae is None
+    sizes = ((8,) * 4, 1, 4) if small else ((128, 256, 512, 512), 2, 32)
+    arguments = vae_arguments(LATENT_CHANNELS, *sizes, scaling_factor=0.18215)
+    found: dict[str, nn.Module] = {
+        "vae": make_decoder(paths.vae, "weights.vae", arguments, random, device, dtype, AT_ONCE)
+    }
+    if paths.arcface is not None and not meta:
+        found["arcface"] = load_arcface(paths.arcface, device)
+    elif paths.arcface is not None or config.losses.id_kind == "arcface":
+        if not meta:
+            _needs_arcface(config)
+        found["arcface"] = make_arcface(device, small=random and paths.arcface is None)
+    return found
+
+
+def check_helpers(config: DanceConfig) -> str:
+    """One sentence about them, without reading all of their weights. Raises ``ValueError`` where one is missing or
+    another model."""
+    check_decoder(config.weights.vae, "weights.vae", config.allow_random_init)
+    if config.weights.arcface is not None:
+        open_arcface(config.weights.arcface)
+    elif config.losses.id_kind == "arcface":
+        _needs_arcface(config)
+    wanted = {"vae": config.weights.vae, "arcface": config.weights.arcface}
+    return ", ".join(f"{name} {f'from {path}' if path else 'not given'}" for name, path in wanted.items())
+
+
+def _needs_arcface(config: DanceConfig) -> None:
+    needs(
+        "weights.arcface",
+        "a file with the weights of iresnet100, for losses.id_kind: arcface",
+        config.allow_random_init,
+    )
