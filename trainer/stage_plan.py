@@ -30,6 +30,10 @@ class StagePlan:
     specs: tuple[StageSpec, ...]
     """The stages of the family at this config, in order."""
     spec: StageSpec
+    index: int
+    schema: SampleSchema
+    dtype: torch.dtype
+    """Of the frozen weights, and of the trained ones in use."""
     batching: Batching
 
     @classmethod
@@ -52,20 +56,18 @@ class StagePlan:
             batching = Batching(stage.global_batch, stage.micro_batch, ranks)
         except ValueError as error:
             raise ValueError(f"stage {index}: {error}") from error
-        return cls(recipe, stage, family, config, specs, spec, batching)
-
-    @property
-    def index(self) -> int:
-        return self.spec.index
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of the frozen weights, and of the trained ones in use."""
-        return DTYPES[self.recipe.precision]
-
-    @property
-    def schema(self) -> SampleSchema:
-        return self.family.schema(self.config)
+        return cls(
+            recipe=recipe,
+            stage=stage,
+            family=family,
+            config=config,
+            specs=specs,
+            spec=spec,
+            index=index,
+            schema=family.schema(config),
+            dtype=DTYPES[recipe.precision],
+            batching=batching,
+        )
 
     def helpers(self, device: torch.device | str) -> dict[str, nn.Module]:
         """The frozen models outside of the network, on ``device``."""

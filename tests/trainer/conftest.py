@@ -14,6 +14,7 @@ import yaml
 from pydantic import Field
 
 from stagecoach import models
+from stagecoach.data.format.schema import SampleSchema
 from stagecoach.models.common.config import Section
 from stagecoach.models.family import ExitCriterion, Family, LossTerm, Schedule, StageSpec
 from stagecoach.trainer.reporting.logs import RunLog, Terminal
@@ -43,7 +44,10 @@ class DeclaredFamily(Family):
     def _unused(self, *arguments, **named):
         raise AssertionError("only the declaration is used here")
 
-    schema = build = open_base = load_base = check_base = recompute_units = example_sizes = validate = _unused
+    def schema(self, config):
+        return SampleSchema("declared", 1, ())
+
+    build = open_base = load_base = check_base = recompute_units = example_sizes = validate = _unused
 
 
 @pytest.fixture(autouse=True)
