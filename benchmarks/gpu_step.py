@@ -109,7 +109,7 @@ def with_random_base(recipe: Recipe) -> Recipe:
             random[name] = {part: path.default for part, path in inner.items()}
         elif name == "base":
             random[name] = None
-        elif "base" in inner:  # a frozen helper beside the backbone
+        elif "base" in inner:  # a frozen helper next to the backbone
             random[name] = {"base": None}
     return recipe.model_copy(update={"model": overlay(recipe.model, random)})
 
@@ -152,14 +152,14 @@ def engine_step(network: nn.Module, trained: dict[str, Trainable], plan: StagePl
 
 
 def plain_step(network: nn.Module, trained: dict[str, Trainable], plan: StagePlan) -> Step:
-    """PyTorch's AdamW on fp32 masters of trainable weights that are used in the recipe's precision."""
+    """PyTorch's AdamW on fp32 master weights of trained weights that are used in the recipe's precision."""
     stage, settings = plan.stage, plan.recipe.optimizer
     weights = [p for p in network.parameters() if p.requires_grad]
-    masters = [p.detach().float().clone() for p in weights]
+    master_weights = [p.detach().float().clone() for p in weights]
     for weight in weights:
         weight.data = weight.data.to(plan.dtype)
     optimizer = torch.optim.AdamW(
-        masters,
+        master_weights,
         lr=stage.learning_rate,
         betas=settings.betas,
         eps=settings.eps,
@@ -170,14 +170,14 @@ def plain_step(network: nn.Module, trained: dict[str, Trainable], plan: StagePla
     def step(batch: Batch, progress: Progress) -> Tensor:
         loss = weighted_total(network(batch, progress)["losses"], plan.spec, plan.stage.loss_weights, progress).mean()
         loss.backward()
-        for weight, master in zip(weights, masters, strict=True):
+        for weight, master in zip(weights, master_weights, strict=True):
             master.grad, weight.grad = None if weight.grad is None else weight.grad.float(), None
         if stage.gradient_clipping:
-            torch.nn.utils.clip_grad_norm_(masters, stage.gradient_clipping)
+            torch.nn.utils.clip_grad_norm_(master_weights, stage.gradient_clipping)
         optimizer.step()
         optimizer.zero_grad()
         with torch.no_grad():
-            torch._foreach_copy_(weights, masters)
+            torch._foreach_copy_(weights, master_weights)
         return loss.detach()
 
     return step

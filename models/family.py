@@ -145,7 +145,7 @@ class Family(ABC):
     metrics: ClassVar[tuple[Metric, ...]] = ()
     """Every metric of training and validation but the losses; exit criteria name one of them."""
     aliases: ClassVar[Mapping[str, str]] = {}
-    """Names that the family's users know, and the logged value that each stands for; logged beside it."""
+    """Names that the family's users know, and the logged value that each stands for; logged next to it."""
 
     @abstractmethod
     def schema(self, config: BaseModel) -> SampleSchema:
@@ -185,8 +185,8 @@ class Family(ABC):
         return f"base {self.open_base(config).where}"
 
     def init_from_statistics(self, network: nn.Module, statistics: Mapping[str, Any]) -> None:
-        """Set first values that depend on the data, from the ``statistics`` of the training split's manifest, before an
-        adapter or a checkpoint is loaded."""
+        """Set initial values that depend on the data, from the ``statistics`` of the training split's manifest,
+        before an adapter or a checkpoint is loaded."""
         return None
 
     def adapter_file(self, name: str) -> str:

@@ -64,7 +64,7 @@ def make_tiny_dance(
 
 
 def make_network(config: DanceConfig, stage: int, **statistics: Any) -> torch.nn.Module:
-    """The network of a stage on the CPU in fp32, at its first values, with what the stage trains requiring grad."""
+    """The network of a stage on the CPU in fp32, at its initial values, with what the stage trains requiring grad."""
     family = DanceWithMusicFamily()
     network = family.build(config, stage, "cpu", torch.float32)
     family.load_base(network, config, "cpu")

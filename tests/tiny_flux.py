@@ -1,7 +1,7 @@
 """A tiny FLUX that has learned to denoise: what a frozen backbone is, and what random weights are not.
 
-With a random backbone the adapters' best move is to shift what stands in boxes, whatever the references show; only with
-one that already denoises does an error in boxes tell what references add.
+With a random backbone the adapters' best move is to shift what stands in boxes, no matter what the references show;
+only with one that already denoises does an error in boxes tell what references add.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Checkpoints: the current trainables, the optimizer and the position; atomic, hashed, trainable-only.
 
-``checkpoint_<step>/`` holds ``model.safetensors`` (fp32 masters by the network's names), ``ema.safetensors`` where an
-average is kept, ``engine/`` (DeepSpeed's own shards), ``training_state.json``, ``config.yaml`` and ``manifest.json``.
+``checkpoint_<step>/`` holds ``model.safetensors`` (fp32 master weights by the network's names), ``ema.safetensors``
+where an average is kept, ``engine/`` (DeepSpeed's own shards), ``training_state.json``, ``config.yaml`` and
+``manifest.json``.
 """
 
 from __future__ import annotations
@@ -186,7 +187,7 @@ def needs_universal(found: TrainingState, expected: TrainingState) -> bool:
 def to_universal(directory: Path, world: World) -> Path:
     """Convert the DeepSpeed shards of a checkpoint to the universal layout, on rank 0; return its folder.
 
-    It lies beside the checkpoint, since a sealed directory is never changed.
+    It lies next to the checkpoint, since a sealed directory is never changed.
     """
     target = directory.parent / f"universal_{directory.name}"
 

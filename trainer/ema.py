@@ -37,7 +37,7 @@ class Ema:
 
     @torch.no_grad()
     def adopt_masters(self) -> None:
-        """Take the engine's present masters as the average (after averaged weights were loaded into it)."""
+        """Take the engine's present master weights as the average (after averaged weights were loaded into it)."""
         for shadow, master in zip(self.shadows, master_partitions(self.engine), strict=True):
             shadow.copy_(master)
 

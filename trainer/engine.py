@@ -124,7 +124,7 @@ def master_partitions(engine: deepspeed.DeepSpeedEngine) -> list[torch.Tensor]:
 
 
 def push_masters(engine: deepspeed.DeepSpeedEngine) -> None:
-    """Make the weights that the forward uses equal to the fp32 masters, after these were written directly."""
+    """Make the weights that the forward uses equal to the fp32 master weights, after these were written directly."""
     optimizer = engine.optimizer
     if hasattr(optimizer, "fp32_partitioned_groups_flat"):
         # A forward leaves parameters gathered (reuse distance); they would go on being used as they were.
@@ -140,7 +140,8 @@ def push_masters(engine: deepspeed.DeepSpeedEngine) -> None:
 def full_parameters(
     engine: deepspeed.DeepSpeedEngine, parameters: dict[str, nn.Parameter], keep: bool
 ) -> dict[str, torch.Tensor]:
-    """fp32 masters of trainable ``parameters``, gathered one at a time to the CPU where ``keep`` is set (rank 0).
+    """fp32 master weights of trainable ``parameters``, gathered one at a time to the CPU where ``keep`` is set (rank
+    0).
 
     A collective: every rank calls it. Raises ``ValueError`` for an empty or non-finite tensor, naming it.
     """

@@ -194,7 +194,7 @@ LAYOUTS: dict[str, Callable[[Path], Iterator[Candidate]]] = {
     "stableanimator": _stableanimator,
     "champ": _champ,
 }
-"""``videos``: of the seed's guide, the default. ``clips``: a folder per clip in ``train`` and ``validation``.
+"""``videos``: of the user's guide, the default. ``clips``: a folder per clip in ``train`` and ``validation``.
 ``p00002``, ``stableanimator``, ``champ``: folders of pictures, which need poses as JSON and music to be added."""
 
 EXPECTED = {

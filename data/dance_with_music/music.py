@@ -32,7 +32,7 @@ TAIL = 15
 shortest. More means that they do not belong together."""
 AIST_ROWS_PER_FRAME = 2
 SEED_DIM = 39
-"""Numbers of the seed's preparation script, which fills up to 4800 with zeros, at 43 rows per second."""
+"""Numbers of the guide's preparation script, which fills up to 4800 with zeros, at 43 rows per second."""
 AIST = re.compile(r"g(?P<genre>[A-Z]{2})_s[A-Z]{2}_c[A-Za-z0-9]+_d(?P<subject>\d{2})_m(?P<song>[A-Z]{2}\d)_ch\d{2}")
 """Names of AIST's videos: genre, situation, camera, dancer, song, choreography."""
 

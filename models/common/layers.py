@@ -1,5 +1,5 @@
-"""Layers of our own beside 16-bit backbones: they compute in the dtype of their input, whatever their weights are held
-in. An engine casts what trains; what an earlier stage trained stays in fp32."""
+"""Layers of our own next to 16-bit backbones: they compute in the dtype of their input, no matter what their weights
+are held in. An engine casts what trains; what an earlier stage trained stays in fp32."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class OwnLinear(nn.Linear):
 
 
 class OwnConv2d(nn.Conv2d):
-    """First values are PyTorch's, or zeros."""
+    """Initial values are PyTorch's, or zeros."""
 
     def __init__(
         self, inputs: int, outputs: int, kernel: int, stride: int = 1, padding: int | None = None, zero: bool = False

@@ -1,4 +1,4 @@
-"""What the denoiser is told: references, CLIP's embeddings, the face and the guidance, with what is withheld."""
+"""What the denoiser is given: references, CLIP's embeddings, the face and the guidance, with what is withheld."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ class DiffusionConfig(Section):
     ``svd``: EDM preconditioning, sigma drawn from the interpolated cosine schedule of StableAnimator."""
 
     weighting: Literal["min_snr", "champ", "none"] = "min_snr"
-    """min(SNR, 5) / (SNR + 1), the v form of Min-SNR; champ: min(SNR + 1, 5) / (SNR + 1); none: the seed's plain
+    """min(SNR, 5) / (SNR + 1), the v form of Min-SNR; champ: min(SNR + 1, 5) / (SNR + 1); none: the guide's plain
     mean."""
     snr_gamma: float = Field(5.0, gt=0)
     noise_offset: float = Field(0.05, ge=0, description="[C], per sample and channel, the same in all frames")
@@ -29,7 +29,7 @@ class DiffusionConfig(Section):
     drop_reference: float = Field(0.1, ge=0, le=1, description="no keys of the reference, or zero latents (svd)")
     drop_guidance: float = Field(0.0, ge=0, le=1, description="nothing is added behind the first convolution")
     reference_noise: float = Field(0.02, ge=0, description="svd: standard deviation added to the reference [A]")
-    fps: int = Field(6, description="svd: what the network is told [A]")
+    fps: int = Field(6, description="svd: what the network is given [A]")
     motion_bucket: int = Field(127, description="svd [A]")
 
 

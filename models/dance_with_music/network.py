@@ -24,7 +24,7 @@ from stagecoach.models.family import Batch, Progress
 def build_network(
     config: DanceConfig, stage: int, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
 ) -> DanceNetwork:
-    """The network of ``stage``, counted from 1: own modules on ``device`` in fp32, at first values that do not depend
+    """The network of ``stage``, counted from 1: own modules on ``device`` in fp32, at initial values that do not depend
     on the stage; what starts from published weights on the meta device until ``load_base``, in fp32 and requiring grad
     where the stage trains it, in ``dtype``, that of activations, where not."""
     network = DanceNetwork(config, stage, device, dtype)
@@ -62,14 +62,15 @@ class DanceNetwork(StageNetwork):
 
         ``x`` fp32 ``[B, T, 4, h, w]``: noisy latents, for ``svd`` scaled for the network; ``level`` fp32 ``[B]``: the
         timestep 0..999, for ``svd`` 0.25 ln sigma; ``conditions`` as ``conditions.py`` makes them. Returns the raw
-        output, fp32 ``[B, T, 4, h, w]``: v, for ``svd`` EDM's F. The same modules are called whatever is dropped.
+        output, fp32 ``[B, T, 4, h, w]``: v, for ``svd`` EDM's F. The same modules are called regardless of what is
+        dropped.
 
         Raises ``ValueError`` where the reference's latents have another size than the clip's.
         """
         size, found = x.shape[-2:], conditions["references"].shape[-2:]
         if found != size:
             raise ValueError(
-                f"reference latents of {found[0]} x {found[1]} were given beside a clip of "
+                f"reference latents of {found[0]} x {found[1]} were given next to a clip of "
                 f"{size[0]} x {size[1]}, expected the same size; build the shards again with one size"
             )
         guidance, tokens = self.guide(conditions, size), self.face(conditions)
@@ -90,7 +91,7 @@ class DanceNetwork(StageNetwork):
         return self.guidance(rendered, size).to(self.dtype) * (given * conditions["guidance_scale"])
 
     def face(self, conditions: dict) -> Tensor:
-        """``[B, K, D]``: tokens of the face beside the first reference's picture, zeros where none is given."""
+        """``[B, K, D]``: tokens of the face next to the first reference's picture, zeros where none is given."""
         clip = conditions["clip"][:, 0] * conditions["clip_given"][:, None].to(conditions["clip"].dtype)
         tokens = self.face_tokens(conditions["face"], clip.to(self.dtype))
         return torch.where(conditions["face_given"][:, None, None], tokens, torch.zeros_like(tokens))

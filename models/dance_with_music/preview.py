@@ -1,4 +1,4 @@
-"""Pictures of held-out dances: true poses over predicted ones, or a drawn video beside the true one and its reference,
+"""Pictures of held-out dances: true poses over predicted ones, or a drawn video next to the true one and its reference,
 with the beats below."""
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ def preview(network: torch.nn.Module, batch: Batch, progress: Progress) -> dict[
     over what is looked at.
 
     Stage A: true poses over predicted ones. Later, below them: true frames, and frames drawn from noise that is fixed
-    per sample, beside their reference, from what training tells the network at this step (in stage B the true pose
+    per sample, next to their reference, from what training tells the network at this step (in stage B the true pose
     until scheduled sampling begins). Backbone ``champ`` draws single frames from all over the window in stage B. Where
-    there is an ArcFace, the mean cosine of the drawn faces with the reference is told.
+    there is an ArcFace, the mean cosine of the drawn faces with the reference is reported.
 
     Below: the music's onsets and beats and the times that are shown (white); the slowest moments of the true dance
     (green) and of the predicted one (orange).
@@ -57,8 +57,8 @@ def preview(network: torch.nn.Module, batch: Batch, progress: Progress) -> dict[
     rows = _pose_rows(predicted, clip, seen)
     left: list[np.ndarray | None] = [None] * len(clip.xy)
     if network.phase != "m2p":
-        told = None if output is None else at_frames(output, frames)
-        conditions = make_conditions(network, batch, target, references, told, progress)
+        given = None if output is None else at_frames(output, frames)
+        conditions = make_conditions(network, batch, target, references, given, progress)
         drawn = take(draw(network, _noise(network, batch, target), conditions), inner)
         target = target.at(inner)
         vae = progress.helpers["vae"]

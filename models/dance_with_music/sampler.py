@@ -26,7 +26,7 @@ def make_process(config: DanceConfig) -> NoiseProcess:
 @torch.no_grad()
 def draw(network: nn.Module, noise: Tensor, conditions: Conditions) -> Tensor:
     """Scaled latents fp32 ``[B, T, 4, h, w]`` from standard normal ``noise`` of that shape. The network is called as
-    often whatever the conditions hold: once per step and window, with guidance on twice as many samples."""
+    often regardless of the conditions hold: once per step and window, with guidance on twice as many samples."""
     config = network.config
     predict = guided(network.denoise, conditions, unconditional(conditions, config.diffusion), config.sampling)
     return denoise(make_process(config), predict, noise, config.sampling.steps)
@@ -90,5 +90,5 @@ def _stacked(given: Conditions, null: Conditions) -> dict[str, Any]:
 
 
 def _cut(conditions: Conditions, part: slice) -> dict[str, Any]:
-    """What the frames ``part`` are told: only the guidance goes by frames."""
+    """What the frames ``part`` are given: only the guidance goes by frames."""
     return dict(conditions) | {"guidance": {name: value[:, part] for name, value in conditions["guidance"].items()}}

@@ -78,7 +78,7 @@ SPATIAL = tuple(
 )
 """All of champ's denoiser but its motion modules, which are not there yet when B trains it."""
 MOTION = tuple(f"denoising_unet.{block}.motion_modules" for block in ("down_blocks.*", "up_blocks.*", "mid_block"))
-ONE_TOKEN = "CLIP's embedding is one token, and a softmax over one key is 1 whatever the query"
+ONE_TOKEN = "CLIP's embedding is one token, and a softmax over one key is 1 regardless of the query"
 
 LATE_M2P = AllowNoGradient("m2p.*", "MusicToPose's losses have weight 0 until it opens (schedules.unfreeze)")
 BEHIND_ZERO = AllowNoGradient(

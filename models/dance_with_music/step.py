@@ -41,7 +41,7 @@ def training_step(network: torch.nn.Module, batch: Batch, progress: Progress) ->
 
     Where there is a MusicToPose: ``pose`` and ``face``, over the whole windows; where there is a denoiser:
     ``diffusion``, ``id`` and ``temporal`` (0 for single frames), and ``custom`` where one is named. The same modules
-    are called whatever was drawn and whatever was withheld.
+    are called regardless of what was drawn and regardless of what was withheld.
     """
     clip, target, references, frames = read_batch(network, batch)
     terms: dict[str, Tensor] = {}

@@ -1,4 +1,4 @@
-"""Metrics over held-out clips, each beside what the best trivial prediction reaches."""
+"""Metrics over held-out clips, each next to what the best trivial prediction reaches."""
 
 from __future__ import annotations
 

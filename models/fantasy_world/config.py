@@ -29,12 +29,12 @@ class LossConfig(Section):
     geometry_weight: float = Field(1.0, ge=0, description="lambda: L_geo in L_total, stage 2")
 
     # Flow matching.
-    shift: float = Field(5.0, gt=0, description="sigma = shift u / (1 + (shift - 1) u); 5 is Wan's and the seed's")
+    shift: float = Field(5.0, gt=0, description="sigma = shift u / (1 + (shift - 1) u); 5 is Wan's and the guide's")
     sigma_grid: int | None = Field(None, ge=2)
     """Draw sigma from a grid of so many steps (the seed: 1000); None draws u from the whole of (0, 1]."""
     diffusion_weighting: Literal["uniform", "bell"] = "uniform"
     """uniform: the paper's plain squared error, which trains at pure noise too, where the camera path is decided; bell:
-    the seed's weight, 0 there."""
+    the guide's weight, 0 there."""
 
     # Depth and points.
     depth_temporal: float = Field(1.0, ge=0, description="alpha: weight of temporal gradient matching; [D] takes 10")
@@ -101,7 +101,7 @@ class ClipConfig(PictureSize):
 
 
 class BackboneConfig(Section):
-    """The frozen Wan2.1 transformer. ``image_dim`` set means image-to-video: 4 mask and 16 image channels beside the
+    """The frozen Wan2.1 transformer. ``image_dim`` set means image-to-video: 4 mask and 16 image channels next to the
     noise, and CLIP states [257, image_dim] in the cross-attention."""
 
     layers: int
@@ -167,7 +167,8 @@ class AggregatorConfig(Section):
 
 
 class CameraControlConfig(Section):
-    """Camera adapters inside the video's cross-attention, beside the ``aggregator``: in the first ``layers`` blocks."""
+    """Camera adapters inside the video's cross-attention, next to the ``aggregator``: in the first ``layers``
+    blocks."""
 
     layers: int = 25
     features: int = 2048

@@ -1,9 +1,9 @@
 """The losses of FantasyWorld, one number per sample.
 
 ``fantasy_world.md`` section 3 of the method's notes: [P] FantasyWorld (arXiv 2509.21657), [V] VGGT (arXiv 2503.11651
-and its training code), [D] Video-Depth-Anything (arXiv 2501.12375). All of it is fp32 whatever the network computes
-in. Every mean is taken inside a sample over its valid pixels and is 0 where there is none, so a loss does not depend
-on what else is in the batch.
+and its training code), [D] Video-Depth-Anything (arXiv 2501.12375). All of it is fp32 no matter what the network
+computes in. Every mean is taken inside a sample over its valid pixels and is 0 where there is none, so a loss does
+not depend on what else is in the batch.
 
 What is monitored (``depth_error`` and the like) is kept apart from what is minimised: confidence weights and -log
 terms may take a loss below 0, while depth_loss, point_loss and camera_loss are plain mean errors over all valid

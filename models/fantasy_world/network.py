@@ -40,7 +40,7 @@ def build_network(
 
 
 class WanFantasyWorld(FantasyWorld):
-    """Geometry on the backbone's own width, its blocks copies of the backbone's (the seed's design)."""
+    """Geometry on the backbone's own width, its blocks copies of the backbone's (the guide's design)."""
 
     def make_camera(self) -> None:
         config, dim = self.config, self.config.backbone.dim

@@ -22,7 +22,7 @@ _TRUE, _PREDICTED = (40, 160, 60), (220, 90, 20)
 @torch.no_grad()
 def preview(network: torch.nn.Module, batch: Batch, progress: Progress) -> dict[str, np.ndarray]:
     """One picture per sample, uint8 ``[height, width, 3]``, by the sample's key. Geometry is read at the sigma of
-    inference's last step, and no camera is told to the network, so that the path it draws is its own.
+    inference's last step, and no camera is given to the network, so that the path it draws is its own.
 
     Upper row: first frame, its true depth, predicted depth, confidence. Lower row: the camera paths from above (green:
     true, orange: predicted), then the same of the last frame. Colours of depth run over 1 / depth, near is red, in the

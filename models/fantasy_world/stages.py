@@ -16,7 +16,7 @@ The freeze matrix (x trains, - is not built, the rest is frozen):
     geometry_time (aggregator)        x                    x
     pose_encoder (aggregator)         -                    x
 
-Beside the wan geometry the pose encoder feeds both streams; the aggregator's camera tokens take the poses themselves,
+Next to the wan geometry the pose encoder feeds both streams; the aggregator's camera tokens take the poses themselves,
 and its pose encoder feeds the video alone.
 
 The readable notes of the paper disagree whether its second stage still trains the geometry branch; the seed trains it,

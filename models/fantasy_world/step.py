@@ -21,7 +21,7 @@ def training_step(network: torch.nn.Module, batch: Batch, progress: Progress) ->
 
     Stage 1 gives the losses depth, points and camera; stage 2 gives diffusion besides. Noise, sigma, the frames that
     the dense heads decode, and which samples go without text or camera are keyed by the sample; the same modules are
-    called whatever was drawn. Outside of training (``progress.training`` False) no condition is withheld.
+    called regardless of what was drawn. Outside of training (``progress.training`` False) no condition is withheld.
     """
     config: FantasyWorldConfig = network.config
     constants = config.losses
@@ -84,7 +84,7 @@ def geometry_metrics(prediction: dict, targets: Targets, camera_given: Tensor) -
     - ``depth_loss``: mean |d - g| over a sample's valid pixels; ``point_loss``: mean distance. Units of the scene
       scale.
     - ``camera_loss``: mean absolute error over the 9 numbers of the last refinement, and the same over the samples
-      whose camera the network was told (``camera_loss_given``) and was not (``camera_loss_withheld``).
+      whose camera the network was given (``camera_loss_given``) and was not (``camera_loss_withheld``).
     - ``depth_confidence``, ``points_confidence``: means over all pixels; at least 1.
     """
     depth = masked_mean(losses.depth_error(prediction["depth"], targets), targets.valid)

@@ -1,4 +1,4 @@
-"""FantasyWorld: a frozen video transformer and a geometry branch beside it (arXiv 2509.21657).
+"""FantasyWorld: a frozen video transformer and a geometry branch next to it (arXiv 2509.21657).
 
 The frozen blocks before the split (PCB) denoise far enough that their latent can be read as a scene. From there on two
 streams run side by side in the IRG layers: the video's, frozen, and the geometry's, whose taps give depth, points and
@@ -81,7 +81,7 @@ class FantasyWorld(StageNetwork, ABC):
 
     @abstractmethod
     def make_geo_block(self, block: nn.Module) -> nn.Module:
-        """The geometry block beside the backbone's ``block``."""
+        """The geometry block next to the backbone's ``block``."""
 
     def pcb_block(self, block: nn.Module) -> nn.Module:
         return block
@@ -149,7 +149,7 @@ class FantasyWorld(StageNetwork, ABC):
     def encode_camera(
         self, extrinsics: Tensor, intrinsics: Tensor, given: Tensor, grid: tuple[int, int, int], height: int, width: int
     ) -> tuple[Tensor | None, ...]:
-        """What the video and the geometry stream are told of the cameras."""
+        """What the video and the geometry stream are given of the cameras."""
 
     @abstractmethod
     def run_pcb_block(self, i: int, block: nn.Module, x: Tensor, video: tuple, camera: tuple) -> Tensor: ...
@@ -200,6 +200,6 @@ class FantasyWorld(StageNetwork, ABC):
         length = self.config.backbone.text_length
         if text.shape[1] > length:
             raise ValueError(
-                f"text of {text.shape[1]} tokens was given, expected at most {length}; encode it anew with that limit"
+                f"text of {text.shape[1]} tokens was given, expected at most {length}; encode it again with that limit"
             )
         return F.pad(text.to(self.dtype), (0, 0, 0, length - text.shape[1]))

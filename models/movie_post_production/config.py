@@ -15,15 +15,15 @@ from stagecoach.models.common.lora import LoraSection
 
 
 class FlowMatchingConfig(Section):
-    """How timesteps are drawn and what the network is told of guidance while it trains."""
+    """How timesteps are drawn and what the network is given of guidance while it trains."""
 
     t_sampling: Literal["logit_normal", "uniform"] = "logit_normal"
-    """t = sigmoid(n), n standard normal; uniform is the seed's."""
+    """t = sigmoid(n), n standard normal; uniform is the guide's."""
     shift: Literal["resolution", "none"] = "resolution"
     """Move t by the number of tokens as FLUX's scheduler does [F]; the seed does not."""
     guidance: float = Field(1.0, ge=0)
-    """FLUX.1-dev is distilled: told 3.5, the seed's, its output is an extrapolated velocity, told 1 it is nearly the
-    mean that flow matching asks for."""
+    """FLUX.1-dev is distilled: given 3.5, as in profile reference, its output is an extrapolated velocity, given 1 it
+    is nearly the mean that flow matching asks for."""
 
 
 class IdentityConfig(Section):
@@ -51,7 +51,7 @@ class LossConfig(Section):
     identity_weight: float = Field(10.0, ge=0, description="stages 2 and 3 [S]; XVerse's 10 is of an L2 loss [X]")
     in_box_weight: float = Field(0.0, ge=0, description="flow-matching error once more, over the boxes only")
     alpha_prior: Literal["none", "depth", "mean"] = "none"
-    """Alpha cannot be told from the data alone. depth: cross entropy to 0.8, 0.5, 0.2 for foreground, midground,
+    """Alpha cannot be learned from the data alone. depth: cross entropy to 0.8, 0.5, 0.2 for foreground, midground,
     background; mean: squared distance of a picture's mean from 0.5."""
     alpha_prior_weight: float = Field(0.01, ge=0)
 
@@ -233,7 +233,7 @@ class LoraConfig(LoraSection):
 
 class ModulationConfig(Section):
     """Offsets of AdaLN inside the boxes: ``temb`` adds vectors to the embedding of time and text; ``scalar12`` is the
-    seed's, twelve numbers per block. ``rank``: of the per-block projections, None for full matrices."""
+    guide's, twelve numbers per block. ``rank``: of the per-block projections, None for full matrices."""
 
     space: Literal["temb", "scalar12"] = "temb"
     rank: int | None = Field(None, gt=0)

@@ -4,7 +4,7 @@ a block tells the next one what it found there.
 FLUX's AdaLN makes its vectors as linear(silu(temb)). In ``temb`` space a reference i of block b moves the embedding:
 y_ib = temb + alpha_i (s_i + D_ib + F_ib), with s_i shared by the blocks, D_ib = P_b s_i, F_ib the feedback of the block
 before, and FLUX's own frozen linear makes the vectors of y_ib (XVerse does so per text token, arXiv 2506.21416). In
-``scalar12`` space, the seed's, a map of each block makes twelve numbers of s_i + D_ib + F_ib.
+``scalar12`` space, the guide's, a map of each block makes twelve numbers of s_i + D_ib + F_ib.
 """
 
 from __future__ import annotations
@@ -57,8 +57,8 @@ def temb_rows(linear: nn.Module, temb: Tensor, offset: Tensor, alpha: Tensor) ->
     """What moving ``temb`` ``[B, d]`` by alpha times ``offset`` ``[B, N, d]`` changes in linear(silu(temb)): ``[B, N,
     6 d]``.
 
-    The linear takes silu(y) - silu(temb) beside a row of zeros, whose output (the bias) is taken away: exactly zero for
-    an offset of zero, so that a new adapter is FLUX to the last bit; two products of different shapes would not be.
+    The linear takes silu(y) - silu(temb) next to a row of zeros, whose output (the bias) is taken away: exactly zero
+    for an offset of zero, so that a new adapter is FLUX to the last bit; two products of different shapes would not be.
     """
     base = temb.float().unsqueeze(1)
     change = F.silu(base + alpha.unsqueeze(-1) * offset.float()) - F.silu(base)

@@ -114,7 +114,7 @@ class MoviePostNetwork(StageNetwork):
         ``[B]``, raw (3.5): both are rounded to the network's dtype before they are embedded, as diffusers does, so a
         bf16 network cannot tell times closer than 1/256. ``t5`` ``[B, L, text_dim]``, all tokens, padding included;
         ``pooled`` ``[B, pooled_dim]``; ``instances`` as ``instances.py`` says. ``layout_scale`` is on the layout
-        residual. ``boxes``, ``valid`` and ``layout_given`` may be on the CPU whatever device the rest is on.
+        residual. ``boxes``, ``valid`` and ``layout_given`` may be on the CPU no matter which device the rest is on.
 
         Returns ``velocity`` fp32 ``[B, C, h, w]``; ``alpha`` fp32 ``[B, N]``; ``active`` bool ``[B, N]``: references
         that are real and not withheld; from stage 2 on ``feedback`` fp32 ``[B, N]``: mean |F| over channels and over

@@ -26,8 +26,8 @@ RED, BLUE = (220, 30, 30), (40, 80, 230)
 @torch.no_grad()
 def preview(network: torch.nn.Module, batch: Batch, progress: Progress) -> dict[str, np.ndarray]:
     """One picture per sample, uint8 ``[height, width, 3]``, by the sample's key: the ground truth as the VAE decodes it
-    beside a sample drawn from noise that is fixed per sample. Boxes are red where alpha >= 0.5, else blue, with alpha
-    beside them. From stage 2 on the objects follow below, each as it was and as it is painted."""
+    next to a sample drawn from noise that is fixed per sample. Boxes are red where alpha >= 0.5, else blue, with alpha
+    next to them. From stage 2 on the objects follow below, each as it was and as it is painted."""
     config = network.config
     vae = progress.helpers["vae"]
     sample, alpha = draw(network, batch, progress)

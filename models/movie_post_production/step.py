@@ -26,7 +26,7 @@ def training_step(network: torch.nn.Module, batch: Batch, progress: Progress) ->
 
     Every stage gives ``flow_matching``, ``in_box`` and ``alpha_prior``; stages 2 and 3 ``dino_identity`` besides.
     Noise, t, what is withheld and the references that the identity loss looks at are keyed by the sample; the same
-    modules are called whatever was drawn and however many references there are.
+    modules are called regardless of what was drawn and however many references there are.
     """
     config: MoviePostConfig = network.config
     constants = config.losses
@@ -70,9 +70,9 @@ def predict(
     progress: Progress,
 ) -> dict[str, Tensor]:
     """What the network makes of ``x_t`` ``[B, 16, h, w]`` at ``t`` ``[B]`` in [0, 1] with the batch's captions."""
-    told = torch.full_like(t, guidance)
+    given = torch.full_like(t, guidance)
     scale = layout_scale(network.config).at(progress) if progress.stage == 1 else 1.0
-    return network.predict(x_t, t, told, batch["t5"], batch["pooled"], instances, scale)
+    return network.predict(x_t, t, given, batch["t5"], batch["pooled"], instances, scale)
 
 
 def without_references(instances: Instances) -> Instances:

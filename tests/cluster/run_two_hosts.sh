@@ -2,8 +2,8 @@
 # Two hosts on one machine: network namespaces with an sshd each, and a `deepspeed --hostfile` command over them.
 #   tests/cluster/run_two_hosts.sh WORK SCRIPT [ARGUMENT...]
 # WORK is an existing folder for the hostfile, .deepspeed_env and logs, and the working directory of the command. Needs
-# root and the Debian packages openssh-server, pdsh and iproute2. Leaves with the command's exit code, and whatever
-# happens removes the namespaces, the bridge and every process in them. ~/.ssh, /etc/hosts and ~/.deepspeed_env stay as
+# root and the Debian packages openssh-server, pdsh and iproute2. Leaves with the command's exit code, and in any
+# case removes the namespaces, the bridge and every process in them. ~/.ssh, /etc/hosts and ~/.deepspeed_env stay as
 # they are.
 set -euo pipefail
 
@@ -53,7 +53,7 @@ ip link set "$BRIDGE" up
 for host in 1 2; do
     space=sc$ID-h$host
     ip netns add "$space"
-    # One interface name on all hosts, since gloo is told one.
+    # One interface name on all hosts, since gloo takes one.
     ip link add "sc${ID}v$host" type veth peer name eth0 netns "$space"
     ip link set "sc${ID}v$host" master "$BRIDGE" up
     ip -n "$space" address add "$NET.$host/24" dev eth0

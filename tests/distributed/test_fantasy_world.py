@@ -187,7 +187,7 @@ def test_a_bf16_run_changes_nearly_all_weights_because_masters_are_fp32(pair, sh
     first = dict(network.named_parameters())
     changed, total = 0, 0
     for name, tensor in load_file(Path(adapter) / "model.safetensors").items():
-        # Masters start as the bf16 values that the engine casts to.
+        # Master weights start as the bf16 values that the engine casts to.
         changed += (tensor != first[name].detach().bfloat16().float()).sum().item()
         total += tensor.numel()
     assert changed / total > 0.95

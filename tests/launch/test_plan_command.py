@@ -1,4 +1,4 @@
-"""`launch/plan.py` counts the seed's model without data, weights or a GPU."""
+"""`launch/plan.py` counts the guide's model without data, weights or a GPU."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ SIZE = ["--frames", "9", "--height", "64", "--width", "96"]
 STEPS = 1200
 DEPTH_MARGIN, CAMERA_MARGIN, PATH_MARGIN = 0.6, 1.0, 0.85
 """Shares of the baselines' errors below which the held-out errors must end. Measured in two runs: 0.40, 0.40; 0.87,
-0.93; 0.67, 0.69. The camera's nine numbers hold two fields of view, most of its error, which so few rooms do not
+0.93; 0.67, 0.69. The camera's nine numbers hold two fields of view, most of its error, which so few interiors do not
 teach; the path is the other seven.
 """
 
@@ -76,5 +76,5 @@ def test_held_out_depth_and_cameras_end_below_what_the_training_clips_tell_on_av
     assert last["val_camera_error"] < 0.1 * first["val_camera_error"]
     assert last["val_camera_error"] < CAMERA_MARGIN * last["val_camera_error_baseline"]
     assert last["val_path_error"] < PATH_MARGIN * last["val_path_error_baseline"]
-    # Where it is told the camera the network reads it, through the patch tokens and the geometry blocks.
+    # Where it is given the camera the network reads it, through the patch tokens and the geometry blocks.
     assert last["val_camera_error_given"] < 0.6 * last["val_camera_error_baseline"]

@@ -156,10 +156,10 @@ def test_another_ranks_failure_is_told_by_rank_0_alone(capsys, monkeypatch):
     from stagecoach.trainer.distributed import FirstRankError
 
     monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
-    for rank, told in (("0", "error: rank 3: it broke\n"), ("1", "")):
+    for rank, expected in (("0", "error: rank 3: it broke\n"), ("1", "")):
         monkeypatch.setenv("RANK", rank)
         assert outcome(raiser(FirstRankError("rank 3: it broke"))) == 1
-        assert capsys.readouterr().err == told
+        assert capsys.readouterr().err == expected
 
 
 def test_json_is_alone_on_the_standard_output(capfd):

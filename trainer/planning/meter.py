@@ -121,7 +121,7 @@ def count(
         step: runs the forward and returns the loss, a scalar.
         network: whose modules the costs are booked to.
         units: modules of it that a policy may run again.
-        batch: what ``step`` reads; it stays in memory whatever is recomputed.
+        batch: what ``step`` reads; it stays in memory regardless of what is recomputed.
         helpers: frozen modules outside of the network, by name.
     """
     network.train()

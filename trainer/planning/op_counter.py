@@ -16,7 +16,7 @@ from stagecoach.trainer.planning.op_work import Amount
 
 class OpCounter(TorchDispatchMode):
     """Counts every operation inside. ``place`` names the module that is running, an index; an operation of the backward
-    belongs to the module whose forward made its autograd node. ``attended`` is told the outputs of attention."""
+    belongs to the module whose forward made its autograd node. ``attended`` is given the outputs of attention."""
 
     def __init__(self, place: Callable[[], int], attended: Callable[[Any], None]) -> None:
         super().__init__()

@@ -88,7 +88,7 @@ FREE = {
     torch.ops.aten._unsafe_view,
 }
 _PICKING = {torch.ops.aten.index, torch.ops.aten.index_select, torch.ops.aten.gather, torch.ops.aten.embedding}
-"""Read as much as they write, whatever they pick it from."""
+"""Read as much as they write, from wherever they pick it."""
 
 
 def _register_segments() -> None:

@@ -83,7 +83,7 @@ def show(plan: dict[str, Any]) -> None:
         moved = stage["elementwise"]
         console.print(
             f"Other operations than matrix products move {_giga(moved['bytes'])} GB a step. At the full rates of an "
-            f"{plan['gpu']} that takes {moved['seconds']:.3g} s, beside {moved['arithmetic_seconds']:.3g} s of "
+            f"{plan['gpu']} that takes {moved['seconds']:.3g} s, next to {moved['arithmetic_seconds']:.3g} s of "
             f"arithmetic: bound by {moved['bound']}."
         )
         console.print(

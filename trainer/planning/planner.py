@@ -5,7 +5,7 @@ The memory of states and the traffic between GPUs are those of DeepSpeed 0.19's 
 in B bytes each, gradients reduced in R bytes and accumulated in A bytes, N ranks and a accumulation steps, a rank holds
 and moves per optimizer step
 
-    ZeRO-1   weights B T     gradients B T (+ 4 T accumulated in fp32)   masters and Adam 12 T / N   2 R T + B T
+    ZeRO-1   weights B T     gradients B T (+ 4 T accumulated in fp32)   master weights and Adam 12 T / N   2 R T + B T
     ZeRO-2   weights B T     gradients A T / N                           12 T / N                    2 R T a + B T
     ZeRO-3   weights B P / N gradients A T / N                           12 T / N                    (r B P + R T) a
 

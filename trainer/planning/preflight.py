@@ -120,8 +120,8 @@ def _handoff(plan: StagePlan, before: int | None, init: Path | None) -> str:
 
 
 def _disk(recipe: Recipe, planned: dict[int, dict[str, Any]]) -> str:
-    """Checkpoints hold fp32 weights, masters, two moments and (ZeRO-1, 2) the weights in use; one more than is kept
-    lies there while it is written. Adapters hold what all stages so far have trained, in fp32."""
+    """Checkpoints hold fp32 weights, master weights, two moments and (ZeRO-1, 2) the weights in use; one more than is
+    kept lies there while it is written. Adapters hold what all stages so far have trained, in fp32."""
     run = Path(recipe.run).absolute()
     width, needed = DTYPES[recipe.precision].itemsize, 0
     for index, stage_plan in planned.items():

@@ -37,7 +37,10 @@ def self_attention(attn: Attention, x: Tensor, reference: Tensor | None, given: 
     """
     if reference is None:
         return plain_attention(attn, x, x)
-    k, v = (beside(heads(attn, layer(x)), heads(attn, layer(reference)), given) for layer in (attn.to_k, attn.to_v))
+    k, v = (
+        concat_reference(heads(attn, layer(x)), heads(attn, layer(reference)), given)
+        for layer in (attn.to_k, attn.to_v)
+    )
     return attn.to_out[0](attn.processor(heads(attn, attn.to_q(x)), k, v))
 
 
@@ -52,7 +55,7 @@ def cross_attention(attn: Attention, x: Tensor, context: Tensor, face: Tensor | 
     return attn.to_out[0](z if face is None else adapter(q, z, face, scale))
 
 
-def beside(own: Tensor, theirs: Tensor, given: Tensor) -> Tensor:
+def concat_reference(own: Tensor, theirs: Tensor, given: Tensor) -> Tensor:
     """``own`` ``[B T, L, heads, d]`` and ``theirs`` ``[B, R L, heads, d]`` -> ``[B T, L + R L, heads, d]``, in which
     ``own`` stands in for the reference of samples that are not ``given`` one."""
     frames, times = own.shape[0] // theirs.shape[0], theirs.shape[1] // own.shape[1]

@@ -179,7 +179,7 @@ SCALE = 2.0
 
 
 class PoseNet(nn.Module):
-    """He's first values, but for the last convolution, which starts at zero; its output is multiplied by a learned
+    """He's initial values, but for the last convolution, which starts at zero; its output is multiplied by a learned
     number. Modules have the published weights' names; 205,557 parameters at 320 channels."""
 
     def __init__(self, outputs: int) -> None:

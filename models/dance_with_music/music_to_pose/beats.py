@@ -1,7 +1,7 @@
 """Beat alignment score: how near to the music's beats the dancer's slowest moments are.
 
 After Bailando (arXiv 2203.13055, ``utils/beat_align_score.py``), on the 18 body points instead of 24 joints in space,
-so that numbers are those of "2D-BAS" and stand in no table beside the published ones. There speed is smoothed with a
+so that numbers are those of "2D-BAS" and stand in no table with the published ones. There speed is smoothed with a
 Gaussian of 5 frames and distances are measured with one of 3 frames, both at 60 per second; here both are as long in
 seconds, 2.5 and 1.5 frames at 30 per second.
 """

@@ -1,5 +1,5 @@
 """StableAnimator's denoiser: Stable Video Diffusion with guidance behind its first convolution, the reference's latents
-beside the noisy ones, and face tokens in its spatial cross-attentions (arXiv 2411.17697 and its code)."""
+next to the noisy ones, and face tokens in its spatial cross-attentions (arXiv 2411.17697 and its code)."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ class SvdDenoiser(nn.Module):
 
 
 def beside_reference(x: Tensor, conditions: dict) -> Tensor:
-    """Noisy latents ``[B, T, 4, h, w]`` -> ``[B, T, 8, h, w]``: beside each frame the first reference, unscaled; zeros
+    """Noisy latents ``[B, T, 4, h, w]`` -> ``[B, T, 8, h, w]``: next to each frame the first reference, unscaled; zeros
     where none is given."""
     reference = conditions["references"][:, :1].to(x.dtype) / VAE_SCALE
     reference = torch.where(conditions["reference_given"][:, None, None, None, None], reference, 0.0)

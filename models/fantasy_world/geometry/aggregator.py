@@ -1,6 +1,6 @@
 """The ``aggregator`` geometry branch: VGGT's alternating frame and global attention at its own width.
 
-One pair of blocks stands beside each IRG video block. The frame block attends inside a latent frame, the global block
+One pair of blocks stands next to each IRG video block. The frame block attends inside a latent frame, the global block
 over all of them; the exchange with the video happens in the middle of the global block. Both turn queries and keys by
 the video's 3-D rotation: the published model has VGGT's 2-D one there, which knows no order of frames.
 """

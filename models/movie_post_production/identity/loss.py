@@ -2,7 +2,7 @@
 with the references, with gradients all the way back to the velocity.
 
 Nothing is per reference in Python: each sample has ``crops`` slots, some of them empty, so that every rank makes the
-same calls whatever its boxes.
+same calls for any boxes.
 """
 
 from __future__ import annotations

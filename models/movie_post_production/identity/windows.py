@@ -21,7 +21,7 @@ _A = -0.5
 def resize_weights(start: Tensor, length: Tensor, out: int, size: int, low: Tensor, high: Tensor) -> Tensor:
     """fp32 ``[..., out, size]``: how the ``size`` places of an axis make ``out`` new ones that show its part from
     ``start`` on, ``length`` long. ``start``, ``length``, ``low``, ``high`` are ``[...]`` in places of the axis; nothing
-    beside ``low .. high`` is looked at, what lies beyond repeats the edge. Each row sums to 1."""
+    next to ``low .. high`` is looked at, what lies beyond repeats the edge. Each row sums to 1."""
     start, length, low, high = (x.double()[..., None, None] for x in (start, length, low, high))
     scale = length / out
     stretch = scale.clamp_min(1)
@@ -69,7 +69,7 @@ def pixel_boxes(boxes: Tensor, height: int, width: int) -> Tensor:
 
 def windows(boxes: Tensor, height: int, width: int, side: int, margin: int) -> Windows:
     """Windows of ``side`` (or of the latent's ``height`` and ``width``, where these are less) around ``boxes``
-    ``[B, K, 4]`` in parts of the picture, with ``margin`` latents beside the box where the picture has them.
+    ``[B, K, 4]`` in parts of the picture, with ``margin`` latents next to the box where the picture has them.
 
     The window lies on whole latents, and the latent is taken as it is; only where box and margin need a larger one is
     it made smaller, equally along both axes.
@@ -96,6 +96,6 @@ def windows(boxes: Tensor, height: int, width: int, side: int, margin: int) -> W
 
 def crop_weights(boxes: Tensor, height: int, width: int, out: int) -> tuple[Tensor, Tensor]:
     """Rows and columns (see ``resize.resample``) that cut ``boxes`` ``[B, K, 4]`` in pixels out of a picture of
-    ``height x width`` and fill a square of side ``out`` with each, whatever its aspect ratio."""
+    ``height x width`` and fill a square of side ``out`` with each, at any aspect ratio."""
     x1, y1, x2, y2 = boxes.unbind(-1)
     return (resize_weights(y1, y2 - y1, out, height, y1, y2), resize_weights(x1, x2 - x1, out, width, x1, x2))

@@ -1,4 +1,4 @@
-"""What the network is told of a picture's references, made of a batch."""
+"""What the network is given of a picture's references, made of a batch."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ Instances = dict[str, Tensor]
 
 def make_instances(batch: Batch, config: MoviePostConfig, progress: Progress) -> Instances:
     """The references of a micro-batch. What is withheld is keyed by the sample, and nothing is outside of training.
-    ``boxes`` may be on the CPU whatever device the rest is on; ``valid`` and ``layout_given`` are where they are.
+    ``boxes`` may be on the CPU no matter which device the rest is on; ``valid`` and ``layout_given`` are where they
+    are.
 
     A batch without objects gets one empty slot, so that every rank calls the same modules. Raises ``ValueError`` for
     more objects than ``instance.max_refs`` and for vectors of another width than the recipe's.

@@ -27,7 +27,7 @@ def library_unet(motion: bool = False, config: DanceConfig = TINY) -> nn.Module:
 
 
 def make_denoiser(unet: nn.Module, dtype: torch.dtype = torch.float32, config: DanceConfig = TINY) -> DenoisingUnet:
-    """With the weights of ``unet``, adapters at their first values."""
+    """With the weights of ``unet``, adapters at their initial values."""
     base = motion_base(config) if isinstance(unet, UNetMotionModel) else image_base(config)
     denoiser = DenoisingUnet(config, base, "cpu", dtype)
     state = {name: value.clone() for name, value in unet.state_dict().items() if not name.endswith(".pe")}

@@ -22,7 +22,7 @@ def library_unet() -> UNetSpatioTemporalConditionModel:
 
 
 def make_denoiser(unet: UNetSpatioTemporalConditionModel, dtype: torch.dtype = torch.float32) -> SvdDenoiser:
-    """With the weights of ``unet``, adapters at their first values."""
+    """With the weights of ``unet``, adapters at their initial values."""
     denoiser = SvdDenoiser(TINY, svd_base(TINY.unet), dtype)
     state = {name: value.clone() for name, value in unet.state_dict().items()}
     state |= {name: state[source].clone() for name, source in copies(denoiser).items()}

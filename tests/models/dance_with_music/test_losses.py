@@ -118,7 +118,7 @@ def test_identity_looks_at_faces_only():
 
 
 def test_motion_is_matched_not_removed():
-    """0 for the true motion, whatever else is wrong in all frames alike; more than 0 for a still picture."""
+    """0 for the true motion, no matter what else is wrong in all frames alike; more than 0 for a still picture."""
     latents = torch.randn(B, T, 4, 8, 8)
     noisy = noised(latents, 0.5)
     assert temporal_loss(noisy, latents, latents).eq(0).all()

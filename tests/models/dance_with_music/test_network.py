@@ -118,7 +118,7 @@ def test_the_same_modules_are_called_whatever_is_withheld(stage):
 
 def test_a_reference_of_another_size_is_refused_in_one_sentence():
     network, conditions = make_network(), make_conditions(side=(8, 6))
-    with pytest.raises(ValueError, match="8 x 6 were given beside a clip of 8 x 8, expected the same"):
+    with pytest.raises(ValueError, match="8 x 6 were given next to a clip of 8 x 8, expected the same"):
         network.denoise(*make_noisy(), conditions)
 
 

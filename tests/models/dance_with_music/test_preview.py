@@ -1,4 +1,4 @@
-"""Previews: true poses over predicted ones, then drawn frames beside the true ones and the reference, with beats."""
+"""Previews: true poses over predicted ones, then drawn frames next to the true ones and the reference, with beats."""
 
 from __future__ import annotations
 
@@ -174,7 +174,7 @@ def test_with_an_arcface_the_faces_are_compared_with_the_reference():
     config = SIZES["tiny"]
     batch = _batch(config, 2, 1)
     (silent,) = preview(_network(config, 2), batch, _progress(2)).values()
-    (told,) = preview(_network(config, 2), batch, _progress(2, arcface=Constant())).values()
+    (given,) = preview(_network(config, 2), batch, _progress(2, arcface=Constant())).values()
     row = slice(3 * (PANEL + TITLE), 3 * (PANEL + TITLE) + TITLE)
-    assert not np.array_equal(silent[row], told[row])
-    assert np.array_equal(silent[row.stop :], told[row.stop :])
+    assert not np.array_equal(silent[row], given[row])
+    assert np.array_equal(silent[row.stop :], given[row.stop :])

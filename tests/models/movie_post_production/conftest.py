@@ -44,7 +44,7 @@ def make_batch(movie, config):
 
 @pytest.fixture(scope="session")
 def make_network(config):
-    """A network of ``stage`` with its base; ``moved``: adapters away from their first values, so that all
+    """A network of ``stage`` with its base; ``moved``: adapters away from their initial values, so that all
     of them have an influence."""
 
     def make(stage: int, moved: bool = False, changed: MoviePostConfig | None = None, dtype=torch.float32):

@@ -62,7 +62,7 @@ def reference(config, inputs, dtype, model=None):
 @pytest.mark.parametrize("stage", [1, 2, 3])
 @pytest.mark.parametrize("cast", [False, True])
 def test_new_adapters_leave_flux_as_it_is_bit_for_bit(config, dtype, stage, cast):
-    """R14(a), D2: with an adapter at its first values the output is FLUX's; ``cast`` as an engine in bf16 does."""
+    """R14(a), D2: with an adapter at its initial values the output is FLUX's; ``cast`` as an engine in bf16 does."""
     inputs, network = make_inputs(config), make_network(config, stage, dtype)
     if cast:
         network.to(dtype)
@@ -80,7 +80,7 @@ def test_new_adapters_leave_flux_as_it_is_bit_for_bit(config, dtype, stage, cast
 @pytest.mark.parametrize("space", ["temb", "scalar12"])
 @pytest.mark.parametrize("how", ["padding", "withheld"])
 def test_without_references_trained_adapters_leave_flux_as_it_is_bit_for_bit(config, dtype, second_ff, space, how):
-    """R14(a): no reference, or all withheld, whatever the adapters have learned."""
+    """R14(a): no reference, or all withheld, regardless of what the adapters have learned."""
     config = config.model_copy(
         update={
             "layout": config.layout.model_copy(update={"second_ff": second_ff}),

@@ -64,7 +64,7 @@ def test_the_design_has_the_counts_of_the_page():
     assert second["modulation_head"] + second["modulation"] == 198_245_376
     assert {name: third[name] for name in second} == second
     assert third["feedback"] == 1_769_472
-    # Beside the page's modules: learned nulls (section 1.3) and the text of the objects.
+    # Next to the page's modules: learned nulls (section 1.3) and the text of the objects.
     assert first["null_references"] == 768 + 1024
     assert first["instance_text"] == 768 * 3072 + 3072
     assert set(third) == {

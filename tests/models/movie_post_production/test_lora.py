@@ -84,7 +84,7 @@ def test_lora_is_there_in_every_stage_at_the_same_first_values(stage):
 
 
 def test_the_base_path_does_not_run_the_lora_of_the_layout_branch():
-    """The output without references is FLUX's whatever LoRA has learned, and requires_grad is left alone."""
+    """The output without references is FLUX's regardless of what LoRA has learned, and requires_grad is left alone."""
     inputs = make_inputs(CONFIGS["every target"])
     inputs["instances"]["layout_given"][:] = False
     network = open_gates(make_network(CONFIGS["every target"], 1))

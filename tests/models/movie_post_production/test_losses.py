@@ -88,7 +88,7 @@ def test_without_a_prior_its_loss_and_gradient_are_zero():
 
 def test_the_learning_rate_follows_the_warm_up_and_the_cosine_of_the_recipe():
     """R11 of both profiles' stage 1: 0, 5e-5, 1e-4, 5e-5, 0 at steps 0, 500, 1000, 35500, 70000, counted in optimizer
-    steps whatever the world size (D15)."""
+    steps regardless of the world size (D15)."""
     from stagecoach.trainer.engine import learning_rate
     from stagecoach.trainer.recipe import StageRecipe
 

@@ -59,7 +59,7 @@ def test_the_order_of_references_does_not_matter(config):
 
 @pytest.mark.parametrize("config", [TINY, SCALAR, DEPTH])
 def test_padding_references_change_nothing(config):
-    """R14(e), D9: neither output nor gradients, whatever stands in their slots."""
+    """R14(e), D9: neither output nor gradients, regardless of what stands in their slots."""
     network, inputs = open_gates(make_network(config, 3)), make_inputs(config)
 
     def pad(value):

@@ -1,4 +1,4 @@
-"""Previews: ground truth beside a sample from fixed noise, with boxes coloured by alpha."""
+"""Previews: ground truth next to a sample from fixed noise, with boxes coloured by alpha."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""A training step: one number per sample, blind to padding, the same calls whatever the boxes; what trains moves."""
+"""A training step: one number per sample, blind to padding, the same calls regardless of the boxes; what trains
+moves."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Attention beside a reference, and its first two moments."""
+"""Attention next to a reference, and its first two moments."""
 
 import hypothesis.strategies as st
 import pytest
@@ -8,7 +8,7 @@ from hypothesis import given, settings
 
 from stagecoach.models.dance_with_music.champ.attention import (
     adain,
-    beside,
+    concat_reference,
     cross_attention,
     self_attention,
     use_attend,
@@ -49,7 +49,7 @@ def test_a_frame_attends_to_its_own_tokens_and_to_those_of_its_samples_reference
 def test_own_keys_stand_in_exactly_for_a_reference_that_is_not_given(b, frames, times, seed):
     own, theirs = draw(b * frames, L, HEADS, 2, seed=seed), draw(b, times * L, HEADS, 2, seed=seed + 1)
     chosen = torch.rand(b, generator=torch.Generator().manual_seed(seed)) < 0.5
-    both = beside(own, theirs, chosen)
+    both = concat_reference(own, theirs, chosen)
     assert both.shape == (b * frames, (1 + times) * L, HEADS, 2)
     for row in range(b * frames):
         expected = theirs[row // frames] if chosen[row // frames] else own[row].repeat(times, 1, 1)

@@ -68,7 +68,7 @@ def test_frames_and_samples_keep_their_places_whatever_is_drawn_at_once(monkeypa
 
 
 def test_gradients_pull_points_to_where_they_are_wanted():
-    """A limb beside its target: the derivative of the squared difference moves it there."""
+    """A limb next to its target: the derivative of the squared difference moves it there."""
     xy, conf = torch.zeros(1, 1, 134, 2), torch.zeros(1, 1, 134)
     xy[..., 2, :], xy[..., 3, :], conf[..., 2:4] = torch.tensor([0.5, 0.2]), torch.tensor([0.5, 0.8]), 1
     target = render_skeletons(xy, conf, 288, 288)  # lines of three pixels

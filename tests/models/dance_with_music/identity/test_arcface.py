@@ -1,4 +1,4 @@
-"""IResNet-100: the published network's size, names and arithmetic; frozen whatever is called."""
+"""IResNet-100: the published network's size, names and arithmetic; frozen regardless of what is called."""
 
 import pytest
 import torch

@@ -63,7 +63,7 @@ def test_dancers_who_stand_still_on_the_beat_score_near_one_and_less_to_a_shifte
     conf = torch.ones(xy.shape[:3])
     right, _ = beat_alignment(xy, conf, beat, 512, 512)
     shifted, _ = beat_alignment(xy, conf, beat.roll(6, 1), 512, 512)
-    # A beat at the very start or end has no slowest moment beside it, and a step counts as its first frame.
+    # A beat at the very start or end has no slowest moment next to it, and a step counts as its first frame.
     assert (right > 0.75).all(), right
     assert (shifted < 0.5).all(), shifted
 

@@ -55,12 +55,12 @@ def test_halving_time_twice_is_the_vaes_grouping():
 
 def test_given_poses_reach_the_camera_tokens_and_nothing_else():
     tokens, patches, poses = PosedTokens(CONFIG), torch.randn(2, 3, 6, 32), torch.randn(2, 3, 36)
-    told, withheld = (tokens(patches, poses, torch.tensor(given)) for given in ([True, True], [True, False]))
-    assert torch.equal(told[0], withheld[0])
-    assert (camera_tokens(told, 3)[1] != camera_tokens(withheld, 3)[1]).any(-1).all()
-    differs = (told[1] != withheld[1]).any(-1).unflatten(0, (3, -1))
+    visible, withheld = (tokens(patches, poses, torch.tensor(given)) for given in ([True, True], [True, False]))
+    assert torch.equal(visible[0], withheld[0])
+    assert (camera_tokens(visible, 3)[1] != camera_tokens(withheld, 3)[1]).any(-1).all()
+    differs = (visible[1] != withheld[1]).any(-1).unflatten(0, (3, -1))
     assert not differs[:, 1:].any()
-    assert torch.equal(patch_tokens(told, 3), patches)
+    assert torch.equal(patch_tokens(visible, 3), patches)
 
 
 def test_folded_plucker_coordinates_keep_each_pixel():

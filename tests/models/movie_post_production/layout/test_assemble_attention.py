@@ -131,7 +131,7 @@ def test_packed_segments_equal_padded_ones_with_their_gradients(network, monkeyp
 
 
 def test_attention_is_over_more_than_one_key(network):
-    """D1: with one key the output is the value, whatever the query, and to_q learns nothing."""
+    """D1: with one key the output is the value, regardless of the query, and to_q learns nothing."""
     network.zero_grad()
     network.predict(**make_inputs(TINY))["velocity"].square().mean().backward()
     for block in (network.transformer_blocks[0], network.single_transformer_blocks[0]):
