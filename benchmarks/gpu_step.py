@@ -4,8 +4,6 @@ Takes a recipe as the training scripts do; a clip of another size is `--set mode
 the same network with PyTorch alone, for machines without DeepSpeed. Ends with one line of JSON.
 """
 
-from __future__ import annotations
-
 import json
 import statistics
 import sys

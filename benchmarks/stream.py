@@ -10,8 +10,6 @@ resident set of a process while the stream hands out 100,000 samples. mosaicml-s
 and needs a virtual environment of its own, named by ``--streaming-python``; without it that column is left out.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

@@ -4,8 +4,6 @@ A builder is what ``launch/build_shards.py`` asks of a family. Adding one is a m
 ``BUILDERS``.
 """
 
-from __future__ import annotations
-
 import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence

@@ -3,8 +3,6 @@
 Temporary names carry host, process and a random part, so that two machines on one file system never share one.
 """
 
-from __future__ import annotations
-
 import hashlib
 import importlib
 import json

@@ -1,7 +1,5 @@
 """What people see on a terminal: progress bars on the standard error, and results as tables."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 from typing import Any
 

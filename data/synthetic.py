@@ -3,8 +3,6 @@
 A set appears when all of it is written, replaces an older synthetic one, and ``synthetic.json`` says how it was made.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path

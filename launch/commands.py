@@ -3,8 +3,6 @@
 Bodies import what they need, so that ``--help`` and shell completion do without torch.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable
 from dataclasses import asdict, dataclass

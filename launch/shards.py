@@ -3,8 +3,6 @@
 Flags of ``build`` and ``synthesize`` depend on ``--family``; the other commands do without a family's packages.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass

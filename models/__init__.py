@@ -1,7 +1,5 @@
 """Model families. ``get_family`` is the registry; nothing else in the trainer knows a family's name."""
 
-from __future__ import annotations
-
 import difflib
 import importlib
 

@@ -4,8 +4,6 @@ A family is data plus one forward (docs/architecture.md, idea 1). The trainer se
 this file: it builds the network of a stage, calls ``network(batch, progress)`` and weights what comes back.
 """
 
-from __future__ import annotations
-
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping

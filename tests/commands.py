@@ -1,7 +1,5 @@
 """The commands of ``stagecoach`` as functions: what they found, and their exit codes."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from stagecoach.launch import shards

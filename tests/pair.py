@@ -1,7 +1,5 @@
 """Two real processes that stay up for all cases of a test file: gloo, DeepSpeed, one thread each."""
 
-from __future__ import annotations
-
 import multiprocessing
 import os
 import socket

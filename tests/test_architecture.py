@@ -1,7 +1,5 @@
 """The rules of the house: who may import whom, and that our packages are the ones that scripts get."""
 
-from __future__ import annotations
-
 import ast
 import subprocess
 import sys

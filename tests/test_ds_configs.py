@@ -1,7 +1,5 @@
 """Every DeepSpeed file loads as it is, and says in the README why each value is what it is."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

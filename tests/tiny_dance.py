@@ -1,7 +1,5 @@
 """DanceWithMusic at the tiny size: drawn dancers on synthesised songs, tiny encoders fitted to them, shards."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Shards of a few rendered clips at the tiny size, made by the very commands that a user types."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

@@ -4,8 +4,6 @@ With a random backbone the adapters' best move is to shift what stands in boxes,
 only with one that already denoises does an error in boxes tell what references add.
 """
 
-from __future__ import annotations
-
 import math
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """MoviePostProduction at the tiny size: rendered pictures, tiny encoders fitted to them, shards, recipes."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any

@@ -4,8 +4,6 @@ Stage 1 trains ``first``; stage 2 adds ``second``. Its loss depends on keyed noi
 order or of keys shows.
 """
 
-from __future__ import annotations
-
 from typing import ClassVar
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Activation checkpointing by policy: which activations a unit keeps for its backward."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Iterable
 from typing import Any, Literal

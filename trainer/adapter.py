@@ -4,8 +4,6 @@ Cumulative: every tensor that this or an earlier stage has trained, and nothing 
 in fp32.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from contextlib import ExitStack

@@ -1,7 +1,5 @@
 """Damaged samples that were replaced, counted over all ranks against what the recipe allows."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 
 import torch.distributed as dist

@@ -5,8 +5,6 @@ where an average is kept, ``engine/`` (DeepSpeed's own shards), ``training_state
 ``manifest.json``.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import os

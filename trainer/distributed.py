@@ -1,7 +1,5 @@
 """One way to find rank and world size under ``deepspeed``, ``torchrun``, ``srun`` or none of them."""
 
-from __future__ import annotations
-
 import os
 import socket
 from dataclasses import dataclass

@@ -3,8 +3,6 @@
 It lives on each rank's fp32 master partition, so one update is one ``lerp_`` per group without traffic.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 

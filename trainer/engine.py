@@ -1,7 +1,5 @@
 """A DeepSpeed engine for the trainable subset of one stage."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from typing import Any

@@ -1,7 +1,5 @@
 """Validation and previews on held-out samples, with the same number of forwards on all ranks."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from typing import Any
 

@@ -1,7 +1,5 @@
 """An adapter as one safetensors file that says by itself what it is, or its LoRA as diffusers' pipelines load it."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

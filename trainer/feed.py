@@ -1,7 +1,5 @@
 """Host batches onto the device, one ahead of the step that uses them."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 from typing import Any
 

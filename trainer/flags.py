@@ -1,7 +1,5 @@
 """Flags of a command: what typer makes of a function's parameters and of dataclasses among them."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, fields, is_dataclass

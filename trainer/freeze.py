@@ -1,7 +1,5 @@
 """Which parameters train: the patterns of a stage applied to a network, and the table that says so."""
 
-from __future__ import annotations
-
 import fnmatch
 import re
 from dataclasses import dataclass

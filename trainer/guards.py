@@ -1,7 +1,5 @@
 """Proofs that a stage trains what it declares and nothing else."""
 
-from __future__ import annotations
-
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn

@@ -1,7 +1,5 @@
 """Peak rates of accelerators, for model FLOPs utilisation, and what memory a process has taken."""
 
-from __future__ import annotations
-
 import resource
 
 import torch

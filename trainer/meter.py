@@ -1,7 +1,5 @@
 """Sums and counts over the samples of a step, and the clock: cheap every step, reduced over ranks only when logging."""
 
-from __future__ import annotations
-
 import time
 
 import torch

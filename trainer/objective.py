@@ -1,7 +1,5 @@
 """What a stage minimises."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 import torch

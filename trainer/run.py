@@ -1,7 +1,5 @@
 """Runs: one stage, all stages in sequence, or a dry run of one step."""
 
-from __future__ import annotations
-
 import logging
 from pathlib import Path
 

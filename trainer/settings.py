@@ -1,7 +1,5 @@
 """Settings read strictly: YAML 1.2 scalars, overlays, ``a.b=c`` overrides, and errors that say where and what."""
 
-from __future__ import annotations
-
 import copy
 import difflib
 import re

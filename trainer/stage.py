@@ -1,7 +1,5 @@
 """The loop: one stage from its first step, or from a checkpoint, to its adapter."""
 
-from __future__ import annotations
-
 import logging
 import math
 import time

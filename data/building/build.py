@@ -6,8 +6,6 @@ all parts there makes the data set of them. Workers share nothing but the file s
 number of workers, restarts and kills.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import re

@@ -1,7 +1,5 @@
 """The last step of a build: of all its parts, one data set. Any worker may do it, and may be killed while it does."""
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Mapping

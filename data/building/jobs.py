@@ -4,8 +4,6 @@
 restarts. Its samples depend on the items and on ``settings`` alone.
 """
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -7,8 +7,6 @@ machines are not compared). Then the folder is renamed to a name that holds the 
 one can do so, and none can by mistake remove the lock of the one after. Such a folder stays until the build is done.
 """
 
-from __future__ import annotations
-
 import errno
 import json
 import os

@@ -1,7 +1,5 @@
 """Options of a build: dataclasses, which the command line takes its flags from (``trainer.flags``)."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any

@@ -1,7 +1,5 @@
 """Which items there are, in which split, in which part: the same for every worker and any number of them."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re

@@ -5,8 +5,6 @@ part-000012/  shard-000012-000000.tar, .tar.idx, ...   named as in the data set
               manifest.json   size and sha256 of the files
 """
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

@@ -1,7 +1,5 @@
 """What the families' readers of raw data sets share: files of JSON and numbers, keys and splits."""
 
-from __future__ import annotations
-
 import json
 import re
 from math import prod

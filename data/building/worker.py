@@ -1,7 +1,5 @@
 """One worker of a build: it makes the parts that are its own by rule and not there yet."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 from stagecoach.data.building.jobs import BuildJob, RawError

@@ -3,8 +3,6 @@
 They report through pipes. One that fails or dies stops all; if the one that watches dies, they end by themselves.
 """
 
-from __future__ import annotations
-
 import multiprocessing
 import os
 import signal

@@ -11,8 +11,6 @@
 The folder vanishes by one rename when the data set stands.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

@@ -1,7 +1,5 @@
 """The encoders of a DanceWithMusic build, side by side."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from stagecoach.data.building.jobs import EncodedSample

@@ -4,8 +4,6 @@ Frame k of a sample is the source frame whose time stamp is nearest to k / 30 s 
 source of 60 per second gives every second, one of 24 repeats some. Nothing is stretched, so music stays in time.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass

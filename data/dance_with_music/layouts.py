@@ -4,8 +4,6 @@ All of them take ``dances.json`` (``data.dance_with_music.raw``) and ``audio/<na
 poses or without music is an error that says so: neither is detected or made up.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path

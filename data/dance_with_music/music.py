@@ -4,8 +4,6 @@ Rows are frames. A file of rows has as many as the clip has frames (at 30 per se
 which every second row is taken), within ``TAIL``; it is never stretched, since that would change the tempo.
 """
 
-from __future__ import annotations
-
 import re
 import threading
 from dataclasses import dataclass

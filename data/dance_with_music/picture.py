@@ -1,7 +1,5 @@
 """What a sample looks like: its stored frame, its poses over time, and the beats below."""
 
-from __future__ import annotations
-
 import numpy as np
 from PIL import Image, ImageDraw
 

@@ -4,8 +4,6 @@ A frame is ``{"keypoints": [[x, y, confidence], ...]}`` or a list of ``{"x", "y"
 DWPose's order; a clip is ``{"poses": [{"frame_id", "keypoints"}, ...]}``. Poses are not detected here.
 """
 
-from __future__ import annotations
-
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal

@@ -1,7 +1,5 @@
 """What is known of a dance before its files are read, and the optional ``dances.json`` that says more of it."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any

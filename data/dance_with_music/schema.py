@@ -3,8 +3,6 @@
 Heatmaps, skeletons and face masks are not stored: they follow from poses and boxes, and are drawn on the device.
 """
 
-from __future__ import annotations
-
 from stagecoach.data.format.schema import Field, SampleSchema
 
 NAME = "dance_with_music"

@@ -1,7 +1,5 @@
 """One segment of a dance becomes frames of one size with their poses, music, faces and references."""
 
-from __future__ import annotations
-
 import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path

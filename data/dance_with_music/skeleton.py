@@ -4,8 +4,6 @@
 each hand.
 """
 
-from __future__ import annotations
-
 import colorsys
 from itertools import pairwise
 

@@ -1,7 +1,5 @@
 """Splits without a song or a subject on both sides."""
 
-from __future__ import annotations
-
 import hashlib
 from collections import defaultdict
 from collections.abc import Sequence

@@ -4,8 +4,6 @@ Dance ``i`` of a seed is the same in a set of any size. Four neighbouring dances
 no others do, so that songs and dancers can be held out together.
 """
 
-from __future__ import annotations
-
 import json
 from dataclasses import dataclass
 from pathlib import Path

@@ -6,8 +6,6 @@ beats. With 30 * 512 samples per second and a hop of 512 the rows are the frames
 row k is centred at k / 30 s. librosa puts an onset, and so a beat, at most one row after the sound.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

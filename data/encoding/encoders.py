@@ -4,8 +4,6 @@ They take and give what diffusers' Wan pipelines do, so that a network trained o
 GPU they compute in bf16, on a CPU in fp32; results are fp32 on the CPU. One thread may use an encoder at a time.
 """
 
-from __future__ import annotations
-
 import html
 import re
 from collections.abc import Mapping, Sequence

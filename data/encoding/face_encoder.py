@@ -5,8 +5,6 @@ buffalo_l's ``w600k_r50``). Models with this step inside, as early ones from MXN
 out wrong.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

@@ -1,8 +1,6 @@
 """Frozen encoders of single pictures: the VAEs of Stable Diffusion and of Stable Video Diffusion, and CLIP's projected
 embedding, from local folders in the Hugging Face layout."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from pathlib import Path

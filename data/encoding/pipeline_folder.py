@@ -1,7 +1,5 @@
 """The part of a diffusers pipeline's folder that prepares data: VAE, text encoders and tokenizers, frozen."""
 
-from __future__ import annotations
-
 import importlib
 import json
 from collections.abc import Mapping

@@ -4,8 +4,6 @@ They give what diffusers' ``FluxPipeline.encode_prompt`` gives. On a GPU they co
 are fp32 on the CPU. One thread may use an encoder at a time.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

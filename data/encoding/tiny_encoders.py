@@ -5,8 +5,6 @@ pictures apart, which is all that is asked of them here. Vectors of crops and fa
 otherwise all would point one way, as those of random networks do, and no identity would differ from another.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal

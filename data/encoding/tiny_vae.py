@@ -9,8 +9,6 @@ factor. Behind it a small gain keeps the SiLU where it is x / 2 (``wan``, ``sd``
 since silu(x) - silu(-x) = x (``flux``, ``sd3``).
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal

@@ -7,8 +7,6 @@ Conventions, the same everywhere in this project:
 - Depth is z-depth, not the distance along the ray.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

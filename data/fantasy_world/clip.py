@@ -1,7 +1,5 @@
 """One raw clip becomes frames, depth and cameras of one size, in a canonical frame and scale."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated

@@ -1,7 +1,5 @@
 """FantasyWorld's part of a build: which clips there are, how one is read, how several become samples."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property

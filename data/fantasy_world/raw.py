@@ -1,7 +1,5 @@
 """The raw layout: ``metadata.json`` and what its entries name (``readers`` reads those files)."""
 
-from __future__ import annotations
-
 import hashlib
 from collections import Counter
 from dataclasses import dataclass

@@ -3,8 +3,6 @@
 Each raises ``RawError`` with one sentence that names the file, what was found and what was expected.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ World axes are those of the cameras: x right, y down, z forward; the floor is y 
 about depth here is what it tells in the world: perspective, occlusion, texture that shrinks, shading, and haze.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

@@ -1,7 +1,5 @@
 """What a FantasyWorld sample holds. Point maps are not stored: they follow from depth, intrinsics and extrinsics."""
 
-from __future__ import annotations
-
 from stagecoach.data.format.schema import Field, SampleSchema
 
 NAME = "fantasy_world"

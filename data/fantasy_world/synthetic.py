@@ -4,8 +4,6 @@ Clip ``i`` of a seed is the same in a set of any size. Worlds are turned, shifte
 they are written, as reconstructions come out, so that the builder's canonical frame and scale have something to do.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 

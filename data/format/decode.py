@@ -1,7 +1,5 @@
 """From the members of a sample to arrays: the head, .npy files as views on their bytes, pictures."""
 
-from __future__ import annotations
-
 import io
 import json
 import re

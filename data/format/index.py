@@ -1,7 +1,5 @@
 """The rows of an index file: read strictly where a manifest proves them, and line by line where nothing does."""
 
-from __future__ import annotations
-
 import json
 import os
 from hashlib import sha256

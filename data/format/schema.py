@@ -1,7 +1,5 @@
 """What a sample must hold: named fields with dtypes and symbolic shapes."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal

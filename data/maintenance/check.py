@@ -1,7 +1,5 @@
 """Is a set of shards what its manifest says: every hash, every index against the real headers, every sample."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any

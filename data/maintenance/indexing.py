@@ -4,8 +4,6 @@ The tars themselves are not touched. Their samples are named ``<key>.<field>.npy
 ``.png``), as ``webdataset.ShardWriter`` writes a dictionary with such names; keys may hold folders.
 """
 
-from __future__ import annotations
-
 import importlib
 import inspect as signatures
 import json

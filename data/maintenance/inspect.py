@@ -1,7 +1,5 @@
 """What is in a set of shards: counts, bytes, how sizes and lengths are spread, and what its samples look like."""
 
-from __future__ import annotations
-
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The same function for every shard, in several processes where that pays."""
 
-from __future__ import annotations
-
 import multiprocessing
 import os
 from collections.abc import Callable, Iterator, Sequence

@@ -4,8 +4,6 @@ New files and a plan are made in a temporary folder, which becomes ``.repair`` i
 pending: whoever finds that folder moves the files where they belong, the manifest last, and removes it.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import re

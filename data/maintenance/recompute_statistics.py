@@ -1,7 +1,5 @@
 """The statistics of samples that nobody counted when they were made."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any

@@ -1,7 +1,5 @@
 """Making a damaged set of shards whole again: what is proven is kept, what is not is dropped and listed."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field

@@ -5,8 +5,6 @@ tar is left at all (manifest and index are lost) a tar that reads to its end mar
 the schema. A tar that is known to differ from its sha256, and of which no crc32 is left, proves nothing.
 """
 
-from __future__ import annotations
-
 import os
 import shutil
 import tarfile

@@ -1,7 +1,5 @@
 """What a tar really holds: each sample found by its headers, checked, decoded against the schema."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path

@@ -1,7 +1,5 @@
 """MoviePostProduction's part of ``launch/build_shards.py``."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated

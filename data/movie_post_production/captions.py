@@ -6,8 +6,6 @@ known, depth_label), and optionally width, height and split. An object may name 
 object there, so that the network cannot copy the very pixels it is asked for.
 """
 
-from __future__ import annotations
-
 import hashlib
 import math
 from dataclasses import dataclass, replace

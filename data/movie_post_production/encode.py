@@ -1,7 +1,5 @@
 """The encoders of a MoviePostProduction build, side by side."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

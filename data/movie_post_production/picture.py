@@ -1,7 +1,5 @@
 """What a sample looks like to people: the picture with its boxes, and next to it what is said of them."""
 
-from __future__ import annotations
-
 import textwrap
 
 import numpy as np

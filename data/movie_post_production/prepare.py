@@ -1,7 +1,5 @@
 """One raw picture becomes the picture of one size, its boxes, and the crops that describe its objects."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any

@@ -4,8 +4,6 @@ Each raises ``RawError`` with one sentence that names the file, what was found a
 missing is replaced.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -4,8 +4,6 @@ of pictures that show one object twice, each naming the other as its reference.
 Picture ``i`` of a seed is the same in a set of any size; an odd last one has no partner.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any

@@ -6,8 +6,6 @@ and removes holds ``lock``, both with flock, which the kernel drops when a proce
 leftover from a download. A reader keeps its descriptor, so that removing a file takes nothing from it.
 """
 
-from __future__ import annotations
-
 import fcntl
 import os
 import re

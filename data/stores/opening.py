@@ -1,7 +1,5 @@
 """From a path or a URL to the storage that it names."""
 
-from __future__ import annotations
-
 import os
 import re
 from urllib.parse import unquote, urlsplit

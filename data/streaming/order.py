@@ -5,8 +5,6 @@ computed from ``(seed, epoch, position)`` and nothing else: there is no shuffled
 neither the world size nor the workers are known here (docs/architecture.md, idea 4).
 """
 
-from __future__ import annotations
-
 import hashlib
 import struct
 from bisect import bisect_right

@@ -6,8 +6,6 @@ other, so the batch of step 1,000,000 costs what that of step 1 does. Where some
 both whose turn it is and for the how-manieth time, so that no past has to be counted.
 """
 
-from __future__ import annotations
-
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

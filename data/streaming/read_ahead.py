@@ -1,7 +1,5 @@
 """Work done ahead by a few threads, its results in order, with no way to hang."""
 
-from __future__ import annotations
-
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable

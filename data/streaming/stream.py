@@ -4,8 +4,6 @@ Optimizer step ``s`` takes the global batch ``s`` of the plan; rank ``r`` of ``W
 of it, cut into micro-batches. The step number is all that a resumed run needs.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import CancelledError
 from dataclasses import dataclass

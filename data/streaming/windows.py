@@ -1,7 +1,5 @@
 """Windows of long clips: a run of frames, drawn by the position in the order and nothing else."""
 
-from __future__ import annotations
-
 import hashlib
 from dataclasses import dataclass, replace
 

@@ -1,7 +1,5 @@
 """Attention kernels by name, through diffusers' dispatch, for the backbones and for our own modules alike."""
 
-from __future__ import annotations
-
 import importlib
 from typing import Any
 

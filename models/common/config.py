@@ -1,7 +1,5 @@
 """The base class of all sections of a recipe, and sections that several families have."""
 
-from __future__ import annotations
-
 from typing import ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator

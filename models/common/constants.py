@@ -1,7 +1,5 @@
 """Small constants on a device, copied there once: a copy in every step makes the host wait for the device."""
 
-from __future__ import annotations
-
 import functools
 
 import torch

@@ -1,7 +1,5 @@
 """The frozen decoder of a VAE, for losses, validation and previews."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any

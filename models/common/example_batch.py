@@ -1,7 +1,5 @@
 """Random batches in the shapes of a schema, for benchmarks, tests and the planner."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Mapping
 from typing import Any
 

@@ -5,8 +5,6 @@ global order. So the noise of a sample does not depend on how samples are spread
 and a resumed run draws what the uninterrupted one would have drawn.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterable, Sequence
 

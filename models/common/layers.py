@@ -1,8 +1,6 @@
 """Layers of our own next to 16-bit backbones: they compute in the dtype of their input, no matter what their weights
 are held in. An engine casts what trains; what an earlier stage trained stays in fp32."""
 
-from __future__ import annotations
-
 import torch.nn.functional as F
 from torch import Tensor, nn
 

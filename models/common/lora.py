@@ -1,7 +1,5 @@
 """LoRA inside a frozen base (arXiv 2106.09685), made by peft, and its tensors as diffusers' pipelines load them."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager

@@ -5,8 +5,6 @@ safetensors, a file of another project, or random numbers that depend on a tenso
 more than it keeps, plus one tensor.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math

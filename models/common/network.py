@@ -1,7 +1,5 @@
 """What the networks of all families are made from."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

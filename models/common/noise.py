@@ -9,8 +9,6 @@ A process mixes ``x = a x0 + b noise`` at a noise level per sample and says what
   (v' - v)^2.
 """
 
-from __future__ import annotations
-
 import functools
 import inspect
 import math

@@ -1,7 +1,5 @@
 """Pictures for previews, uint8 ``[H, W, 3]``: titles, sizes, columns."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

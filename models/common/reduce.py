@@ -4,8 +4,6 @@ What a mask excludes has no influence, NaN included. Ranks add sums and counts b
 ranks is a mean over what was measured.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -1,7 +1,5 @@
 """Initial weights, part by part: published, our own of an earlier run, copies, or random numbers."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Container, Mapping
 from functools import partial
 from pathlib import Path

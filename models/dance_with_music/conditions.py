@@ -1,7 +1,5 @@
 """What the denoiser is given: references, CLIP's embeddings, the face and the guidance, with what is withheld."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any

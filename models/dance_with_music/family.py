@@ -1,7 +1,5 @@
 """DanceWithMusic as the trainer sees it."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any, ClassVar
 

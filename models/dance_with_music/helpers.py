@@ -1,7 +1,5 @@
 """The frozen models of losses, validation and previews: the VAE's decoder and ArcFace."""
 
-from __future__ import annotations
-
 import torch
 from torch import nn
 

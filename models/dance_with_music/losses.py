@@ -1,8 +1,6 @@
 """The losses, one number per sample in fp32: the mean inside that sample over what there is, 0 where there is
 nothing."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 
 import torch

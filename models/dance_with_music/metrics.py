@@ -4,8 +4,6 @@ Each function gives a sum and a count per sample, fp32 ``[B]`` each, so that mea
 measured; ``total`` makes one entry of ``network(...)["metrics"]`` of them.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 import torch

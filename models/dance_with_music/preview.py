@@ -1,8 +1,6 @@
 """Pictures of held-out dances: true poses over predicted ones, or a drawn video next to the true one and its reference,
 with the beats below."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 

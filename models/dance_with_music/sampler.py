@@ -1,8 +1,6 @@
 """The noise processes of the backbones, and videos from noise: classifier-free guidance, and long clips in windows that
 overlap."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from typing import Any
 

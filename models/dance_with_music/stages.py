@@ -17,8 +17,6 @@ built, the rest is frozen):
 trained is there in later ones and in their adapters.
 """
 
-from __future__ import annotations
-
 import math
 
 from stagecoach.models.dance_with_music.champ.reference import reference_patterns

@@ -1,7 +1,5 @@
 """One training forward of DanceWithMusic: sampling, prediction, losses."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 import torch

@@ -1,7 +1,5 @@
 """Metrics over held-out clips, each next to what the best trivial prediction reaches."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

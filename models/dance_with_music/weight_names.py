@@ -10,8 +10,6 @@
 What training here has saved has our names with the module's in front, which every function takes off.
 """
 
-from __future__ import annotations
-
 import re
 
 IDENTITY = re.compile(r".*\.attn2\.processor\.id_to_[kv]\.weight")

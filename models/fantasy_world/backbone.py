@@ -6,8 +6,6 @@ Each does diffusers' arithmetic operation by operation, in the same dtypes (norm
 the parts together equal the whole bit for bit.
 """
 
-from __future__ import annotations
-
 import torch
 from diffusers import WanTransformer3DModel
 from diffusers.models.transformers.transformer_wan import WanTransformerBlock

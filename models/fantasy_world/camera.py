@@ -5,8 +5,6 @@ A ray through camera centre o with unit direction d is (o x d, d): six numbers t
 ray is named. World is the frame of camera 0.
 """
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from diffusers.models.attention_dispatch import dispatch_attention_fn

@@ -1,7 +1,5 @@
 """A clip of random numbers that the losses can digest."""
 
-from __future__ import annotations
-
 import torch
 
 from stagecoach.models.family import Batch

@@ -1,7 +1,5 @@
 """FantasyWorld as the trainer sees it."""
 
-from __future__ import annotations
-
 from diffusers import WanTransformer3DModel
 
 from stagecoach.data.fantasy_world.schema import fantasy_world_schema

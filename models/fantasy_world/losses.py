@@ -10,8 +10,6 @@ terms may take a loss below 0, while depth_loss, point_loss and camera_loss are 
 pixels.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

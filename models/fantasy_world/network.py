@@ -1,7 +1,5 @@
 """The two designs of the geometry branch, and building a network."""
 
-from __future__ import annotations
-
 import copy
 
 import torch

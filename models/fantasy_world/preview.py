@@ -1,7 +1,5 @@
 """Pictures of a held-out clip: what was there, what the geometry heads say of it, and where the camera went."""
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 from PIL import Image, ImageDraw

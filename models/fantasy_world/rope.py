@@ -5,8 +5,6 @@ theta 10000), which diffusers computes in fp64 once and keeps as fp32 tables. A 
 image: its rotation is the identity (cos 1, sin 0), so that its queries and keys keep their length.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 
 import torch

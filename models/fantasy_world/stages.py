@@ -23,8 +23,6 @@ The readable notes of the paper disagree whether its second stage still trains t
 and so does this table.
 """
 
-from __future__ import annotations
-
 from stagecoach.models.family import ExitCriterion, LossTerm, Metric, Schedule, StageSpec, Trainable
 from stagecoach.models.fantasy_world.config import FantasyWorldConfig
 

@@ -1,7 +1,5 @@
 """One training forward of FantasyWorld: sampling, prediction, losses."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

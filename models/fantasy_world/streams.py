@@ -6,8 +6,6 @@ cameras. Stage 1 trains the geometry branch on the PCB's latent and builds no vi
 adds the video stream, the exchange between both, and the camera adapters of the video.
 """
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 
 import torch

@@ -1,7 +1,5 @@
 """Metrics over held-out clips, next to those of the best trivial predictors."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

@@ -4,8 +4,6 @@ Each does diffusers' arithmetic operation by operation, so that without referenc
 values, it equals diffusers' block bit for bit. Children keep diffusers' names; the block itself is never called.
 """
 
-from __future__ import annotations
-
 import torch
 from diffusers.models.embeddings import apply_rotary_emb
 from diffusers.models.transformers.transformer_flux import (

@@ -1,7 +1,5 @@
 """Pictures of random numbers that the losses can digest."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 

@@ -1,7 +1,5 @@
 """The frozen models of losses, validation and previews: FLUX's VAE decoder and DINOv2."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

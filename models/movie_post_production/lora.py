@@ -1,7 +1,5 @@
 """Which layers of FLUX carry LoRA."""
 
-from __future__ import annotations
-
 from stagecoach.models.movie_post_production.config import DOUBLE_TARGETS, SINGLE_TARGETS, MoviePostConfig
 
 

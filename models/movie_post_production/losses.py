@@ -5,8 +5,6 @@ sample each; and the metrics of references, by the guide's names.
 reference has no influence, NaN included; an empty mask gives 0.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 import torch

@@ -7,8 +7,6 @@ before, and FLUX's own frozen linear makes the vectors of y_ib (XVerse does so p
 ``scalar12`` space, the guide's, a map of each block makes twelve numbers of s_i + D_ib + F_ib.
 """
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn

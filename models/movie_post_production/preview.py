@@ -1,7 +1,5 @@
 """Pictures of held-out samples: what was there and what the network paints instead, with boxes."""
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 from PIL import Image, ImageDraw

@@ -14,8 +14,6 @@ The freeze matrix (x trains, - is not built, the rest is frozen):
 What earlier stages trained is there in later ones and in their adapters, LoRA included.
 """
 
-from __future__ import annotations
-
 from stagecoach.models.common.lora import lora_patterns
 from stagecoach.models.family import AllowNoGradient, LossTerm, Metric, Schedule, StageSpec, Trainable
 from stagecoach.models.movie_post_production.config import MoviePostConfig

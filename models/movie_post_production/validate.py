@@ -1,7 +1,5 @@
 """Metrics over held-out pictures, with the references and, as the baseline, without."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

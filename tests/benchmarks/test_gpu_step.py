@@ -1,7 +1,5 @@
 """The benchmark trains what the trainer trains. Its times on a CPU are no figures and are not looked at."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

@@ -1,7 +1,5 @@
 """The stream benchmark measures what it says, on a small set; its figures are not looked at."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """`deepspeed --hostfile` over two hosts, which are network namespaces of this machine."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import subprocess

@@ -1,7 +1,5 @@
 """What the ranks of a ``Pair`` run: the real trainer on a family, its numbers returned."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path

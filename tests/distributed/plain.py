@@ -1,7 +1,5 @@
 """What the numbers of a run must be: one process, one batch a step, torch's AdamW, no DeepSpeed."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import torch

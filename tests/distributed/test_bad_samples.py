@@ -1,7 +1,5 @@
 """A damaged sample in a run of two ranks: replaced, named, counted, remembered, and too many of them stop the run."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

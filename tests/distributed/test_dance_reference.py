@@ -1,7 +1,5 @@
 """Stage B under ZeRO-3 on two ranks: a reference net that trains in part, and a denoiser that is recomputed."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -1,8 +1,6 @@
 """DanceWithMusic on two ranks under ZeRO-3: the losses of plain PyTorch, MusicToPose that opens late, parts of
 adapters, resuming while windows grow."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Several data sets in one run of two ranks."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

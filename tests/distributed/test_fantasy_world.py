@@ -1,7 +1,5 @@
 """FantasyWorld on two ranks: any ZeRO stage, leaves, recompute or sharded frozen weights give the same losses."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """What must stop a run does, on all ranks alike; what must not, does not."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """MoviePostProduction with the frozen backbone sharded: what a rank holds of it at any time."""
 
-from __future__ import annotations
-
 import json
 
 import pytest

@@ -1,8 +1,6 @@
 """MoviePostProduction on two ranks: ZeRO stages, recompute and frozen shards give the losses of plain PyTorch, stages
 hand on, and a rank without boxes keeps pace."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

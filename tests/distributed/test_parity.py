@@ -1,7 +1,5 @@
 """Two ranks under each ZeRO stage compute what plain PyTorch computes on the whole batch."""
 
-from __future__ import annotations
-
 import pytest
 
 from stagecoach.models import FAMILIES

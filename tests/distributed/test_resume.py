@@ -1,7 +1,5 @@
 """A run that is stopped or killed goes on as if nothing had happened; a damaged checkpoint is named and passed over."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal

@@ -1,7 +1,5 @@
 """One way to find rank and world size, whoever started the processes."""
 
-from __future__ import annotations
-
 import pytest
 
 from stagecoach.trainer.distributed import resolve_environment

@@ -1,7 +1,5 @@
 """A training script is the same run under `python`, `torchrun` and `deepspeed`."""
 
-from __future__ import annotations
-
 import json
 import os
 import socket

@@ -1,7 +1,5 @@
 """The installed package: one name next to a project that has packages named as our folders, and no extras needed."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

@@ -1,7 +1,5 @@
 """`launch/plan.py` counts the guide's model without data, weights or a GPU."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

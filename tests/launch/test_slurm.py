@@ -1,7 +1,5 @@
 """The batch script passes its arguments on, tells the ranks where to meet, and requeues what was only interrupted."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 

@@ -1,7 +1,5 @@
 """The scripts of ``launch/``, run as a user runs them, and what they log."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

@@ -1,7 +1,5 @@
 """What A, B and C learn at the tiny sizes, in sequence on two ranks under ZeRO-3, from shards of drawn dancers."""
 
-from __future__ import annotations
-
 import pytest
 
 from tests.learning.scripts import train

@@ -1,7 +1,5 @@
 """What the demo's recipe learns when it has the time that the demo has not: depth and cameras on held-out scenes."""
 
-from __future__ import annotations
-
 import sys
 
 import pytest

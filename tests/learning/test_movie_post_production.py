@@ -4,8 +4,6 @@ The backbone is a tiny FLUX that has learned to denoise these pictures from thei
 baseline is what it makes of the same noise without references.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """A step runs where its batch is: on the meta device a tensor made elsewhere or a value asked of the device raises."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from torch import nn

@@ -1,7 +1,5 @@
 """What the families declare of their metrics."""
 
-from __future__ import annotations
-
 import pytest
 
 from stagecoach.models import FAMILIES, get_family

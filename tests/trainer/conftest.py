@@ -1,7 +1,5 @@
 """A family that only declares itself, and a recipe for it: what recipe, command line, monitor and report see."""
 
-from __future__ import annotations
-
 import logging
 import sys
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """A run of the toy family as a finished stage leaves it, without training it."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import torch

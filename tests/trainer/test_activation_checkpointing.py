@@ -1,7 +1,5 @@
 """Which operations selective recompute keeps the results of. What it computes is compared in tests/distributed."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 import torch.nn.attention.varlen  # registers torch_attn

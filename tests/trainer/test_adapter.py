@@ -1,7 +1,5 @@
 """An adapter in several files, one per part of the family."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from safetensors.torch import load_file, save_file

@@ -1,7 +1,5 @@
 """Validation visits each held-out sample once, with as many forwards on every rank."""
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 from hypothesis import given

@@ -1,7 +1,5 @@
 """An exported file holds the adapter's numbers and says what it is; nothing damaged gets out."""
 
-from __future__ import annotations
-
 import json
 
 import pytest

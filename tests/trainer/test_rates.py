@@ -1,7 +1,5 @@
 """Learning rates of groups that open late, and loss weights that step with them."""
 
-from __future__ import annotations
-
 import pytest
 from torch import nn
 

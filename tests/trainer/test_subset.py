@@ -1,7 +1,5 @@
 """The engine holds the trainable subset and nothing else; a stage is a declaration."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from torch import nn

@@ -4,8 +4,6 @@ PyTorch takes attention and RMSNorm apart where it has no fused kernel, which on
 matrix of scores, and into fp32 copies. Inside ``KernelStandIns`` both are one operation again.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

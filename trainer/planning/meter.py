@@ -4,8 +4,6 @@ The step is the family's own: the network of the stage, the helpers of its losse
 backward, with trained weights in the precision of the run. Nothing is declared and nothing is estimated from a config.
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager

@@ -1,7 +1,5 @@
 """FLOPs and memory traffic of the operations of a step, by the module that runs them, forward and backward."""
 
-from __future__ import annotations
-
 from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Callable

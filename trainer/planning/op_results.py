@@ -1,8 +1,6 @@
 """Results of operations on the meta device, remembered: blocks repeat, and working out a shape takes longer than making
 a tensor of it."""
 
-from __future__ import annotations
-
 from collections.abc import Hashable
 from typing import Any
 

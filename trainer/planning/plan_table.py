@@ -1,7 +1,5 @@
 """A plan as tables for people."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from typing import Any
 

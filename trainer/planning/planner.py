@@ -15,8 +15,6 @@ within ``stage3_max_reuse_distance`` D, so min(P, D / 2) elements stay and r = 2
 ring bytes per GPU, and no part of it is taken to hide behind the computation.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

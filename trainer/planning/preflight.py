@@ -1,7 +1,5 @@
 """All that can be known to be wrong with a run before a GPU is busy: one line per check."""
 
-from __future__ import annotations
-
 import ast
 import importlib.metadata
 import os

@@ -5,8 +5,6 @@ recomputed units, the inputs of units and, under ``selective``, the outputs of a
 is run again, what it saves besides. Each storage counts once and as a whole, however many views of it are saved.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field

@@ -3,8 +3,6 @@
 Rank 0 shows and keeps all; other ranks only errors, since the rest they would repeat.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 import socket

@@ -3,8 +3,6 @@
 It is given floats and arrays and never touches the device.
 """
 
-from __future__ import annotations
-
 import importlib.metadata
 import json
 import logging

@@ -1,8 +1,6 @@
 """``report.html``: what a run did, on one page without scripts, made from ``metrics.jsonl``, ``run.json`` and the
 pictures alone."""
 
-from __future__ import annotations
-
 import base64
 import html
 import math

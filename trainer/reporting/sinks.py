@@ -1,7 +1,5 @@
 """Where the numbers and pictures of a stage go: ``metrics.jsonl``, TensorBoard, W&B, under the same names."""
 
-from __future__ import annotations
-
 import json
 import logging
 import math

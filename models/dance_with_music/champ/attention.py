@@ -1,8 +1,6 @@
 """Attention over diffusers' projections: of a picture with itself and its references, and with its
 conditions; and AnimateDiff's motion modules, over the frames of one place, with their table of positions."""
 
-from __future__ import annotations
-
 import math
 
 import torch

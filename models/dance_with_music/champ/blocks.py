@@ -4,8 +4,6 @@ Without references and identity each equals diffusers' to the last bit. A ``Laye
 runs: they stay where diffusers has them, under its names, and what ZeRO partitions is they.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -1,8 +1,6 @@
 """The reference net of backbone ``champ``: a second UNet that shows the denoiser's self-attentions what the person
 looks like (CHAMP, arXiv 2403.14781, section 3.2; Animate Anyone, arXiv 2311.17117, section 3.2)."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -1,8 +1,6 @@
 """The denoiser of backbone ``champ``: Stable Diffusion's UNet, from stage C on with AnimateDiff's motion modules, with
 guidance behind its first convolution, the reference's keys and values, and face tokens (CHAMP, arXiv 2403.14781)."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

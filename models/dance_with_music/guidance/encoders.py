@@ -1,7 +1,5 @@
 """From a condition as a picture to what is added behind the denoiser's first convolution (CHAMP, arXiv 2403.14781)."""
 
-from __future__ import annotations
-
 import math
 from itertools import pairwise
 from typing import Literal

@@ -1,7 +1,5 @@
 """Skeletons and face masks, drawn on the device from what a sample stores of them."""
 
-from __future__ import annotations
-
 import colorsys
 from functools import partial
 

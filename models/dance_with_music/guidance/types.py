@@ -14,8 +14,6 @@ and then ``guidance: {types: [pose, hands]}`` in a recipe. The network takes ``[
 frames folded, and returns ``[N, unet.widths[0], h, w]`` with zeros at its start.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass

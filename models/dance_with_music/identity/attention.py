@@ -1,8 +1,6 @@
 """Identity adapters: the spatial cross-attentions read the face tokens too, on the level of what they read already
 (StableAnimator, arXiv 2411.17697, section 3.3). Both backbones use them."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

@@ -1,7 +1,5 @@
 """StableAnimator's face encoder (arXiv 2411.17697): a face's identity as tokens of the denoiser's cross-attention."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

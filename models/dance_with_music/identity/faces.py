@@ -1,8 +1,6 @@
 """Faces cut out of pictures as ArcFace takes them, on the device and with gradients to the pixels, and the identity
 loss on them."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 import torch

@@ -6,8 +6,6 @@ Gaussian of 5 frames and distances are measured with one of 3 frames, both at 60
 seconds, 2.5 and 1.5 frames at 30 per second.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

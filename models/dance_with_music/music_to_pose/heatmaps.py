@@ -4,8 +4,6 @@ Pixel ``i`` of ``R`` is centred at ``(i + 0.5) / R`` of the picture's width (col
 is indexed ``[..., y, x]``. Everything here is in fp32.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 import torch

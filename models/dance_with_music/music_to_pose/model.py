@@ -17,8 +17,6 @@ normalisation of music, shift and scale           9,600
 ==========================================  ===========
 """
 
-from __future__ import annotations
-
 import math
 from itertools import pairwise
 

@@ -5,8 +5,6 @@ export_m2p(network.m2p, "m2p.onnx")
 export_guidance(network.guidance.encoders["pose"], torch.zeros(1, 134, 64, 64), "guidance_pose.onnx")
 """
 
-from __future__ import annotations
-
 import os
 
 import torch

@@ -4,8 +4,6 @@ Each does diffusers' arithmetic operation by operation, so that with ``identity_
 bit for bit. Children keep diffusers' names.
 """
 
-from __future__ import annotations
-
 import torch
 from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.attention_processor import Attention

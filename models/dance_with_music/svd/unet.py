@@ -1,8 +1,6 @@
 """StableAnimator's denoiser: Stable Video Diffusion with guidance behind its first convolution, the reference's latents
 next to the noisy ones, and face tokens in its spatial cross-attentions (arXiv 2411.17697 and its code)."""
 
-from __future__ import annotations
-
 import torch
 from diffusers import UNetSpatioTemporalConditionModel
 from torch import Tensor, nn

@@ -5,8 +5,6 @@ over all of them; the exchange with the video happens in the middle of the globa
 the video's 3-D rotation: the published model has VGGT's 2-D one there, which knows no order of frames.
 """
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from diffusers.models.embeddings import Timesteps

@@ -1,7 +1,5 @@
 """The ``wan`` geometry branch: latent bridge and geometry blocks, on the backbone's own width."""
 
-from __future__ import annotations
-
 from diffusers.models.transformers.transformer_wan import WanTransformerBlock
 from torch import Tensor, nn
 

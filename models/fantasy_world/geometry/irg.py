@@ -1,7 +1,5 @@
 """The integrated reconstruction and generation layer: one step of both streams with an exchange in its middle."""
 
-from __future__ import annotations
-
 import torch
 from diffusers.models.normalization import FP32LayerNorm
 from torch import Tensor, nn

@@ -1,7 +1,5 @@
 """The geometry stream's layout: per latent frame one camera token, four register tokens, then the patch tokens."""
 
-from __future__ import annotations
-
 import math
 
 import torch

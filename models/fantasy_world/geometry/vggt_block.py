@@ -5,8 +5,6 @@ they act as in Wan: shift and scale on the normalised input, the gate on the out
 six start at 0, so that at first the block is VGGT's own.
 """
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn

@@ -1,7 +1,5 @@
 """Camera head: camera tokens of the latent frames -> a pose for every video frame, refined step by step (VGGT)."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn

@@ -7,8 +7,6 @@ a stream's two grids, as the enlargement knows nothing of time and the cost is i
 the frames that are asked for go on, a few at a time.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

@@ -1,7 +1,5 @@
 """What the geometry heads should say: depth, points and camera poses of a batch, derived on its device."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

@@ -5,8 +5,6 @@ Nothing is per reference in Python: each sample has ``crops`` slots, some of the
 same calls for any boxes.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch.nn.functional as F

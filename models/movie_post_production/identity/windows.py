@@ -6,8 +6,6 @@ The filter is Pillow's antialiased bicubic, which the cached reference crops wer
 where it meets the edge of the crop.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

@@ -6,8 +6,6 @@ so they may follow the average over the references that share a token. The cost 
 depend on how boxes overlap.
 """
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from diffusers.models.attention_dispatch import AttentionBackendName

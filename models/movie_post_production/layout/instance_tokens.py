@@ -1,7 +1,5 @@
 """Alpha of each reference, and one token of where it is and what it looks like."""
 
-from __future__ import annotations
-
 import math
 
 import torch

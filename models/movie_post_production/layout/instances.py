@@ -1,7 +1,5 @@
 """What the network is given of a picture's references, made of a batch."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor

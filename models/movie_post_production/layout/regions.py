@@ -3,8 +3,6 @@
 Tokens are counted row by row over the grid of h x w tokens, T = h w.
 """
 
-from __future__ import annotations
-
 from typing import Literal
 
 import torch

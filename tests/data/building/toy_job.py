@@ -1,8 +1,6 @@
 """A build that needs no encoder: small arrays that depend on the key alone. Also a command:
 ``python -m tests.data.building.toy_job OUTPUT [--workers N] [--delay S] ...``."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

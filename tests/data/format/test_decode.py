@@ -1,7 +1,5 @@
 """Members of a sample to arrays."""
 
-from __future__ import annotations
-
 import gc
 import io
 import sys

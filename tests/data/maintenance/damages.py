@@ -4,8 +4,6 @@ A damage is a function of a random generator and of the files' bytes by name; it
 removed). Names of tars, indices and places inside them are drawn, not listed.
 """
 
-from __future__ import annotations
-
 import io
 import json
 import re

@@ -1,7 +1,5 @@
 """``check`` says in one sentence each what is wrong, also what hashes cannot show: a set that was sealed wrong."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

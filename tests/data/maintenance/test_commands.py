@@ -1,7 +1,5 @@
 """The commands on finished shards as they are typed, and what they print."""
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 

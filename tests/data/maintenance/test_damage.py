@@ -1,8 +1,6 @@
 """Any damage that changes what a trainer would see is found by ``check`` and by the reader, with the file named; no
 damage makes either hang, crash or give a wrong sample."""
 
-from __future__ import annotations
-
 import signal
 from collections import Counter
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """Tars of ``webdataset.ShardWriter`` become a set that trains, and ours are read by webdataset and by tar."""
 
-from __future__ import annotations
-
 import io
 import json
 import shutil

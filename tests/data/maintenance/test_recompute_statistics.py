@@ -1,7 +1,5 @@
 """Samples of unknown origin are counted by every family from their arrays alone."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 

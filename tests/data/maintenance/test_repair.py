@@ -1,7 +1,5 @@
 """What is proven is kept, what is not is dropped and listed, and a repair that was killed is finished by the next."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

@@ -1,7 +1,5 @@
 """Several data sets as one: common indices, buckets, weights, and the stream over all of it."""
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Which samples make up the global batches: buckets, epochs, weights, and what stands in for a bad sample."""
 
-from __future__ import annotations
-
 import time
 from collections import Counter
 

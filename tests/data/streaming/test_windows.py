@@ -1,7 +1,5 @@
 """Windows of clips: where they start, and what of a sample they cut."""
 
-from __future__ import annotations
-
 from collections import Counter
 
 import numpy as np

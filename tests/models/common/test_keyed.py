@@ -1,7 +1,5 @@
 """Condition dropout belongs to the sample."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

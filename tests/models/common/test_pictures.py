@@ -1,7 +1,5 @@
 """Pictures for previews."""
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 

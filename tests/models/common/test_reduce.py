@@ -1,7 +1,5 @@
 """Means inside a sample, and sums with counts."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

@@ -1,7 +1,5 @@
 """Pixels, cosines and decibels, sample by sample; what is masked has no influence."""
 
-from __future__ import annotations
-
 import math
 
 import pytest

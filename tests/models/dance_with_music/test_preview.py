@@ -1,7 +1,5 @@
 """Previews: true poses over predicted ones, then drawn frames next to the true ones and the reference, with beats."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

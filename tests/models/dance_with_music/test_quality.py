@@ -1,7 +1,5 @@
 """Decoded estimates against the true frames."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 import torch.nn.functional as F

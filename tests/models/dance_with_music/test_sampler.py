@@ -1,7 +1,5 @@
 """Sampling: guidance with the nulls of training, and windows over long clips."""
 
-from __future__ import annotations
-
 import itertools
 
 import pytest

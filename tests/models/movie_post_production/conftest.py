@@ -1,7 +1,5 @@
 """Shards of rendered pictures and tiny encoders, made once for the tests of what trains."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

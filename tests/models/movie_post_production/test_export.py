@@ -1,7 +1,5 @@
 """LoRA trained here and loaded by diffusers' FluxPipeline changes its output as it did in training."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel

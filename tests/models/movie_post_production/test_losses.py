@@ -1,7 +1,5 @@
 """Flow matching, in-box term and prior of alpha against the published numbers, one number per sample."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

@@ -1,7 +1,5 @@
 """Previews: ground truth next to a sample from fixed noise, with boxes coloured by alpha."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 

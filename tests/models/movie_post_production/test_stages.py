@@ -1,7 +1,5 @@
 """The declarations of the stages and the recipes that set them."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

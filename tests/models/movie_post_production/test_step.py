@@ -1,8 +1,6 @@
 """A training step: one number per sample, blind to padding, the same calls regardless of the boxes; what trains
 moves."""
 
-from __future__ import annotations
-
 from collections import Counter
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Validation: fixed noise, and a baseline that new adapters equal to the last bit."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

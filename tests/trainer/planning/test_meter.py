@@ -1,7 +1,5 @@
 """The meter finds what can be counted by hand, and what the real wrappers and a real step do."""
 
-from __future__ import annotations
-
 import gc
 from functools import partial
 

@@ -1,7 +1,5 @@
 """The planner counts what a stage holds, and its formulas are ZeRO's."""
 
-from __future__ import annotations
-
 import json
 
 import pytest

@@ -1,7 +1,5 @@
 """Each thing that would stop a run later is found before it starts, and said in one sentence."""
 
-from __future__ import annotations
-
 import json
 from collections import namedtuple
 

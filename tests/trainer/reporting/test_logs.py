@@ -1,7 +1,5 @@
 """Records reach the terminal and train.log, each line with host and rank, and other ranks only say what went wrong."""
 
-from __future__ import annotations
-
 import logging
 import warnings
 

@@ -1,7 +1,5 @@
 """Face crops: those that made the references, with gradients."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

@@ -1,7 +1,5 @@
 """The beat alignment score: a plain transcription of the published formula, and what it says of dancers."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The identity loss: it is reached by gradients, blind to padding, and a step along them raises the cosine."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

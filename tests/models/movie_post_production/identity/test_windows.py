@@ -1,7 +1,5 @@
 """Crops of the identity loss: they are those of the cached references, and gradients stay inside their windows."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch
