@@ -1,9 +1,11 @@
 """Samples of unknown origin are counted by every family from their arrays alone."""
 
+from __future__ import annotations
+
 import numpy as np
 import pytest
 
-from stagecoach.data.builders import BUILDERS
+from stagecoach.data.builders import BUILDERS, Builder, builder
 from stagecoach.data.format.schema import DTYPES
 from stagecoach.data.maintenance.indexing import family_schema
 from stagecoach.data.maintenance.recompute_statistics import Counted, RecomputedStatistics, merge
@@ -24,7 +26,17 @@ def numbers(value) -> np.ndarray:
     return np.concatenate([np.ravel(np.asarray(entry, np.float64)) for entry in value.values()])
 
 
-@pytest.mark.parametrize("family", sorted(BUILDERS))
+COUNTING = [family for family in sorted(BUILDERS) if type(builder(family)).count is not Builder.count]
+
+
+@pytest.mark.parametrize("family", sorted(set(BUILDERS) - set(COUNTING)))
+def test_a_family_without_statistics_has_none_after_any_sample(family):
+    recomputed = RecomputedStatistics(family, frozenset())
+    recomputed.take("s0", arrays_of(family_schema(family), {}), {})
+    assert (recomputed.result().values, recomputed.result().problem) == (None, "")
+
+
+@pytest.mark.parametrize("family", COUNTING)
 def test_parts_add_up_to_the_whole(family):
     schema = family_schema(family)
     ones = {"intrinsics": 1, "extrinsics": 1}
