@@ -18,9 +18,10 @@ WHAT = "the local folder of the VAE that the shards were built with"
 
 class Decoder(nn.Module):
     """Latents as the denoiser takes them, (z - shift) scale, -> pixels. Stable Video Diffusion's sees each frame as a
-    clip of one. ``at_once``: how many are decoded together, None for all."""
+    clip of one. ``vae``: an ``AutoencoderKL`` or ``AutoencoderKLTemporalDecoder``, which diffusers does not type;
+    ``at_once``: how many latents are decoded together, None for all."""
 
-    def __init__(self, vae: AutoencoderKL | AutoencoderKLTemporalDecoder, at_once: int | None = None) -> None:
+    def __init__(self, vae: Any, at_once: int | None = None) -> None:
         super().__init__()
         self.decoder, self.post_quant_conv = vae.decoder, getattr(vae, "post_quant_conv", None)
         self.scale, self.shift = float(vae.config.scaling_factor), getattr(vae.config, "shift_factor", None)

@@ -199,7 +199,7 @@ def run_wrapped(recipe, stage, policy):
         unit.forward = partial(with_stand_ins, unit.forward)  # contexts around a backward do not reach into it
     apply_activation_checkpointing(units, policy)
     steps = recipe.stages[stage].steps
-    progress, spec = Progress(steps - 1, steps, stage, 0), family.stages(config)[stage - 1]
+    progress, spec = Progress(steps - 1, steps, stage, 0, helpers=helpers), family.stages(config)[stage - 1]
     resident = {
         t.untyped_storage()._cdata for top in (network, *helpers.values()) for t in (*top.parameters(), *top.buffers())
     }
