@@ -1,6 +1,5 @@
 """Which samples a rank gets at a step, that this survives any change of the machinery, and that no thread is left."""
 
-import dataclasses
 import gc
 import threading
 import time
@@ -13,14 +12,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from stagecoach.data.files import DamagedError
-from stagecoach.data.format.schema import Field, SampleSchema, SchemaError
+from stagecoach.data.format.schema import SchemaError
 from stagecoach.data.stores.storage import UnreachableError
-from stagecoach.data.streaming.dataset import Sample
 from stagecoach.data.streaming.mixture import DatasetMixture
 from stagecoach.data.streaming.order import Order
 from stagecoach.data.streaming.plan import ATTEMPTS, SamplePlan
 from stagecoach.data.streaming.read_ahead import StalledError
-from stagecoach.data.streaming.stream import Batching, Stream, collate, fixed_batches
+from stagecoach.data.streaming.stream import Batching, Stream, fixed_batches
 
 properties = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 micro_batches = st.integers(1, 13)
@@ -81,30 +79,6 @@ def global_batches(shards, start, stop, world_size=1, **options):
 
 
 # -- how a batch is spread --------------------------------------------------------------------------------------------
-
-
-@given(local=st.integers(1, 300), micro_batch=st.integers(1, 300), world_size=st.integers(1, 64))
-def test_micro_batches_are_equal_and_as_few_as_the_bound_allows(local, micro_batch, world_size):
-    batching = Batching(local * world_size, micro_batch, world_size)
-    assert batching.local == local
-    assert batching.accumulation * batching.micro == local
-    assert batching.micro <= micro_batch
-    fewer = range(1, batching.accumulation)
-    assert not any(local % a == 0 and local // a <= micro_batch for a in fewer)
-
-
-@pytest.mark.parametrize(
-    ("global_batch", "world_size", "advice"), [(112, 64, "use 64 or 128"), (10, 4, "use 8 or 12"), (3, 4, "use 4$")]
-)
-def test_world_size_that_does_not_divide_the_global_batch_is_refused_with_the_nearest(global_batch, world_size, advice):
-    with pytest.raises(ValueError, match=f"global_batch is {global_batch}.*{world_size}; {advice}"):
-        Batching(global_batch, 1, world_size)
-
-
-@pytest.mark.parametrize("numbers", [(0, 1, 1), (4, 0, 1), (4, 1, 0)])
-def test_batching_of_nothing_is_refused(numbers):
-    with pytest.raises(ValueError, match="at least 1"):
-        Batching(*numbers)
 
 
 # -- the order --------------------------------------------------------------------------------------------------------
@@ -234,40 +208,6 @@ def test_padded_field_ends_in_zeros_behind_its_own_length(shards, make_arrays):
         bits = batch["text"][row].view(torch.int16).numpy()
         np.testing.assert_array_equal(bits[: len(text)], text)
         assert not bits[len(text) :].any()
-
-
-def test_bf16_bits_keep_their_meaning():
-    numbers = torch.tensor([1.0, -2.5, float("inf"), 3.140625], dtype=torch.bfloat16)
-    array = numbers.view(torch.int16).numpy().view(np.uint16)
-    schema = SampleSchema("x", 1, (Field("a", "bf16", (4,)),))
-    assert torch.equal(collate(schema, [Sample("k", "s", {"a": array}, {})])["a"], numbers[None])
-
-
-@pytest.mark.parametrize(
-    ("pad", "shapes", "expected"),
-    [(1, [(2, 1, 3), (2, 4, 3)], (2, 2, 4, 3)), (2, [(2, 1, 3), (2, 1, 1)], (2, 2, 1, 3))],
-)
-def test_any_one_dimension_can_be_padded(pad, shapes, expected):
-    schema = SampleSchema("x", 1, (Field("a", "f32", ("A", "B", "C"), pad=pad),))
-    batch = collate(schema, [Sample("k", "s", {"a": np.ones(shape, np.float32)}, {}) for shape in shapes])
-    assert batch["a"].shape == expected
-    assert batch["a"].sum() == sum(map(np.prod, shapes))
-
-
-def test_samples_of_two_sizes_in_a_batch_are_named(schema, make_arrays):
-    samples = [Sample(key, f"{key}.tar", dict(make_arrays(0)), {}) for key in ("one", "two")]
-    samples[1].arrays["depth"] = np.zeros((5, 8, 6), np.float16)
-    with pytest.raises(SchemaError, match=r"'depth' has shape \[5, 8, 6\] in two\.tar: .* \[5, 4, 6\] in one\.tar"):
-        collate(schema, samples)
-
-
-def test_a_field_that_only_some_samples_have_is_an_error_and_one_that_none_has_is_not(schema, make_arrays):
-    samples = [Sample(key, f"{key}.tar", dict(make_arrays(0)), {}) for key in ("one", "two")]
-    del samples[1].arrays["frame"]
-    with pytest.raises(SchemaError, match=r"'frame' is in one\.tar: sample 'one' but not in two\.tar: sample 'two'"):
-        collate(schema, samples)
-    del samples[0].arrays["frame"]
-    assert "frame" not in collate(schema, samples)
 
 
 def test_fixed_batches_take_these_indices_in_this_order(shards):
@@ -449,8 +389,3 @@ def test_a_plan_for_another_batch_is_refused(shards):
     plan = SamplePlan(DatasetMixture([shards]).members()[0], global_batch=8, seed=0)
     with pytest.raises(ValueError, match="for global batches of 8, expected 1"):
         Stream(DatasetMixture([shards]), plan=plan, batching=Batching(1, 1, 1), rank=0, start_step=0, stop_step=1)
-
-
-def test_batching_cannot_be_changed_after_it_was_checked():
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        Batching(4, 1, 1).world_size = 3
