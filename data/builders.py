@@ -20,6 +20,7 @@ BUILDERS = {
     "fantasy_world": "stagecoach.data.fantasy_world.builder",
     "movie_post_production": "stagecoach.data.movie_post_production.builder",
     "dance_with_music": "stagecoach.data.dance_with_music.builder",
+    "stable_diffusion_3": "stagecoach.data.stable_diffusion_3.builder",
 }
 """Family (also the name of its sample schema) -> module with a class ``FamilyBuilder``, imported when it is used: a
 builder needs video, audio and encoder packages that reading shards does not."""

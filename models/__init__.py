@@ -9,6 +9,7 @@ FAMILIES = {
     "dance_with_music": "stagecoach.models.dance_with_music.family:DanceWithMusicFamily",
     "fantasy_world": "stagecoach.models.fantasy_world.family:FantasyWorldFamily",
     "movie_post_production": "stagecoach.models.movie_post_production.family:MoviePostProductionFamily",
+    "stable_diffusion_3": "stagecoach.models.stable_diffusion_3.family:StableDiffusion3Family",
 }
 
 
