@@ -1,8 +1,12 @@
 """Peak rates of accelerators, for model FLOPs utilisation, and what memory a process has taken."""
 
-import resource
+from __future__ import annotations
 
-import torch
+import resource
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # the names of GPUs are completed in a shell, which cannot wait for torch
+    import torch
 
 PEAK_BF16 = {
     "H20": 148e12,
@@ -37,11 +41,15 @@ def peak_flops(name: str) -> float | None:
 
 
 def device_name(device: torch.device) -> str:
+    import torch
+
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
 
 
 def peak_memory_bytes(device: torch.device) -> int:
     """Most bytes allocated on an accelerator since the start; on a CPU, the process's largest resident set."""
     if device.type == "cuda":
+        import torch
+
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
