@@ -11,6 +11,7 @@ from stagecoach.trainer.recipe import load_recipe
 from stagecoach.trainer.stage_plan import StagePlan
 
 STEPS = [
+    ("stable_diffusion_3", "tiny", 1),
     ("fantasy_world", "tiny", 1),
     ("fantasy_world", "tiny", 2),
     *(("dance_with_music", profile, stage) for profile in ("tiny", "tiny-svd") for stage in (1, 2, 3)),
