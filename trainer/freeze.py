@@ -84,7 +84,7 @@ def freeze_table(network: nn.Module, spec: StageSpec) -> list[FreezeRow]:
     return rows
 
 
-def is_idle(spec: StageSpec, name: str, step: int) -> bool:
+def may_lack_gradient(spec: StageSpec, name: str, step: int) -> bool:
     """Whether ``spec`` declares that parameter ``name`` may have had no gradient up to ``step``."""
     return any(
         fnmatch.fnmatchcase(name, entry.pattern) and (entry.until_step is None or step <= entry.until_step)

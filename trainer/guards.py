@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from stagecoach.models.family import StageSpec
 from stagecoach.trainer.distributed import World
-from stagecoach.trainer.freeze import is_idle
+from stagecoach.trainer.freeze import may_lack_gradient
 
 
 class GradientCheck:
@@ -30,7 +30,7 @@ class GradientCheck:
 
     def finish(self, step: int) -> None:
         """Raise ``ValueError`` naming each tensor that had no gradient on any rank in all steps so far, unless the
-        stage declares it idle. Every rank calls it."""
+        stage allows it with ``AllowNoGradient``. Every rank calls it."""
         for hook in self.hooks:
             hook.remove()
         seen = torch.stack([self.seen[name] for name in self.names]).to(torch.int32)
@@ -38,14 +38,14 @@ class GradientCheck:
         silent = [
             name
             for name, flag in zip(self.names, seen.tolist(), strict=True)
-            if not flag and not is_idle(self.spec, name, step)
+            if not flag and not may_lack_gradient(self.spec, name, step)
         ]
         if silent:
             more = f" and {len(silent) - 10} more" if len(silent) > 10 else ""
             raise ValueError(
                 f"stage {self.spec.index} ({self.spec.name}): no gradient reached "
-                f"{', '.join(silent[:10])}{more} in {step} steps; train it for a loss, or declare it "
-                "idle with a reason"
+                f"{', '.join(silent[:10])}{more} in {step} steps; train it for a loss, or name it in the "
+                "stage's allow_no_gradient with a reason"
             )
 
 

@@ -97,7 +97,7 @@ def make_stages(config: DanceConfig) -> tuple[StageSpec, ...]:
             NAMES[phase],
             tuple(_trainable(config, phase)),
             _losses(config, phase),
-            allow_no_gradient=_idle(config, phase),
+            allow_no_gradient=_allowed_without_gradient(config, phase),
         )
         for index, phase in enumerate(phases, 1)
     )
@@ -144,7 +144,7 @@ def _losses(config: DanceConfig, phase: Phase) -> tuple[LossTerm, Metric, ...]:
     return tuple(terms)
 
 
-def _idle(config: DanceConfig, phase: Phase) -> tuple[AllowNoGradient, ...]:
+def _allowed_without_gradient(config: DanceConfig, phase: Phase) -> tuple[AllowNoGradient, ...]:
     if phase == "m2p" or (phase == "motion" and config.backbone == "champ"):
         return ()
     one_key = tuple(

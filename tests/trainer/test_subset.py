@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from stagecoach.models.family import AllowNoGradient, LossTerm, Schedule, StageSpec, Trainable
-from stagecoach.trainer.freeze import freeze, freeze_table, is_idle, matching_modules, trainable_names
+from stagecoach.trainer.freeze import freeze, freeze_table, matching_modules, may_lack_gradient, trainable_names
 from stagecoach.trainer.subset import TrainableSubset, WholeNetwork, engine_module
 from tests.toy import ToyConfig, ToyFamily
 
@@ -102,8 +102,8 @@ def test_the_freeze_table_counts_every_parameter_once():
     assert [row.pattern for row in rows if row.lr_scale is None] == ["layers.*.frozen"]
 
 
-def test_idle_holds_for_named_tensors_until_its_step():
+def test_a_missing_gradient_is_allowed_for_named_tensors_until_its_step():
     declared = spec("layers.*.first", allow_no_gradient=(AllowNoGradient("layers.0.*", "waits", until_step=5),))
-    assert is_idle(declared, "layers.0.first.up.weight", 5)
-    assert not is_idle(declared, "layers.0.first.up.weight", 6)
-    assert not is_idle(declared, "layers.1.first.up.weight", 1)
+    assert may_lack_gradient(declared, "layers.0.first.up.weight", 5)
+    assert not may_lack_gradient(declared, "layers.0.first.up.weight", 6)
+    assert not may_lack_gradient(declared, "layers.1.first.up.weight", 1)
