@@ -100,7 +100,10 @@ def command(show: Callable[[Any], None] | None = None, **types: Any) -> Callable
         @wraps(function)
         def run(*, as_json: JsonFlag = False, **values: Any) -> Outcome:
             with json_output(as_json) as emit:
-                outcome = flat(**values)
+                try:
+                    outcome = flat(**values)
+                except (BrokenPipeError, EOFError) as error:  # typer would exit without a word
+                    raise RuntimeError(f"{type(error).__name__}: {error}") from error
                 if outcome.result is not None:
                     emit(outcome.result)
             if show and not as_json:

@@ -34,12 +34,6 @@ class Ema:
             self._exchange()
 
     @torch.no_grad()
-    def adopt_masters(self) -> None:
-        """Take the engine's present master weights as the average (after averaged weights were loaded into it)."""
-        for shadow, master in zip(self.shadows, master_partitions(self.engine), strict=True):
-            shadow.copy_(master)
-
-    @torch.no_grad()
     def _exchange(self) -> None:
         for shadow, master in zip(self.shadows, master_partitions(self.engine), strict=True):
             kept = master.detach().clone()

@@ -63,8 +63,11 @@ class StageLoop:
         self.peak = peak_flops(device_name(setup.world.device))
         self.flops_per_sample = 0.0
         if self.peak and setup.world.is_first:  # which alone logs; it takes some seconds
-            costs = step_costs(plan, plan.batching.micro)
-            self.flops_per_sample = costs.flops() / costs.samples
+            try:
+                costs = step_costs(plan, plan.batching.micro)
+                self.flops_per_sample = costs.flops() / costs.samples
+            except Exception as error:  # a number for people is no reason to stop a cluster
+                log.warning("no MFU is logged: the step could not be counted (%s: %s)", type(error).__name__, error)
 
     def run(self) -> Path:
         """Train to the end of the stage and return the adapter's directory. Raises ``Interrupted`` after saving."""

@@ -123,7 +123,7 @@ class CachedStorage(Storage):
             )
         except (ValueError, OSError) as error:
             self._resting[name] = time.monotonic() + REST
-            _log.warning("%s is not cached for now: %s", self.describe(name), error)
+            _log.error("%s is not cached for now: %s", self.describe(name), error)
             return
         if handle is not None:
             os.close(handle)

@@ -30,7 +30,7 @@ ATTEMPTS = 16
 @dataclass(frozen=True)
 class Members:
     """The samples of one data set in one bucket. ``shard_sizes``: how many each shard has (none empty); ``indices``:
-    int64 ``[n]``, their index in the collection, shard after shard."""
+    int64 ``[n]``, their index in the mixture, shard after shard."""
 
     shard_sizes: tuple[int, ...]
     indices: np.ndarray
@@ -140,7 +140,7 @@ class SamplePlan:
         return self.buckets[self._steps.locate(step)[0]]
 
     def locate(self, step: int, slot: int) -> int:
-        """Index in the collection of the sample at ``slot`` (0 to ``global_batch`` - 1) of a step's batch."""
+        """Index in the mixture of the sample at ``slot`` (0 to ``global_batch`` - 1) of a step's batch."""
         number, turn = self._steps.locate(step)
         cell, local = self._local(number, turn, slot)
         return int(self._indices[number][cell][local])

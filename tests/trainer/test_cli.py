@@ -118,6 +118,15 @@ def test_what_nobody_expected_shows_its_traceback(capsys):
         assert str(error) in captured.err
 
 
+def test_a_broken_pipe_inside_a_command_shows_its_traceback_instead_of_ending_without_a_word(capsys):
+    @command()
+    def broken() -> Outcome:
+        raise BrokenPipeError(32, "Broken pipe")
+
+    assert outcome(lambda: invoke(single(broken, "help"), [])) == 1
+    assert "BrokenPipeError" in capsys.readouterr().err
+
+
 def test_an_error_inside_a_dependency_is_not_taken_for_the_users(capsys):
     def inside_json():
         json.loads("{")
@@ -150,7 +159,7 @@ def test_after_joining_another_rank_says_what_befell_it(tmp_path, capsys, monkey
     assert capsys.readouterr().err.startswith("error on rank 3: ")
 
 
-def test_another_ranks_failure_is_told_by_rank_0_alone(capsys, monkeypatch):
+def test_another_ranks_failure_is_reported_by_rank_0_alone(capsys, monkeypatch):
     from stagecoach.trainer.distributed import FirstRankError
 
     monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)

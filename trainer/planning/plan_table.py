@@ -14,9 +14,9 @@ def show(plan: dict[str, Any]) -> None:
         console.width = 120
     console.print(
         f"{plan['family']} {plan['size']}, {plan['precision']}, ZeRO-{plan['zero']}, frozen weights "
-        f"{plan['frozen']}d, recompute {plan['activation_checkpointing']}; {plan['gpu']} at "
-        f"{plan['utilisation']:.0%} of "
-        f"its peak, {plan['bandwidth_bytes_per_second'] / 1e9:.0f} GB/s; GB = 1e9 bytes"
+        f"{plan['frozen'].removesuffix('e')}ed, activation checkpointing "
+        f"{plan['activation_checkpointing']}; {plan['gpu']} at {plan['utilisation']:.0%} of its peak, "
+        f"{plan['bandwidth_bytes_per_second'] / 1e9:.0f} GB/s; GB = 1e9 bytes"
     )
     for index, stage in plan["stages"].items():
         flops, options = stage["flops_per_sample"], stage["options"]

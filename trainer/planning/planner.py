@@ -276,7 +276,7 @@ def advice(options: list[dict[str, Any]], chosen: dict[str, Any], gpu: str) -> s
     """One sentence: which option would be fastest, by how much, and what it takes."""
 
     def name(option: dict[str, Any]) -> str:
-        return f"ZeRO-{option['zero']} with frozen weights {option['frozen']}d"
+        return f"ZeRO-{option['zero']} with frozen weights {option['frozen'].removesuffix('e')}ed"
 
     fitting = [o for o in options if o["fits"]]
     if not fitting:

@@ -45,8 +45,12 @@ def preflight(
         True,
         f"{recipe.family} {recipe.size}, stages {', '.join(map(str, stages))}, {recipe.deepspeed_file().name}",
     )
-    plans = {i: StagePlan.resolve(recipe, i) for i in stages}
-    planned = {i: plan_stage(recipe, i, Cluster()) for i in stages}
+    try:
+        plans = {i: StagePlan.resolve(recipe, i) for i in stages}
+        planned = {i: plan_stage(recipe, i, Cluster()) for i in stages}
+    except ValueError as error:  # without batches there is nothing to plan
+        yield Check("batches", False, str(error))
+        return
     try:
         planned = {i: plan_stage(recipe, i, Cluster(gpus)) for i in stages} if gpus else planned
         yield Check(
@@ -152,7 +156,7 @@ def _device(planned: dict[int, dict[str, Any]]) -> str:
     needed = max(stage["memory_bytes"]["total"] for stage in planned.values())
     sentence = f"{count} x {first.name}, {first.total_memory / 1e9:.0f} GB, of which the plan takes {needed / 1e9:.1f}"
     if needed > first.total_memory:
-        raise CheckError(f"{sentence}; see launch/plan.py for what would fit")
+        raise CheckError(f"{sentence}; see plan for what would fit")
     return sentence
 
 

@@ -35,11 +35,14 @@ class Terminal(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         text, rank = self.format(record), process_rank()
-        if record.levelno < logging.WARNING:
-            print(text, flush=True)
-        else:
-            where = f" on rank {rank}" if rank else ""
-            print(f"{record.levelname.lower()}{where}: {text}", file=sys.stderr, flush=True)
+        where = f" on rank {rank}" if rank else ""
+        try:
+            if record.levelno < logging.WARNING:
+                print(text, flush=True)
+            else:
+                print(f"{record.levelname.lower()}{where}: {text}", file=sys.stderr, flush=True)
+        except OSError:  # whoever read the output is gone, which is no reason to stop a run
+            self.handleError(record)
 
 
 class RunLog(logging.Handler):

@@ -117,6 +117,8 @@ class RunMonitor(Monitor):
     def images(self, step: int, pictures: dict[str, np.ndarray]) -> None:
         """Save pictures (uint8 ``[H, W, 3]``) as ``previews/stage<N>/step_<step>/<name>.png`` and show them in the
         trackers."""
+        if not pictures:
+            return
         folder = self.run / "previews" / f"stage{self.stage}" / f"step_{step}"
         for name, picture in pictures.items():
             with atomic_file(folder / f"{name.replace('/', '_')}.png") as handle:

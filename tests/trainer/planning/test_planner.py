@@ -162,6 +162,8 @@ def test_the_advice_names_the_fastest_that_fits_and_by_how_much():
     assert "as fast as any" in advice([big, three], three, "H20")
     assert "does not fit; ZeRO-3" in advice([big, three], big, "H20")
     assert advice([big], big, "H20").startswith("Nothing fits into the 96 GB of an H20")
+    sharded = option(3, 1.0) | {"frozen": "shard"}
+    assert advice([sharded], sharded, "H20").startswith("ZeRO-3 with frozen weights sharded, which the recipe chooses")
 
 
 def test_json_is_one_object_and_the_table_says_the_same(tmp_path, capfd):

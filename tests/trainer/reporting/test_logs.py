@@ -21,6 +21,20 @@ def test_progress_is_on_the_standard_output_and_warnings_are_on_the_standard_err
     assert captured.err == "warning: a sample is damaged\n"
 
 
+def test_a_run_outlives_whoever_read_its_output(tmp_path, monkeypatch, capsys):
+    class Gone:
+        def write(self, text):
+            raise BrokenPipeError(32, "Broken pipe")
+
+        flush = write
+
+    log_to_terminal()
+    log_to_run(tmp_path / "run")
+    monkeypatch.setattr("sys.stdout", Gone())
+    log.info("step 3")
+    assert "step 3" in (tmp_path / "run" / "train.log").read_text()
+
+
 def test_each_line_of_train_log_has_time_host_and_rank(tmp_path, monkeypatch):
     monkeypatch.setattr("socket.gethostname", lambda: "node7")
     log_to_run(tmp_path / "run")
