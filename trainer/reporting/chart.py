@@ -2,6 +2,7 @@
 
 import html
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 WIDTH, HEIGHT = 420, 230
@@ -39,17 +40,17 @@ def line_chart(series: list[Series], levels: list[tuple[str, float]]) -> str:
     def x(step: float) -> float:
         return LEFT + (step - first) / (last - first) * (WIDTH - LEFT - RIGHT)
 
-    def y(value: float) -> float:
-        return TOP + (high - scale(value)) / (high - low) * (HEIGHT - TOP - BOTTOM)
+    def y(value: float, of: Callable[[float], float] = scale) -> float:
+        return TOP + (high - of(value)) / (high - low) * (HEIGHT - TOP - BOTTOM)
 
     parts = []
     for tick in range(5):
         at = low + (high - low) * tick / 4
-        value = 10**at if logarithmic else at
+        height = y(at, float)  # not by way of the value, which may be too small for its logarithm
         parts.append(
-            f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y(value):.1f}" y2="{y(value):.1f}" '
-            f'stroke="var(--rule)" stroke-width="1"/><text x="{LEFT - 6}" y="{y(value) + 4:.1f}" '
-            f'text-anchor="end">{number(value)}</text>'
+            f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{height:.1f}" y2="{height:.1f}" '
+            f'stroke="var(--rule)" stroke-width="1"/><text x="{LEFT - 6}" y="{height + 4:.1f}" '
+            f'text-anchor="end">{number(10**at if logarithmic else at)}</text>'
         )
     for step, anchor in ((first, "start"), (last, "end")):
         parts.append(f'<text x="{x(step):.1f}" y="{HEIGHT - 6}" text-anchor="{anchor}">{step:,}</text>')

@@ -44,8 +44,9 @@ def packs(backend: AttentionBackendName, device: torch.device, dtype: torch.dtyp
         return False
     if backend in (AttentionBackendName.FLASH, AttentionBackendName._FLASH_3):
         return True
-    ampere = device.type == "meta" or torch.cuda.get_device_capability(device) >= _AMPERE
-    return backend == AttentionBackendName.NATIVE and ampere
+    if backend != AttentionBackendName.NATIVE:
+        return False
+    return device.type == "meta" or torch.cuda.get_device_capability(device) >= _AMPERE
 
 
 def varlen_attention(

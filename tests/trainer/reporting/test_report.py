@@ -6,7 +6,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -219,6 +219,8 @@ def test_names_share_a_chart_by_their_beginning():
     st.lists(st.floats(allow_nan=True, allow_infinity=True, width=32), min_size=1, max_size=40),
     st.lists(st.floats(-1e6, 1e6), max_size=2),
 )
+@example([1.0], [2.225073858507e-311])
+@settings(deadline=None)
 def test_any_curve_makes_a_chart_whose_lines_stay_inside(values, levels):
     chart = line_chart([Series("a<b", list(enumerate(values)))], [("level", level) for level in levels])
     found = re.search(r"<svg.*</svg>", chart)
