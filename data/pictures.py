@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import struct
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -48,7 +49,7 @@ def open_picture(path: Path) -> Iterator[Image.Image]:
             yield image
     except RawError:
         raise
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except (OSError, ValueError, SyntaxError, TypeError, KeyError, struct.error, Image.DecompressionBombError) as error:
         raise RawError(f"{path}: not readable as a picture ({error}), expected PNG, JPEG or WebP") from error
 
 
@@ -56,7 +57,7 @@ def picture_size(path: Path) -> Size:
     """Height and width of the upright picture, from its header."""
     with open_picture(path) as image:
         # Pillow gives a TIFF's size upright.
-        turned = image.format != "TIFF" and image.getexif().get(ORIENTATION, 1) >= SIDES_SWAPPED
+        turned = image.format != "TIFF" and image.getexif().get(ORIENTATION, 1) in range(SIDES_SWAPPED, 9)
         return image.size if turned else image.size[::-1]
 
 

@@ -235,6 +235,9 @@ def build_network(plan: StagePlan, world: World) -> tuple[nn.Module, str]:
     on_loaded = partition_on_arrival(plan) if shard else None
     network = family.build(plan.config, plan.index, device, plan.dtype)
     base = family.load_base(network, plan.config, device, on_loaded)
+    for module in network.modules() if shard else ():  # partitioning moves parameters alone
+        for name, buffer in module._buffers.items():
+            module._buffers[name] = None if buffer is None else buffer.to(world.device)
     set_backend(network, backend)
     return network, base
 

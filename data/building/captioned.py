@@ -107,7 +107,7 @@ def read_captioned(base: Path) -> tuple[list[RawItem], list[tuple[str, RawError]
 
 def _read_text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise RawError(f"{path}: not readable as text ({error}), expected the picture's caption") from error
 
@@ -116,7 +116,10 @@ def _read_metadata(path: Path) -> dict[str, dict[str, Any]]:
     if not path.is_file():
         return {}
     entries = {}
-    for number, line in enumerate(_read_text(path).splitlines(), 1):
+    # Not splitlines, which also splits at the line separators that JSON allows inside a string.
+    for number, line in enumerate(_read_text(path).split("\n"), 1):
+        if not line.strip():
+            continue
         try:
             entry = json.loads(line)
             entries[entry["file_name"]] = entry

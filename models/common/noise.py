@@ -138,7 +138,7 @@ def guided(
 class FlowMatching(NoiseProcess):
     """Rectified flow. Levels are sigmas in (0, 1]; the network takes ``timesteps`` times that.
 
-    ``u`` is uniform or logit-normal, on a ``grid`` of so many steps if given, and moved to sigma = shift u /
+    ``u`` is logit-normal, or uniform on a ``grid`` of so many steps if given, and moved to sigma = shift u /
     (1 + (shift - 1) u). ``weighting`` ``bell`` is a bell around t = 500, 0 at t = 1000, of mean 1 over the shifted grid
     of 1000 steps (DiffSynth-Studio's ``bsmntw``).
     """

@@ -24,7 +24,7 @@ def make_process(config: DanceConfig) -> NoiseProcess:
 @torch.no_grad()
 def draw(network: nn.Module, noise: Tensor, conditions: Conditions) -> Tensor:
     """Scaled latents fp32 ``[B, T, 4, h, w]`` from standard normal ``noise`` of that shape. The network is called as
-    often regardless of the conditions hold: once per step and window, with guidance on twice as many samples."""
+    often, no matter what the conditions hold: once per step and window, with guidance on twice as many samples."""
     config = network.config
     predict = guided(network.denoise, conditions, unconditional(conditions, config.diffusion), config.sampling)
     return denoise(make_process(config), predict, noise, config.sampling.steps)

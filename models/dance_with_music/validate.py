@@ -36,7 +36,7 @@ def validate(
 
     Where there is a denoiser, over fixed noise levels: ``val_diffusion_loss``, its baseline a prediction of zero; from
     stage C on ``val_temporal_loss``, its baseline a still picture. At one level the estimate is decoded, see
-    ``quality.decoded_metrics``.
+    ``metrics.decoded_metrics``.
     """
     clip, target, references, frames = read_batch(network, batch)
     metrics: dict[str, Measured] = {}

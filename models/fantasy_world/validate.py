@@ -31,7 +31,7 @@ def validate(network: torch.nn.Module, batch: Batch, progress: Progress, statist
     - ``val_camera_error``: mean absolute error over the 9 numbers of the pose encoding of all frames, the camera
       withheld; ``val_path_error``: over the 7 of the camera's path (translation in units of the scene scale, sign-safe
       quaternion); ``val_fov_error``: over the two fields of view, in radians, which are one number of the lens and of
-      another size. With ``_given`` appended: where the network was given.
+      another size. With ``_given`` appended: where the camera was given.
     - ``val_depth_error_baseline``: the training mean of the depth for every pixel. ``val_camera_error_baseline`` and
       its two parts: the mean trajectory of the training split for every clip.
     - ``val_diffusion_loss``: unweighted flow-matching error at four fixed sigmas, where the network has a video output.

@@ -49,7 +49,7 @@ def _cubic(x: Tensor) -> Tensor:
 @dataclass(frozen=True)
 class Windows:
     """``rows`` fp32 ``[B, K, S_h, h]`` and ``columns`` ``[B, K, S_w, w]`` cut the windows out of the latent (see
-    ``resize.resample``). ``boxes`` fp32 ``[B, K, 4]``: x1 y1 x2 y2 of the box in pixels of the decoded window."""
+    ``resample``). ``boxes`` fp32 ``[B, K, 4]``: x1 y1 x2 y2 of the box in pixels of the decoded window."""
 
     rows: Tensor
     columns: Tensor
@@ -93,7 +93,7 @@ def windows(boxes: Tensor, height: int, width: int, side: int, margin: int) -> W
 
 
 def crop_weights(boxes: Tensor, height: int, width: int, out: int) -> tuple[Tensor, Tensor]:
-    """Rows and columns (see ``resize.resample``) that cut ``boxes`` ``[B, K, 4]`` in pixels out of a picture of
+    """Rows and columns (see ``resample``) that cut ``boxes`` ``[B, K, 4]`` in pixels out of a picture of
     ``height x width`` and fill a square of side ``out`` with each, at any aspect ratio."""
     x1, y1, x2, y2 = boxes.unbind(-1)
     return (resize_weights(y1, y2 - y1, out, height, y1, y2), resize_weights(x1, x2 - x1, out, width, x1, x2))

@@ -77,6 +77,15 @@ def test_captions_and_splits_are_those_of_the_metadata(tmp_path):
         read_captioned(tmp_path)
 
 
+def test_byte_order_marks_blank_lines_and_line_separators_inside_a_caption_are_read(tmp_path):
+    write(tmp_path, "a", None)
+    line = json.dumps({"file_name": "a.png", "text": "a\u2028ball"}, ensure_ascii=False)
+    (tmp_path / "metadata.jsonl").write_text(f"\ufeff{line}\n\n", encoding="utf-8")
+    items, bad = read_captioned(tmp_path)
+    assert [item.record.caption for item in items] == ["a ball"]
+    assert not bad
+
+
 def test_samples_hold_latents_and_what_the_pipeline_says_of_the_captions(base, tmp_path):
     write(tmp_path / "raw", "a", CAPTIONS[0])
     write(tmp_path / "raw", "b", CAPTIONS[1], (192, 64))
