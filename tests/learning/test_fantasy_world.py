@@ -16,7 +16,7 @@ teach; the path is the other seven.
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(2400)
+@pytest.mark.timeout(3000)
 def test_held_out_depth_and_cameras_end_below_what_the_training_clips_tell_on_average(tmp_path):
     """At sigma 0.0926, clips never seen: depth against the training mean, the camera (all nine numbers of the pose
     encoding) against the mean trajectory of the training clips."""
@@ -56,6 +56,7 @@ def test_held_out_depth_and_cameras_end_below_what_the_training_clips_tell_on_av
     # ZeRO-1 without recompute: the numbers are those of ZeRO-3 (tests/distributed), in a third of the time on a CPU.
     settings = {
         "zero": 1,
+        "precision": "fp32",  # as the other learning tests: some CPUs emulate bf16, at a seventh of the speed
         "ds_config": "null",
         "activation_checkpointing": "none",
         "logging.wandb": "off",
