@@ -7,10 +7,14 @@ import logging
 import os
 import socket
 import sys
+from collections import deque
+from contextlib import suppress
 from pathlib import Path
 
 TEXT = "train.log"
 PROJECT = "stagecoach"
+HELD = 2000
+"""Lines kept in memory before the folder of the run is made."""
 
 
 def process_rank() -> int:
@@ -26,7 +30,7 @@ def log_to_terminal() -> None:
 
 
 def log_to_run(run: str | Path) -> None:
-    """Also append all records to ``train.log`` in the folder of a run, which is made with the first of them."""
+    """Also append all records to ``train.log`` in the folder of a run, once it is there (``RunLog``)."""
     _install(RunLog(Path(run) / TEXT, logging.DEBUG if process_rank() == 0 else logging.ERROR))
 
 
@@ -46,25 +50,38 @@ class Terminal(logging.Handler):
 
 
 class RunLog(logging.Handler):
-    """Appends to a file, each line with time, host and rank. Ranks that do not see the folder of rank 0 leave it."""
+    """Appends to a file, each line with time, host and rank.
+
+    It never makes the folder: a run that ends before its first file is written leaves nothing behind. Until the folder
+    is there lines are held, the newest ``HELD`` of them. Ranks that do not see the folder of rank 0 keep theirs.
+    """
 
     def __init__(self, path: Path, level: int) -> None:
         super().__init__(level)
         self.path, self.source = path, f"{socket.gethostname()} rank {process_rank()}"
+        self.held: deque[str] = deque(maxlen=HELD)
         self.setFormatter(logging.Formatter(datefmt="%Y-%m-%d %H:%M:%S"))
 
     def emit(self, record: logging.LogRecord) -> None:
         assert self.formatter is not None
         level = f"{record.levelname} " if record.levelno >= logging.WARNING else ""
         head = f"{self.formatter.formatTime(record, self.formatter.datefmt)} {self.source} {level}"
+        self.held.extend(f"{head}{line}\n" for line in self.format(record).splitlines())
         try:
-            if process_rank() == 0:
-                self.path.parent.mkdir(parents=True, exist_ok=True)
-            if self.path.parent.is_dir():
-                with open(self.path, "a") as handle:
-                    handle.write("".join(f"{head}{line}\n" for line in self.format(record).splitlines()))
+            self._write()
         except OSError:
             self.handleError(record)
+
+    def close(self) -> None:
+        with suppress(OSError):  # the process is leaving, and nobody reads it
+            self._write()
+        super().close()
+
+    def _write(self) -> None:
+        if self.held and self.path.parent.is_dir():
+            with open(self.path, "a") as handle:
+                handle.write("".join(self.held))
+            self.held.clear()
 
 
 def _install(handler: logging.Handler) -> None:
@@ -72,5 +89,6 @@ def _install(handler: logging.Handler) -> None:
     root = logging.getLogger()
     for other in [one for one in root.handlers if type(one) is type(handler)]:
         root.removeHandler(other)
+        other.close()
     root.addHandler(handler)
     logging.getLogger(PROJECT).setLevel(logging.DEBUG)

@@ -6,7 +6,7 @@ import warnings
 import pytest
 
 from stagecoach.trainer.cli import json_output, run_main
-from stagecoach.trainer.reporting.logs import log_to_run, log_to_terminal
+from stagecoach.trainer.reporting.logs import HELD, log_to_run, log_to_terminal
 
 log = logging.getLogger("stagecoach.trainer.anything")
 
@@ -29,20 +29,23 @@ def test_a_run_outlives_whoever_read_its_output(tmp_path, monkeypatch, capsys):
         flush = write
 
     log_to_terminal()
-    log_to_run(tmp_path / "run")
+    log_to_run(tmp_path)
     monkeypatch.setattr("sys.stdout", Gone())
     log.info("step 3")
-    assert "step 3" in (tmp_path / "run" / "train.log").read_text()
+    assert "step 3" in (tmp_path / "train.log").read_text()
 
 
 def test_each_line_of_train_log_has_time_host_and_rank(tmp_path, monkeypatch):
     monkeypatch.setattr("socket.gethostname", lambda: "node7")
     log_to_run(tmp_path / "run")
+    log.info("before the folder is made")
     assert not (tmp_path / "run").exists()
+    (tmp_path / "run").mkdir()
     log.info("a table\n  of two lines")
     log.warning("bad")
     lines = (tmp_path / "run" / "train.log").read_text().splitlines()
     assert [line[20:] for line in lines] == [
+        "node7 rank 0 before the folder is made",
         "node7 rank 0 a table",
         "node7 rank 0   of two lines",
         "node7 rank 0 WARNING bad",
@@ -65,16 +68,32 @@ def test_warnings_of_python_and_the_traceback_of_a_crash_are_in_train_log(tmp_pa
     assert all(" rank 0 " in line for line in text.splitlines())
 
 
-def test_the_sentence_of_a_users_mistake_is_in_train_log_too(tmp_path):
+def test_the_sentence_of_a_users_mistake_is_in_the_train_log_of_an_earlier_run_and_makes_no_folder(tmp_path):
     from stagecoach.data.files import check_directory
 
-    def refuse():
-        log_to_run(tmp_path / "run")
-        check_directory(tmp_path)
+    (tmp_path / "used").mkdir()
+    for folder in ("used", "new"):
 
-    with pytest.raises(SystemExit):
-        run_main(refuse)
-    assert "ERROR" in (tmp_path / "run" / "train.log").read_text()
+        def refuse(folder=folder):
+            log_to_run(tmp_path / folder)
+            check_directory(tmp_path)
+
+        with pytest.raises(SystemExit):
+            run_main(refuse)
+    assert "ERROR" in (tmp_path / "used" / "train.log").read_text()
+    assert not (tmp_path / "new").exists()
+
+
+def test_of_what_is_said_before_the_folder_is_made_the_newest_lines_are_kept_and_written_at_the_latest_at_the_end(
+    tmp_path,
+):
+    log_to_run(tmp_path / "run")
+    for i in range(HELD + 3):
+        log.info("line %s", i)
+    (tmp_path / "run").mkdir()
+    logging.getLogger().handlers[-1].close()
+    lines = (tmp_path / "run" / "train.log").read_text().splitlines()
+    assert (len(lines), lines[0].split()[-1], lines[-1].split()[-1]) == (HELD, "3", str(HELD + 2))
 
 
 def test_another_rank_shows_errors_alone_and_appends_them_where_the_folder_is_shared(tmp_path, capsys, monkeypatch):
