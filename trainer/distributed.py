@@ -137,6 +137,15 @@ def together(world: World, failure: Exception | None) -> None:
             raise FirstRankError(f"rank {rank}: {message}")
 
 
+def attempt(function, *args: Any, **kwargs: Any) -> Exception | None:
+    """Call a function that one rank or each runs for itself; its failure, for ``together``."""
+    try:
+        function(*args, **kwargs)
+    except (OSError, ValueError) as error:
+        return error
+    return None
+
+
 def totals(world: World, *values: float) -> list[float]:
     """Each value summed over the ranks, in one message."""
     return sum_over_ranks(torch.tensor(values, dtype=torch.float64, device=world.device)).tolist()

@@ -19,14 +19,9 @@ from stagecoach.data.streaming.stream import Stream
 from stagecoach.models.common.attention import resolve_backend, set_backend
 from stagecoach.trainer.activation_checkpointing import apply_activation_checkpointing
 from stagecoach.trainer.adapter import AdapterCard, check_predecessor, load_tensors, read_card, trained_before
-from stagecoach.trainer.checkpoint import (
-    CheckpointStore,
-    TrainingState,
-    check_resumable,
-    needs_universal,
-    read_state,
-    restore,
-)
+from stagecoach.trainer.checkpointing.restore import restore
+from stagecoach.trainer.checkpointing.state import TrainingState, check_resumable, needs_universal, read_state
+from stagecoach.trainer.checkpointing.store import CheckpointStore
 from stagecoach.trainer.distributed import World, on_first
 from stagecoach.trainer.ema import Ema
 from stagecoach.trainer.engine import deepspeed_config, parameter_groups, start_engine

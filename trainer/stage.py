@@ -14,6 +14,7 @@ from stagecoach.data.files import DamagedError
 from stagecoach.data.streaming.stream import BadSample
 from stagecoach.trainer.adapter import AdapterCard, read_card, read_tensors, trained_before, write_adapter
 from stagecoach.trainer.bad_samples import BadSamples
+from stagecoach.trainer.checkpointing.save import save_checkpoint
 from stagecoach.trainer.distributed import on_first, totals
 from stagecoach.trainer.engine import full_parameters, learning_rate, set_learning_rate
 from stagecoach.trainer.evaluate import Evaluator
@@ -209,7 +210,8 @@ class StageLoop:
         s = self.s
         started = time.monotonic()
         state = replace(s.start.state, step=self.step, skipped=self.skipped, bad=tuple(sorted(self.bad.indices)))
-        path = s.store.save(s.engine.deepspeed, s.engine.trainable, state, s.plan.recipe.dump(), s.engine.ema, s.world)
+        engine, config = s.engine, s.plan.recipe.dump()
+        path = save_checkpoint(s.store, engine.deepspeed, engine.trainable, state, config, engine.ema, s.world)
         size = sum(p.stat().st_size for p in path.rglob("*") if p.is_file()) if s.world.is_first else 0
         log.info(f"checkpoint {path} ({size / 1e6:,.1f} MB, {time.monotonic() - started:.1f} s)")
         return path

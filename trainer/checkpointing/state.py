@@ -1,0 +1,60 @@
+"""What a checkpoint says about the training it belongs to, and whether another run may go on from it."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from stagecoach.data.files import DamagedError, check_directory
+
+TAG = "engine"
+WEIGHTS = "model.safetensors"
+AVERAGE = "ema.safetensors"
+STATE = "training_state.json"
+
+
+@dataclass(frozen=True)
+class TrainingState:
+    """``training_state.json``: ``step`` optimizer steps are done. What must not differ on resume is compared."""
+
+    family: str
+    size: str
+    stage: int
+    step: int
+    world_size: int
+    zero: int
+    precision: str
+    frozen: str
+    global_batch: int
+    seed: int
+    shards: str
+    """Fingerprint of the training shards: the order is a function of it."""
+    started_from: str | None
+    """sha256 of the adapter that the stage started from."""
+    skipped: int = 0
+    bad: tuple[int, ...] = ()
+    """Indices of the samples that were found damaged so far."""
+
+
+def read_state(directory: Path) -> TrainingState:
+    """State of an undamaged checkpoint. Raises ``DamagedError``."""
+    check_directory(directory)
+    try:
+        return TrainingState(**json.loads((directory / STATE).read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        raise DamagedError(f"{directory / STATE}: not a training state ({error})") from error
+
+
+def check_resumable(directory: Path, found: TrainingState, expected: TrainingState) -> None:
+    """Raise ``ValueError`` where going on from ``found`` would not continue the same training. World size, ZeRO stage
+    and micro-batch may differ; the order of samples, the weights' origin and the family may not."""
+    for name in ("family", "size", "stage", "global_batch", "seed", "shards", "started_from", "precision", "frozen"):
+        if getattr(found, name) != getattr(expected, name):
+            raise ValueError(
+                f"{directory}: was trained with {name} {getattr(found, name)}, this run has "
+                f"{getattr(expected, name)}; restore it, or start the stage again with --resume never"
+            )
+
+
+def needs_universal(found: TrainingState, expected: TrainingState) -> bool:
+    """Whether DeepSpeed's shards must be converted first, because they were written by another layout."""
+    return (found.world_size, found.zero) != (expected.world_size, expected.zero)

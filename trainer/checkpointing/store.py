@@ -1,0 +1,51 @@
+"""The checkpoints of one stage of one run: where they are, which is the newest intact one, how many are kept."""
+
+import logging
+import re
+import shutil
+from pathlib import Path
+
+from stagecoach.data.files import DamagedError
+from stagecoach.trainer.checkpointing.state import read_state
+
+log = logging.getLogger(__name__)
+
+
+class CheckpointStore:
+    """The checkpoints of one stage of one run."""
+
+    def __init__(self, directory: Path, keep: int) -> None:
+        self.directory = directory
+        self.keep = keep
+
+    def path(self, step: int) -> Path:
+        return self.directory / f"checkpoint_{step}"
+
+    def steps(self) -> list[int]:
+        """Steps of the checkpoints there are, finished or damaged, oldest first."""
+        found = (re.fullmatch(r"checkpoint_(\d+)", p.name) for p in self.directory.glob("checkpoint_*"))
+        return sorted(int(m.group(1)) for m in found if m)
+
+    def newest_valid(self) -> Path | None:
+        """The newest checkpoint that is what its manifest says; damaged ones are passed over. Raises ``DamagedError``
+        where all are damaged, rather than starting again over them."""
+        damaged = []
+        for step in reversed(self.steps()):
+            try:
+                read_state(self.path(step))
+            except DamagedError as error:
+                damaged.append(str(error))
+                log.warning("checkpoint skipped: %s", error)
+            else:
+                return self.path(step)
+        if damaged:
+            raise DamagedError(
+                f"{self.directory}: none of {len(damaged)} checkpoints is intact; restore one, or "
+                "remove them or pass --resume never to start the stage again"
+            )
+        return None
+
+    def retire(self) -> None:
+        """Remove the oldest beyond ``keep``."""
+        for step in self.steps()[: -self.keep]:
+            shutil.rmtree(self.path(step))
