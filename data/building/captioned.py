@@ -178,12 +178,15 @@ class CaptionedJob(EncodingJob):
         return CoverCrop.of(*image.shape[:2], *size).image(image)
 
     def encode(self, items: list[RawItem], prepared: list[np.ndarray]) -> list[EncodedSample]:
+        import torch
+
         from stagecoach.data.encoding.encoders import bits
 
         vae, pipeline = self.models
         latents = vae.encode(prepared)
         captions = [item.record.caption for item in items]
-        texts = self.builder.encode_texts(pipeline, captions)
+        with torch.inference_mode():
+            texts = self.builder.encode_texts(pipeline, captions)
         out = []
         for index, (caption, image) in enumerate(zip(captions, prepared, strict=True)):
             states = {name: bits(states[index].float().cpu()) for name, states in texts.items()}

@@ -9,8 +9,7 @@ class FamilyBuilder(CaptionedBuilder):
 
     def schema(self, configs, more):
         pooled = sum(configs[role]["projection_dim"] for role in ("text_encoder", "text_encoder_2"))
-        text = configs["text_encoder_3"]["d_model"]
-        return stable_diffusion_3_schema(configs["vae"]["latent_channels"], text, pooled, *more)
+        return stable_diffusion_3_schema(configs["text_encoder_3"]["d_model"], pooled, *more)
 
     def encode_texts(self, pipeline, captions):
         text, _, pooled, _ = pipeline.encode_prompt(captions, None, None, do_classifier_free_guidance=False)

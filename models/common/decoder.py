@@ -77,25 +77,26 @@ def make_decoder(
         with keyed_init("vae", "meta" if meta else "cpu"):
             vae = AutoencoderKL(**arguments)
         return Decoder(vae, at_once).to(device, dtype)
-    decoder = Decoder(vae := load_model(_kind(path), Path(path), torch.device("cpu")), at_once)
-    stride = 2 ** (len(vae.config.block_out_channels) - 1)
-    shifted = arguments.get("shift_factor") is not None
-    found = decoder.channels, stride, decoder.shift is not None or not shifted
-    if found != (arguments["latent_channels"], STRIDE, True):
-        raise ValueError(
-            f"{path}: a VAE of {decoder.channels} channels and stride {stride} found, its shift {decoder.shift}, "
-            f"expected {arguments['latent_channels']} channels and stride {STRIDE}{' and a shift' if shifted else ''}, "
-            f"as the shards' latents have; give {key} the folder that they were built with"
-        )
-    return decoder.to(device, dtype)
+    check_decoder(path, key, random, arguments)
+    return Decoder(load_model(_kind(path), Path(path), torch.device("cpu")), at_once).to(device, dtype)
 
 
-def check_decoder(path: str | None, key: str, random: bool) -> None:
-    """Raises ``ValueError`` where ``make_decoder`` would for want of a folder, or for one of something else."""
+def check_decoder(path: str | None, key: str, random: bool, arguments: Mapping[str, Any]) -> str:
+    """A few words on the decoder. Raises ``ValueError`` where ``make_decoder`` would, by the folder's configuration
+    alone."""
     if path is None:
         needs(key, WHAT, random)
-    else:
-        load_config(_kind(path), Path(path))
+        return "vae not given"
+    config = load_config(_kind(path), Path(path))
+    channels, shift = config["latent_channels"], config.get("shift_factor")
+    stride, shifted = 2 ** (len(config["block_out_channels"]) - 1), arguments.get("shift_factor") is not None
+    if (channels, stride, shift is not None or not shifted) != (arguments["latent_channels"], STRIDE, True):
+        raise ValueError(
+            f"{path}: a VAE of {channels} channels and stride {stride} found, its shift {shift}, expected "
+            f"{arguments['latent_channels']} channels and stride {STRIDE}{' and a shift' if shifted else ''}, "
+            f"as the shards' latents have; give {key} the folder that they were built with"
+        )
+    return f"vae from {path}"
 
 
 def _kind(path: str) -> type[AutoencoderKL | AutoencoderKLTemporalDecoder]:

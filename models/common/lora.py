@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
-from pydantic import Field
+from pydantic import AfterValidator, Field
 from torch import Tensor, nn
 
 from stagecoach.models.common.config import Section
@@ -31,6 +31,20 @@ class LoraSection(Section):
     targets: tuple[str, ...] = ()
 
 
+def targets_among(known: Iterable[str]) -> AfterValidator:
+    """For the annotation of a ``LoraSection``: its targets are some of ``known``, each once, and at least one."""
+
+    def check(section: LoraSection) -> LoraSection:
+        targets = section.targets
+        if not targets or len(set(targets)) != len(targets) or not set(targets) <= set(known):
+            raise ValueError(
+                f"lora.targets is {list(targets)}, expected at least one of {sorted(set(known))}, each once"
+            )
+        return section
+
+    return AfterValidator(check)
+
+
 def find_targets(base: nn.Module, targets: Iterable[str]) -> list[str]:
     """Names of the linear layers of ``base`` that end with one of ``targets``, by whole parts (``attn.to_q``). Raises
     ``ValueError`` naming a target that no layer has."""
@@ -44,10 +58,10 @@ def find_targets(base: nn.Module, targets: Iterable[str]) -> list[str]:
     return [name for name in layers if any(f".{name}".endswith(f".{target}") for target in targets)]
 
 
-def lora_patterns(names: Iterable[str]) -> tuple[str, ...]:
+def lora_patterns(names: Iterable[str], inside: str = "") -> tuple[str, ...]:
     """Patterns that together name each LoRA matrix of the layers ``names`` once, for the declaration of a stage; the
-    number of a block becomes ``*``."""
-    layers = {re.sub(r"\.\d+\.", ".*.", name, count=1) for name in names}
+    number of a block becomes ``*``. ``inside``: what comes before each name."""
+    layers = {re.sub(r"\.\d+\.", ".*.", f"{inside}{name}", count=1) for name in names}
     return tuple(f"{layer}.{matrix}" for layer in sorted(layers) for matrix in MATRICES)
 
 

@@ -1,5 +1,7 @@
 """The frozen models of losses, validation and previews: the VAE's decoder and ArcFace."""
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -18,12 +20,8 @@ def make_helpers(config: DanceConfig, device: torch.device | str, dtype: torch.d
     file, where ``allow_random_init`` says so, small ones of random weights. On the meta device nothing is read. Raises
     ``ValueError`` as ``check_helpers``."""
     paths, random, meta = config.weights, config.allow_random_init, torch.device(device).type == "meta"
-    small = random and paths.vae is None
-    sizes = ((8,) * 4, 1, 4) if small else ((128, 256, 512, 512), 2, 32)
-    arguments = vae_arguments(LATENT_CHANNELS, *sizes, scaling_factor=0.18215)
-    found: dict[str, nn.Module] = {
-        "vae": make_decoder(paths.vae, "weights.vae", arguments, random, device, dtype, AT_ONCE)
-    }
+    vae = make_decoder(paths.vae, "weights.vae", _vae_arguments(config), random, device, dtype, AT_ONCE)
+    found: dict[str, nn.Module] = {"vae": vae}
     if paths.arcface is not None and not meta:
         found["arcface"] = load_arcface(paths.arcface, device)
     elif paths.arcface is not None or config.losses.id_kind == "arcface":
@@ -36,13 +34,21 @@ def make_helpers(config: DanceConfig, device: torch.device | str, dtype: torch.d
 def check_helpers(config: DanceConfig) -> str:
     """One sentence about them, without reading all of their weights. Raises ``ValueError`` where one is missing or
     another model."""
-    check_decoder(config.weights.vae, "weights.vae", config.allow_random_init)
-    if config.weights.arcface is not None:
-        open_arcface(config.weights.arcface)
-    elif config.losses.id_kind == "arcface":
+    arcface = config.weights.arcface
+    decoder = check_decoder(config.weights.vae, "weights.vae", config.allow_random_init, _vae_arguments(config))
+    if arcface is not None:
+        open_arcface(arcface)
+        return f"{decoder}, arcface from {arcface}"
+    if config.losses.id_kind == "arcface":
         _needs_arcface(config)
-    wanted = {"vae": config.weights.vae, "arcface": config.weights.arcface}
-    return ", ".join(f"{name} {f'from {path}' if path else 'not given'}" for name, path in wanted.items())
+    return f"{decoder}, arcface not given"
+
+
+def _vae_arguments(config: DanceConfig) -> dict[str, Any]:
+    """Arguments of ``diffusers.AutoencoderKL``, small ones for random weights."""
+    small = config.allow_random_init and config.weights.vae is None
+    sizes = ((8,) * 4, 1, 4) if small else ((128, 256, 512, 512), 2, 32)
+    return vae_arguments(LATENT_CHANNELS, *sizes, scaling_factor=0.18215)
 
 
 def _needs_arcface(config: DanceConfig) -> None:

@@ -6,12 +6,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from stagecoach.models.common.config import PictureSize, Section
-from stagecoach.models.common.lora import LoraSection
+from stagecoach.models.common.lora import LoraSection, targets_among
 
 
 class FlowMatchingConfig(Section):
@@ -220,16 +220,6 @@ class LoraConfig(LoraSection):
     targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "add_q_proj", "add_k_proj", "add_v_proj")
     lr_scale: float = Field(1.0, gt=0)
 
-    @model_validator(mode="after")
-    def _check(self) -> LoraConfig:
-        known = set(DOUBLE_TARGETS + SINGLE_TARGETS)
-        wrong = [name for name in self.targets if name not in known]
-        if wrong or not self.targets or len(set(self.targets)) != len(self.targets):
-            raise ValueError(
-                f"lora.targets is {list(self.targets)}, expected at least one of {sorted(known)}, each once"
-            )
-        return self
-
 
 class ModulationConfig(Section):
     """Offsets of AdaLN inside the boxes: ``temb`` adds vectors to the embedding of time and text; ``scalar12`` is the
@@ -254,7 +244,7 @@ class MoviePostConfig(Section):
     backbone: BackboneConfig
     instance: InstanceConfig = InstanceConfig()
     layout: LayoutConfig
-    lora: LoraConfig = LoraConfig()
+    lora: Annotated[LoraConfig, targets_among(DOUBLE_TARGETS + SINGLE_TARGETS)] = LoraConfig()
     modulation: ModulationConfig = ModulationConfig()
     feedback: FeedbackConfig = FeedbackConfig()
     losses: LossConfig = LossConfig()

@@ -60,6 +60,6 @@ class MoviePostProductionFamily(Family):
 
     def check_base(self, config: MoviePostConfig) -> str:
         """Also of the helpers."""
-        return f"{super().check_base(config)}; {check_helpers(config.vae, config.dino, config.allow_random_init)}"
+        return f"{super().check_base(config)}; {check_helpers(config)}"
 
     helpers = staticmethod(make_helpers)

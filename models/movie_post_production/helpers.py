@@ -103,13 +103,12 @@ def dino_config(config: DinoConfig, dim: int) -> Dinov2Config:
     )
 
 
-def check_helpers(vae: VaeConfig, dino: DinoConfig, random: bool) -> str:
+def check_helpers(config: MoviePostConfig) -> str:
     """One sentence about them, from their configurations alone. Raises ``ValueError`` as the above would."""
-    check_decoder(vae.base, "vae.base", random)
-    if dino.base is None:
+    vae, dino, random = config.vae, config.dino.base, config.allow_random_init
+    decoder = check_decoder(vae.base, "vae.base", random, flux_vae_arguments(vae, config.backbone.latent_channels))
+    if dino is None:
         needs("dino.base", "the local folder of DINOv2", random)
-    else:
-        load_config(Dinov2Model, Path(dino.base))
-    return ", ".join(
-        f"{name} {f'from {c.base}' if c.base else 'drawn at random'}" for name, c in (("vae", vae), ("dino", dino))
-    )
+        return f"{decoder}, dino not given"
+    load_config(Dinov2Model, Path(dino))
+    return f"{decoder}, dino from {dino}"

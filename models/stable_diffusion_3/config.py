@@ -1,9 +1,11 @@
 """What a recipe may set. Sections are those of the paper (arXiv 2403.03206)."""
 
+from typing import Annotated
+
 from pydantic import Field
 
 from stagecoach.models.common.config import Section
-from stagecoach.models.common.lora import LoraSection
+from stagecoach.models.common.lora import LoraSection, targets_among
 
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
 
@@ -24,11 +26,11 @@ class StableDiffusion3Config(Section):
     vae: str | None = Field(None, description="local folder of the VAE; previews need it")
     allow_random_init: bool = Field(False, description="random weights where base is not set, for tests")
     backbone: BackboneConfig = BackboneConfig()
-    lora: LoraSection = LoraSection(targets=TARGETS)
+    lora: Annotated[LoraSection, targets_among(TARGETS)] = LoraSection(targets=TARGETS)
     side: int = Field(1024, multiple_of=16, description="pixels of the square picture that the planner counts for")
     shift: float = Field(3.0, gt=0, description="of the noise level, at 1024 x 1024 pixels (section 5.3.2)")
     caption_dropout: float = Field(0.1, ge=0, lt=1, description="part of the captions that are withheld")
-    guidance: float = Field(5.0, ge=0, description="classifier-free guidance of previews")
+    guidance_scale: float = Field(5.0, ge=0, description="of classifier-free guidance, in previews")
 
 
 TINY = BackboneConfig(

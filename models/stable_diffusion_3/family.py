@@ -4,7 +4,7 @@ from diffusers import SD3Transformer2DModel
 from torch import Tensor
 
 from stagecoach.data.stable_diffusion_3.schema import stable_diffusion_3_schema
-from stagecoach.models.common.decoder import make_decoder
+from stagecoach.models.common.decoder import check_decoder, make_decoder
 from stagecoach.models.common.keyed import keyed_drop, keyed_randn, withheld
 from stagecoach.models.common.lora import add_lora, lora_patterns, with_and_without_lora
 from stagecoach.models.common.materialise import meta_model, open_folder
@@ -15,6 +15,7 @@ from stagecoach.models.family import Family, LossTerm, Metric, Schedule, StageSp
 from stagecoach.models.stable_diffusion_3.config import SIZES, StableDiffusion3Config
 
 CAPTION = ("prompt_embeds", "pooled")
+LATENTS = {"latent_channels": 16, "shift_factor": 0.0609}
 
 
 class StableDiffusion3Network(StageNetwork):
@@ -50,20 +51,21 @@ class StableDiffusion3Family(Family):
     build = StableDiffusion3Network
 
     def schema(self, config):
-        return stable_diffusion_3_schema(16, config.backbone.joint_attention_dim, config.backbone.pooled_projection_dim)
+        return stable_diffusion_3_schema(config.backbone.joint_attention_dim, config.backbone.pooled_projection_dim)
 
     def stages(self, config):
-        layers = [f"transformer.transformer_blocks.*.attn.{target}" for target in config.lora.targets]
-        trained = tuple(Trainable(pattern) for pattern in lora_patterns(layers))
+        trained = tuple(map(Trainable, lora_patterns(config.lora.targets, "transformer.transformer_blocks.*.attn.")))
         return (StageSpec(1, "lora", trained, (LossTerm("flow_matching", Schedule(1.0)),)),)
 
     def open_base(self, config):
         settings, random = config.backbone.model_dump(), config.allow_random_init
         return open_folder(config.base, SD3Transformer2DModel, settings, random, "SD3's transformer")
 
+    def check_base(self, config):
+        return f"{super().check_base(config)}; {check_decoder(config.vae, 'vae', True, LATENTS)}"
+
     def helpers(self, config, stage, device, dtype):
-        latents = {"latent_channels": 16, "shift_factor": 0.0609}
-        return {"vae": make_decoder(config.vae, "vae", latents, False, device, dtype)} if config.vae else {}
+        return {"vae": make_decoder(config.vae, "vae", LATENTS, False, device, dtype, 1)} if config.vae else {}
 
     def example_sizes(self, config, stage):
         return {"h": config.side // 8, "w": config.side // 8, "L": 333}
@@ -75,7 +77,6 @@ class StableDiffusion3Family(Family):
     def preview(self, network, batch, progress):
         if not (vae := progress.helpers.get("vae")):
             return {}
-        latent, without = batch["latent"], withheld(batch, CAPTION)
-        predict = guided(network.predict, batch, without, network.config.guidance)
-        painted = denoise(network.process, predict, keyed_randn(batch, "preview", latent.shape[1:]), steps=28)
-        return side_by_side(batch["key"], ground_truth=vae(latent), predicted=vae(painted))
+        predict = guided(network.predict, batch, withheld(batch, CAPTION), network.config.guidance_scale)
+        painted = denoise(network.process, predict, keyed_randn(batch, "preview", batch["latent"].shape[1:]), steps=28)
+        return side_by_side(batch["key"], ground_truth=vae(batch["latent"]), predicted=vae(painted))

@@ -32,6 +32,7 @@ class ToyBuilder(CaptionedBuilder):
         return SampleSchema("toy_pictures", 1, (*fields, *more))
 
     def encode_texts(self, pipeline, captions):
+        assert torch.is_inference_mode_enabled()
         options = {"do_classifier_free_guidance": False, "max_sequence_length": 16}
         text, _, pooled, _ = pipeline.encode_prompt(captions, None, None, **options)
         return {"text": text, "pooled": pooled}

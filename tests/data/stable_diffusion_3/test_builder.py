@@ -26,7 +26,7 @@ def test_a_picture_folder_becomes_shards_of_what_the_pipeline_makes_of_it(tmp_pa
     assert (checked["problems"], code) == ([], 0)
 
     # The widths of the tiny encoders: 12 of each CLIP, 24 of T5.
-    samples = ShardSet.open(tmp_path / "shards" / "train", stable_diffusion_3_schema(16, 24, 24))
+    samples = ShardSet.open(tmp_path / "shards" / "train", stable_diffusion_3_schema(24, 24))
     sample = samples.read(0)
     pipeline = PipelineFolder(tmp_path / "sd3").load_text_pipeline(torch.device("cpu"))
     expected = FamilyBuilder().encode_texts(pipeline, [sample.meta["caption"]])

@@ -47,6 +47,15 @@ def test_published_weights_are_read_by_their_own_names_and_another_model_is_refu
         FAMILY.check_base(config.model_copy(update={"backbone": wrong}))
     with pytest.raises(ValueError, match="base is not set"):
         FAMILY.check_base(StableDiffusion3Config())
+    with pytest.raises(ValueError, match=r"_class_name is 'SD3Transformer2DModel', expected AutoencoderKL"):
+        FAMILY.check_base(config.model_copy(update={"vae": str(tiny.base / "transformer")}))
+
+
+def test_lora_outside_of_the_attentions_is_refused_with_the_recipe():
+    with pytest.raises(ValueError, match=r"lora\.targets is \['ff\.net\.2'\], expected at least one of \['add_k_proj'"):
+        StableDiffusion3Config.model_validate({"lora": {"targets": ["ff.net.2"]}})
+    with pytest.raises(ValueError, match="each once"):
+        StableDiffusion3Config.model_validate({"lora": {"targets": ["to_q", "to_q"]}})
 
 
 def test_the_position_embedding_is_the_published_one(network, tiny):
@@ -81,6 +90,7 @@ def test_a_preview_shows_each_picture_next_to_that_of_its_caption(network, confi
     named = batch | {"key": ["a", "b", "c"]}
     assert FAMILY.preview(network, named, HELD_OUT) == {}
     helpers = FAMILY.helpers(config, 1, "cpu", torch.float32)
+    assert helpers["vae"].at_once == 1
     found = FAMILY.preview(network, named, replace(HELD_OUT, helpers=helpers))
     assert list(found) == ["a", "b", "c"]
     assert found["a"].shape == (TITLE + 64, 2 * 64, 3)

@@ -10,7 +10,7 @@ from stagecoach.data.movie_post_production.builder import write_encoders
 from stagecoach.data.movie_post_production.crops import cut
 from stagecoach.data.movie_post_production.synthetic import write_synthetic
 from stagecoach.models.common.keyed import rng_keys
-from stagecoach.models.movie_post_production.config import DinoConfig, IdentityConfig, VaeConfig
+from stagecoach.models.movie_post_production.config import SIZES, DinoConfig, IdentityConfig, VaeConfig
 from stagecoach.models.movie_post_production.helpers import check_helpers, make_dino, make_flux_decoder
 from stagecoach.models.movie_post_production.identity import loss as identity
 from stagecoach.models.movie_post_production.identity.windows import crop_weights, pixel_boxes, resample
@@ -149,7 +149,7 @@ def test_helpers_are_frozen_strict_and_named_when_missing(encoders):
     with pytest.raises(ValueError, match=r"vae\.base is not set, expected the local folder"):
         make_flux_decoder(VaeConfig(), 16, "cpu", torch.float32, False)
     with pytest.raises(ValueError, match=r"dino\.base is not set"):
-        check_helpers(VaeConfig(base=str(encoders / "vae")), DinoConfig(), False)
+        check_helpers(SIZES["flux-dev"].model_copy(update={"vae": VaeConfig(base=str(encoders / "vae"))}))
     with pytest.raises(ValueError, match="vectors of 16 numbers found, expected 1024"):
         make_dino(DinoConfig(base=str(encoders / "dino")), 1024, "cpu", torch.float32, False)
     with pytest.raises(ValueError, match="VAE of 16 channels"):
