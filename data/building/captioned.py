@@ -167,7 +167,7 @@ class CaptionedJob(EncodingJob):
 
     def load(self) -> tuple[Any, Any]:
         from stagecoach.data.encoding.encoders import default_device
-        from stagecoach.data.encoding.image_encoders import LatentEncoder
+        from stagecoach.data.encoding.latent_encoders import LatentEncoder
 
         return LatentEncoder(self.options.base / "vae", default_device()), self.folder.load_text_pipeline()
 

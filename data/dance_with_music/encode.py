@@ -1,6 +1,7 @@
 """The encoders of a DanceWithMusic build, side by side."""
 
 import numpy as np
+import torch
 
 from stagecoach.data.building.jobs import EncodedSample
 from stagecoach.data.dance_with_music.job import EncoderPaths
@@ -8,7 +9,8 @@ from stagecoach.data.dance_with_music.schema import FACE_DIM, LATENT_STRIDE
 from stagecoach.data.dance_with_music.segment import PreparedReference, Segment
 from stagecoach.data.encoding.encoders import default_device
 from stagecoach.data.encoding.face_encoder import FaceEncoder
-from stagecoach.data.encoding.latent_encoders import PictureEmbedder, PictureVae
+from stagecoach.data.encoding.image_encoders import PictureEmbedder
+from stagecoach.data.encoding.latent_encoders import LatentEncoder
 
 
 class Encoders:
@@ -16,21 +18,21 @@ class Encoders:
 
     def __init__(self, paths: EncoderPaths) -> None:
         device = default_device()
-        self._vae = PictureVae(paths.vae, device)
+        self._vae = LatentEncoder(paths.vae, device, shifted=False)
         self._clip = PictureEmbedder(paths.image_encoder, device, paths.clip_resize)
         self._faces = FaceEncoder(paths.arcface)
 
     def encode(self, segment: Segment) -> EncodedSample:
         """The sample of a segment; ``counted`` is None: the statistics take all they need from the arrays."""
         references = segment.references
-        latents = self._vae.encode(segment.frames).half().numpy()
+        latents = torch.stack(self._vae.encode(segment.frames)).half().numpy()
         height, width = segment.frames.shape[1:3]
         if latents.shape[2:] != (height // LATENT_STRIDE, width // LATENT_STRIDE):
             raise ValueError(
                 f"the VAE makes latents of {latents.shape[2:]} of pictures of {height} x {width}, "
                 f"expected an {LATENT_STRIDE}th of each side; give Stable Diffusion's"
             )
-        ref_latents = self._vae.encode(np.stack([r.picture for r in references]))
+        ref_latents = torch.stack(self._vae.encode([r.picture for r in references]))
         vectors, lengths = unit_vectors(self._face_vectors(references))
         arrays = {
             **segment.arrays,
@@ -42,7 +44,7 @@ class Encoders:
             "ref_face_valid": (lengths > 0).astype(np.uint8),
             "frame": segment.frames[len(segment.frames) // 2],
         }
-        return EncodedSample(arrays, {**segment.meta, "vae_scaling": self._vae.scaling_factor})
+        return EncodedSample(arrays, {**segment.meta, "vae_scaling": self._vae.scale})
 
     def _face_vectors(self, references: list[PreparedReference]) -> np.ndarray:
         """float32 [R, 512] as ArcFace gives them, 0 where no face is known."""

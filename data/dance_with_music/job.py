@@ -127,10 +127,10 @@ class DanceJob(EncodingJob):
     together = 1  # a segment is as many pictures as a device takes at once
 
     def __init__(self, raw: Path, reading: RawOptions, options: SegmentOptions, paths: EncoderPaths) -> None:
-        from stagecoach.data.encoding.latent_encoders import clip_dim  # takes seconds
+        from stagecoach.data.encoding.image_encoders import ClipEncoder  # takes seconds
 
         self._raw, self._reading, self._options, self._paths = raw, reading, options, paths
-        self.schema = dance_schema(MUSIC_DIMS[options.music], clip_dim(paths.image_encoder))
+        self.schema = dance_schema(MUSIC_DIMS[options.music], ClipEncoder.sizes(paths.image_encoder)[1])
         pixels, music = options.height * options.width, MUSIC_DIMS[options.music]
         self.part_items = items_per_part(options.frames * (pixels // 8 + 2 * music + 700))
 

@@ -55,7 +55,7 @@ class FaceEncoder:
 
     def __init__(self, path: Path) -> None:
         onnxruntime = import_extra("onnxruntime", "ArcFace", "dance")
-        self.entry = face_entry(path)
+        _check_file(path)
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         options.intra_op_num_threads = torch.get_num_threads()  # else one per core in each of several workers
@@ -85,6 +85,10 @@ class FaceEncoder:
 
 def face_entry(path: Path) -> EncoderEntry:
     """What the manifest says of the model. Raises ``EncoderError`` for a missing file."""
+    _check_file(path)
+    return EncoderEntry(name="ArcFace", path_name=path.name, sha256=sha256_file(path), dtype="float32")
+
+
+def _check_file(path: Path) -> None:
     if not path.is_file():
         raise EncoderError(f"{path}: no such file, expected ArcFace as .onnx (antelopev2's glintr100.onnx, say)")
-    return EncoderEntry(name="ArcFace", path_name=path.name, sha256=sha256_file(path), dtype="float32")

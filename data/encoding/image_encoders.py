@@ -1,65 +1,89 @@
-"""Frozen encoders of pictures, from local folders in the Hugging Face layout: FLUX's VAE, CLIP's projected image
-embedding, DINOv2's class token.
-
-On a GPU they compute in bf16, on a CPU in fp32; results are fp32 on the CPU. One thread may use an encoder at a time.
-"""
+"""Frozen encoders of what pictures show, from local folders in the Hugging Face layout: CLIP's states and projected
+embedding, DINOv2's class token."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL
+from PIL import Image
 from torch import Tensor
-from transformers import CLIPVisionModelWithProjection, Dinov2Model
+from transformers import CLIPVisionModel, CLIPVisionModelWithProjection, Dinov2Model
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from stagecoach.data.encoding.encoders import EncoderError, load_config, load_model
 
-SPATIAL_STRIDE = 8
-PIXELS_AT_ONCE = 4 * 1024 * 1024
-"""Pictures are encoded together while they have no more pixels: FLUX's VAE starts with 128 channels at full resolution,
-in bf16 0.27 GB per megapixel for each of the few tensors that are held at once."""
-CROPS_AT_ONCE = 64
+AT_ONCE = 64
+"""Pictures that are encoded together."""
 DINO_SIZE = 224
 """Side of DINOv2's crops, which then have 1 + 16 x 16 tokens. Its weights name 518, the size they were last tuned at;
 its position encodings are interpolated."""
+ClipResize = Literal["crop", "squash"]
+"""How a picture becomes CLIP's square: the middle of it (CLIP's own way, CHAMP's) or all of it, squashed and smoothed
+(Stable Video Diffusion's pipeline, StableAnimator's)."""
 
 
-class LatentEncoder:
-    """FLUX's VAE: latent = (mode of the posterior - shift_factor) * scaling_factor, both from its configuration."""
+class ImageEncoder:
+    """CLIP's vision model with its processor; the last hidden states but one, as Wan2.1's image-to-video models take
+    them: [257, dim] of a picture."""
+
+    KIND: type = CLIPVisionModel
 
     def __init__(self, path: Path, device: torch.device) -> None:
-        self._vae = load_model(AutoencoderKL, path, device)
-        config = self._vae.config
-        if config.shift_factor is None or config.scaling_factor is None:
+        self._model = load_model(self.KIND, path, device)
+        folders = [path, path.parent / "image_processor", path.parent / "feature_extractor"]
+        found = next((f for f in folders if (f / "preprocessor_config.json").is_file()), None)
+        if found is None:
             raise EncoderError(
-                f"{path}: shift_factor {config.shift_factor} and scaling_factor {config.scaling_factor} "
-                f"found, expected both as in FLUX's VAE"
+                f"{path}: no preprocessor_config.json found in it or in {folders[1]} or {folders[2]}, expected the one "
+                "of the image encoder"
             )
-        stride = 2 ** (len(config.block_out_channels) - 1)
-        if stride != SPATIAL_STRIDE:
-            raise EncoderError(f"{path}: a VAE of stride {stride} found, expected {SPATIAL_STRIDE} as FLUX's")
-        self.channels: int = config.latent_channels
-        self.shift, self.scale = float(config.shift_factor), float(config.scaling_factor)
+        self._processor = CLIPImageProcessorPil.from_pretrained(found, local_files_only=True)
 
     @torch.inference_mode()
-    def encode(self, images: Sequence[np.ndarray]) -> list[Tensor]:
-        """uint8 [H, W, 3] each, of any multiples of 8 -> fp32 [C, H / 8, W / 8] each, in the same order. Neighbours of
-        one size are encoded together."""
-        out: list[Tensor] = []
-        for group in _alike(images):
-            batch = torch.from_numpy(np.stack(group)).to(self._vae.device).permute(0, 3, 1, 2)
-            pixels = (batch.float() / 127.5 - 1).to(self._vae.dtype)
-            latents = self._vae.encode(pixels).latent_dist.mode().float().cpu()
-            out += self.normalise(latents).unbind(0)
-        return out
+    def encode(self, pictures: Sequence[np.ndarray]) -> Tensor:
+        """uint8 [H, W, 3] each, of any size -> fp32 [N, ...]."""
+        out = []
+        for start in range(0, len(pictures), AT_ONCE):
+            pixels = self._pixels(pictures[start : start + AT_ONCE])
+            out.append(self._read(pixels.to(self._model.device, self._model.dtype)).float().cpu())
+        return torch.cat(out)
 
-    def normalise(self, latents: Tensor) -> Tensor:
-        """What the VAE makes -> what FLUX's transformer takes."""
-        return (latents - self.shift) * self.scale
+    def _pixels(self, pictures: Sequence[np.ndarray]) -> Tensor:
+        return self._processor(images=[Image.fromarray(p) for p in pictures], return_tensors="pt").pixel_values
+
+    def _read(self, pixels: Tensor) -> Tensor:
+        return self._model(pixels, output_hidden_states=True).hidden_states[-2]
+
+
+class PictureEmbedder(ImageEncoder):
+    """CLIP's projected embedding, [dim] of a picture."""
+
+    KIND = CLIPVisionModelWithProjection
+
+    def __init__(self, path: Path, device: torch.device, resize: ClipResize) -> None:
+        super().__init__(path, device)
+        self._resize = resize
+
+    def _pixels(self, pictures: Sequence[np.ndarray]) -> Tensor:
+        if self._resize == "crop":
+            return super()._pixels(pictures)
+        from diffusers.pipelines.stable_video_diffusion.pipeline_stable_video_diffusion import _resize_with_antialiasing
+
+        size = self._model.config.image_size
+        scaled = [torch.from_numpy(p).permute(2, 0, 1)[None].float() / 127.5 - 1 for p in pictures]
+        squares = [((_resize_with_antialiasing(p, (size, size)) + 1) / 2)[0].numpy() for p in scaled]
+        done = dict.fromkeys(("do_center_crop", "do_resize", "do_rescale"), False)
+        return self._processor(
+            images=squares, do_normalize=True, **done, input_data_format="channels_first", return_tensors="pt"
+        ).pixel_values
+
+    def _read(self, pixels: Tensor) -> Tensor:
+        return self._model(pixels).image_embeds
 
 
 class CropEncoder(ABC):
@@ -84,8 +108,8 @@ class CropEncoder(ABC):
     def encode(self, crops: Sequence[np.ndarray]) -> list[Tensor]:
         """uint8 [size, size, 3] each -> unit vectors fp32 [dim] each."""
         out: list[Tensor] = []
-        for start in range(0, len(crops), CROPS_AT_ONCE):
-            batch = torch.from_numpy(np.stack(crops[start : start + CROPS_AT_ONCE])).to(self._model.device)
+        for start in range(0, len(crops), AT_ONCE):
+            batch = torch.from_numpy(np.stack(crops[start : start + AT_ONCE])).to(self._model.device)
             pixels = standardise(batch.permute(0, 3, 1, 2).float() / 255, self.MEAN, self.STD)
             out += F.normalize(self._vectors(pixels.to(self._model.dtype)).float().cpu(), dim=-1).unbind(0)
         return out
@@ -125,19 +149,6 @@ class DinoEncoder(CropEncoder):
 
 def standardise(pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """[B, 3, H, W] in 0..1 -> less the mean, by the deviation of each channel."""
-    mean, std = (
-        torch.tensor(values, device=pixels.device, dtype=pixels.dtype).view(1, -1, 1, 1) for values in (mean, std)
-    )
-    return (pixels - mean) / std
-
-
-def _alike(images: Sequence[np.ndarray]) -> list[list[np.ndarray]]:
-    """Runs of neighbours of one size, of no more pixels than may be encoded at once."""
-    groups: list[list[np.ndarray]] = []
-    for image in images:
-        pixels = image.shape[0] * image.shape[1]
-        if groups and groups[-1][0].shape == image.shape and (len(groups[-1]) + 1) * pixels <= PIXELS_AT_ONCE:
-            groups[-1].append(image)
-        else:
-            groups.append([image])
-    return groups
+    options: dict[str, Any] = {"device": pixels.device, "dtype": pixels.dtype}
+    middle, deviation = (torch.tensor(values, **options).view(1, -1, 1, 1) for values in (mean, std))
+    return (pixels - middle) / deviation

@@ -1,132 +1,123 @@
-"""Frozen encoders of single pictures: the VAEs of Stable Diffusion and of Stable Video Diffusion, and CLIP's projected
-embedding, from local folders in the Hugging Face layout."""
+"""Frozen VAEs of videos and of pictures, from local folders in the Hugging Face layout, as diffusers' pipelines use
+them."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, AutoencoderKLTemporalDecoder
-from PIL import Image
+from diffusers import AutoencoderKL, AutoencoderKLTemporalDecoder, AutoencoderKLWan
 from torch import Tensor
-from transformers import CLIPVisionModelWithProjection
-from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from stagecoach.data.encoding.encoders import EncoderError, encoder_entry, encoder_folder, load_model
+from stagecoach.data.encoding.encoders import EncoderError, load_model, read_config
 
-LATENT_CHANNELS = 4
-LATENT_STRIDE = 8
-PIXELS_AT_ONCE = 16 * 512 * 512
-IMAGES_AT_ONCE = 64
-
+SPATIAL_STRIDE = 8
+TEMPORAL_STRIDE = 4
+VIDEO_PIXELS_AT_ONCE = 512 * 512
+"""Clips are encoded together while a frame of all of them has no more pixels; one large clip fills a device alone."""
+PIXELS_AT_ONCE = 4 * 1024 * 1024
+"""Pictures are encoded together while they have no more pixels: FLUX's VAE starts with 128 channels at full resolution,
+in bf16 0.27 GB per megapixel for each of the few tensors that are held at once."""
+UNSHIFTED_CHANNELS = 4
+"""Of Stable Diffusion's VAE and Stable Video Diffusion's, which have no shift."""
 VAES = {kind.__name__: kind for kind in (AutoencoderKL, AutoencoderKLTemporalDecoder)}
-ClipResize = Literal["crop", "squash"]
-"""How a picture becomes CLIP's square: the middle of it (CLIP's own way, CHAMP's) or all of it, squashed and smoothed
-(Stable Video Diffusion's pipeline, StableAnimator's)."""
 
 
-def vae_kind(path: Path) -> type:
-    """The class of the VAE in a folder, by its ``config.json``. Raises ``EncoderError`` for another."""
-    name = _config(path).get("_class_name")
+def vae_kind(path: Path) -> type[AutoencoderKL | AutoencoderKLTemporalDecoder]:
+    """The class of the VAE of pictures in a folder, by its ``config.json``. Raises ``EncoderError`` for another."""
+    name = read_config(path).get("_class_name")
     if name not in VAES:
-        raise EncoderError(
-            f"{path}: a {name} found, expected one of {sorted(VAES)} (the VAE of Stable Diffusion or of "
-            f"Stable Video Diffusion)"
-        )
+        raise EncoderError(f"{path / 'config.json'}: _class_name is {name!r}, expected {' or '.join(VAES)}")
     return VAES[name]
 
 
-def clip_dim(path: Path) -> int:
-    """Size of a CLIP vision model's embedding, by its ``config.json``. Raises ``EncoderError``."""
-    dim = _config(path).get("projection_dim")
-    if not isinstance(dim, int):
-        raise EncoderError(f"{path / 'config.json'}: projection_dim is {dim!r}, expected the size of CLIP's embedding")
-    return dim
-
-
-class PictureVae:
-    """Stable Diffusion's VAE, or Stable Video Diffusion's: its encoder takes each frame alone too."""
+class VideoEncoder:
+    """Wan's VAE. Latents are the mode of the posterior, less ``latents_mean``, divided by ``latents_std``."""
 
     def __init__(self, path: Path, device: torch.device) -> None:
-        kind = vae_kind(path)
-        self.entry = encoder_entry(kind, path, device)
-        self._vae = load_model(kind, path, device)
+        self._vae = load_model(AutoencoderKLWan, path, device)
         config = self._vae.config
-        self.scaling_factor: float = config.scaling_factor
-        stride = 2 ** (len(config.block_out_channels) - 1)
+        self._mean = torch.tensor(config.latents_mean).view(1, -1, 1, 1, 1)
+        self._std = torch.tensor(config.latents_std).view(1, -1, 1, 1, 1)
+        strides = config.scale_factor_spatial, config.scale_factor_temporal
+        if strides != (SPATIAL_STRIDE, TEMPORAL_STRIDE):
+            raise EncoderError(
+                f"{path}: a VAE with strides {strides} (space, time) found, expected "
+                f"{(SPATIAL_STRIDE, TEMPORAL_STRIDE)} as Wan2.1's"
+            )
+
+    def encode(self, clips: Sequence[np.ndarray]) -> list[Tensor]:
+        """uint8 [F, H, W, 3] each, all of one size -> fp32 [16, f, h, w] each."""
+        return self._latents([_scaled(clip) for clip in clips])
+
+    def image_latents(self, clips: Sequence[np.ndarray]) -> list[Tensor]:
+        """Condition of image-to-video for clips as in ``encode``: fp32 [4 + 16, f, h, w] each, 4 channels that are 1
+        where frames are given (the first latent frame), and the latent of frame 0 followed by grey frames."""
+        videos = [_scaled(clip) for clip in clips]
+        for video in videos:
+            video[:, 1:] = 0
+        out = []
+        for latent in self._latents(videos):
+            given = torch.zeros(TEMPORAL_STRIDE, *latent.shape[1:])
+            given[:, 0] = 1
+            out.append(torch.cat([given, latent]))
+        return out
+
+    @torch.inference_mode()
+    def _latents(self, videos: list[Tensor]) -> list[Tensor]:
+        height, width = videos[0].shape[-2:]
+        together = max(VIDEO_PIXELS_AT_ONCE // (height * width), 1)
+        out: list[Tensor] = []
+        for start in range(0, len(videos), together):
+            batch = torch.stack(videos[start : start + together]).to(self._vae.device, self._vae.dtype)
+            latents = self._vae.encode(batch).latent_dist.mode().float().cpu()
+            out += ((latents - self._mean) / self._std).unbind(0)
+        return out
+
+
+class LatentEncoder:
+    """The VAE of FLUX, Stable Diffusion 3 (``shifted``), Stable Diffusion or Stable Video Diffusion, whose encoder sees
+    each frame alone: latent = (mode of the posterior - ``shift``) * ``scale``, both from its configuration."""
+
+    def __init__(self, path: Path, device: torch.device, shifted: bool = True) -> None:
+        self._vae = load_model(vae_kind(path), path, device)
+        config = self._vae.config
+        channels, stride = config.latent_channels, 2 ** (len(config.block_out_channels) - 1)
         shift = getattr(config, "shift_factor", None)
-        if (config.latent_channels, stride, shift) != (LATENT_CHANNELS, LATENT_STRIDE, None):
+        known = shift is not None if shifted else shift is None and channels == UNSHIFTED_CHANNELS
+        if stride != SPATIAL_STRIDE or config.scaling_factor is None or not known:
+            more = "a shift as FLUX's" if shifted else f"{UNSHIFTED_CHANNELS} channels and none as Stable Diffusion's"
             raise EncoderError(
-                f"{path}: a VAE of {config.latent_channels} channels, stride {stride} and shift {shift} "
-                f"found, expected {LATENT_CHANNELS}, {LATENT_STRIDE} and none as Stable Diffusion's"
+                f"{path}: a VAE of {channels} channels, stride {stride}, scale {config.scaling_factor} and shift "
+                f"{shift} found, expected stride {SPATIAL_STRIDE}, a scale and {more}"
             )
+        self.shift, self.scale = float(shift or 0.0), float(config.scaling_factor)
 
     @torch.inference_mode()
-    def encode(self, pictures: np.ndarray) -> Tensor:
-        """uint8 [N, H, W, 3] -> fp32 [N, 4, H / 8, W / 8]: the posterior's mean times ``scaling_factor``."""
-        height, width = pictures.shape[1:3]
-        together = max(PIXELS_AT_ONCE // (height * width), 1)
-        out = []
-        for start in range(0, len(pictures), together):
-            pixels = torch.from_numpy(pictures[start : start + together]).to(self._vae.device)
-            pixels = pixels.permute(0, 3, 1, 2).float() / 127.5 - 1
-            out.append(self._vae.encode(pixels.to(self._vae.dtype)).latent_dist.mode().float().cpu())
-        return torch.cat(out) * self.scaling_factor
+    def encode(self, images: Sequence[np.ndarray]) -> list[Tensor]:
+        """uint8 [H, W, 3] each, of any multiples of 8 -> fp32 [C, H / 8, W / 8] each, in the same order. Neighbours of
+        one size are encoded together."""
+        out: list[Tensor] = []
+        for group in _alike(images):
+            batch = torch.from_numpy(np.stack(group)).to(self._vae.device).permute(0, 3, 1, 2)
+            pixels = (batch.float() / 127.5 - 1).to(self._vae.dtype)
+            latents = self._vae.encode(pixels).latent_dist.mode().float().cpu()
+            out += ((latents - self.shift) * self.scale).unbind(0)
+        return out
 
 
-class PictureEmbedder:
-    """CLIP's vision model with its projection."""
-
-    def __init__(self, path: Path, device: torch.device, resize: ClipResize) -> None:
-        kind = CLIPVisionModelWithProjection
-        self.entry = encoder_entry(kind, path, device)
-        self._model = load_model(kind, path, device)
-        self.dim: int = self._model.config.projection_dim
-        self._resize = resize
-        folders = [path, path.parent / "image_processor", path.parent / "feature_extractor"]
-        found = next((f for f in folders if (f / "preprocessor_config.json").is_file()), None)
-        if found is None:
-            raise EncoderError(
-                f"{path}: no preprocessor_config.json found in it or in {folders[1]} or {folders[2]}, "
-                f"expected the one of the image encoder"
-            )
-        self._processor = CLIPImageProcessorPil.from_pretrained(found, local_files_only=True)
-
-    @torch.inference_mode()
-    def encode(self, pictures: Sequence[np.ndarray]) -> Tensor:
-        """uint8 [H, W, 3] each, of any size -> fp32 [N, dim]."""
-        out = []
-        for start in range(0, len(pictures), IMAGES_AT_ONCE):
-            pixels = self._pixels(pictures[start : start + IMAGES_AT_ONCE])
-            out.append(self._model(pixels.to(self._model.device, self._model.dtype)).image_embeds.float().cpu())
-        return torch.cat(out)
-
-    def _pixels(self, pictures: Sequence[np.ndarray]) -> Tensor:
-        if self._resize == "crop":
-            return self._processor(images=[Image.fromarray(p) for p in pictures], return_tensors="pt").pixel_values
-        from diffusers.pipelines.stable_video_diffusion.pipeline_stable_video_diffusion import _resize_with_antialiasing
-
-        size = self._model.config.image_size
-        scaled = [torch.from_numpy(p).permute(2, 0, 1)[None].float() / 127.5 - 1 for p in pictures]
-        squares = [((_resize_with_antialiasing(p, (size, size)) + 1) / 2)[0].numpy() for p in scaled]
-        return self._processor(
-            images=squares,
-            do_normalize=True,
-            do_center_crop=False,
-            do_resize=False,
-            do_rescale=False,
-            input_data_format="channels_first",
-            return_tensors="pt",
-        ).pixel_values
+def _scaled(clip: np.ndarray) -> Tensor:
+    """uint8 [F, H, W, 3] -> fp32 [3, F, H, W] in -1..1."""
+    return torch.from_numpy(clip).permute(3, 0, 1, 2).float() / 127.5 - 1
 
 
-def _config(path: Path) -> dict:
-    try:
-        config = json.loads((encoder_folder(path) / "config.json").read_text())
-    except (OSError, ValueError) as error:
-        raise EncoderError(
-            f"{path / 'config.json'}: not readable ({error}), expected an encoder in the Hugging Face layout"
-        ) from error
-    return config if isinstance(config, dict) else {}
+def _alike(images: Sequence[np.ndarray]) -> list[list[np.ndarray]]:
+    """Runs of neighbours of one size, of no more pixels than may be encoded at once."""
+    groups: list[list[np.ndarray]] = []
+    for image in images:
+        pixels = image.shape[0] * image.shape[1]
+        if groups and groups[-1][0].shape == image.shape and (len(groups[-1]) + 1) * pixels <= PIXELS_AT_ONCE:
+            groups[-1].append(image)
+        else:
+            groups.append([image])
+    return groups

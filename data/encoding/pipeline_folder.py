@@ -1,7 +1,6 @@
 """The part of a diffusers pipeline's folder that prepares data: VAE, text encoders and tokenizers, frozen."""
 
 import importlib
-import json
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -14,10 +13,10 @@ from stagecoach.data.encoding.encoders import (
     EncoderError,
     default_device,
     encoder_entries,
-    encoder_folder,
     load_config,
     load_model,
     load_tokenizer,
+    read_config,
 )
 
 INDEX = "model_index.json"
@@ -33,7 +32,7 @@ class PipelineFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            index = json.loads((encoder_folder(path) / INDEX).read_text())
+            index = read_config(path, INDEX)
             self.kind: type = getattr(importlib.import_module("diffusers"), index["_class_name"])
             found = {role: entry for role, entry in index.items() if isinstance(entry, list) and entry[0]}
             self.models: dict[str, type] = {
@@ -41,7 +40,7 @@ class PipelineFolder:
                 for role, (library, name) in found.items()
                 if role == "vae" or role.startswith("text_encoder")
             }
-        except (OSError, ValueError, KeyError, TypeError, ImportError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, ImportError, AttributeError) as error:
             raise EncoderError(
                 f"{path / INDEX}: not readable ({type(error).__name__}: {error}), expected a pipeline of diffusers"
             ) from error

@@ -1,76 +1,105 @@
-"""Frozen text encoders of FLUX: T5's states and CLIP's pooled state, from local folders in the Hugging Face layout.
+"""Frozen text encoders, from local folders in the Hugging Face layout: umT5's and T5's states and CLIP's pooled state.
 
-They give what diffusers' ``FluxPipeline.encode_prompt`` gives. On a GPU they compute in bf16, on a CPU in fp32; results
-are fp32 on the CPU. One thread may use an encoder at a time.
+They give what ``encode_prompt`` of diffusers' Wan and FLUX pipelines gives.
 """
 
+import html
+import re
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import CLIPTextModel, T5EncoderModel
+from transformers import BatchEncoding, CLIPTextModel, T5EncoderModel, UMT5EncoderModel
 
 from stagecoach.data.encoding.encoders import EncoderError, load_model, load_tokenizer
 
+UMT5_LENGTH = 512
+"""Tokens that Wan's text cross-attention takes."""
 T5_LENGTH = 512
 """Tokens that FLUX.1-dev was trained with (schnell: 256)."""
 CLIP_LENGTH = 77
-T5_AT_ONCE = 16
-CLIP_AT_ONCE = 64
 
 
-class T5TextEncoder:
-    """States of all ``length`` tokens, padding included. FLUX attends to the padding too: nothing is masked, and the
-    states may neither be cut nor filled up afterwards. A longer text is cut."""
+class TokenEncoder(ABC):
+    """A text encoder and its tokenizer, in folders ``path`` and ``tokenizer``. A text of more than ``length`` tokens is
+    cut. Raises ``EncoderError``."""
 
-    def __init__(self, path: Path, tokenizer: Path, device: torch.device, length: int = T5_LENGTH) -> None:
-        self._model = load_model(T5EncoderModel, path, device)
+    KIND: type
+    PADDING = "max_length"
+    AT_ONCE = 16
+
+    def __init__(self, path: Path, tokenizer: Path, device: torch.device, length: int) -> None:
+        self._model = load_model(self.KIND, path, device)
         self._tokenizer, _ = load_tokenizer(tokenizer, self._model.config.vocab_size)
-        self.dim: int = self._model.config.d_model
-        self.length = length
+        self._length = length
 
     @torch.inference_mode()
     def encode(self, texts: Sequence[str]) -> list[Tensor]:
-        """-> fp32 [length, dim] each."""
+        """The states of each text, fp32 on the CPU."""
         out: list[Tensor] = []
-        for start in range(0, len(texts), T5_AT_ONCE):
+        for start in range(0, len(texts), self.AT_ONCE):
             tokens = self._tokenizer(
-                list(texts[start : start + T5_AT_ONCE]),
-                padding="max_length",
+                list(texts[start : start + self.AT_ONCE]),
+                padding=self.PADDING,
                 truncation=True,
-                max_length=self.length,
+                max_length=self._length,
+                return_attention_mask=True,
                 return_tensors="pt",
-            ).input_ids
-            out += self._model(tokens.to(self._model.device)).last_hidden_state.float().cpu().unbind(0)
+            )
+            out += self._states(tokens.to(self._model.device))
         return out
 
+    @abstractmethod
+    def _states(self, tokens: BatchEncoding) -> Sequence[Tensor]: ...
 
-class PooledTextEncoder:
-    """CLIP's state of the end token. A longer text than 77 tokens is cut."""
+
+class TextEncoder(TokenEncoder):
+    """umT5, with the states of the real tokens only, [L, dim] each: padding is masked in the attention and cut off
+    after it."""
+
+    KIND = UMT5EncoderModel
+    PADDING = "longest"
 
     def __init__(self, path: Path, tokenizer: Path, device: torch.device) -> None:
-        self._model = load_model(CLIPTextModel, path, device)
-        config = self._model.config
-        self._tokenizer, _ = load_tokenizer(tokenizer, config.vocab_size)
-        self.dim: int = config.hidden_size
-        if config.max_position_embeddings < CLIP_LENGTH:
-            raise EncoderError(
-                f"{path}: a text encoder of {config.max_position_embeddings} tokens found, expected "
-                f"{CLIP_LENGTH} as CLIP's"
-            )
+        super().__init__(path, tokenizer, device, UMT5_LENGTH)
 
-    @torch.inference_mode()
     def encode(self, texts: Sequence[str]) -> list[Tensor]:
-        """-> fp32 [dim] each."""
-        out: list[Tensor] = []
-        for start in range(0, len(texts), CLIP_AT_ONCE):
-            tokens = self._tokenizer(
-                list(texts[start : start + CLIP_AT_ONCE]),
-                padding="max_length",
-                truncation=True,
-                max_length=CLIP_LENGTH,
-                return_tensors="pt",
-            ).input_ids
-            out += self._model(tokens.to(self._model.device)).pooler_output.float().cpu().unbind(0)
-        return out
+        return super().encode([clean_prompt(text) for text in texts])
+
+    def _states(self, tokens: BatchEncoding) -> list[Tensor]:
+        states = self._model(tokens.input_ids, tokens.attention_mask).last_hidden_state.float().cpu()
+        return [s[:n] for s, n in zip(states, tokens.attention_mask.sum(1).tolist(), strict=True)]
+
+
+class T5TextEncoder(TokenEncoder):
+    """States of all ``length`` tokens, [length, dim] each, padding included. FLUX attends to the padding too: nothing
+    is masked, and the states may neither be cut nor filled up afterwards."""
+
+    KIND = T5EncoderModel
+
+    def _states(self, tokens: BatchEncoding) -> tuple[Tensor, ...]:
+        return self._model(tokens.input_ids).last_hidden_state.float().cpu().unbind(0)
+
+
+class PooledTextEncoder(TokenEncoder):
+    """CLIP's state of the end token, [dim] each."""
+
+    KIND = CLIPTextModel
+    AT_ONCE = 64
+
+    def __init__(self, path: Path, tokenizer: Path, device: torch.device) -> None:
+        super().__init__(path, tokenizer, device, CLIP_LENGTH)
+        found = self._model.config.max_position_embeddings
+        if found < CLIP_LENGTH:
+            raise EncoderError(f"{path}: a text encoder of {found} tokens found, expected {CLIP_LENGTH} as CLIP's")
+
+    def _states(self, tokens: BatchEncoding) -> tuple[Tensor, ...]:
+        return self._model(tokens.input_ids).pooler_output.float().cpu().unbind(0)
+
+
+def clean_prompt(prompt: str) -> str:
+    """One line without character references. Diffusers' pipelines do so too; they also mend wrongly decoded characters
+    where ftfy is installed, which is left to whoever writes the prompts."""
+    return re.sub(r"\s+", " ", html.unescape(html.unescape(prompt))).strip()

@@ -111,7 +111,10 @@ class FantasyWorldJob(EncodingJob):
         return prepare_clip(item.record, self._clip)
 
     def load(self) -> dict[str, Any]:
-        from stagecoach.data.encoding.encoders import ImageEncoder, TextEncoder, VideoEncoder, default_device
+        from stagecoach.data.encoding.encoders import default_device
+        from stagecoach.data.encoding.image_encoders import ImageEncoder
+        from stagecoach.data.encoding.latent_encoders import VideoEncoder
+        from stagecoach.data.encoding.text_encoders import TextEncoder
 
         paths, device = self._paths, default_device()
         return {
@@ -160,7 +163,8 @@ class FantasyWorldJob(EncodingJob):
 
     @cached_property
     def _models(self) -> dict[str, tuple[type, Path]]:
-        from stagecoach.data.encoding.encoders import AutoencoderKLWan, CLIPVisionModel, UMT5EncoderModel
+        from diffusers import AutoencoderKLWan
+        from transformers import CLIPVisionModel, UMT5EncoderModel
 
         paths = self._paths
         image = {"image_encoder": (CLIPVisionModel, paths.image_encoder)} if paths.image_encoder else {}
@@ -183,12 +187,12 @@ class FantasyWorldJob(EncodingJob):
     def _sample_bytes(self) -> int:
         """Of a sample whose prompt has as many tokens as the backbone takes; the first frame as JPEG is about an eighth
         of its pixels."""
-        from stagecoach.data.encoding.encoders import TEXT_LENGTH
+        from stagecoach.data.encoding.text_encoders import UMT5_LENGTH
 
         sizes, clip = self._sizes, self._clip
         area = clip.height * clip.width
         values = latent_frames(clip.frames) * area // LATENT_STRIDE**2 * sizes.channels
-        values += clip.frames * area + TEXT_LENGTH * sizes.text
+        values += clip.frames * area + UMT5_LENGTH * sizes.text
         if sizes.image is not None:
             values += latent_frames(clip.frames) * area // LATENT_STRIDE**2 * (MASK_CHANNELS + sizes.channels)
             values += CLIP_TOKENS * sizes.image

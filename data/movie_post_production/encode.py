@@ -8,7 +8,8 @@ from torch import Tensor
 
 from stagecoach.data.building.jobs import EncodedSample, RawError
 from stagecoach.data.encoding.encoders import EncoderEntry, bits, default_device, encoder_entries
-from stagecoach.data.encoding.image_encoders import ClipEncoder, CropEncoder, DinoEncoder, LatentEncoder
+from stagecoach.data.encoding.image_encoders import ClipEncoder, CropEncoder, DinoEncoder
+from stagecoach.data.encoding.latent_encoders import LatentEncoder
 from stagecoach.data.encoding.text_encoders import PooledTextEncoder, T5TextEncoder
 from stagecoach.data.files import sha256_json
 from stagecoach.data.movie_post_production import readers

@@ -9,10 +9,9 @@ from diffusers import AutoencoderKL, AutoencoderKLTemporalDecoder
 from torch import Tensor, nn
 
 from stagecoach.data.encoding.encoders import load_config, load_model
-from stagecoach.models.common.materialise import CONFIG_FILE, keyed_init, needs, read_json
+from stagecoach.data.encoding.latent_encoders import SPATIAL_STRIDE, vae_kind
+from stagecoach.models.common.materialise import keyed_init, needs
 
-KINDS = {kind.__name__: kind for kind in (AutoencoderKL, AutoencoderKLTemporalDecoder)}
-STRIDE = 8
 WHAT = "the local folder of the VAE that the shards were built with"
 
 
@@ -78,7 +77,7 @@ def make_decoder(
             vae = AutoencoderKL(**arguments)
         return Decoder(vae, at_once).to(device, dtype)
     check_decoder(path, key, random, arguments)
-    return Decoder(load_model(_kind(path), Path(path), torch.device("cpu")), at_once).to(device, dtype)
+    return Decoder(load_model(vae_kind(Path(path)), Path(path), torch.device("cpu")), at_once).to(device, dtype)
 
 
 def check_decoder(path: str | None, key: str, random: bool, arguments: Mapping[str, Any]) -> str:
@@ -87,21 +86,13 @@ def check_decoder(path: str | None, key: str, random: bool, arguments: Mapping[s
     if path is None:
         needs(key, WHAT, random)
         return "vae not given"
-    config = load_config(_kind(path), Path(path))
+    config = load_config(vae_kind(Path(path)), Path(path))
     channels, shift = config["latent_channels"], config.get("shift_factor")
     stride, shifted = 2 ** (len(config["block_out_channels"]) - 1), arguments.get("shift_factor") is not None
-    if (channels, stride, shift is not None or not shifted) != (arguments["latent_channels"], STRIDE, True):
+    if (channels, stride, shift is not None or not shifted) != (arguments["latent_channels"], SPATIAL_STRIDE, True):
         raise ValueError(
             f"{path}: a VAE of {channels} channels and stride {stride} found, its shift {shift}, expected "
-            f"{arguments['latent_channels']} channels and stride {STRIDE}{' and a shift' if shifted else ''}, "
+            f"{arguments['latent_channels']} channels and stride {SPATIAL_STRIDE}{' and a shift' if shifted else ''}, "
             f"as the shards' latents have; give {key} the folder that they were built with"
         )
     return f"vae from {path}"
-
-
-def _kind(path: str) -> type[AutoencoderKL | AutoencoderKLTemporalDecoder]:
-    file = Path(path) / CONFIG_FILE
-    name = read_json(file).get("_class_name")
-    if name not in KINDS:
-        raise ValueError(f"{file}: _class_name is {name!r}, expected {' or '.join(KINDS)}")
-    return KINDS[name]

@@ -22,6 +22,7 @@ CAPTIONS = ("a red ball", "two blue blocks on grass")
 
 class ToyBuilder(CaptionedBuilder):
     pipeline, vae_layout = "StableDiffusion3Pipeline", "sd3"
+    inference: bool
 
     def schema(self, configs, more):
         fields = [
@@ -32,7 +33,7 @@ class ToyBuilder(CaptionedBuilder):
         return SampleSchema("toy_pictures", 1, (*fields, *more))
 
     def encode_texts(self, pipeline, captions):
-        assert torch.is_inference_mode_enabled()
+        self.inference = torch.is_inference_mode_enabled()
         options = {"do_classifier_free_guidance": False, "max_sequence_length": 16}
         text, _, pooled, _ = pipeline.encode_prompt(captions, None, None, **options)
         return {"text": text, "pooled": pooled}
@@ -94,6 +95,7 @@ def test_samples_hold_latents_and_what_the_pipeline_says_of_the_captions(base, t
     job = ToyBuilder().make_job(tmp_path / "raw", options)
     report = build(job, tmp_path / "shards", BuildOptions(holdout=0))
     assert report.samples == {"train": 2}
+    assert job.builder.inference
     shards = ShardSet.open(tmp_path / "shards/train", job.schema)
     samples = {sample.key: sample for sample in map(shards.read, range(2))}
     assert [samples[key].arrays["latent"].shape for key in "ab"] == [(16, 8, 8), (16, 4, 12)]

@@ -16,7 +16,8 @@ from stagecoach.data.dance_with_music.job import DanceStatistics
 from stagecoach.data.dance_with_music.schema import dance_schema
 from stagecoach.data.dance_with_music.segment import prepare_segment
 from stagecoach.data.encoding.face_encoder import FaceEncoder
-from stagecoach.data.encoding.latent_encoders import PictureEmbedder, PictureVae
+from stagecoach.data.encoding.image_encoders import PictureEmbedder
+from stagecoach.data.encoding.latent_encoders import LatentEncoder
 from stagecoach.data.format.shards import ShardWriter, write_manifest
 from stagecoach.data.streaming.dataset import Sample, ShardSet
 from stagecoach.data.streaming.stream import collate
@@ -83,7 +84,7 @@ def test_samples_hold_what_the_encoders_and_the_segments_give(shards, job, synth
     sample = samples(shards, "train")[item.key]
     for name, array in segment.arrays.items():
         np.testing.assert_array_equal(sample.arrays[name], array)
-    vae = PictureVae(encoders / "vae", CPU)
+    vae = LatentEncoder(encoders / "vae", CPU, shifted=False)
     np.testing.assert_allclose(sample.arrays["latents"], vae.encode(segment.frames).numpy(), atol=2e-3, rtol=1e-3)
     references = segment.references
     np.testing.assert_allclose(
@@ -97,7 +98,7 @@ def test_samples_hold_what_the_encoders_and_the_segments_give(shards, job, synth
     )
     np.testing.assert_allclose(np.linalg.norm(sample.arrays["ref_arcface"], axis=1), 1, rtol=1e-5)
     assert sample.arrays["ref_face_valid"].tolist() == [1] * 4
-    assert sample.meta["vae_scaling"] == vae.scaling_factor
+    assert sample.meta["vae_scaling"] == vae.scale
     assert np.abs(sample.arrays["frame"].astype(int) - segment.frames[FRAMES // 2]).mean() < 8
 
 

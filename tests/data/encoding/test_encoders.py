@@ -10,7 +10,10 @@ from diffusers.pipelines.wan.pipeline_wan_i2v import WanImageToVideoPipeline
 from safetensors.torch import save_file
 from transformers import AutoTokenizer, CLIPVisionModel, UMT5EncoderModel
 
-from stagecoach.data.encoding.encoders import EncoderError, ImageEncoder, TextEncoder, VideoEncoder, bits, clean_prompt
+from stagecoach.data.encoding.encoders import EncoderError, bits, encoder_entry
+from stagecoach.data.encoding.image_encoders import ImageEncoder
+from stagecoach.data.encoding.latent_encoders import VideoEncoder
+from stagecoach.data.encoding.text_encoders import TextEncoder, clean_prompt
 from stagecoach.data.encoding.tiny_encoders import write_wan_encoders
 from stagecoach.data.fantasy_world.synthetic import render_clip
 from stagecoach.data.files import sha256_file
@@ -87,7 +90,7 @@ def test_prompts_are_one_line_without_character_references():
 def test_image_states_are_the_last_but_one_of_clip(folder, videos):
     encoder = ImageEncoder(folder / "image_encoder", CPU)
     states = encoder.encode([videos[0, 0], videos[1, 0]])
-    assert states[0].shape == (257, encoder.dim)
+    assert states.shape == (2, 257, 64)
     model = CLIPVisionModel.from_pretrained(folder / "image_encoder")
     assert model.config.num_hidden_layers == 2
     assert (states[0] - states[1]).abs().max() > 0.01
@@ -109,7 +112,7 @@ def test_a_seed_gives_the_same_files(folder, videos, tmp_path):
 
 
 def test_the_entry_names_the_weights_and_no_path(folder):
-    entry = VideoEncoder(folder / "vae", CPU).entry
+    entry = encoder_entry(AutoencoderKLWan, folder / "vae", CPU)
     weights = next((folder / "vae").glob("*.safetensors"))
     assert entry == {"name": "AutoencoderKLWan", "path_name": "vae", "sha256": sha256_file(weights), "dtype": "float32"}
 
@@ -125,7 +128,7 @@ def test_the_entry_names_the_weights_and_no_path(folder):
 def test_a_folder_that_is_no_encoder_is_named(tmp_path, change, message):
     change(tmp_path / "vae")
     with pytest.raises(EncoderError, match=f"vae: .*{message}"):
-        VideoEncoder(tmp_path / "vae", CPU)
+        encoder_entry(AutoencoderKLWan, tmp_path / "vae", CPU) and VideoEncoder(tmp_path / "vae", CPU)
 
 
 def test_real_encoders_are_never_replaced_by_tiny_ones(tmp_path, videos):

@@ -6,7 +6,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from stagecoach.data.encoding.encoders import EncoderError
-from stagecoach.data.encoding.face_encoder import SIZE, TEMPLATE, FaceEncoder, align_face, similarity
+from stagecoach.data.encoding.face_encoder import SIZE, TEMPLATE, FaceEncoder, align_face, face_entry, similarity
 
 
 def umeyama(source: np.ndarray, target: np.ndarray) -> np.ndarray:
@@ -86,7 +86,7 @@ def test_pixels_are_normalised_as_insightface_does_it(tmp_path):
     assert made.shape == (70, 512)
     np.testing.assert_allclose(made[69, :3], [1.0, -1.0, -0.6], atol=1e-4)
     assert encoder.encode([]).shape == (0, 512)
-    assert encoder.entry["path_name"] == "arc.onnx"
+    assert face_entry(tmp_path / "arc.onnx")["path_name"] == "arc.onnx"
 
 
 def test_other_files_are_refused(tmp_path):

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderKL
 
 from stagecoach.data.dance_with_music.synthetic import render_dance
-from stagecoach.data.encoding.latent_encoders import PictureEmbedder, PictureVae, clip_dim
+from stagecoach.data.encoding.image_encoders import ClipEncoder, PictureEmbedder
+from stagecoach.data.encoding.latent_encoders import LatentEncoder
 from stagecoach.data.encoding.tiny_encoders import write_sd_encoders
 from stagecoach.data.encoding.tiny_vae import tiny_vae
 from stagecoach.data.files import sha256_file
@@ -53,11 +53,10 @@ def test_the_vae_is_linear_in_spite_of_norm_and_activation(videos):
 
 
 def test_the_builders_encoders_load_them(encoders, videos):
-    vae = PictureVae(encoders / "vae", CPU)
-    assert vae.entry["name"] == AutoencoderKL.__name__
-    assert vae.encode(videos[0]).shape == (4, 4, 8, 8)
+    vae = LatentEncoder(encoders / "vae", CPU, shifted=False)
+    assert torch.stack(vae.encode(videos[0])).shape == (4, 4, 8, 8)
     clip = PictureEmbedder(encoders / "image_encoder", CPU, "crop")
-    assert clip.encode(list(videos[0])).shape == (4, clip.dim) == (4, clip_dim(encoders / "image_encoder"))
+    assert clip.encode(list(videos[0])).shape == (4, ClipEncoder.sizes(encoders / "image_encoder")[1])
 
 
 def test_a_seed_gives_the_same_files(tmp_path, videos):

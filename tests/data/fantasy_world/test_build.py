@@ -11,7 +11,8 @@ from stagecoach.data.building.build import build
 from stagecoach.data.building.jobs import RawError
 from stagecoach.data.building.options import BuildOptions
 from stagecoach.data.building.worker_rank import WorkerRank
-from stagecoach.data.encoding.encoders import TextEncoder, VideoEncoder
+from stagecoach.data.encoding.latent_encoders import VideoEncoder
+from stagecoach.data.encoding.text_encoders import TextEncoder
 from stagecoach.data.fantasy_world.cameras import encode_pose
 from stagecoach.data.fantasy_world.clip import ClipOptions, prepare_clip
 from stagecoach.data.fantasy_world.job import ClipStatistics, FantasyWorldJob, _Sizes

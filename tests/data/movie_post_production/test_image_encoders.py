@@ -22,7 +22,8 @@ from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPi
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from stagecoach.data.encoding.encoders import EncoderError
-from stagecoach.data.encoding.image_encoders import PIXELS_AT_ONCE, ClipEncoder, DinoEncoder, LatentEncoder
+from stagecoach.data.encoding.image_encoders import ClipEncoder, DinoEncoder
+from stagecoach.data.encoding.latent_encoders import PIXELS_AT_ONCE, LatentEncoder
 from stagecoach.data.encoding.tiny_vae import tiny_vae
 from stagecoach.data.figures import render
 
@@ -100,8 +101,8 @@ def test_gradients_reach_the_latent_through_the_tiny_decoder_and_dino(encoders):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"shift_factor": None}, "shift_factor None .* expected both as in FLUX's"),
-        ({"block_out_channels": (2, 2, 34)}, "a VAE of stride 4 found, expected 8"),
+        ({"shift_factor": None}, "shift None found, expected stride 8, a scale and a shift as FLUX's"),
+        ({"block_out_channels": (2, 2, 34)}, "stride 4, .* found, expected stride 8"),
     ],
 )
 def test_a_vae_of_another_kind_is_refused(tmp_path, changes, message):

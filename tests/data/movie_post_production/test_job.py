@@ -12,7 +12,8 @@ from stagecoach.data.building.build import build
 from stagecoach.data.building.jobs import RawError
 from stagecoach.data.building.options import BuildOptions as GenericOptions
 from stagecoach.data.encoding.encoders import EncoderError
-from stagecoach.data.encoding.image_encoders import ClipEncoder, DinoEncoder, LatentEncoder
+from stagecoach.data.encoding.image_encoders import ClipEncoder, DinoEncoder
+from stagecoach.data.encoding.latent_encoders import LatentEncoder
 from stagecoach.data.encoding.text_encoders import PooledTextEncoder, T5TextEncoder
 from stagecoach.data.format.schema import SchemaError
 from stagecoach.data.format.shards import ShardWriter, index_path, read_manifest

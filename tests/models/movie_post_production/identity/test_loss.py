@@ -61,7 +61,7 @@ def test_features_of_a_crop_are_those_that_the_builder_caches(encoders, helpers,
 
 def test_a_picture_decoded_from_its_own_latent_shows_its_references(encoders, helpers, picture):
     """D17: latents as the builder writes them, (z - shift) scale of pixels in -1..1, decode to the picture."""
-    from stagecoach.data.encoding.image_encoders import LatentEncoder
+    from stagecoach.data.encoding.latent_encoders import LatentEncoder
 
     latent = LatentEncoder(encoders / "vae", torch.device("cpu")).encode([picture.image])[0]
     decoded = (helpers[0](latent[None])[0].permute(1, 2, 0).numpy() + 1) * 127.5
@@ -96,7 +96,7 @@ def test_gradients_of_the_velocity_stay_around_the_boxes_and_a_step_along_them_r
 
 
 def test_crops_of_a_window_are_nearly_those_of_the_whole_picture(encoders, helpers, picture):
-    from stagecoach.data.encoding.image_encoders import LatentEncoder
+    from stagecoach.data.encoding.latent_encoders import LatentEncoder
 
     latent = LatentEncoder(encoders / "vae", torch.device("cpu")).encode([picture.image])[0][None]
     boxes = torch.tensor([picture.boxes])
