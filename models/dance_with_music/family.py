@@ -4,12 +4,12 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from stagecoach.data.dance_with_music.schema import dance_schema
 from stagecoach.data.format.schema import SampleSchema
 from stagecoach.data.streaming.windows import Window
-from stagecoach.models.dance_with_music import example
 from stagecoach.models.dance_with_music.base import fill_base, open_base
 from stagecoach.models.dance_with_music.config import SIZES, DanceConfig
 from stagecoach.models.dance_with_music.helpers import check_helpers, make_helpers
@@ -19,7 +19,9 @@ from stagecoach.models.dance_with_music.preview import preview
 from stagecoach.models.dance_with_music.stages import METRICS, make_stages, window_frames
 from stagecoach.models.dance_with_music.validate import validate
 from stagecoach.models.dance_with_music.weight_names import part_of
-from stagecoach.models.family import Family
+from stagecoach.models.family import Batch, Family
+
+MANY_EPOCHS = 10**6
 
 
 class DanceWithMusicFamily(Family):
@@ -39,8 +41,6 @@ class DanceWithMusicFamily(Family):
     preview = staticmethod(preview)
     validate = staticmethod(validate)
     open_base = staticmethod(open_base)
-    example_sizes = staticmethod(example.sizes)
-    fill_example = staticmethod(example.fill)
     adapter_file = staticmethod(part_of)
 
     def schema(self, config: DanceConfig) -> SampleSchema:
@@ -74,3 +74,29 @@ class DanceWithMusicFamily(Family):
     def window(self, config: DanceConfig, stage: int, step: int, total_steps: int, epoch: int) -> Window:
         frames = window_frames(config.frames, config.schedules.grown, config.phase(stage), step, total_steps, epoch)
         return Window(frames, config.frames.stride)
+
+    def example_sizes(self, config: DanceConfig, stage: int) -> dict[str, int]:
+        h, w = config.picture.latent
+        longest = window_frames(config.frames, config.schedules.grown, config.phase(stage), 1, 1, MANY_EPOCHS)
+        return {
+            "F": longest,
+            "R": config.reference.count,
+            "h": h,
+            "w": w,
+            "H": config.picture.height,
+            "W": config.picture.width,
+        }
+
+    def fill_example(self, batch: Batch, config: DanceConfig) -> None:
+        """Points around the middle of the picture, all found; a face of a quarter of it in every frame; unit vectors;
+        references that are pictures of their own."""
+        xy = batch["pose_xy"]
+        xy.copy_((65535 * torch.special.ndtr(torch.randn(xy.shape, device=xy.device))).to(torch.int32).to(xy.dtype))
+        batch["pose_conf"].fill_(255)
+        batch["face_box"].copy_(batch["face_box"].new_tensor([0.25, 0.25, 0.75, 0.75]).expand_as(batch["face_box"]))
+        for name in ("face_valid", "ref_face_valid"):
+            batch[name].fill_(1)
+        batch["ref_arcface_norm"].fill_(20)
+        batch["ref_frame"].fill_(-1)
+        batch["ref_arcface"] = F.normalize(batch["ref_arcface"], dim=-1)
+        batch["window_start"] = torch.zeros(len(xy), dtype=torch.int64, device=xy.device)

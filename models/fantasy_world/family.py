@@ -1,12 +1,12 @@
 """FantasyWorld as the trainer sees it."""
 
+import torch
 from diffusers import WanTransformer3DModel
 
 from stagecoach.data.fantasy_world.schema import fantasy_world_schema
 from stagecoach.data.format.schema import SampleSchema
 from stagecoach.models.common.materialise import WeightSource, open_folder
-from stagecoach.models.family import Family
-from stagecoach.models.fantasy_world import example
+from stagecoach.models.family import Batch, Family
 from stagecoach.models.fantasy_world.backbone import base_name
 from stagecoach.models.fantasy_world.config import SIZES, FantasyWorldConfig
 from stagecoach.models.fantasy_world.network import build_network
@@ -27,8 +27,6 @@ class FantasyWorldFamily(Family):
     build = staticmethod(build_network)
     preview = staticmethod(preview)
     validate = staticmethod(validate)
-    example_sizes = staticmethod(example.sizes)
-    fill_example = staticmethod(example.fill)
 
     def schema(self, config: FantasyWorldConfig) -> SampleSchema:
         backbone = config.backbone
@@ -47,3 +45,26 @@ class FantasyWorldFamily(Family):
 
     def base_name(self, config: FantasyWorldConfig, name: str) -> str | None:
         return base_name(config.split, name)
+
+    def example_sizes(self, config: FantasyWorldConfig, stage: int) -> dict[str, int]:
+        clip, (frames, height, width) = config.clip, config.clip.latent
+        return {
+            "f": frames,
+            "h": height,
+            "w": width,
+            "F": clip.frames,
+            "H": clip.height,
+            "W": clip.width,
+            "L": config.backbone.text_length,
+        }
+
+    def fill_example(self, batch: Batch, config: FantasyWorldConfig) -> None:
+        """Depth around 1 scene unit, a camera that moves forward without turning, a field of view of 64 degrees."""
+        clip = config.clip
+        depth, intrinsics = batch["depth"], batch["intrinsics"]
+        depth.mul_(0.2).abs_().add_(0.5)
+        extrinsics = torch.eye(4, device=depth.device)[:3].repeat(len(depth), clip.frames, 1, 1)
+        extrinsics[..., 2, 3] = -torch.linspace(0, 0.4, clip.frames, device=depth.device)
+        batch["extrinsics"] = extrinsics
+        middle = [0.8 * clip.width, 0.8 * clip.width, clip.width / 2, clip.height / 2]
+        intrinsics.copy_(intrinsics.new_tensor(middle).expand_as(intrinsics))

@@ -3,19 +3,25 @@
 from collections.abc import Mapping
 from typing import ClassVar
 
+import torch
+import torch.nn.functional as F
 from diffusers import FluxTransformer2DModel
 
 from stagecoach.data.format.schema import SampleSchema
 from stagecoach.data.movie_post_production.schema import movie_post_production_schema
 from stagecoach.models.common.materialise import WeightSource, open_folder
-from stagecoach.models.family import Family
-from stagecoach.models.movie_post_production import example
-from stagecoach.models.movie_post_production.config import SIZES, MoviePostConfig
+from stagecoach.models.family import Batch, Family
+from stagecoach.models.movie_post_production.config import PATCH, SIZES, MoviePostConfig
 from stagecoach.models.movie_post_production.helpers import check_helpers, make_helpers
 from stagecoach.models.movie_post_production.network import build_network
 from stagecoach.models.movie_post_production.preview import preview
 from stagecoach.models.movie_post_production.stages import METRICS, make_stages
 from stagecoach.models.movie_post_production.validate import validate
+
+REFERENCES = 18
+"""Objects of a picture in DenseLayout, the guide's data set, on average."""
+COVER = 2.0
+"""How often a token is covered, on average."""
 
 
 class MoviePostProductionFamily(Family):
@@ -39,8 +45,6 @@ class MoviePostProductionFamily(Family):
     build = staticmethod(build_network)
     preview = staticmethod(preview)
     validate = staticmethod(validate)
-    example_sizes = staticmethod(example.sizes)
-    fill_example = staticmethod(example.fill)
     host_fields = ("boxes",)
 
     def schema(self, config: MoviePostConfig) -> SampleSchema:
@@ -63,3 +67,25 @@ class MoviePostProductionFamily(Family):
         return f"{super().check_base(config)}; {check_helpers(config)}"
 
     helpers = staticmethod(make_helpers)
+
+    def example_sizes(self, config: MoviePostConfig, stage: int) -> dict[str, int]:
+        h, w = (PATCH * side for side in config.image.grid)
+        return {
+            "h": h,
+            "w": w,
+            "H": config.image.height,
+            "W": config.image.width,
+            "L": config.backbone.text_length,
+            "N": min(config.instance.max_refs, REFERENCES),
+        }
+
+    def fill_example(self, batch: Batch, config: MoviePostConfig) -> None:
+        """Square boxes anywhere, that together cover a picture ``COVER`` times; unit vectors; all three depths. Boxes
+        have values on the meta device too, since the lengths of the segments follow from them."""
+        boxes, count = batch["boxes"], batch["boxes"].shape[1]
+        half = min(0.5, 0.5 * (COVER / count) ** 0.5)
+        middle = half + (1 - 2 * half) * torch.special.ndtr(boxes[..., :2])
+        boxes.copy_(torch.cat([middle - half, middle + half], -1).clamp(0, 1))
+        batch["depth"].remainder_(3)
+        for name in ("clip", "dino"):
+            batch[name] = F.normalize(batch[name].float(), dim=-1).to(batch[name].dtype)
