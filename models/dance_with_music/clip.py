@@ -46,6 +46,10 @@ class Clip:
         """``[B, 134, 3]``: points and confidences of the first frame."""
         return torch.cat([self.xy[:, 0], self.conf[:, 0, :, None]], dim=-1)
 
+    def first(self, count: int) -> Clip:
+        """At most the first ``count`` frames."""
+        return replace(self, **{field.name: getattr(self, field.name)[:, :count] for field in fields(self)})
+
     def at(self, frames: Tensor) -> Clip:
         """The ``frames`` ``[B, K]`` of each sample."""
         return replace(self, **{field.name: take(getattr(self, field.name), frames) for field in fields(self)})

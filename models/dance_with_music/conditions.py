@@ -1,7 +1,7 @@
 """What the denoiser is given: references, CLIP's embeddings, the face and the guidance, with what is withheld."""
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -23,20 +23,31 @@ Conditions = dict[str, Any]
 - ``identity_scale`` float, factor on the identity adapters"""
 
 
-def read_batch(network: nn.Module, batch: Batch) -> tuple[Clip, Clip, References, Tensor | None]:
-    """The whole windows, the frames of them that are denoised, the references, and those frames' places ``[B, K]``,
-    None where it is all of them."""
+@dataclass(frozen=True)
+class Inputs:
+    """A micro-batch: ``clip``, the whole windows; ``target``, the frames that are denoised, at ``frames`` int64
+    ``[B, K]`` of the windows (None: all of them); the references."""
+
+    clip: Clip
+    target: Clip
+    references: References
+    frames: Tensor | None
+
+
+def read_batch(network: nn.Module, batch: Batch) -> Inputs:
     clip, references = read_clip(batch), read_references(batch, network.config)
     if network.phase != "image":
-        return clip, clip, references, None
+        return Inputs(clip, clip, references, None)
     frames = target_frames(batch, network.config)
-    return clip, clip.at(frames), references, frames
+    return Inputs(clip, clip.at(frames), references, frames)
 
 
-def predict_poses(
-    network: nn.Module, batch: Batch, clip: Clip, references: References, progress: Progress
-) -> dict[str, Tensor]:
-    """MusicToPose's output over the whole windows, with a graph where the stage ever trains it."""
+def predict_poses(network: nn.Module, batch: Batch, inputs: Inputs, progress: Progress) -> dict[str, Tensor] | None:
+    """MusicToPose's output over the whole windows, with a graph where the stage ever trains it; None where there is no
+    MusicToPose."""
+    if network.phase == "guidance":
+        return None
+    clip, references = inputs.clip, inputs.references
     draws = {"uid": batch["uid"], "rng_key": batch["rng_key"]} if progress.training else None
     trains = network.phase != "motion" or network.config.m2p_in_motion > 0
     with torch.set_grad_enabled(trains and torch.is_grad_enabled()):
@@ -44,15 +55,12 @@ def predict_poses(
 
 
 def make_conditions(
-    network: nn.Module,
-    batch: Batch,
-    clip: Clip,
-    references: References,
-    output: Mapping[str, Tensor] | None,
-    progress: Progress,
+    network: nn.Module, batch: Batch, inputs: Inputs, output: Mapping[str, Tensor] | None, progress: Progress
 ) -> Conditions:
-    """Of the frames in ``clip``, with MusicToPose's ``output`` at those frames. In training each kind of condition is
-    withheld from a sample with its probability, keyed by the sample; never in validation."""
+    """Of the frames that are denoised, from MusicToPose's ``output`` over the whole windows. In training each kind of
+    condition is withheld from a sample with its probability, keyed by the sample; never in validation."""
+    references = inputs.references
+    output = None if output is None else at_frames(output, inputs.frames)
     config: DanceConfig = network.config
     own, phase = config.diffusion, network.phase
     if output is not None and not m2p_open(config, phase, progress):
@@ -68,7 +76,7 @@ def make_conditions(
         "clip_given": _given(batch, own.drop_clip, progress),
         "face": _face(config, references, output, ratio),
         "face_given": references.has_face & _given(batch, own.drop_face, progress),
-        "guidance": guidance(config, clip, output, ratio),
+        "guidance": guidance(config, inputs.target, output, ratio),
         "guidance_given": _given(batch, own.drop_guidance, progress),
         "guidance_scale": condition_scale(config.schedules, phase, progress),
         "identity_scale": identity_scale(config, phase, progress),

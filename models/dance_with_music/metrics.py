@@ -24,24 +24,14 @@ def pose_error_px(xy: Tensor, target: Tensor, conf: Tensor, height: int, width: 
     return sum_count_per_sample(distance, conf > CONFIDENT)
 
 
-def identity_cosine(
-    embedder: nn.Module,
-    frames: Tensor,
-    boxes: Tensor,
-    valid: Tensor,
-    reference: Tensor,
-    reference_valid: Tensor,
-    xy: Tensor | None = None,
-    conf: Tensor | None = None,
-) -> Measured:
-    """Cosines (CSIM) of ArcFace's vectors of the faces in ``frames`` ``[B, n, 3, H, W]`` in -1..1 with ``reference``
-    ``[B, 512]``. Faces are where the true frames have them: ``boxes`` ``[B, n, 4]``, ``valid`` ``[B, n]``, and, where
-    given, points (see ``crop_faces``); nothing is detected, so a frame without a face counts with what is there.
-    ``reference_valid`` ``[B]``: whether the reference has a face."""
-    faces = crop_faces(frames, boxes, xy, conf)
+def identity_cosine(embedder: nn.Module, frames: Tensor, clip: Clip, references: References) -> Measured:
+    """Cosines (CSIM) of ArcFace's vectors of the faces in ``frames`` ``[B, n, 3, H, W]`` in -1..1 with the references'.
+    Faces are where the true frames in ``clip`` have them (see ``crop_faces``); nothing is detected, so a frame without
+    a face counts with what is there."""
+    faces = crop_faces(frames, clip.face_box, clip.xy, clip.conf)
     vectors = embedder(faces.flatten(0, 1)).float().unflatten(0, faces.shape[:2])
-    cosine = torch.cosine_similarity(vectors, reference.float()[:, None], dim=-1)
-    return sum_count_per_sample(cosine, valid.bool() & reference_valid.bool()[:, None])
+    cosine = torch.cosine_similarity(vectors, references.face.float()[:, None], dim=-1)
+    return sum_count_per_sample(cosine, clip.face_valid.bool() & references.has_face.bool()[:, None])
 
 
 def psnr(frames: Tensor, truth: Tensor) -> Measured:
@@ -81,7 +71,6 @@ def decoded_metrics(
     if drawn.shape[1] > 1:
         found |= motion(drawn, true)
     if arcface is not None:
-        boxes, valid, xy, conf = (x[:, :MOST_FRAMES] for x in (clip.face_box, clip.face_valid, clip.xy, clip.conf))
         for name, frames in (("identity_cosine", drawn), ("identity_cosine_true", true)):
-            found[name] = identity_cosine(arcface, frames, boxes, valid, references.face, references.has_face, xy, conf)
+            found[name] = identity_cosine(arcface, frames, clip.first(MOST_FRAMES), references)
     return {f"val_{name}": total(value) for name, value in found.items()}

@@ -14,7 +14,7 @@ from stagecoach.data.dance_with_music.skeleton import draw_skeleton
 from stagecoach.models.common.keyed import keyed_randn
 from stagecoach.models.common.pictures import column, resized, titled, to_uint8
 from stagecoach.models.dance_with_music.clip import Clip, References, take
-from stagecoach.models.dance_with_music.conditions import at_frames, make_conditions, predict_poses, read_batch
+from stagecoach.models.dance_with_music.conditions import make_conditions, predict_poses, read_batch
 from stagecoach.models.dance_with_music.metrics import identity_cosine
 from stagecoach.models.dance_with_music.music_to_pose.beats import motion_beats
 from stagecoach.models.dance_with_music.music_to_pose.heatmaps import coordinates
@@ -43,22 +43,21 @@ def preview(network: torch.nn.Module, batch: Batch, progress: Progress) -> dict[
     (green) and of the predicted one (orange).
     """
     progress = replace(progress, training=False)
-    clip, target, references, frames = read_batch(network, batch)
-    settings = network.config.sampling
+    inputs = read_batch(network, batch)
+    clip, references, settings = inputs.clip, inputs.references, network.config.sampling
     if network.phase == "image" and network.config.backbone == "champ":
         frames = _spread(clip.xy.shape[1], settings.shown, len(clip.xy), clip.xy.device)
-        target = clip.at(frames)
-    output = predict_poses(network, batch, clip, references, progress) if network.phase != "guidance" else None
+        inputs = replace(inputs, frames=frames, target=clip.at(frames))
+    output = predict_poses(network, batch, inputs, progress)
     predicted = None if output is None else _points(network, output)
-    inner = _spread(target.xy.shape[1], settings.shown, len(clip.xy), clip.xy.device)
-    seen = inner if frames is None else take(frames, inner)
+    inner = _spread(inputs.target.xy.shape[1], settings.shown, len(clip.xy), clip.xy.device)
+    seen = inner if inputs.frames is None else take(inputs.frames, inner)
     rows = _pose_rows(predicted, clip, seen)
     left: list[np.ndarray | None] = [None] * len(clip.xy)
     if network.phase != "m2p":
-        given = None if output is None else at_frames(output, frames)
-        conditions = make_conditions(network, batch, target, references, given, progress)
-        drawn = take(draw(network, _noise(network, batch, target), conditions), inner)
-        target = target.at(inner)
+        conditions = make_conditions(network, batch, inputs, output, progress)
+        drawn = take(draw(network, _noise(network, batch, inputs.target), conditions), inner)
+        target = inputs.target.at(inner)
         vae = progress.helpers["vae"]
         true, painted = (vae(x.flatten(0, 1)).unflatten(0, x.shape[:2]) for x in (target.latents, drawn))
         cosine = _cosines(progress.helpers.get("arcface"), painted, target, references)
@@ -108,9 +107,7 @@ def _cosines(arcface: torch.nn.Module | None, painted: Tensor, clip: Clip, refer
     """What is said of the faces of each sample; nothing where there is no ArcFace or no face."""
     if arcface is None:
         return [""] * len(painted)
-    total, count = identity_cosine(
-        arcface, painted, clip.face_box, clip.face_valid, references.face, references.has_face, clip.xy, clip.conf
-    )
+    total, count = identity_cosine(arcface, painted, clip, references)
     return [f", face cosine {a / n:.2f}" if n else "" for a, n in zip(total.tolist(), count.tolist(), strict=True)]
 
 

@@ -8,14 +8,8 @@ from torch import Tensor
 from stagecoach.data.dance_with_music.schema import FRAME_RATE
 from stagecoach.models.common.noise import Noised
 from stagecoach.models.common.reduce import Measured, sum_count, total
-from stagecoach.models.dance_with_music.clip import Clip, References
-from stagecoach.models.dance_with_music.conditions import (
-    Conditions,
-    at_frames,
-    make_conditions,
-    predict_poses,
-    read_batch,
-)
+from stagecoach.models.dance_with_music.clip import Clip
+from stagecoach.models.dance_with_music.conditions import Conditions, Inputs, make_conditions, predict_poses, read_batch
 from stagecoach.models.dance_with_music.identity.faces import face_identity_loss
 from stagecoach.models.dance_with_music.losses import (
     custom_loss,
@@ -41,29 +35,25 @@ def training_step(network: torch.nn.Module, batch: Batch, progress: Progress) ->
     ``diffusion``, ``id`` and ``temporal`` (0 for single frames), and ``custom`` where one is named. The same modules
     are called regardless of what was drawn and regardless of what was withheld.
     """
-    clip, target, references, frames = read_batch(network, batch)
+    inputs = read_batch(network, batch)
     terms: dict[str, Tensor] = {}
     metrics: dict[str, Measured] = {}
-    output = None
-    if network.phase != "guidance":
-        output = predict_poses(network, batch, clip, references, progress)
-        terms |= pose_terms(network, output, clip, references)
-        metrics |= pose_metrics(network, output, clip)
-        output = at_frames(output, frames)
+    output = predict_poses(network, batch, inputs, progress)
+    if output is not None:
+        terms |= pose_terms(network, output, inputs)
+        metrics |= pose_metrics(network, output, inputs.clip)
     if network.phase != "m2p":
         process = make_process(network.config)
-        noised = process.noised(batch, target.latents, process.draw(batch, "noise_level"), "noise")
-        conditions = make_conditions(network, batch, target, references, output, progress)
+        noised = process.noised(batch, inputs.target.latents, process.draw(batch, "noise_level"), "noise")
+        conditions = make_conditions(network, batch, inputs, output, progress)
         prediction = network.denoise(noised.x, noised.level, conditions)
-        terms |= denoising_terms(network, batch, noised, prediction, target, references, conditions, progress)
+        terms |= denoising_terms(network, batch, inputs, conditions, noised, prediction, progress)
         metrics["signal_mean"] = sum_count(noised.signal)
     return {"losses": terms, "metrics": metrics}
 
 
-def pose_terms(
-    network: torch.nn.Module, output: Mapping[str, Tensor], clip: Clip, references: References
-) -> dict[str, Tensor]:
-    config = network.config
+def pose_terms(network: torch.nn.Module, output: Mapping[str, Tensor], inputs: Inputs) -> dict[str, Tensor]:
+    config, clip, references = network.config, inputs.clip, inputs.references
     return {
         "pose": pose_loss(output, clip.xy, clip.conf, config.m2p.temperature, config.losses),
         "face": face_loss(output["face"], references.face, references.has_face),
@@ -84,17 +74,18 @@ def pose_metrics(network: torch.nn.Module, output: Mapping[str, Tensor], clip: C
 def denoising_terms(
     network: torch.nn.Module,
     batch: Batch,
+    inputs: Inputs,
+    conditions: Conditions,
     noised: Noised,
     prediction: Tensor,
-    clip: Clip,
-    references: References,
-    conditions: Conditions,
     progress: Progress,
 ) -> dict[str, Tensor]:
-    constants = network.config.losses
+    constants, clip = network.config.losses, inputs.target
     faces, estimate = clip.faces, noised.estimate(prediction)
     if constants.id_kind == "arcface":
-        identity = face_identity_loss(progress.helpers, batch, noised, estimate, clip, references, constants.id_steps)
+        identity = face_identity_loss(
+            progress.helpers, batch, noised, estimate, clip, inputs.references, constants.id_steps
+        )
     else:
         identity = latent_identity_loss(noised, estimate, clip.latents, faces, constants.id_face)
     terms = {

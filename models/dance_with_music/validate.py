@@ -8,8 +8,8 @@ from torch import Tensor
 
 from stagecoach.data.dance_with_music.schema import FRAME_RATE
 from stagecoach.models.common.reduce import Measured, sum_count, total
-from stagecoach.models.dance_with_music.clip import Clip, References
-from stagecoach.models.dance_with_music.conditions import at_frames, make_conditions, predict_poses, read_batch
+from stagecoach.models.dance_with_music.clip import Clip
+from stagecoach.models.dance_with_music.conditions import Conditions, Inputs, make_conditions, predict_poses, read_batch
 from stagecoach.models.dance_with_music.losses import diffusion_loss, temporal_loss
 from stagecoach.models.dance_with_music.metrics import decoded_metrics, pose_error_px
 from stagecoach.models.dance_with_music.music_to_pose.beats import beat_alignment
@@ -38,33 +38,28 @@ def validate(
     stage C on ``val_temporal_loss``, its baseline a still picture. At one level the estimate is decoded, see
     ``metrics.decoded_metrics``.
     """
-    clip, target, references, frames = read_batch(network, batch)
+    inputs = read_batch(network, batch)
     metrics: dict[str, Measured] = {}
-    output = None
-    if network.phase != "guidance":
-        output = predict_poses(network, batch, clip, references, progress)
-        metrics |= _poses(network, output, clip, references, statistics)
-        output = at_frames(output, frames)
+    output = predict_poses(network, batch, inputs, progress)
+    if output is not None:
+        metrics |= _poses(network, output, inputs, statistics)
     if network.phase != "m2p":
-        conditions = make_conditions(network, batch, target, references, output, progress)
-        metrics |= _denoising(network, batch, target, references, conditions, progress)
+        conditions = make_conditions(network, batch, inputs, output, progress)
+        metrics |= _denoising(network, batch, inputs, conditions, progress)
     return metrics
 
 
 def _poses(
-    network: torch.nn.Module,
-    output: Mapping[str, Tensor],
-    clip: Clip,
-    references: References,
-    statistics: Mapping[str, Any],
+    network: torch.nn.Module, output: Mapping[str, Tensor], inputs: Inputs, statistics: Mapping[str, Any]
 ) -> dict[str, Measured]:
+    clip = inputs.clip
     found = {f"val_{name}": value for name, value in pose_metrics(network, output, clip).items()}
-    terms = pose_terms(network, output, clip, references)
+    terms = pose_terms(network, output, inputs)
     rate = FRAME_RATE / network.config.frames.stride
     true = beat_alignment(clip.xy, clip.conf, clip.beat, *clip.picture, rate)
     return found | {
         "val_pose_loss": sum_count(terms["pose"]),
-        "val_face_loss": sum_count(terms["face"], references.has_face),
+        "val_face_loss": sum_count(terms["face"], inputs.references.has_face),
         "val_beat_alignment_true": total(true),
         "val_pose_error_px_baseline": total(_pose_baseline(clip, statistics)),
     }
@@ -80,9 +75,9 @@ def _pose_baseline(clip: Clip, statistics: Mapping[str, Any]) -> Measured:
 
 
 def _denoising(
-    network: torch.nn.Module, batch: Batch, clip: Clip, references: References, conditions: dict, progress: Progress
+    network: torch.nn.Module, batch: Batch, inputs: Inputs, conditions: Conditions, progress: Progress
 ) -> dict[str, Measured]:
-    config, faces = network.config, clip.faces
+    config, clip, faces = network.config, inputs.target, inputs.target.faces
     seen: dict[str, Measured] = {}
     diffusion, zero, temporal, still = [], [], [], []
     process = make_process(config)
@@ -95,7 +90,7 @@ def _denoising(
         estimate = noisy.estimate(prediction)
         temporal.append(temporal_loss(noisy, estimate, clip.latents))
         if index == DECODED:
-            seen = decoded_metrics(progress.helpers, estimate, clip, references)
+            seen = decoded_metrics(progress.helpers, estimate, clip, inputs.references)
         still.append(temporal_loss(noisy, torch.zeros_like(prediction), clip.latents))
     metrics = {"val_diffusion_loss": diffusion, "val_diffusion_loss_baseline": zero}
     if network.phase != "image":

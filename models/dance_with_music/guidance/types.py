@@ -82,11 +82,6 @@ def guidance_type(name: str) -> GuidanceType:
     return GUIDANCE_TYPES[name]
 
 
-def render_guidance(given: GuidanceInput, config: DanceConfig) -> dict[str, Tensor]:
-    """The condition of each of the config's types."""
-    return {name: guidance_type(name).render(given, config) for name in config.guidance.types}
-
-
 class GuidanceBank(nn.Module):
     """One encoder per type of the config; their outputs are added. All are zero at first."""
 

@@ -45,14 +45,3 @@ def align(face: Tensor, picture: Tensor) -> Tensor:
 def over_frames(x: Tensor, frames: int) -> Tensor:
     """``[B, ...]`` -> ``[B frames, ...]``, each sample's entry for each of its frames; a view where B is 1."""
     return x.unsqueeze(1).expand(-1, frames, *x.shape[1:]).reshape(-1, *x.shape[1:])
-
-
-def copies(network: nn.Module) -> dict[str, str]:
-    """Name of each ``id_to_k`` and ``id_to_v`` weight -> that of the ``to_k`` or ``to_v`` that it starts from."""
-    found = {}
-    for name, module in network.named_modules():
-        if isinstance(module, IdentityAdapter):
-            for part in ("k", "v"):
-                layer = name.rpartition(".processor")[0]
-                found[f"{name}.id_to_{part}.weight"] = f"{layer}.to_{part}.weight"
-    return found

@@ -8,11 +8,16 @@ from stagecoach.models.dance_with_music.base import fill_base
 from stagecoach.models.dance_with_music.champ.reference import ReferenceNet
 from stagecoach.models.dance_with_music.champ.unet import DenoisingUnet, image_base, motion_arguments, motion_base
 from stagecoach.models.dance_with_music.config import SIZES, DanceConfig
-from stagecoach.models.dance_with_music.identity.attention import copies
 from stagecoach.models.dance_with_music.network import DanceNetwork, build_network
+from stagecoach.models.dance_with_music.weight_names import IDENTITY
 
 TINY = SIZES["tiny"]
 CROSS, WIDTH = TINY.unet.cross_dim, TINY.unet.widths[0]
+
+
+def copies(network: nn.Module) -> dict[str, str]:
+    """Name of each weight of an identity adapter -> that of the projection that it starts from."""
+    return {name: name.replace("processor.id_to_", "to_") for name in network.state_dict() if IDENTITY.fullmatch(name)}
 
 
 def library_unet(motion: bool = False, config: DanceConfig = TINY) -> nn.Module:

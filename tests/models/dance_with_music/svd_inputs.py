@@ -4,8 +4,8 @@ import torch
 from diffusers import UNetSpatioTemporalConditionModel
 
 from stagecoach.models.dance_with_music.config import SIZES
-from stagecoach.models.dance_with_music.identity.attention import copies
 from stagecoach.models.dance_with_music.svd.unet import SvdDenoiser, svd_base
+from tests.models.dance_with_music.champ_inputs import copies
 
 TINY = SIZES["tiny-svd"]
 

@@ -90,7 +90,8 @@ def test_references_come_from_outside_of_the_window_and_targets_from_inside(danc
     batch["window_start"] = torch.tensor([0, 4, 5, 44])  # 16 frames each
     batch["ref_arcface_norm"] = torch.arange(4.0).repeat(4, 1)
     batch["ref_face_valid"] = torch.ones(4, 4, dtype=torch.uint8)
-    clip, target, references, frames = read_batch(network, batch)
+    inputs = read_batch(network, batch)
+    clip, target, references, frames = inputs.clip, inputs.target, inputs.references, inputs.frames
     allowed = [{2, 3}, {0, 2, 3}, {0, 2, 3}, {0, 1, 2}]
     assert all(int(length) in some for length, some in zip(references.length, allowed, strict=True))
     assert references.latents.shape[1] == references.clip.shape[1] == 2
@@ -107,7 +108,7 @@ def test_references_come_from_outside_of_the_window_and_targets_from_inside(danc
 def test_poses_are_read_at_their_full_precision(dance):
     config = changed()
     network, batch = make_network(config, 1), dance.batch(config, 1)
-    clip = read_batch(network, batch)[0]
+    clip = read_batch(network, batch).clip
     assert torch.equal((clip.xy.double() * 65535).round().to(torch.int64), batch["pose_xy"].to(torch.int64))
     assert clip.start_pose.shape == (2, KEYPOINTS, 3)
     assert torch.equal(clip.start_pose[..., :2], clip.xy[:, 0])
@@ -115,9 +116,9 @@ def test_poses_are_read_at_their_full_precision(dance):
 
 def conditions_at(network, batch, step: int, training: bool = True) -> tuple[dict, dict]:
     progress = progress_at(step, 10, network.stage, training)
-    clip, target, references, frames = read_batch(network, batch)
-    output = at_frames(predict_poses(network, batch, clip, references, progress), frames)
-    return make_conditions(network, batch, target, references, output, progress), output
+    inputs = read_batch(network, batch)
+    output = predict_poses(network, batch, inputs, progress)
+    return make_conditions(network, batch, inputs, output, progress), at_frames(output, inputs.frames)
 
 
 def test_the_guidance_is_a_mixture_of_the_true_and_the_predicted_poses(dance):

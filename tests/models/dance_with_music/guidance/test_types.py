@@ -15,7 +15,6 @@ from stagecoach.models.dance_with_music.guidance.types import (
     GuidanceInput,
     GuidanceType,
     register_guidance,
-    render_guidance,
     resize_maps,
 )
 from stagecoach.models.dance_with_music.music_to_pose.heatmaps import gaussian_marginals, render_heatmaps
@@ -23,6 +22,10 @@ from stagecoach.models.dance_with_music.music_to_pose.heatmaps import gaussian_m
 TINY, FULL = SIZES["tiny"], SIZES["champ-sd15"]
 ALL = ("pose", "skeleton", "music", "pose_net")
 WIDTHS = (16, 32, 96, 256)
+
+
+def render_guidance(inputs, config):
+    return {name: guidance.guidance_type(name).render(inputs, config) for name in config.guidance.types}
 
 
 def with_types(*types, base=TINY, **change):

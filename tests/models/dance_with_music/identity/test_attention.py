@@ -4,8 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from stagecoach.models.dance_with_music.identity.attention import IdentityAdapter, align, copies, over_frames
-from tests.models.dance_with_music.champ_inputs import CROSS, library_unet, make_denoiser
+from stagecoach.models.dance_with_music.identity.attention import IdentityAdapter, align, over_frames
+from tests.models.dance_with_music.champ_inputs import CROSS, copies, library_unet, make_denoiser
 
 B, T, N, C, HEADS = 2, 3, 6, 16, 4
 
