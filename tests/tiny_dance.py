@@ -8,7 +8,7 @@ import torch
 
 from stagecoach.data.building.build import build
 from stagecoach.data.building.options import BuildOptions as ShardOptions
-from stagecoach.data.dance_with_music.builder import write_encoders
+from stagecoach.data.dance_with_music.builder import FamilyBuilder
 from stagecoach.data.dance_with_music.job import DanceJob, EncoderPaths, RawOptions
 from stagecoach.data.dance_with_music.segment import SegmentOptions
 from stagecoach.data.dance_with_music.synthetic import write_synthetic
@@ -54,7 +54,7 @@ def make_tiny_dance(
     """Dances of ``frames`` pictures of ``side`` x ``side`` pixels, one segment each; songs and dancers held out."""
     write_synthetic(folder / "raw", dances, frames, side, side, seed)
     encoders = folder / "encoders"
-    write_encoders(folder / "raw", encoders, 0)
+    FamilyBuilder().write_encoders(folder / "raw", encoders, 0)
     paths = EncoderPaths(encoders / "vae", encoders / "image_encoder", encoders / "arcface.onnx", "crop")
     job = DanceJob(folder / "raw", RawOptions(holdout=holdout), SegmentOptions(side, side, frames), paths)
     build(job, folder / "shards", ShardOptions(holdout=holdout))

@@ -6,7 +6,7 @@ from typing import Any
 
 from stagecoach.data.building.build import build
 from stagecoach.data.building.options import BuildOptions as ShardOptions
-from stagecoach.data.movie_post_production.builder import write_encoders
+from stagecoach.data.movie_post_production.builder import FamilyBuilder
 from stagecoach.data.movie_post_production.job import MovieJob
 from stagecoach.data.movie_post_production.options import BuildOptions
 from stagecoach.data.movie_post_production.synthetic import write_synthetic
@@ -34,7 +34,7 @@ class TinyMovie:
 def make_tiny_movie(folder: Path, pictures: int, side: int = 64, holdout: float = 0.2, seed: int = 3) -> TinyMovie:
     """Pictures of ``side`` x ``side`` pixels, rendered, encoded and stored."""
     write_synthetic(folder / "raw", pictures, [(side, side)], seed)
-    write_encoders(folder / "raw", folder / "encoders", seed=0)
+    FamilyBuilder().write_encoders(folder / "raw", folder / "encoders", seed=0)
     encoders = folder / "encoders"
     options = BuildOptions(
         flux=encoders,

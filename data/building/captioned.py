@@ -20,20 +20,11 @@ from PIL import Image
 from stagecoach.data import figures
 from stagecoach.data.builders import Builder
 from stagecoach.data.building.jobs import EncodedSample, EncodingJob, RawError, RawItem, items_per_part
-from stagecoach.data.building.options import Argument
+from stagecoach.data.building.options import Argument, Preview, Sizes
 from stagecoach.data.building.raw_files import check_split, safe_key
 from stagecoach.data.files import sha256_json
 from stagecoach.data.format.schema import Field, SampleSchema
-from stagecoach.data.pictures import (
-    SUFFIXES,
-    CoverCrop,
-    Size,
-    choose_size,
-    parse_sizes,
-    picture_size,
-    read_picture,
-    shrink,
-)
+from stagecoach.data.pictures import SUFFIXES, CoverCrop, choose_size, picture_size, read_picture, shrink
 from stagecoach.data.streaming.dataset import Sample
 from stagecoach.data.synthetic import Steps, write_set
 
@@ -60,19 +51,8 @@ class CaptionedOptions:
     """``base``: folder of the pipeline. ``preview``: longest side of the stored picture, 0 for none."""
 
     base: Annotated[Path, Argument("folder of the pipeline in diffusers' layout: vae, text encoders, tokenizers")]
-    sizes: Annotated[
-        tuple[Size, ...],
-        Argument(
-            "HEIGHTxWIDTH, of which each picture takes the nearest in shape, or one number R for the usual shapes of "
-            "R x R pixels (default: 1024)",
-            metavar="SIZE",
-            parse=parse_sizes,
-            default=["1024"],
-        ),
-    ]
-    preview: Annotated[
-        int, Argument("longest side of the stored picture, for previews; 0 stores none", metavar="PIXELS")
-    ] = 256
+    sizes: Sizes
+    preview: Preview = 256
 
 
 @dataclass(frozen=True)

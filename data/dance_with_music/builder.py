@@ -41,7 +41,21 @@ class FamilyBuilder(Builder):
         write_synthetic(output, count, options.frames, options.height, options.width, seed, steps)
 
     def write_encoders(self, raw: Path, directory: Path, seed: int) -> None:
-        write_encoders(raw, directory, seed)
+        """Fitted to every eighth frame of the dances."""
+        from stagecoach.data.encoding.face_encoder import align_face
+        from stagecoach.data.encoding.tiny_encoders import write_sd_encoders  # takes seconds to import
+
+        frames, faces = [], []
+        for dance in read_layout(raw, "videos")[0]:
+            footage = open_footage(dance.footage, dance.rate)
+            chosen = footage.chosen[::8]
+            xy, conf = read_poses(dance.poses, chosen, dance.unit)
+            for image, points, sure in zip(footage.read(chosen), xy, conf, strict=True):
+                frames.append(image)
+                five = five_points(points, sure)
+                if five is not None:
+                    faces.append(align_face(image, five * image.shape[1::-1]))
+        write_sd_encoders(directory, np.stack(frames), np.stack(faces) if faces else np.zeros((0,)), seed)
 
     def count(self, statistics: Statistics | None, sample: EncodedSample) -> Statistics:
         statistics = statistics or DanceStatistics(sample.arrays["music"].shape[1])
@@ -50,21 +64,3 @@ class FamilyBuilder(Builder):
 
     def picture(self, sample: Sample) -> np.ndarray:
         return sample_picture(sample)
-
-
-def write_encoders(raw: Path, directory: Path, seed: int) -> None:
-    """Fitted to every eighth frame of the dances."""
-    from stagecoach.data.encoding.face_encoder import align_face
-    from stagecoach.data.encoding.tiny_encoders import write_sd_encoders  # takes seconds to import
-
-    frames, faces = [], []
-    for dance in read_layout(raw, "videos")[0]:
-        footage = open_footage(dance.footage, dance.rate)
-        chosen = footage.chosen[::8]
-        xy, conf = read_poses(dance.poses, chosen, dance.unit)
-        for image, points, sure in zip(footage.read(chosen), xy, conf, strict=True):
-            frames.append(image)
-            five = five_points(points, sure)
-            if five is not None:
-                faces.append(align_face(image, five * image.shape[1::-1]))
-    write_sd_encoders(directory, np.stack(frames), np.stack(faces) if faces else np.zeros((0,)), seed)

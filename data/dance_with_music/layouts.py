@@ -62,7 +62,7 @@ def _videos(base: Path) -> Iterator[Candidate]:
 
         def make(known: dict[str, Any], video: Path = video, name: str = name) -> RawDance:
             rows = base / "music_features" / name
-            picture = next((p for s in PICTURES if (p := base / "reference_images" / f"{name}{s}").is_file()), None)
+            picture = _first(*(base / "reference_images" / f"{name}{suffix}" for suffix in PICTURES))
             pose = base / "reference_images" / f"{name}.json"
             faces = base / "faces" / name
             return _dance(
@@ -85,7 +85,7 @@ def _clips(base: Path) -> Iterator[Candidate]:
         for folder in _folders(base / split):
 
             def make(known: dict[str, Any], folder: Path = folder, split: str = called) -> RawDance:
-                picture = next((p for s in PICTURES if (p := folder / f"reference_image{s}").is_file()), None)
+                picture = _first(*(folder / f"reference_image{suffix}" for suffix in PICTURES))
                 if not (folder / "video.mp4").is_file():
                     raise RawError(f"{folder / 'video.mp4'}: missing, expected the dance")
                 return _dance(
@@ -130,17 +130,7 @@ def _folder_dances(base: Path, folders: list[Path], poses: tuple[str, ...], rate
                     f"{folder / poses[0]}: no .json found (drawings of skeletons are not enough), {POSES_WANTED}"
                 )
             part = folder.parent.name if folder != base else ""
-            rows = next(
-                (
-                    p
-                    for p in (
-                        base / "aist_hdf5" / part / f"{folder.name}.h5",
-                        base.parent / "aist_hdf5" / part / f"{folder.name}.h5",
-                    )
-                    if p.is_file()
-                ),
-                None,
-            )
+            rows = _first(*(root / "aist_hdf5" / part / f"{folder.name}.h5" for root in (base, base.parent)))
             sound = next(iter(_files(folder, (".wav", ".mp3", ".m4a", ".flac", ".ogg"))), None)
             return _dance(
                 base,

@@ -43,7 +43,17 @@ class FamilyBuilder(Builder):
         write_synthetic(output, count, options.sizes, seed, steps)
 
     def write_encoders(self, raw: Path, directory: Path, seed: int) -> None:
-        write_encoders(raw, directory, seed)
+        from stagecoach.data.encoding.tiny_encoders import CROP_SIZE, write_flux_encoders  # takes seconds to import
+
+        described, _, _ = read_captions(raw)
+        pictures = [read_picture(picture.image) for picture in described]
+        crops = [
+            cut(image, item.box, (CROP_SIZE, CROP_SIZE))
+            for image, picture in zip(pictures, described, strict=True)
+            for item in picture.objects
+        ]
+        texts = [text for picture in described for text in (picture.caption, *(item.text for item in picture.objects))]
+        write_flux_encoders(directory, [np.asarray(image) for image in pictures], np.stack(crops), texts, seed)
 
     def count(self, statistics: Statistics | None, sample: EncodedSample) -> Statistics:
         latent = (sample.arrays["latent"].astype(np.uint32) << 16).view(np.float32)  # bf16 is the upper half of float32
@@ -53,18 +63,3 @@ class FamilyBuilder(Builder):
 
     def picture(self, sample: Sample) -> np.ndarray:
         return sample_picture(sample)
-
-
-def write_encoders(raw: Path, directory: Path, seed: int) -> None:
-    """Tiny encoders for the pictures of a raw data set, below ``directory``."""
-    from stagecoach.data.encoding.tiny_encoders import CROP_SIZE, write_flux_encoders  # takes seconds to import
-
-    described, _, _ = read_captions(raw)
-    pictures = [read_picture(picture.image) for picture in described]
-    crops = [
-        cut(image, item.box, (CROP_SIZE, CROP_SIZE))
-        for image, picture in zip(pictures, described, strict=True)
-        for item in picture.objects
-    ]
-    texts = [text for picture in described for text in (picture.caption, *(item.text for item in picture.objects))]
-    write_flux_encoders(directory, [np.asarray(image) for image in pictures], np.stack(crops), texts, seed)

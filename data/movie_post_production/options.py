@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from stagecoach.data.building.options import Argument
+from stagecoach.data.building.options import Argument, Preview, Sizes
 from stagecoach.data.format.schema import SampleSchema
 from stagecoach.data.movie_post_production.schema import movie_post_production_schema
-from stagecoach.data.pictures import Size, parse_sizes
 
 PRECOMPUTED = ("latents", "text", "clip", "dino")
 
@@ -34,24 +33,12 @@ class BuildOptions:
     ]
     clip: Annotated[Path | None, Argument("folder of the CLIP model for crops")]
     dino: Annotated[Path | None, Argument("folder of the DINOv2 model for crops")]
-    sizes: Annotated[
-        tuple[Size, ...],
-        Argument(
-            "HEIGHTxWIDTH, of which each picture takes the nearest in shape, or one number R for the usual shapes of "
-            "R x R pixels (default: 1024)",
-            metavar="SIZE",
-            parse=parse_sizes,
-            default=["1024"],
-        ),
-    ]
+    sizes: Sizes
     text_length: Annotated[int, Argument("T5 tokens: 512 for FLUX.1-dev (default), 256 for schnell", metavar="N")] = 512
     max_objects: Annotated[int, Argument("objects per picture; the smallest beyond that are left out", metavar="N")] = (
         50
     )
-    preview: Annotated[
-        int,
-        Argument("longest side of the stored picture, for previews; 0 stores none (default: 512)", metavar="PIXELS"),
-    ] = 512
+    preview: Preview = 512
     precomputed: Annotated[
         tuple[str, ...],
         Argument(

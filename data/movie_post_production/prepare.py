@@ -16,6 +16,9 @@ from stagecoach.data.movie_post_production.options import BuildOptions, Dims
 from stagecoach.data.movie_post_production.schema import DEPTH_LABELS, LATENT_STRIDE
 from stagecoach.data.pictures import Size, choose_size, read_picture
 
+VECTORS = {"clip": readers.CLIP_VECTORS, "dino": readers.DINO_VECTORS}
+"""Folders of the crops' precomputed vectors."""
+
 
 @dataclass(frozen=True)
 class Prepared:
@@ -49,11 +52,10 @@ def check_picture(base: Path, raw: RawPicture, options: BuildOptions) -> None:
     kept, _ = _choose_objects(raw, crop, options.max_objects)
     if "text" in options.precomputed:
         readers.expect(readers.text_path(base, raw.image_id), f"the text states of {raw.captions}")
-    for name, folder in (("clip", readers.CLIP_VECTORS), ("dino", readers.DINO_VECTORS)):
-        if name in options.precomputed:
-            for item in kept:
-                path = readers.vector_path(base, folder, item.reference.image_id, item.reference.object_id)
-                readers.expect(path, f"the {name} vector of object {item.object_id} of {raw.captions}")
+    for name, folder in VECTORS.items():
+        for item in kept if name in options.precomputed else ():
+            what = f"the {name} vector of object {item.object_id} of {raw.captions}"
+            readers.expect(_vector_path(base, folder, item), what)
 
 
 def prepare_picture(base: Path, raw: RawPicture, options: BuildOptions, dims: Dims) -> Prepared:
@@ -74,17 +76,11 @@ def prepare_picture(base: Path, raw: RawPicture, options: BuildOptions, dims: Di
         text = readers.read_text(
             readers.text_path(base, raw.image_id), raw.caption, options.text_length, dims.text, dims.pooled
         )
-    vectors = {}
-    for name, folder, dim in (("clip", readers.CLIP_VECTORS, dims.clip), ("dino", readers.DINO_VECTORS, dims.dino)):
-        if name in options.precomputed:
-            vectors[name] = np.stack(
-                [
-                    readers.read_vector(
-                        readers.vector_path(base, folder, item.reference.image_id, item.reference.object_id), dim
-                    )
-                    for item in objects
-                ]
-            )
+    vectors = {
+        name: np.stack([readers.read_vector(_vector_path(base, VECTORS[name], item), dim) for item in objects])
+        for name, dim in (("clip", dims.clip), ("dino", dims.dino))
+        if name in options.precomputed
+    }
     sources = _References(raw, picture, crop)
     crops = {
         name: [] if size is None else [sources.cut(item, (size, size)) for item in objects]
@@ -105,6 +101,10 @@ def prepare_picture(base: Path, raw: RawPicture, options: BuildOptions, dims: Di
         crops["clip"],
         crops["dino"],
     )
+
+
+def _vector_path(base: Path, folder: str, item: RawObject) -> Path:
+    return base / folder / f"{item.reference.image_id}_obj{item.reference.object_id}.npy"
 
 
 def _choose_objects(raw: RawPicture, crop: FrameCrop, most: int) -> tuple[list[RawObject], list[dict[str, Any]]]:

@@ -32,10 +32,6 @@ def read_size(raw: RawPicture) -> tuple[int, int]:
     return height, width
 
 
-def vector_path(base: Path, folder: str, image_id: str, object_id: int) -> Path:
-    return base / folder / f"{image_id}_obj{object_id}.npy"
-
-
 def read_vector(path: Path, dim: int) -> np.ndarray:
     """A unit vector, fp32 [dim]."""
     vector = read_finite(path, "a vector").astype(np.float32)

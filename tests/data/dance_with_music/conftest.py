@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stagecoach.data.dance_with_music.builder import write_encoders
+from stagecoach.data.dance_with_music.builder import FamilyBuilder
 from stagecoach.data.dance_with_music.job import DanceJob, EncoderPaths, RawOptions
 from stagecoach.data.dance_with_music.segment import SegmentOptions
 from stagecoach.data.dance_with_music.synthetic import render_dance, write_synthetic
@@ -30,7 +30,7 @@ def raw(synthetic, tmp_path) -> Path:
 @pytest.fixture(scope="session")
 def encoders(synthetic, tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("tiny") / "encoders"
-    write_encoders(synthetic, path, 0)
+    FamilyBuilder().write_encoders(synthetic, path, 0)
     return path
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stagecoach.data.movie_post_production.builder import write_encoders
+from stagecoach.data.movie_post_production.builder import FamilyBuilder
 from stagecoach.data.movie_post_production.captions import CAPTIONS
 from stagecoach.data.movie_post_production.options import BuildOptions
 from stagecoach.data.movie_post_production.synthetic import write_synthetic
@@ -33,7 +33,7 @@ def raw(synthetic, tmp_path) -> Path:
 @pytest.fixture(scope="session")
 def encoders(synthetic, tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("tiny") / "encoders"
-    write_encoders(synthetic, path, seed=0)
+    FamilyBuilder().write_encoders(synthetic, path, seed=0)
     return path
 
 

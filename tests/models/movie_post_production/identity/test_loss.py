@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from stagecoach.data.encoding.image_encoders import DinoEncoder
-from stagecoach.data.movie_post_production.builder import write_encoders
+from stagecoach.data.movie_post_production.builder import FamilyBuilder
 from stagecoach.data.movie_post_production.crops import cut
 from stagecoach.data.movie_post_production.synthetic import write_synthetic
 from stagecoach.models.common.keyed import rng_keys
@@ -22,7 +22,7 @@ BOXES = torch.tensor([[[0.25, 0.25, 0.5, 0.5], [0.6, 0.1, 0.9, 0.8]]])
 def encoders(tmp_path_factory):
     folder = tmp_path_factory.mktemp("identity")
     write_synthetic(folder / "raw", 4, [(128, 128)], seed=5)
-    write_encoders(folder / "raw", folder / "encoders", seed=0)
+    FamilyBuilder().write_encoders(folder / "raw", folder / "encoders", seed=0)
     return folder / "encoders"
 
 
