@@ -8,11 +8,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 from PIL import Image, ImageOps
 
 from stagecoach.data.building.jobs import RawError
+from stagecoach.data.building.options import Argument
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 ORIENTATION, SIDES_SWAPPED = 0x0112, 5
@@ -154,6 +156,19 @@ def parse_sizes(words: Sequence[str]) -> list[Size]:
                 f"patch 2); take {nearest}"
             )
     return list(dict.fromkeys(sizes))
+
+
+Sizes = Annotated[
+    tuple[Size, ...],
+    Argument(
+        "HEIGHTxWIDTH, of which each picture takes the nearest in shape, or one number R for the usual shapes of R x R "
+        "pixels (default: 1024)",
+        metavar="SIZE",
+        parse=parse_sizes,
+        default=["1024"],
+    ),
+]
+Preview = Annotated[int, Argument("longest side of the stored picture, for previews; 0 stores none", metavar="PIXELS")]
 
 
 def shapes_of_area(side: int) -> list[Size]:

@@ -20,11 +20,20 @@ from PIL import Image
 from stagecoach.data import figures
 from stagecoach.data.builders import Builder
 from stagecoach.data.building.jobs import EncodedSample, EncodingJob, RawError, RawItem, items_per_part
-from stagecoach.data.building.options import Argument, Preview, Sizes
+from stagecoach.data.building.options import Argument
 from stagecoach.data.building.raw_files import check_split, safe_key
 from stagecoach.data.files import sha256_json
 from stagecoach.data.format.schema import Field, SampleSchema
-from stagecoach.data.pictures import SUFFIXES, CoverCrop, choose_size, picture_size, read_picture, shrink
+from stagecoach.data.pictures import (
+    SUFFIXES,
+    CoverCrop,
+    Preview,
+    Sizes,
+    choose_size,
+    picture_size,
+    read_picture,
+    shrink,
+)
 from stagecoach.data.streaming.dataset import Sample
 from stagecoach.data.synthetic import Steps, write_set
 

@@ -4,8 +4,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from stagecoach.data.pictures import Size, parse_sizes
-
 
 @dataclass(frozen=True)
 class Argument:
@@ -22,19 +20,6 @@ class Argument:
     choices: Sequence[str] | None = None
     parse: Callable[[Any], Any] | None = None
     default: Any = None
-
-
-Sizes = Annotated[
-    tuple[Size, ...],
-    Argument(
-        "HEIGHTxWIDTH, of which each picture takes the nearest in shape, or one number R for the usual shapes of R x R "
-        "pixels (default: 1024)",
-        metavar="SIZE",
-        parse=parse_sizes,
-        default=["1024"],
-    ),
-]
-Preview = Annotated[int, Argument("longest side of the stored picture, for previews; 0 stores none", metavar="PIXELS")]
 
 
 @dataclass(frozen=True)

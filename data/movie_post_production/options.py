@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from stagecoach.data.building.options import Argument, Preview, Sizes
+from stagecoach.data.building.options import Argument
 from stagecoach.data.format.schema import SampleSchema
 from stagecoach.data.movie_post_production.schema import movie_post_production_schema
+from stagecoach.data.pictures import Preview, Sizes
 
 PRECOMPUTED = ("latents", "text", "clip", "dino")
 
