@@ -123,37 +123,27 @@ class UnetConfig(Section):
 
     def unet2d(self) -> dict[str, Any]:
         """Arguments of ``diffusers.UNet2DConditionModel``, which its ``config.json`` must agree with."""
-        down = tuple("CrossAttnDownBlock2D" if there else "DownBlock2D" for there in self.attention)
-        up = tuple("CrossAttnUpBlock2D" if there else "UpBlock2D" for there in reversed(self.attention))
-        return {
-            "in_channels": LATENT_CHANNELS,
-            "out_channels": LATENT_CHANNELS,
-            "block_out_channels": self.widths,
-            "layers_per_block": self.layers,
-            "attention_head_dim": self.heads,
-            "down_block_types": down,
-            "up_block_types": up,
-            "cross_attention_dim": self.cross_dim,
-            "norm_num_groups": self.groups,
-        }
+        own = {"in_channels": LATENT_CHANNELS, "attention_head_dim": self.heads, "norm_num_groups": self.groups}
+        return self._shared("2D") | own
+
+    def motion(self) -> dict[str, Any]:
+        """Arguments of ``diffusers.UNetMotionModel`` but for its motion modules."""
+        own = {"in_channels": LATENT_CHANNELS, "num_attention_heads": self.heads, "norm_num_groups": self.groups}
+        return self._shared("Motion") | own
 
     def spatio_temporal(self) -> dict[str, Any]:
         """Arguments of ``diffusers.UNetSpatioTemporalConditionModel``."""
-        down = tuple(
-            "CrossAttnDownBlockSpatioTemporal" if there else "DownBlockSpatioTemporal" for there in self.attention
-        )
-        up = tuple(
-            "CrossAttnUpBlockSpatioTemporal" if there else "UpBlockSpatioTemporal" for there in reversed(self.attention)
-        )
         heads = self.heads if isinstance(self.heads, tuple) else (self.heads,) * len(self.widths)
+        return self._shared("SpatioTemporal") | {"in_channels": 2 * LATENT_CHANNELS, "num_attention_heads": heads}
+
+    def _shared(self, kind: str) -> dict[str, Any]:
+        """``kind``: what diffusers appends to the names of a UNet's blocks."""
         return {
-            "in_channels": 2 * LATENT_CHANNELS,
             "out_channels": LATENT_CHANNELS,
             "block_out_channels": self.widths,
             "layers_per_block": self.layers,
-            "num_attention_heads": heads,
-            "down_block_types": down,
-            "up_block_types": up,
+            "down_block_types": tuple(f"{'CrossAttn' * there}DownBlock{kind}" for there in self.attention),
+            "up_block_types": tuple(f"{'CrossAttn' * there}UpBlock{kind}" for there in reversed(self.attention)),
             "cross_attention_dim": self.cross_dim,
         }
 

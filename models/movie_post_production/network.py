@@ -32,8 +32,8 @@ from stagecoach.models.movie_post_production.layout.regions import (
     shares,
     token_cover,
 )
-from stagecoach.models.movie_post_production.lora import target_layers
 from stagecoach.models.movie_post_production.modulation import BlockModulation, FeedbackBridge, ModulationHead
+from stagecoach.models.movie_post_production.stages import target_layers
 from stagecoach.models.movie_post_production.step import training_step
 
 

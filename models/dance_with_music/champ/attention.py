@@ -9,7 +9,7 @@ from diffusers.models.unets.unet_motion_model import AnimateDiffTransformer3D
 from torch import Tensor, nn
 
 from stagecoach.models.common.attention import Attend
-from stagecoach.models.dance_with_music.identity.attention import IdentityAdapter, over_frames
+from stagecoach.models.dance_with_music.identity.attention import IdentityAdapter, heads, over_frames, project
 
 ADAIN_EPS = 1e-5
 
@@ -71,16 +71,6 @@ def adain(x: Tensor, reference: Tensor, given: Tensor) -> Tensor:
     mean, std = (over_frames(m, frames) for m in (theirs.mean(1, keepdim=True), theirs.std(1, keepdim=True)))
     moved = (y - y.mean(1, keepdim=True)) / (y.std(1, keepdim=True) + ADAIN_EPS) * std + mean
     return torch.where(over_frames(given, frames)[:, None, None], moved.to(x.dtype), x)
-
-
-def project(attn: Attention, x: Tensor, context: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """q of ``x``, k and v of ``context``, each ``[M, N, heads, d]``."""
-    return heads(attn, attn.to_q(x)), heads(attn, attn.to_k(context)), heads(attn, attn.to_v(context))
-
-
-def heads(attn: Attention, x: Tensor) -> Tensor:
-    """``[M, N, C]`` -> ``[M, N, heads, d]``."""
-    return x.unflatten(-1, (attn.heads, -1))
 
 
 class Positions(nn.Module):

@@ -40,13 +40,9 @@ def motion_base(config: DanceConfig) -> UNetMotionModel:
 
 def motion_arguments(config: DanceConfig) -> dict[str, Any]:
     """Arguments of ``diffusers.UNetMotionModel``."""
-    known, motion = config.unet.unet2d(), config.motion
-    heads = known.pop("attention_head_dim")  # the name that UNet2DConditionModel has for the number of heads
-    for side in ("down", "up"):
-        known[f"{side}_block_types"] = tuple(kind.replace("2D", "Motion") for kind in known[f"{side}_block_types"])
+    motion = config.motion
     return {
-        **known,
-        "num_attention_heads": heads,
+        **config.unet.motion(),
         "motion_num_attention_heads": motion.heads,
         "motion_max_seq_length": motion.max_frames,
         "use_motion_mid_block": motion.mid,

@@ -2,6 +2,7 @@
 (StableAnimator, arXiv 2411.17697, section 3.3). Both backbones use them."""
 
 import torch
+from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
 from stagecoach.models.common.attention import Attend
@@ -40,6 +41,16 @@ def align(face: Tensor, picture: Tensor) -> Tensor:
     spread = (y.std((1, 2), keepdim=True) / (x.std((1, 2), keepdim=True) + ALIGN_EPS)).clamp_max(LARGEST_GAIN)
     aligned = (x - x.mean((1, 2), keepdim=True)) * spread + y.mean((1, 2), keepdim=True)
     return aligned.to(picture.dtype)
+
+
+def project(attn: Attention, x: Tensor, context: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """q of ``x`` ``[M, N, C]``, k and v of ``context`` ``[M, L, D]``, each ``[M, N or L, heads, d]``."""
+    return heads(attn, attn.to_q(x)), heads(attn, attn.to_k(context)), heads(attn, attn.to_v(context))
+
+
+def heads(attn: Attention, x: Tensor) -> Tensor:
+    """``[M, N, C]`` -> ``[M, N, heads, d]``."""
+    return x.unflatten(-1, (attn.heads, -1))
 
 
 def over_frames(x: Tensor, frames: int) -> Tensor:

@@ -11,7 +11,7 @@ from diffusers.models.transformers.transformer_temporal import TransformerSpatio
 from torch import Tensor, nn
 
 from stagecoach.models.common.attention import Attend
-from stagecoach.models.dance_with_music.identity.attention import IdentityAdapter, over_frames
+from stagecoach.models.dance_with_music.identity.attention import IdentityAdapter, over_frames, project
 
 
 class PlainProcessor(nn.Module):
@@ -30,7 +30,7 @@ class PlainProcessor(nn.Module):
     ) -> Tensor:
         """``[M, N, C]``, context ``[M, L, D]`` or itself -> ``[M, N, C]``."""
         context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
-        q, k, v = split_heads(attn, hidden_states, context)
+        q, k, v = project(attn, hidden_states, context)
         return out(attn, self.attend(q, k, v))
 
 
@@ -74,16 +74,10 @@ class SpatioTemporalTransformer(nn.Module):
         self, block: BasicTransformerBlock, x: Tensor, context: Tensor, tokens: Tensor, identity_scale: float
     ) -> Tensor:
         x = block.attn1(block.norm1(x)) + x
-        q, k, v = split_heads(block.attn2, block.norm2(x), context)
+        q, k, v = project(block.attn2, block.norm2(x), context)
         z = block.attn2.processor(q, self.attend(q, k, v), tokens, identity_scale)
         x = out(block.attn2, z) + x
         return block.ff(block.norm3(x)) + x
-
-
-def split_heads(attn: Attention, x: Tensor, context: Tensor) -> list[Tensor]:
-    """Queries of ``x``, keys and values of ``context``, ``[M, N or L, heads, d]``."""
-    projected = (attn.to_q(x), attn.to_k(context), attn.to_v(context))
-    return [y.unflatten(-1, (attn.heads, -1)) for y in projected]
 
 
 def out(attn: Attention, z: Tensor) -> Tensor:

@@ -7,8 +7,8 @@ from torch import nn
 from stagecoach.models.common.lora import lora_patterns
 from stagecoach.models.family import LossTerm, Schedule, StageSpec, Trainable
 from stagecoach.models.movie_post_production.config import SIZES, LayoutConfig, ModulationConfig, MoviePostConfig
-from stagecoach.models.movie_post_production.lora import target_layers
 from stagecoach.models.movie_post_production.network import build_network
+from stagecoach.models.movie_post_production.stages import target_layers
 from stagecoach.trainer.activation_checkpointing import apply_activation_checkpointing
 from stagecoach.trainer.freeze import freeze
 from stagecoach.trainer.subset import TrainableSubset, WholeNetwork
