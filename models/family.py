@@ -60,10 +60,10 @@ class Schedule:
         if self.kind == "step":
             return self.end if has_started(self.begin, progress.step, progress.total_steps) else self.start
         first, last = self.begin * progress.total_steps, self.finish * progress.total_steps
-        part = 1.0 if last <= first else min(max((progress.step - first) / (last - first), 0.0), 1.0)
+        fraction = 1.0 if last <= first else min(max((progress.step - first) / (last - first), 0.0), 1.0)
         if self.kind == "cosine":
-            part = 0.5 - 0.5 * math.cos(math.pi * part)
-        return self.start + (self.end - self.start) * part
+            fraction = 0.5 - 0.5 * math.cos(math.pi * fraction)
+        return self.start + (self.end - self.start) * fraction
 
 
 def has_started(begin: float, step: int, total_steps: int) -> bool:

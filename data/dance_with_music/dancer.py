@@ -1,8 +1,7 @@
 """A drawn dancer with exact points: a body whose poses are those of a song's beats, dressed by a number.
 
-Lengths are parts of the picture's height. The limbs stand still on each beat and move between them as a cosine does, so
-that the beats of the motion (its slowest moments) are those of the music.
-"""
+Lengths are fractions of the picture's height. The limbs stand still on each beat and move between them as a cosine
+does, so that the beats of the motion (its slowest moments) are those of the music."""
 
 from __future__ import annotations
 

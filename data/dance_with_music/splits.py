@@ -49,7 +49,7 @@ def assign_splits(dances: Sequence[RawDance], by: SplitBy, holdout: float) -> di
             f"song, subject or clip, or --holdout 0"
         )
     free.sort(key=_draw)
-    # What the metadata holds out counts: holdout is a part of all the dances.
+    # What the metadata holds out counts: holdout is a share of all the dances.
     room = holdout * len(dances) - sum(split == "val" for split in splits.values())
     smallest = min((len(group) for group in free), default=0)
     for group in free:

@@ -32,7 +32,7 @@ def similarity(source: np.ndarray, target: np.ndarray) -> np.ndarray:
     middle = x - x.mean()
     spread = (np.abs(middle) ** 2).sum()
     if not spread > 0:
-        raise ValueError(f"{len(source)} points in the same place found, expected points of a face")
+        raise ValueError(f"{len(source)} points at one position found, expected points of a face")
     a = (middle.conj() * (y - y.mean())).sum() / spread
     b = y.mean() - a * x.mean()
     return np.array([[a.real, -a.imag, b.real], [a.imag, a.real, b.imag]])

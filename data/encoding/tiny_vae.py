@@ -255,7 +255,7 @@ def clear(convolution: nn.Module) -> Any:
 
 
 def _pass_on(convolution: nn.Module, factor: float = 1.0, channels: int | None = None) -> None:
-    """Output channel k is input channel k, at the present place and time (the last tap of a causal kernel)."""
+    """Output channel k is input channel k, at the present position and time (the last tap of a causal kernel)."""
     weight = clear(convolution).weight
     index = torch.arange(min(channels or weight.shape[0], *weight.shape[:2]))
     middle = tuple(size // 2 for size in weight.shape[-2:])

@@ -20,7 +20,8 @@ from stagecoach.data.pictures import SUFFIXES
 
 CAPTIONS, IMAGES = "captions", "images"
 OUTSIDE = 0.05
-"""How far a box may stick out of the picture, in parts of its side; it is clipped. Farther, and its unit is another."""
+"""How far a box may stick out of the picture, in fractions of its side; it is clipped. Farther, and its unit is
+another."""
 
 Box = tuple[float, float, float, float]
 

@@ -32,7 +32,7 @@ def movie_post_production_schema(
     - ``latent``: mode of the VAE's posterior, less its shift, times its scale, as FLUX's transformer takes it.
     - ``t5``: states of all L tokens of the global caption, padding included: FLUX masks none, so they may not be cut.
     - ``pooled``: pooled CLIP text state of the global caption.
-    - ``boxes``: x1 y1 x2 y2 of each object as parts of the width and height, inside [0, 1], x1 < x2 and y1 < y2.
+    - ``boxes``: x1 y1 x2 y2 of each object as fractions of the width and height, inside [0, 1], x1 < x2 and y1 < y2.
       Collation pads with zeros; ``valid_objects`` tells which are real.
     - ``depth``: 0 foreground, 1 midground, 2 background (``DEPTH_LABELS``).
     - ``clip``, ``dino``: unit vectors of the object's reference crop: CLIP's projected image embedding, DINOv2's class

@@ -46,8 +46,8 @@ def random_batch(
     batch: dict[str, Any] = {}
     for field in schema.fields:
         if not field.optional:
-            place = torch.device("cpu") if field.name in host and device.type == "meta" else device
-            batch[field.name] = _random(field, sizes, samples, place, generators.get(place.type))
+            where = torch.device("cpu") if field.name in host and device.type == "meta" else device
+            batch[field.name] = _random(field, sizes, samples, where, generators.get(where.type))
     uids = list(range(seed * samples, (seed + 1) * samples))
     return batch | {
         "uid": torch.tensor(uids, device=device),

@@ -38,9 +38,8 @@ class Noised:
     """Noisy samples ``x``, shaped as the clean ones, and what training needs to know of them.
 
     ``level`` ``[B]`` is what the network takes as its timestep; ``target`` what it should predict; ``weight`` ``[B]``
-    that of the squared error; ``signal`` ``[B]`` the signal's part of the variance; a clean sample is ``keep x - remove
-    prediction``, with ``[B]`` each.
-    """
+    that of the squared error; ``signal`` ``[B]`` the signal's share of the variance; a clean sample is ``keep x -
+    remove prediction``, with ``[B]`` each."""
 
     x: Tensor
     level: Tensor
@@ -72,7 +71,7 @@ class NoiseProcess(ABC):
 
     @abstractmethod
     def level_at(self, u: Tensor) -> Tensor:
-        """Quantiles in [0, 1] of what is drawn -> levels, from the least noisy to the noisiest."""
+        """Quantiles in [0, 1] of the levels of training -> levels, from the least noisy to the noisiest."""
 
     @abstractmethod
     def mix(self, x0: Tensor, noise: Tensor, level: Tensor) -> Noised:
@@ -247,7 +246,7 @@ class Ddpm(_VPrediction):
         return self._mix(x0.float(), noise, signal, level, self.weight(signal))
 
     def weight(self, signal: Tensor) -> Tensor:
-        """Of the signal's part of the variance; SNR + 1 = 1 / (1 - signal)."""
+        """Of the signal's share of the variance; SNR + 1 = 1 / (1 - signal)."""
         snr = signal / (1 - signal)
         if self.weighting == "min_snr":
             return snr.clamp_max(self.gamma) * (1 - signal)
@@ -294,12 +293,12 @@ def resolution_shift(
 
 
 def signal_by_timestep(device: torch.device | str = "cpu") -> Tensor:
-    """fp32 ``[1000]``: the signal's part of the variance in ``Ddpm``, 0 at the last (arXiv 2305.08891, algorithm 1)."""
+    """fp32 ``[1000]``: the signal's share of the variance of ``Ddpm``, at last 0 (arXiv 2305.08891, algorithm 1)."""
     return constant(_signals(), torch.device(device))
 
 
 def signal_at(timestep: int) -> float:
-    """The signal's part at ``timestep`` of ``Ddpm``, by which "below this timestep" is asked of any process."""
+    """The signal's share at ``timestep`` of ``Ddpm``, by which "below this timestep" is asked of any process."""
     return _signals()[min(timestep, TIMESTEPS - 1)]
 
 

@@ -57,11 +57,11 @@ class Clip:
 
 @dataclass(frozen=True)
 class References:
-    """R references per sample. ``latents`` fp32 ``[B, R, 4, h, w]``, ``clip`` ``[B, R, D]``; of the first one ``face``
-    fp32 ``[B, 512]``, a unit vector, its ``length`` fp32 ``[B]``, and ``has_face`` bool ``[B]``."""
+    """R references per sample. ``latents`` fp32 ``[B, R, 4, h, w]``; ``embedding`` ``[B, R, D]``, CLIP's; of the first
+    one ``face`` fp32 ``[B, 512]``, a unit vector, its ``length`` fp32 ``[B]``, and ``has_face`` bool ``[B]``."""
 
     latents: Tensor
-    clip: Tensor
+    embedding: Tensor
     face: Tensor
     length: Tensor
     has_face: Tensor

@@ -17,9 +17,9 @@ from stagecoach.models.family import Batch, Progress
 
 Conditions = dict[str, Any]
 """- ``references`` fp32 ``[B, R, 4, h, w]``, scaled latents; ``reference_given`` bool ``[B]``
-- ``clip`` ``[B, R, D]`` in the network's dtype; ``clip_given`` bool ``[B]``
+- ``embedding`` ``[B, R, D]``, CLIP's of the references, in the network's dtype; ``embedding_given`` bool ``[B]``
 - ``face`` fp32 ``[B, 512]``, ArcFace's vector at its length; ``face_given`` bool ``[B]``
-- ``guidance`` by type, as it was rendered; ``guidance_given`` bool ``[B]``; ``guidance_scale`` float
+- ``guidance`` by type, as it was rendered; ``guidance_given`` bool ``[B]``; ``condition_scale`` float
 - ``identity_scale`` float, factor on the identity adapters"""
 
 
@@ -51,7 +51,7 @@ def predict_poses(network: nn.Module, batch: Batch, inputs: Inputs, progress: Pr
     draws = {"uid": batch["uid"], "rng_key": batch["rng_key"]} if progress.training else None
     trains = network.phase != "motion" or network.config.m2p_in_motion > 0
     with torch.set_grad_enabled(trains and torch.is_grad_enabled()):
-        return network.m2p(clip.music, references.clip[:, 0].to(network.dtype), clip.start_pose, draws)
+        return network.m2p(clip.music, references.embedding[:, 0].to(network.dtype), clip.start_pose, draws)
 
 
 def make_conditions(
@@ -72,13 +72,13 @@ def make_conditions(
     return {
         "references": reference,
         "reference_given": _given(batch, own.drop_reference, progress),
-        "clip": references.clip.to(network.dtype),
-        "clip_given": _given(batch, own.drop_clip, progress),
+        "embedding": references.embedding.to(network.dtype),
+        "embedding_given": _given(batch, own.drop_embedding, progress),
         "face": _face(config, references, output, ratio),
         "face_given": references.has_face & _given(batch, own.drop_face, progress),
         "guidance": guidance(config, inputs.target, output, ratio),
         "guidance_given": _given(batch, own.drop_guidance, progress),
-        "guidance_scale": condition_scale(config.schedules, phase, progress),
+        "condition_scale": condition_scale(config.schedules, phase, progress),
         "identity_scale": identity_scale(config, phase, progress),
     }
 
@@ -109,10 +109,10 @@ def at_frames(output: Mapping[str, Tensor], frames: Tensor | None) -> dict[str, 
     return {name: value if name == "face" else take(value, frames) for name, value in output.items()}
 
 
-def _given(batch: Batch, part: float, progress: Progress) -> Tensor:
-    """bool ``[B]``, false for ``part`` of the samples in training. One draw decides on all kinds: what classifier-free
+def _given(batch: Batch, probability: float, progress: Progress) -> Tensor:
+    """bool ``[B]``, false with ``probability`` in training. One draw decides on all kinds: what classifier-free
     guidance compares with is a sample without any, and independent draws would hardly ever show one."""
-    return ~keyed_drop(batch, "drop", part, progress.training)
+    return ~keyed_drop(batch, "drop", probability, progress.training)
 
 
 def _face(config: DanceConfig, references: References, output: Mapping[str, Tensor] | None, ratio: float) -> Tensor:

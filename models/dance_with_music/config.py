@@ -23,7 +23,7 @@ class DiffusionConfig(Section):
     mean."""
     snr_gamma: float = Field(5.0, gt=0)
     noise_offset: float = Field(0.05, ge=0, description="[C], per sample and channel, the same in all frames")
-    drop_clip: float = Field(0.1, ge=0, le=1)
+    drop_embedding: float = Field(0.1, ge=0, le=1)
     """Per sample, by one draw for all conditions, so that samples without any are met; the null is a zero embedding."""
     drop_face: float = Field(0.1, ge=0, le=1, description="the nulls are zero tokens")
     drop_reference: float = Field(0.1, ge=0, le=1, description="no keys of the reference, or zero latents (svd)")
@@ -69,19 +69,23 @@ class ScheduleConfig(Section):
 
 
 class SamplingConfig(Section):
-    """How videos are drawn from noise, in previews and beyond: DDIM steps (``svd``: Euler steps), classifier-free
-    guidance (1: off), and for clips longer than ``window`` frames windows that share ``overlap`` [C]."""
+    """How videos are sampled from noise, in previews and beyond: DDIM steps (``svd``: Euler steps), the scale of
+    classifier-free guidance (1: off), and for clips longer than ``context_length`` frames contexts that share
+    ``context_overlap`` [C]."""
 
     steps: int = Field(20, gt=0)
-    guidance: float = Field(3.5, ge=1)
-    window: int = Field(24, gt=1)
-    overlap: int = Field(4, ge=0)
+    guidance_scale: float = Field(3.5, ge=1)
+    context_length: int = Field(24, gt=1)
+    context_overlap: int = Field(4, ge=0)
     shown: int = Field(6, gt=0, description="frames of a preview's strip")
 
     @model_validator(mode="after")
     def _check(self) -> SamplingConfig:
-        if self.overlap >= self.window:
-            raise ValueError(f"sampling.overlap is {self.overlap}, expected less than sampling.window, {self.window}")
+        if self.context_overlap >= self.context_length:
+            raise ValueError(
+                f"sampling.context_overlap is {self.context_overlap}, expected less than sampling.context_length, "
+                f"{self.context_length}"
+            )
         return self
 
 
@@ -312,7 +316,7 @@ SIZES: dict[str, DanceConfig] = {
         face=FaceConfig(depth=1, heads=2),
         frames=FramesConfig(m2p=32, image=16, motion=(6, 12), guidance=6),
         losses=LossConfig(sigma=1.0),
-        sampling=SamplingConfig(steps=4, guidance=2.0, window=6, overlap=2),
+        sampling=SamplingConfig(steps=4, guidance_scale=2.0, context_length=6, context_overlap=2),
         allow_random_init=True,
     ),
     "tiny-svd": DanceConfig(
@@ -324,7 +328,7 @@ SIZES: dict[str, DanceConfig] = {
         face=FaceConfig(depth=1, heads=2),
         frames=FramesConfig(m2p=32, image=16, target=4, motion=(4, 8), guidance=6),
         losses=LossConfig(sigma=1.0),
-        sampling=SamplingConfig(steps=4, guidance=2.0, window=6, overlap=2),
+        sampling=SamplingConfig(steps=4, guidance_scale=2.0, context_length=6, context_overlap=2),
         allow_random_init=True,
     ),
     "champ-sd15": DanceConfig(
@@ -339,6 +343,6 @@ SIZES: dict[str, DanceConfig] = {
         ),
         guidance=GuidanceConfig(types=("pose_net",)),
         frames=FramesConfig(m2p=75, image=16, target=16, motion=(16, 16), guidance=16, stride=2),
-        sampling=SamplingConfig(steps=25, guidance=3.0, window=16, overlap=4),
+        sampling=SamplingConfig(steps=25, guidance_scale=3.0, context_length=16, context_overlap=4),
     ),
 }

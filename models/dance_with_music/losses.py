@@ -60,7 +60,7 @@ def diffusion_loss(noised: Noised, prediction: Tensor, faces: Tensor, face_weigh
 
 def latent_identity_loss(noised: Noised, estimate: Tensor, latents: Tensor, faces: Tensor, factor: float) -> Tensor:
     """``[B]``: ``factor`` times the squared error of the ``estimate`` of the ``latents`` over the pixels of faces,
-    times the signal's part of the variance: of what the noise hides no face can be asked."""
+    times the signal's share of the variance: of what the noise hides no face can be asked."""
     error = (estimate - latents.float()).square().mean(2)
     return factor * noised.signal * weighted_mean(error, faces)
 

@@ -42,7 +42,7 @@ def psnr(frames: Tensor, truth: Tensor) -> Measured:
 
 
 def motion(frames: Tensor, truth: Tensor) -> dict[str, Measured]:
-    """How frames ``[B, n, 3, H, W]`` in -1..1 change from one to the next, in parts of full brightness:
+    """How frames ``[B, n, 3, H, W]`` in -1..1 change from one to the next, in fractions of full brightness:
     ``motion_error``, mean |change - true change|, and ``motion_amount`` and ``motion_amount_true``, mean |change|: a
     still picture has a small error where little moves, so read them together. Counts are 0 for one frame."""
     change, true = (x.float().clamp(-1, 1).diff(dim=1) / 2 for x in (frames, truth))
@@ -63,7 +63,7 @@ def decoded_metrics(
 
     ``val_psnr`` in dB; ``val_identity_cosine`` where there is an ArcFace, and ``val_identity_cosine_true``, what the
     true frames reach; for more than one frame ``val_motion_error``, ``val_motion_amount`` and
-    ``val_motion_amount_true``, in parts of full brightness.
+    ``val_motion_amount_true``, in fractions of full brightness.
     """
     vae, arcface = helpers["vae"], helpers.get("arcface")
     drawn, true = (vae(x[:, :MOST_FRAMES].flatten(0, 1)).unflatten(0, (len(x), -1)) for x in (estimate, clip.latents))

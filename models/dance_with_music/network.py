@@ -76,8 +76,10 @@ class DanceNetwork(StageNetwork):
         guidance, tokens = self.guide(conditions, size), self.face(conditions)
         if self.config.backbone == "svd":
             return self.denoising_unet(x, level, conditions, guidance, tokens)
-        clip = conditions["clip"] * conditions["clip_given"][:, None, None].to(conditions["clip"].dtype)
-        references = self.reference_unet(conditions["references"], clip)
+        embedding = conditions["embedding"] * conditions["embedding_given"][:, None, None].to(
+            conditions["embedding"].dtype
+        )
+        references = self.reference_unet(conditions["references"], embedding)
         return self.denoising_unet(x, level, conditions, guidance, tokens, references)
 
     def guide(self, conditions: dict, size: tuple[int, int]) -> Tensor:
@@ -88,12 +90,14 @@ class DanceNetwork(StageNetwork):
             for name, condition in conditions["guidance"].items()
         }
         given = conditions["guidance_given"][:, None, None, None, None].to(self.dtype)
-        return self.guidance(rendered, size).to(self.dtype) * (given * conditions["guidance_scale"])
+        return self.guidance(rendered, size).to(self.dtype) * (given * conditions["condition_scale"])
 
     def face(self, conditions: dict) -> Tensor:
         """``[B, K, D]``: tokens of the face next to the first reference's picture, zeros where none is given."""
-        clip = conditions["clip"][:, 0] * conditions["clip_given"][:, None].to(conditions["clip"].dtype)
-        tokens = self.face_tokens(conditions["face"], clip.to(self.dtype))
+        embedding = conditions["embedding"][:, 0] * conditions["embedding_given"][:, None].to(
+            conditions["embedding"].dtype
+        )
+        tokens = self.face_tokens(conditions["face"], embedding.to(self.dtype))
         return torch.where(conditions["face_given"][:, None, None], tokens, torch.zeros_like(tokens))
 
     def recompute_units(self) -> list[nn.Module]:

@@ -78,8 +78,8 @@ def _noise(network: torch.nn.Module, batch: Batch, clip: Clip) -> Tensor:
 
 def _spread(frames: int, count: int, samples: int, device: torch.device) -> Tensor:
     """int64 ``[B, K]``: at most ``count`` of ``frames``, from the first to the last."""
-    places = np.unique(np.linspace(0, frames - 1, min(count, frames)).round().astype(np.int64))
-    return torch.from_numpy(places).to(device).expand(samples, -1)
+    chosen = np.unique(np.linspace(0, frames - 1, min(count, frames)).round().astype(np.int64))
+    return torch.from_numpy(chosen).to(device).expand(samples, -1)
 
 
 def _points(network: torch.nn.Module, output: dict[str, Tensor]) -> Points:

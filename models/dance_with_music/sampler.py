@@ -1,5 +1,5 @@
-"""The noise processes of the backbones, and videos from noise: classifier-free guidance, and long clips in windows that
-overlap."""
+"""The noise processes of the backbones, and videos from noise: classifier-free guidance, and long clips in contexts
+that overlap."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -24,7 +24,7 @@ def make_process(config: DanceConfig) -> NoiseProcess:
 @torch.no_grad()
 def draw(network: nn.Module, noise: Tensor, conditions: Conditions) -> Tensor:
     """Scaled latents fp32 ``[B, T, 4, h, w]`` from standard normal ``noise`` of that shape. The network is called as
-    often, no matter what the conditions hold: once per step and window, with guidance on twice as many samples."""
+    often, no matter what the conditions hold: once per step and context, with guidance on twice as many samples."""
     config = network.config
     predict = guided(network.denoise, conditions, unconditional(conditions, config.diffusion), config.sampling)
     return denoise(make_process(config), predict, noise, config.sampling.steps)
@@ -35,7 +35,7 @@ def unconditional(conditions: Conditions, dropout: DiffusionConfig) -> dict[str,
     the network has not seen what is without."""
     dropped = {
         "reference_given": dropout.drop_reference,
-        "clip_given": dropout.drop_clip,
+        "embedding_given": dropout.drop_embedding,
         "face_given": dropout.drop_face,
         "guidance_given": dropout.drop_guidance,
     }
@@ -48,28 +48,28 @@ def guided(
     null: Conditions,
     settings: SamplingConfig,
 ) -> Predict:
-    """Classifier-free guidance, window by window: null + ``settings.guidance`` (given - null), both in one call."""
-    both = conditions if settings.guidance == 1 else _stacked(conditions, null)
+    """Classifier-free guidance, context by context: null + ``guidance_scale`` (given - null), both in one call."""
+    both = conditions if settings.guidance_scale == 1 else _stacked(conditions, null)
 
-    def window(x: Tensor, level: Tensor, part: slice) -> Tensor:
-        given = _cut(both, part)
-        if settings.guidance == 1:
+    def predict_context(x: Tensor, level: Tensor, frames: slice) -> Tensor:
+        given = _cut(both, frames)
+        if settings.guidance_scale == 1:
             return denoise(x, level, given).float()
         with_it, without = denoise(torch.cat([x, x]), torch.cat([level, level]), given).float().chunk(2)
-        return without + settings.guidance * (with_it - without)
+        return without + settings.guidance_scale * (with_it - without)
 
     def predict(x: Tensor, level: Tensor, step: int = 0) -> Tensor:
-        parts = windows(x.shape[1], settings.window, settings.overlap)
+        slices = contexts(x.shape[1], settings.context_length, settings.context_overlap)
         total, count = torch.zeros_like(x), x.new_zeros(x.shape[1])
-        for part in parts:
-            total[:, part] += window(x[:, part], level, part)
-            count[part] += 1
+        for frames in slices:
+            total[:, frames] += predict_context(x[:, frames], level, frames)
+            count[frames] += 1
         return total / count[:, None, None, None]
 
     return predict
 
 
-def windows(frames: int, length: int, overlap: int) -> list[slice]:
+def contexts(frames: int, length: int, overlap: int) -> list[slice]:
     """Runs of ``length`` frames that cover ``frames``, each starting ``length - overlap`` after the one before; the
     last ends with the clip and so may share more. One where the clip is no longer than that."""
     last = max(frames - length, 0)
@@ -87,6 +87,6 @@ def _stacked(given: Conditions, null: Conditions) -> dict[str, Any]:
     return found
 
 
-def _cut(conditions: Conditions, part: slice) -> dict[str, Any]:
-    """What the frames ``part`` are given: only the guidance goes by frames."""
-    return dict(conditions) | {"guidance": {name: value[:, part] for name, value in conditions["guidance"].items()}}
+def _cut(conditions: Conditions, frames: slice) -> dict[str, Any]:
+    """What ``frames`` are given: only the guidance goes by frames."""
+    return dict(conditions) | {"guidance": {name: value[:, frames] for name, value in conditions["guidance"].items()}}

@@ -160,7 +160,7 @@ EPOCHS_PER_FRAME = 10
 
 
 def sampling_ratio(schedules: ScheduleConfig, phase: Phase, progress: Progress) -> float:
-    """Part of the predicted pose in the guidance, the rest is the true pose.
+    """Share of the predicted pose in the guidance, the rest is the true pose.
 
     Stage B: ``min(1, (s - 0.8 N) / (0.2 N))`` for s > 0.8 N, 0 before. Later stages stay at what that reaches at its
     end. Guidance training has no prediction.
@@ -169,7 +169,7 @@ def sampling_ratio(schedules: ScheduleConfig, phase: Phase, progress: Progress) 
         return 0.0
     total = progress.total_steps
     step = progress.step if phase == "image" else total
-    begin, end = (part * total for part in schedules.sampling)
+    begin, end = (fraction * total for fraction in schedules.sampling)
     if step <= begin:
         return 0.0
     return min(1.0, (step - begin) / (end - begin)) if end > begin else 1.0
@@ -183,17 +183,17 @@ def condition_scale(schedules: ScheduleConfig, phase: Phase, progress: Progress)
         return 1.0
     if phase != "image":
         return end
-    part = progress.step / (schedules.ramp * progress.total_steps)
-    return start + (end - start) * min(1.0, part)
+    fraction = progress.step / (schedules.ramp * progress.total_steps)
+    return start + (end - start) * min(1.0, fraction)
 
 
 def identity_scale(config: DanceConfig, phase: Phase, progress: Progress) -> float:
     """Factor on the identity adapters: linear from 0 in the first stage that has them, 1 after it and where published
     adapters were loaded."""
-    part = config.schedules.identity
-    if phase not in ("image", "guidance") or config.weights.identity_adapter is not None or part == 0:
+    fraction = config.schedules.identity
+    if phase not in ("image", "guidance") or config.weights.identity_adapter is not None or fraction == 0:
         return 1.0
-    return min(1.0, progress.step / (part * progress.total_steps))
+    return min(1.0, progress.step / (fraction * progress.total_steps))
 
 
 def m2p_open(config: DanceConfig, phase: Phase, progress: Progress) -> bool:

@@ -93,12 +93,14 @@ class Stem(nn.Module):
         self.patch_embedding = base.patch_embedding
         self.condition_embedder = base.condition_embedder
 
-    def forward(self, latent: Tensor, timestep: Tensor, text: Tensor, clip: Tensor | None) -> tuple[Tensor, ...]:
-        """``latent`` ``[B, C, f, 2h, 2w]``, ``timestep`` ``[B]`` in 0..1000, ``text`` ``[B, L, text_dim]``, ``clip``
-        ``[B, 257, image_dim]`` -> patch tokens ``[B, f h w, d]``, time ``[B, d]``, its projection ``[B, 6, d]`` and the
-        context ``[B, (257 +) L, d]``."""
+    def forward(
+        self, latent: Tensor, timestep: Tensor, text: Tensor, image_states: Tensor | None
+    ) -> tuple[Tensor, ...]:
+        """``latent`` ``[B, C, f, 2h, 2w]``, ``timestep`` ``[B]`` in 0..1000, ``text`` ``[B, L, text_dim]``, CLIP's
+        ``image_states`` ``[B, 257, image_dim]`` -> patch tokens ``[B, f h w, d]``, time ``[B, d]``, its projection
+        ``[B, 6, d]`` and the context ``[B, (257 +) L, d]``."""
         x = self.patch_embedding(latent).flatten(2).transpose(1, 2).contiguous()
-        time, projection, context, image = self.condition_embedder(timestep, text, clip)
+        time, projection, context, image = self.condition_embedder(timestep, text, image_states)
         if image is not None:
             context = torch.cat([image, context], dim=1)
         return x, time, projection.unflatten(1, (6, -1)), context

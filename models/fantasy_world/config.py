@@ -40,7 +40,7 @@ class LossConfig(Section):
     depth_temporal: float = Field(1.0, ge=0, description="alpha: weight of temporal gradient matching; [D] takes 10")
     depth_frame: float = Field(1.0, ge=0, description="beta: weight of the frame-wise scale-sensitive part in L_depth")
     temporal_change: float = Field(0.05, gt=0)
-    """TGM looks at pixels whose true depth changes by less than this part of the frame's depth range [D]."""
+    """TGM looks at pixels whose true depth changes by less than this fraction of the frame's depth range [D]."""
     confidence_gamma: float = Field(1.0, gt=0, description="weight of the error times confidence [V]")
     confidence_alpha: float = Field(0.2, ge=0, description="weight of -log confidence [V]")
     gradient_scales: int = Field(4, ge=1, description="image gradients are compared at strides 1, 2, 4, ... [V]")

@@ -1,7 +1,7 @@
 """3-D rotary position embedding of the video stream, the geometry stream and the attention between them.
 
 All of them use Wan's split of a head (44 of 128 dimensions for time, 42 for height, 42 for width; adjacent pairs,
-theta 10000), which diffusers computes in fp64 once and keeps as fp32 tables. A special token has no place in the
+theta 10000), which diffusers computes in fp64 once and keeps as fp32 tables. A special token has no position in the
 image: its rotation is the identity (cos 1, sin 0), so that its queries and keys keep their length.
 """
 

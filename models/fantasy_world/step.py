@@ -71,7 +71,7 @@ def predict(
         camera_given,
         frames,
         image_latent=batch.get("image_latent"),
-        clip=batch.get("clip"),
+        image_states=batch.get("clip"),
     )
 
 

@@ -101,14 +101,14 @@ class FantasyWorld(StageNetwork, ABC):
         camera_given: Tensor,
         frames: Tensor,
         image_latent: Tensor | None = None,
-        clip: Tensor | None = None,
+        image_states: Tensor | None = None,
     ) -> dict[str, Tensor | list[Tensor]]:
         """One forward.
 
         latents_noisy ``[B, 16, f, h, w]``; timestep fp32 ``[B]`` in 0..1000; text ``[B, L, text_dim]``, zeros where
         there is none; extrinsics fp32 ``[B, F, 3, 4]`` (w2c, relative to frame 0), intrinsics fp32 ``[B, F, 4]`` in
         pixels; camera_given bool ``[B]``, False withholds the camera; frames int64 ``[B, K]``, which to decode;
-        image-to-video: image_latent ``[B, 20, f, h, w]``, clip ``[B, 257, image_dim]``.
+        image-to-video: image_latent ``[B, 20, f, h, w]``, image_states ``[B, 257, image_dim]``.
 
         Returns ``video`` ``[B, 16, f, h, w]``, the velocity (stage 2); fp32 ``depth``, ``depth_confidence``,
         ``points_confidence`` ``[B, K, H, W]``, ``points`` ``[B, K, H, W, 3]``; ``poses``, per refinement iteration
@@ -118,8 +118,9 @@ class FantasyWorld(StageNetwork, ABC):
         height, width = (VAE_SPACE * size for size in latents_noisy.shape[3:])
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.stage > 1):
             latent = latents_noisy if image_latent is None else torch.cat([latents_noisy, image_latent], 1)
-            latent, clip = latent.to(self.dtype), None if clip is None else clip.to(self.dtype)
-            x_v, time, projection, context = self.stem(latent, timestep.float(), self._pad(text), clip)
+            latent = latent.to(self.dtype)
+            image_states = None if image_states is None else image_states.to(self.dtype)
+            x_v, time, projection, context = self.stem(latent, timestep.float(), self._pad(text), image_states)
         camera = self.encode_camera(extrinsics, intrinsics, camera_given, grid, height, width)
         head_dim, cross_dim = self.config.backbone.head_dim, self.config.interaction.head_dim
         video = (context, projection, self.rope.video(head_dim, latent))

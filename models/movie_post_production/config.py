@@ -21,7 +21,7 @@ class FlowMatchingConfig(Section):
     """t = sigmoid(n), n standard normal; uniform is the guide's."""
     shift: Literal["resolution", "none"] = "resolution"
     """Move t by the number of tokens as FLUX's scheduler does [F]; the seed does not."""
-    guidance: float = Field(1.0, ge=0)
+    guidance_scale: float = Field(1.0, ge=0)
     """FLUX.1-dev is distilled: given 3.5, as in profile reference, its output is an extrapolated velocity, given 1 it
     is nearly the mean that flow matching asks for."""
 
@@ -30,16 +30,16 @@ class IdentityConfig(Section):
     """The DINO identity loss: how much of the picture is decoded, for which references, at which timesteps."""
 
     decode: Literal["crop", "full"] = "crop"
-    """crop: a window of the latent around each box; full: the whole picture, once per sample."""
-    window: int = Field(32, ge=2)
-    """Side of that window in latents; a box that needs a larger one is made smaller to fit."""
+    """crop: a tile of the latent around each box; full: the whole picture, once per sample."""
+    tile: int = Field(32, ge=2)
+    """Side of that tile in latents; a box that needs a larger one is made smaller to fit."""
     margin: int = Field(8, ge=0, description="latents around the box that the decoder sees besides, its context")
     crops: int = Field(4, ge=1, description="references of each sample that are drawn for the loss")
     t_max: float = Field(0.6, gt=0, le=1)
     """No identity is asked of a picture noisier than this, whose estimate is blurred; the seed has no limit: 1."""
     warmup: float = Field(0.01, ge=0, lt=1)
-    """Part of the stage over which the loss's weight rises from 0; modulation starts at nothing, and 10 (1 - cos) is
-    some ten times the flow-matching loss; the seed: 0."""
+    """Fraction of the stage over which the loss's weight rises from 0; modulation starts at nothing, and 10 (1 - cos)
+    is some ten times the flow-matching loss; the seed: 0."""
 
 
 class LossConfig(Section):
@@ -60,9 +60,9 @@ class SamplingConfig(Section):
     """Previews: Euler steps over FLUX's shifted sigmas."""
 
     steps: int = Field(28, ge=1)
-    guidance: float = Field(3.5, ge=0)
-    layout_part: float = Field(1.0, ge=0, le=1)
-    """Part of the steps, from the first, with references; InstanceAssemble publishes 0.3."""
+    guidance_scale: float = Field(3.5, ge=0)
+    layout_fraction: float = Field(1.0, ge=0, le=1)
+    """Of the steps, from the first, with references; InstanceAssemble publishes 0.3."""
 
 
 class VaeConfig(Section):
@@ -136,7 +136,7 @@ class BackboneConfig(Section):
     text_dim: int = 4096
     pooled_dim: int = 768
     text_length: int = 512
-    guidance: bool = True
+    guidance_embeds: bool = True
 
     @model_validator(mode="after")
     def _check(self) -> BackboneConfig:
@@ -162,7 +162,7 @@ class BackboneConfig(Section):
             "num_attention_heads": self.heads,
             "joint_attention_dim": self.text_dim,
             "pooled_projection_dim": self.pooled_dim,
-            "guidance_embeds": self.guidance,
+            "guidance_embeds": self.guidance_embeds,
             "axes_dims_rope": self.rope_axes,
         }
 
@@ -290,7 +290,7 @@ SIZES: dict[str, MoviePostConfig] = {
         layout=LayoutConfig(double_blocks=(0, 3)),
         lora=LoraConfig(rank=4, alpha=4),
         feedback=FeedbackConfig(rank=2),
-        losses=LossConfig(identity=IdentityConfig(window=8, margin=2, crops=2)),
+        losses=LossConfig(identity=IdentityConfig(tile=8, margin=2, crops=2)),
         sampling=SamplingConfig(steps=4),
         vae=VaeConfig(channels=(8, 8, 8, 8), layers=1, groups=4),
         dino=DinoConfig(layers=2, heads=2, mlp_ratio=2, size=28),

@@ -48,13 +48,13 @@ def alpha_prior(alpha: Tensor, depth: Tensor, valid: Tensor, kind: str) -> Tenso
 
 Metrics = dict[str, Measured]
 BINS = 5
-"""Equal parts of [0, 1] that a distribution is reported in."""
+"""Equal bins of [0, 1] that a distribution is reported in."""
 
 
 def distribution(name: str, values: Tensor, mask: Tensor) -> Metrics:
-    """The part of ``values`` in each fifth of [0, 1], as ``name/0.0-0.2`` and so on."""
-    place = (values.detach().float() * BINS).floor().clamp(0, BINS - 1)
-    return {f"{name}/{b / BINS:.1f}-{(b + 1) / BINS:.1f}": sum_count((place == b).float(), mask) for b in range(BINS)}
+    """The share of ``values`` in each fifth of [0, 1], as ``name/0.0-0.2`` and so on."""
+    bin_ = (values.detach().float() * BINS).floor().clamp(0, BINS - 1)
+    return {f"{name}/{b / BINS:.1f}-{(b + 1) / BINS:.1f}": sum_count((bin_ == b).float(), mask) for b in range(BINS)}
 
 
 @torch.no_grad()

@@ -215,7 +215,7 @@ class MoviePostNetwork(StageNetwork):
 
     def _embed_time(self, t: Tensor, guidance: Tensor, pooled: Tensor) -> Tensor:
         t, guidance = t.to(self.dtype) * 1000, guidance.to(self.dtype) * 1000
-        if self.config.backbone.guidance:
+        if self.config.backbone.guidance_embeds:
             return self.time_text_embed(t, guidance, pooled)
         return self.time_text_embed(t, pooled)
 

@@ -51,16 +51,16 @@ def preview(network: torch.nn.Module, batch: Batch, progress: Progress) -> dict[
 @torch.no_grad()
 def draw(network: torch.nn.Module, batch: Batch, progress: Progress) -> tuple[Tensor, Tensor]:
     """A sample for each caption and its references: latent fp32 ``[B, 16, h, w]``, and alpha ``[B, N]`` at the first
-    step. References are shown in the first ``sampling.layout_part`` of the steps."""
+    step. References are shown in the first ``sampling.layout_fraction`` of the steps."""
     config = network.config
     settings, latent = config.sampling, batch["latent"]
     instances = make_instances(batch, config, progress)
-    shown = max(round(settings.layout_part * settings.steps), 1)
+    shown = max(round(settings.layout_fraction * settings.steps), 1)
     alphas = []
 
     def velocity(x: Tensor, t: Tensor, k: int) -> Tensor:
         given = instances if k < shown else without_references(instances)
-        prediction = predict(network, batch, given, x, t, settings.guidance, progress)
+        prediction = predict(network, batch, given, x, t, settings.guidance_scale, progress)
         alphas.append(prediction["alpha"])
         return prediction["velocity"]
 
@@ -71,8 +71,8 @@ def draw(network: torch.nn.Module, batch: Batch, progress: Progress) -> tuple[Te
 
 
 def draw_boxes(picture: np.ndarray, boxes: list[list[float]], alpha: list[float]) -> np.ndarray:
-    """uint8 ``[H, W, 3]`` -> the same at ``PANEL_HEIGHT`` with boxes x1 y1 x2 y2 in parts of it: red for alpha >= 0.5,
-    else blue."""
+    """uint8 ``[H, W, 3]`` -> the same at ``PANEL_HEIGHT`` with boxes x1 y1 x2 y2 in fractions of it: red for alpha >=
+    0.5, else blue."""
     image = Image.fromarray(resized(picture, height=PANEL_HEIGHT))
     width, pen = image.width, ImageDraw.Draw(image)
     for (x1, y1, x2, y2), weight in zip(boxes, alpha, strict=True):

@@ -75,7 +75,7 @@ def make_stages(config: MoviePostConfig) -> tuple[StageSpec, ...]:
 
 
 def identity_weight(config: MoviePostConfig) -> Schedule:
-    """Weight of the identity loss: from 0 over the first part of a stage, then constant."""
+    """Weight of the identity loss: from 0 over the first steps of a stage, then constant."""
     constants = config.losses
     if constants.identity.warmup == 0:
         return Schedule(constants.identity_weight)

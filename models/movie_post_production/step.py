@@ -33,7 +33,7 @@ def training_step(network: torch.nn.Module, batch: Batch, progress: Progress) ->
     noised = process.noised(batch, latent, process.draw(batch, "t"), "noise")
     t = noised.level
     instances = make_instances(batch, config, progress)
-    prediction = predict(network, batch, instances, noised.x, t, constants.flow_matching.guidance, progress)
+    prediction = predict(network, batch, instances, noised.x, t, constants.flow_matching.guidance_scale, progress)
     instances = on_device(instances, latent.device)
     velocity, alpha, valid = prediction["velocity"], prediction["alpha"], instances["valid"]
     error = noised.error(velocity)

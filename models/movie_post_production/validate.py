@@ -10,7 +10,7 @@ from torch import Tensor
 from stagecoach.data.movie_post_production.schema import LATENT_STRIDE
 from stagecoach.models.common.reduce import sum_count
 from stagecoach.models.family import Batch, Progress
-from stagecoach.models.movie_post_production.identity.windows import crop_weights, pixel_boxes, resample
+from stagecoach.models.movie_post_production.identity.tiles import crop_weights, pixel_boxes, resample
 from stagecoach.models.movie_post_production.layout.instances import Instances, make_instances
 from stagecoach.models.movie_post_production.losses import Metrics, make_process, reference_metrics
 from stagecoach.models.movie_post_production.step import covered_latents, predict, token_count, without_references
@@ -54,7 +54,9 @@ def validate(network: torch.nn.Module, batch: Batch, progress: Progress, statist
         for level in LEVELS:
             t = latent.new_full((len(latent),), level)
             noised = process.noised(batch, latent, t, f"val_noise/{level}")
-            prediction = predict(network, batch, shown, noised.x, t, config.losses.flow_matching.guidance, progress)
+            prediction = predict(
+                network, batch, shown, noised.x, t, config.losses.flow_matching.guidance_scale, progress
+            )
             velocity = prediction["velocity"]
             flow.append(noised.error(velocity))
             estimate = noised.estimate(velocity)

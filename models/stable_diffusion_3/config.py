@@ -29,7 +29,7 @@ class StableDiffusion3Config(Section):
     lora: Annotated[LoraSection, targets_among(TARGETS)] = LoraSection(targets=TARGETS)
     side: int = Field(1024, multiple_of=16, description="pixels of the square picture that the planner counts for")
     shift: float = Field(3.0, gt=0, description="of the noise level, at 1024 x 1024 pixels (section 5.3.2)")
-    caption_dropout: float = Field(0.1, ge=0, lt=1, description="part of the captions that are withheld")
+    caption_dropout: float = Field(0.1, ge=0, lt=1, description="share of the captions that are withheld")
     guidance_scale: float = Field(5.0, ge=0, description="of classifier-free guidance, in previews")
 
 

@@ -1,5 +1,5 @@
 """Attention over diffusers' projections: of a picture with itself and its references, and with its
-conditions; and AnimateDiff's motion modules, over the frames of one place, with their table of positions."""
+conditions; and AnimateDiff's motion modules, over the frames of one pixel, with their table of positions."""
 
 import math
 

@@ -34,15 +34,16 @@ class ReferenceNet(nn.Module):
         last = max(i for i, layer in enumerate(layers) if layer.reads)
         self.__dict__["layers"] = layers[: last + 1]
 
-    def forward(self, latents: Tensor, clip: Tensor) -> dict[str, Tensor]:
-        """``latents`` ``[B, R, 4, h, w]``, scaled and without noise; ``clip`` ``[B, R, D]`` -> by name of the spatial
-        transformer what its self-attention takes in, ``[B, R h' w', C]``, references one behind the other."""
+    def forward(self, latents: Tensor, embedding: Tensor) -> dict[str, Tensor]:
+        """``latents`` ``[B, R, 4, h, w]``, scaled and without noise; CLIP's ``embedding`` ``[B, R, D]`` -> by name of
+        the spatial transformer what its self-attention takes in, ``[B, R h' w', C]``, references one behind the other.
+        """
         b, count = latents.shape[:2]
         level = torch.zeros(b * count, device=latents.device)
         reading = {
             "temb": embed_time(self, level, self.dtype),
             "frames": 1,
-            "context": clip.flatten(0, 1).unsqueeze(1).to(self.dtype),
+            "context": embedding.flatten(0, 1).unsqueeze(1).to(self.dtype),
             "face": None,
             "identity_scale": 0.0,
             "references": {},

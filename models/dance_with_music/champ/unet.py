@@ -94,11 +94,11 @@ class DenoisingUnet(nn.Module):
                 f"a clip of {frames} frames was given and motion.max_frames is {self.max_frames}, "
                 "expected no more; raise motion.max_frames, whose table is computed and costs nothing"
             )
-        given = conditions["clip_given"][:, None, None].to(self.dtype)
+        given = conditions["embedding_given"][:, None, None].to(self.dtype)
         reading = {
             "temb": self._embed(level, frames),
             "frames": frames,
-            "context": over_frames(conditions["clip"][:, :1].to(self.dtype) * given, frames),
+            "context": over_frames(conditions["embedding"][:, :1].to(self.dtype) * given, frames),
             "face": None if tokens is None else tokens.to(self.dtype),
             "identity_scale": conditions["identity_scale"],
             "references": references,

@@ -1,4 +1,4 @@
-"""Guidance by type: what is drawn from music and poses, and the network that reads it.
+"""Guidance by type: a condition that is rendered from music and poses, and the network that reads it.
 
 A type of your own takes a render function, a network and a name::
 
@@ -33,7 +33,7 @@ from stagecoach.models.dance_with_music.music_to_pose.heatmaps import axis_margi
 class GuidanceInput:
     """What conditions are made of. ``xy`` ``[B, T, 134, 2]`` divided by width and height, ``conf`` ``[B, T, 134]`` in
     0..1: true points, or those of a prediction, whose ``logits`` (MusicToPose's output) then say how sure it is of
-    their places. ``music`` ``[B, T, Dm]``; ``height`` and ``width`` of the picture in pixels."""
+    their positions. ``music`` ``[B, T, Dm]``; ``height`` and ``width`` of the picture in pixels."""
 
     xy: Tensor
     conf: Tensor

@@ -30,11 +30,11 @@ class FaceTokens(nn.Module):
         self.norm = OwnLayerNorm(cross_dim)
         self.fusion_model = FacePerceiver(config, cross_dim)
 
-    def forward(self, face: Tensor, clip: Tensor) -> Tensor:
-        """``face`` ``[B, 512]``, ArcFace's vector at its length; ``clip`` ``[B, D]`` -> ``[B, tokens, D]`` in the dtype
-        of ``clip``."""
-        x = self.norm(self.proj(face.to(clip.dtype)).unflatten(-1, (self.tokens, self.width)))
-        return self.fusion_model(x, clip.unsqueeze(1))
+    def forward(self, face: Tensor, embedding: Tensor) -> Tensor:
+        """``face`` ``[B, 512]``, ArcFace's vector at its length; CLIP's ``embedding`` ``[B, D]`` -> ``[B, tokens, D]``
+        in the dtype of ``embedding``."""
+        x = self.norm(self.proj(face.to(embedding.dtype)).unflatten(-1, (self.tokens, self.width)))
+        return self.fusion_model(x, embedding.unsqueeze(1))
 
 
 class FacePerceiver(nn.Module):

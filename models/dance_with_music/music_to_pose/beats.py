@@ -57,6 +57,6 @@ def smooth(values: Tensor, sigma: float) -> Tensor:
     steps = torch.arange(-radius, radius + 1, device=values.device)
     kernel = torch.exp(-0.5 * (steps / sigma) ** 2)
     length = values.shape[1]
-    places = (torch.arange(length, device=values.device)[:, None] + steps) % (2 * length)
-    places = torch.minimum(places, 2 * length - 1 - places)
-    return (values[:, places] * (kernel / kernel.sum())).sum(-1)
+    index = (torch.arange(length, device=values.device)[:, None] + steps) % (2 * length)
+    index = torch.minimum(index, 2 * length - 1 - index)
+    return (values[:, index] * (kernel / kernel.sum())).sum(-1)

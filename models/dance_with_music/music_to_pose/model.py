@@ -32,7 +32,7 @@ from stagecoach.models.common.layers import OwnConv2d, OwnLayerNorm, OwnLinear
 from stagecoach.models.dance_with_music.config import M2PConfig
 
 CONSTANT = 1e-8
-"""A feature whose variance is below this part of its mean square is taken as constant."""
+"""A feature whose variance is below this fraction of its mean square is taken as constant."""
 
 
 class MusicNorm(nn.Module):

@@ -66,7 +66,7 @@ class SpatioTemporalTransformer(nn.Module):
         return x.reshape(rows, h, w, channels).permute(0, 3, 1, 2).contiguous() + residual
 
     def _positions(self, b: int, frames: int, like: Tensor) -> Tensor:
-        """``[B T, 1, C]``: embedding of each frame's place."""
+        """``[B T, 1, C]``: embedding of each frame's position."""
         index = torch.arange(frames, device=like.device).repeat(b)
         return self.time_pos_embed(self.time_proj(index).to(like.dtype)).unsqueeze(1)
 

@@ -74,8 +74,8 @@ class SvdDenoiser(nn.Module):
         ``guidance`` ``[B, T, C, h, w]``, scaled and dropped already; ``tokens`` ``[B, K, D]``. Of ``conditions`` the
         first reference counts. Returns the raw output, fp32 ``[B, T, 4, h, w]``."""
         b, frames = x.shape[:2]
-        given = conditions["clip_given"][:, None, None].to(self.dtype)
-        context = conditions["clip"][:, :1].to(self.dtype) * given
+        given = conditions["embedding_given"][:, None, None].to(self.dtype)
+        context = conditions["embedding"][:, :1].to(self.dtype) * given
         still = torch.zeros(b, frames, dtype=self.dtype, device=x.device)
         rest = (context, tokens.to(self.dtype), conditions["identity_scale"], still)
         temb = self._embed(level).repeat_interleave(frames, dim=0, output_size=b * frames)

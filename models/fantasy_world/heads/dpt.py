@@ -209,15 +209,15 @@ def resize(x: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def position_code(channels: int, height: int, width: int, aspect: float, like: Tensor) -> Tensor:
-    """Sines and cosines of the place in the image, ``[1, C, h, w]`` in the dtype of ``like``; half of the channels for
-    x, half for y. Coordinates span [-1, 1] along the diagonal, so that frames of another ``aspect`` (W / H) keep their
-    scale."""
+    """Sines and cosines of the position in the image, ``[1, C, h, w]`` in the dtype of ``like``; half of the channels
+    for x, half for y. Coordinates span [-1, 1] along the diagonal, so that frames of another ``aspect`` (W / H) keep
+    their scale."""
     diagonal = math.hypot(aspect, 1.0)
     axes = []
     for size, span in ((width, aspect / diagonal), (height, 1.0 / diagonal)):
-        place = (2 * torch.arange(size, device=like.device, dtype=torch.float32) + 1 - size) / size * span
+        position = (2 * torch.arange(size, device=like.device, dtype=torch.float32) + 1 - size) / size * span
         power = torch.arange(channels // 4, device=like.device, dtype=torch.float32) / (channels // 4)
-        angle = place * (_CODE_BASE**-power)[:, None]
+        angle = position * (_CODE_BASE**-power)[:, None]
         axes.append(torch.cat([angle.sin(), angle.cos()]).mul(_CODE_RATIO).to(like.dtype))  # [C / 2, size]
     x, y = axes
     return torch.cat([x[:, None].expand(-1, height, -1), y[:, :, None].expand(-1, -1, width)])[None]

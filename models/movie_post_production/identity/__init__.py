@@ -1,1 +1,1 @@
-"""Identity loss: decoded windows seen by DINOv2."""
+"""Identity loss: decoded tiles seen by DINOv2."""

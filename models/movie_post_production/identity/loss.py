@@ -16,7 +16,7 @@ from stagecoach.models.common.reduce import masked_mean
 from stagecoach.models.family import Batch
 from stagecoach.models.movie_post_production.config import IdentityConfig
 from stagecoach.models.movie_post_production.helpers import CropFeatures
-from stagecoach.models.movie_post_production.identity.windows import crop_weights, pixel_boxes, resample, windows
+from stagecoach.models.movie_post_production.identity.tiles import crop_weights, pixel_boxes, resample, tiles
 
 FOREGROUND = 0.5
 """alpha from which on a reference is foreground, as in the guide."""
@@ -57,17 +57,17 @@ def similarity(
 def decoded_crops(latent: Tensor, boxes: Tensor, decoder: Decoder, size: int, config: IdentityConfig) -> Tensor:
     """What ``boxes`` ``[B, K, 4]`` show, pixels fp32 ``[B, K, 3, size, size]``, cut and resized as the references were.
 
-    Around each box a window of the latent is decoded, or (``decode: full``) the picture as a whole. The two differ near
-    the window's border and by the decoder's group norms, whose statistics are then the window's.
+    Around each box a tile of the latent is decoded, or (``decode: full``) the picture as a whole. The two differ near
+    the tile's border and by the decoder's group norms, whose statistics are then the tile's.
     """
     height, width = latent.shape[-2:]
     if config.decode == "full":
         picture = decoder(latent)
         at = pixel_boxes(boxes, *picture.shape[-2:])
         return resample(picture, *crop_weights(at, *picture.shape[-2:], size))
-    found = windows(boxes, height, width, config.window, config.margin)
-    parts = resample(latent.float(), found.rows, found.columns).flatten(0, 1)
-    pixels = decoder(parts)
+    found = tiles(boxes, height, width, config.tile, config.margin)
+    latents = resample(latent.float(), found.rows, found.columns).flatten(0, 1)
+    pixels = decoder(latents)
     weights = crop_weights(found.boxes.flatten(0, 1)[:, None], *pixels.shape[-2:], size)
     return resample(pixels, *weights).view(*boxes.shape[:2], 3, size, size)
 

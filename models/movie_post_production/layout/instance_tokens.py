@@ -109,6 +109,6 @@ class AlphaPredictor(nn.Module):
 
 
 def area(boxes: Tensor) -> Tensor:
-    """The part of the picture that boxes ``[..., 4]`` take, in [0, 1]."""
+    """The share of the picture that boxes ``[..., 4]`` take, in [0, 1]."""
     sides = (boxes[..., 2:] - boxes[..., :2]).clamp_min(0)
     return (sides[..., 0] * sides[..., 1]).clamp(0, 1)

@@ -12,7 +12,7 @@ from stagecoach.models.movie_post_production.config import MoviePostConfig
 Instances = dict[str, Tensor]
 """References of B pictures, padded to N >= 1 slots:
 
-- ``boxes`` fp32 ``[B, N, 4]``, x1 y1 x2 y2 as parts of the picture; ``valid`` bool ``[B, N]``; ``depth`` int64
+- ``boxes`` fp32 ``[B, N, 4]``, x1 y1 x2 y2 in fractions of the picture; ``valid`` bool ``[B, N]``; ``depth`` int64
   ``[B, N]``, codes of ``DEPTH_LABELS``;
 - ``clip`` ``[B, N, Dc]``, ``dino`` ``[B, N, Dd]``, unit vectors of the crops, and ``clip_given``, ``dino_given`` bool
   ``[B, N]``: where False a learned null stands in;

@@ -62,7 +62,7 @@ def make_segments(cover: Tensor, packed: bool, device: torch.device | str) -> Se
     lengths = covered.sum(1)
     group, token = covered.nonzero(as_tuple=True)  # segment after segment
     starts = torch.nn.functional.pad((lengths + 1).cumsum(0), (1, 0))
-    place = (
+    position = (
         1
         + torch.arange(len(group), device=cover.device)
         - (starts[:-1] - torch.arange(b * n, device=cover.device))[group]
@@ -71,7 +71,7 @@ def make_segments(cover: Tensor, packed: bool, device: torch.device | str) -> Se
     longest = int(lengths.max()) + 1
     references = torch.arange(b * n, device=cover.device)
     shape = (int(starts[-1]),) if packed else (b * n, longest)
-    at = (starts[group] + place,) if packed else (group, place)
+    at = (starts[group] + position,) if packed else (group, position)
     first = (starts[:-1],) if packed else (references, torch.zeros_like(references))
     index, entry = (torch.zeros(shape, dtype=torch.int64, device=cover.device) for _ in range(2))
     paired = torch.zeros(shape, dtype=torch.bool, device=cover.device)

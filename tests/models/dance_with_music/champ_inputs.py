@@ -75,13 +75,13 @@ def make_conditions(frames: int = 3, side: tuple[int, int] = (8, 8), b: int = 2,
     return {
         "references": torch.randn(b, count, 4, *side, generator=g),
         "reference_given": everyone(),
-        "clip": torch.randn(b, count, CROSS, generator=g),
-        "clip_given": everyone(),
+        "embedding": torch.randn(b, count, CROSS, generator=g),
+        "embedding_given": everyone(),
         "face": torch.randn(b, 512, generator=g),
         "face_given": everyone(),
         "guidance": {"pose": torch.rand(b, frames, 134, *side, generator=g)},
         "guidance_given": everyone(),
-        "guidance_scale": 1.0,
+        "condition_scale": 1.0,
         "identity_scale": 1.0,
     }
 

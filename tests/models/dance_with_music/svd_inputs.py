@@ -41,8 +41,8 @@ def make_inputs(frames: int = 3, side: tuple[int, int] = (8, 8), b: int = 2, see
         "conditions": {
             "references": torch.randn(b, 1, 4, h, w, generator=g),
             "reference_given": everyone,
-            "clip": torch.randn(b, 1, dim, generator=g),
-            "clip_given": everyone,
+            "embedding": torch.randn(b, 1, dim, generator=g),
+            "embedding_given": everyone,
             "identity_scale": 1.0,
         },
         "guidance": torch.randn(b, frames, TINY.unet.widths[0], h, w, generator=g),

@@ -64,7 +64,7 @@ def test_motion_modules_come_with_stage_c():
 def plain(network, conditions, references=None):
     """The UNet with the reference's keys and values, or none, and nothing else of ours."""
     (x, level), off = make_noisy(), conditions | {"identity_scale": 0.0}
-    references = network.reference_unet(conditions["references"], conditions["clip"]) if references is None else {}
+    references = network.reference_unet(conditions["references"], conditions["embedding"]) if references is None else {}
     return network.denoising_unet(x, level, off, None, None, references)
 
 
@@ -95,7 +95,7 @@ def test_a_withheld_condition_is_its_null_whatever_it_was(what):
 def test_the_guidance_scale_multiplies_what_is_added():
     network, conditions = open_zeros(make_network()), make_conditions()
     once = network.guide(conditions, (8, 8))
-    torch.testing.assert_close(network.guide(conditions | {"guidance_scale": 1.5}, (8, 8)), 1.5 * once)
+    torch.testing.assert_close(network.guide(conditions | {"condition_scale": 1.5}, (8, 8)), 1.5 * once)
 
 
 @pytest.mark.parametrize("stage", [2, 3])

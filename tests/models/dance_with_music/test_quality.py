@@ -44,7 +44,7 @@ def test_identity_is_that_of_the_references_face():
     pictures = helpers["vae"](clip.latents[:, 0])
     faces = crop_faces(pictures[:, None], clip.face_box[:, :1], clip.xy[:, :1], clip.conf[:, :1])[:, 0]
     own = type(references)(
-        references.latents, references.clip, _SmallPicture()(faces), references.length, references.has_face
+        references.latents, references.embedding, _SmallPicture()(faces), references.length, references.has_face
     )
     one = clip.at(torch.zeros(2, 1, dtype=torch.int64))
     found = decoded_metrics(helpers, one.latents, one, own)

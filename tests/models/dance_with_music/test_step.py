@@ -94,7 +94,7 @@ def test_references_come_from_outside_of_the_window_and_targets_from_inside(danc
     clip, target, references, frames = inputs.clip, inputs.target, inputs.references, inputs.frames
     allowed = [{2, 3}, {0, 2, 3}, {0, 2, 3}, {0, 1, 2}]
     assert all(int(length) in some for length, some in zip(references.length, allowed, strict=True))
-    assert references.latents.shape[1] == references.clip.shape[1] == 2
+    assert references.latents.shape[1] == references.embedding.shape[1] == 2
     assert frames.shape == (4, 3)
     assert frames.diff(dim=1).eq(1).all()
     assert frames.min() >= 0
@@ -134,12 +134,12 @@ def test_the_guidance_is_a_mixture_of_the_true_and_the_predicted_poses(dance):
 
 
 def test_conditions_are_withheld_together_by_sample_in_training_only(dance):
-    config = changed(diffusion={"drop_clip": 0.5, "drop_face": 0.5, "drop_reference": 0.5, "drop_guidance": 0.5})
+    config = changed(diffusion={"drop_embedding": 0.5, "drop_face": 0.5, "drop_reference": 0.5, "drop_guidance": 0.5})
     network, batch = make_network(config, 2), dance.batch(config, 2, count=1)
     many = {name: value.repeat(64, *[1] * (value.ndim - 1)) for name, value in batch.items() if name != "key"}
     many |= {"uid": torch.arange(64), "rng_key": torch.arange(64) * 7919}
     many["ref_face_valid"] = torch.ones_like(many["ref_face_valid"])
-    names = ("reference_given", "clip_given", "face_given", "guidance_given")
+    names = ("reference_given", "embedding_given", "face_given", "guidance_given")
     with torch.no_grad():
         found, kept = (conditions_at(network, many, 0, training)[0] for training in (True, False))
     for name in names:

@@ -22,7 +22,7 @@ def make_inputs(config: FantasyWorldConfig, batch: int = 2, seed: int = 0, kept:
     }
     if config.image_to_video:
         inputs["image_latent"] = torch.randn(batch, 20, f, h, w, generator=g)
-        inputs["clip"] = torch.randn(batch, 257, config.backbone.image_dim, generator=g)
+        inputs["image_states"] = torch.randn(batch, 257, config.backbone.image_dim, generator=g)
     return inputs
 
 

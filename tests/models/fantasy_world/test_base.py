@@ -23,7 +23,7 @@ def reference(config, inputs, dtype):
     text = torch.nn.functional.pad(text, (0, 0, 0, length - text.shape[1]))
     latent, clip = inputs["latents_noisy"], None
     if config.image_to_video:
-        latent, clip = torch.cat([latent, inputs["image_latent"]], 1), inputs["clip"].to(dtype)
+        latent, clip = torch.cat([latent, inputs["image_latent"]], 1), inputs["image_states"].to(dtype)
     with torch.no_grad():
         return model(latent.to(dtype), inputs["timestep"], text.to(dtype), clip).sample
 

@@ -50,7 +50,7 @@ def test_timesteps_follow_the_sound_and_the_seeds_distribution():
     assert uniform.max() <= 1
     assert abs(uniform.mean() - 0.5) < 0.02
     assert abs(uniform.var() - 1 / 12) < 0.004
-    assert FlowMatchingConfig().guidance == 1.0
+    assert FlowMatchingConfig().guidance_scale == 1.0
 
 
 def test_in_box_error_sees_the_boxes_only_and_is_per_sample():

@@ -34,7 +34,7 @@ def test_references_may_be_shown_in_the_first_steps_only(make_network, make_batc
     samples = {}
     for part in (0.25, 1.0):
         values = config.model_dump()
-        values["sampling"]["layout_part"] = part
+        values["sampling"]["layout_fraction"] = part
         network = make_network(1, moved=True, changed=MoviePostConfig.model_validate(values))
         samples[part], alpha = draw(network, make_batch([0]), progress(1, training=False))
         assert alpha.shape == make_batch([0])["boxes"].shape[:2]

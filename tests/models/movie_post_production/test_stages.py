@@ -93,7 +93,7 @@ def test_profiles_differ_where_the_page_says_that_the_seed_is_unsound():
         StagePlan.resolve(load_recipe(family="movie_post_production", profile=name), 2).config
         for name in ("default", "reference")
     )
-    assert (sound.losses.flow_matching.guidance, seed.losses.flow_matching.guidance) == (1.0, 3.5)
+    assert (sound.losses.flow_matching.guidance_scale, seed.losses.flow_matching.guidance_scale) == (1.0, 3.5)
     assert (sound.losses.flow_matching.t_sampling, seed.losses.flow_matching.t_sampling) == ("logit_normal", "uniform")
     assert (sound.lora.scope, seed.lora.scope) == ("layout_branch", "global")
     assert (sound.modulation.space, seed.modulation.space) == ("temb", "scalar12")

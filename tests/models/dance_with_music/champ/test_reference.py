@@ -26,7 +26,7 @@ def denoise(network, conditions):
 @pytest.mark.parametrize("count", [1, 2])
 def test_tokens_are_what_diffusers_self_attentions_take_in_at_timestep_zero(dtype, count):
     unet, conditions = library_unet(), make_conditions(count=count)
-    latents, clip = conditions["references"], conditions["clip"]
+    latents, clip = conditions["references"], conditions["embedding"]
     expected = {}
     unet.to(dtype)
     for name, module in unet.named_modules():
@@ -132,7 +132,7 @@ def test_the_reference_gets_no_gradient_of_a_sample_that_does_not_see_it():
 
 def test_of_several_references_all_count_and_their_order_does_not():
     network, conditions = make_network(), make_conditions(count=2)
-    conditions["clip"] = conditions["clip"][:, :1].repeat(1, 2, 1)
+    conditions["embedding"] = conditions["embedding"][:, :1].repeat(1, 2, 1)
     out = denoise(network, conditions)
     turned = denoise(network, conditions | {"references": conditions["references"].flip(1)})
     torch.testing.assert_close(turned, out, rtol=0, atol=1e-5)

@@ -49,7 +49,7 @@ def test_with_nothing_hung_in_it_is_diffusers_model_bit_for_bit(unets, dtype, mo
     denoiser = make_denoiser(unets[motion], dtype)
     with torch.no_grad():
         result = denoiser(x, level, conditions, None, None, {})
-    expected = library(unets[motion], x, level, conditions["clip"], dtype, motion)
+    expected = library(unets[motion], x, level, conditions["embedding"], dtype, motion)
     assert result.dtype == torch.float32
     assert torch.equal(result, expected)
     assert expected.std() > 0.01

@@ -28,7 +28,9 @@ def library(unet, inputs, dtype):
     with torch.no_grad():
         return (
             copy.deepcopy(unet)
-            .to(dtype)(torch.cat([x, reference], dim=2).to(dtype), inputs["level"], conditions["clip"].to(dtype), ids)
+            .to(dtype)(
+                torch.cat([x, reference], dim=2).to(dtype), inputs["level"], conditions["embedding"].to(dtype), ids
+            )
             .sample.float()
         )
 
@@ -52,7 +54,7 @@ def test_without_guidance_and_face_it_is_diffusers_model_bit_for_bit(unet, dtype
     assert expected.std() > 0.01
 
 
-@pytest.mark.parametrize("what", ["guidance", "face", "reference", "clip"])
+@pytest.mark.parametrize("what", ["guidance", "face", "reference", "embedding"])
 def test_each_condition_changes_the_output_of_its_sample_alone(unet, what):
     denoiser, inputs = make_denoiser(unet), make_inputs()
     with torch.no_grad():
@@ -62,14 +64,14 @@ def test_each_condition_changes_the_output_of_its_sample_alone(unet, what):
             "guidance": changed["guidance"],
             "face": changed["tokens"],
             "reference": changed["conditions"]["references"],
-            "clip": changed["conditions"]["clip"],
+            "embedding": changed["conditions"]["embedding"],
         }[what][1] *= -1
         after = denoiser(**changed)
     torch.testing.assert_close(after[0], before[0])
     assert (after[1] - before[1]).abs().max() > 1e-4
 
 
-@pytest.mark.parametrize(("flag", "value"), [("reference_given", "references"), ("clip_given", "clip")])
+@pytest.mark.parametrize(("flag", "value"), [("reference_given", "references"), ("embedding_given", "embedding")])
 def test_a_withheld_condition_is_zeros(unet, flag, value):
     denoiser, withheld, zeros = make_denoiser(unet), make_inputs(), make_inputs()
     withheld["conditions"][flag] = torch.tensor([True, False])

@@ -13,7 +13,7 @@ from stagecoach.models.common.keyed import rng_keys
 from stagecoach.models.movie_post_production.config import SIZES, DinoConfig, IdentityConfig, VaeConfig
 from stagecoach.models.movie_post_production.helpers import check_helpers, make_dino, make_flux_decoder
 from stagecoach.models.movie_post_production.identity import loss as identity
-from stagecoach.models.movie_post_production.identity.windows import crop_weights, pixel_boxes, resample
+from stagecoach.models.movie_post_production.identity.tiles import crop_weights, pixel_boxes, resample
 
 BOXES = torch.tensor([[[0.25, 0.25, 0.5, 0.5], [0.6, 0.1, 0.9, 0.8]]])
 
@@ -101,7 +101,7 @@ def test_crops_of_a_window_are_nearly_those_of_the_whole_picture(encoders, helpe
     latent = LatentEncoder(encoders / "vae", torch.device("cpu")).encode([picture.image])[0][None]
     boxes = torch.tensor([picture.boxes])
     whole = identity.decoded_crops(latent, boxes, helpers[0], 28, IdentityConfig(decode="full"))
-    parts = identity.decoded_crops(latent, boxes, helpers[0], 28, IdentityConfig(window=14, margin=3))
+    parts = identity.decoded_crops(latent, boxes, helpers[0], 28, IdentityConfig(tile=14, margin=3))
     assert (whole - parts).abs().mean() < 0.02
 
 

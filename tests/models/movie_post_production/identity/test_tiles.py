@@ -1,4 +1,4 @@
-"""Crops of the identity loss: they are those of the cached references, and gradients stay inside their windows."""
+"""Crops of the identity loss: they are those of the cached references, and gradients stay inside their tiles."""
 
 import numpy as np
 import pytest
@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from stagecoach.data.movie_post_production.crops import cut
-from stagecoach.models.movie_post_production.identity.windows import (
+from stagecoach.models.movie_post_production.identity.tiles import (
     crop_weights,
     pixel_boxes,
     resample,
     resize_weights,
-    windows,
+    tiles,
 )
 
 BOXES = [(0.0, 0.0, 1.0, 1.0), (0.13, 0.4, 0.55, 0.93), (0.7, 0.05, 0.95, 0.2), (0.5, 0.5, 0.505, 0.505)]
@@ -51,7 +51,7 @@ def test_weights_equal_the_antialiased_bicubic_of_torch():
 def test_a_window_that_fits_is_a_plain_slice_of_the_latent():
     latent = torch.randn(1, 3, 20, 30)
     box = torch.tensor([[[12 / 30, 6 / 20, 15 / 30, 9 / 20]]])
-    found = windows(box, 20, 30, side=10, margin=3)
+    found = tiles(box, 20, 30, side=10, margin=3)
     # Latents 12..15 and 6..9 and three around them are 9, of a window of 10 centred on them as whole latents allow.
     expected = latent[:, :, 2:12, 8:18]
     assert torch.equal(resample(latent, found.rows, found.columns)[0], expected)
@@ -59,12 +59,12 @@ def test_a_window_that_fits_is_a_plain_slice_of_the_latent():
 
 
 def test_a_box_larger_than_the_window_is_made_smaller_equally_along_both_axes():
-    found = windows(torch.tensor([[[0.0, 0.25, 1.0, 0.75]]]), 32, 32, side=16, margin=0)
+    found = tiles(torch.tensor([[[0.0, 0.25, 1.0, 0.75]]]), 32, 32, side=16, margin=0)
     assert found.boxes[0, 0].tolist() == [0, 32, 128, 96]
 
 
 def test_windows_are_no_larger_than_a_small_latent():
-    found = windows(torch.tensor([[[0.2, 0.2, 0.5, 0.5]]]), 8, 12, side=32, margin=8)
+    found = tiles(torch.tensor([[[0.2, 0.2, 0.5, 0.5]]]), 8, 12, side=32, margin=8)
     assert found.rows.shape == (1, 1, 8, 8)
     assert found.columns.shape == (1, 1, 12, 12)
     assert torch.equal(found.rows[0, 0], torch.eye(8))
@@ -81,7 +81,7 @@ def test_windows_are_no_larger_than_a_small_latent():
 )
 def test_a_box_lies_inside_its_window_whatever_the_sizes(corners, height, width, side, margin):
     x, y = sorted(corners[:2]), sorted(corners[2:])
-    found = windows(torch.tensor([[[x[0], y[0], x[1], y[1]]]]), height, width, side, margin)
+    found = tiles(torch.tensor([[[x[0], y[0], x[1], y[1]]]]), height, width, side, margin)
     x1, y1, x2, y2 = found.boxes[0, 0].tolist()
     rows, columns = found.rows.shape[2], found.columns.shape[2]
     assert -1e-3 <= x1 < x2 <= 8 * columns + 1e-3

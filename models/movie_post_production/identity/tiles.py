@@ -1,4 +1,4 @@
-"""Which part of a latent is decoded for a box, and cutting and resizing as matrices, so that crops of different sizes
+"""Which tile of a latent is decoded for a box, and cutting and resizing as matrices, so that crops of different sizes
 become one batch through which gradients flow.
 
 The filter is Pillow's antialiased bicubic, which the cached reference crops were made with
@@ -17,17 +17,17 @@ _A = -0.5
 
 
 def resize_weights(start: Tensor, length: Tensor, out: int, size: int, low: Tensor, high: Tensor) -> Tensor:
-    """fp32 ``[..., out, size]``: how the ``size`` places of an axis make ``out`` new ones that show its part from
-    ``start`` on, ``length`` long. ``start``, ``length``, ``low``, ``high`` are ``[...]`` in places of the axis; nothing
+    """fp32 ``[..., out, size]``: how the ``size`` pixels of an axis make ``out`` new ones that show it from
+    ``start`` on, ``length`` long. ``start``, ``length``, ``low``, ``high`` are ``[...]`` in pixels of the axis; nothing
     next to ``low .. high`` is looked at, what lies beyond repeats the edge. Each row sums to 1."""
     start, length, low, high = (x.double()[..., None, None] for x in (start, length, low, high))
     scale = length / out
     stretch = scale.clamp_min(1)
-    places = torch.arange(size, dtype=torch.float64, device=start.device)
+    pixels = torch.arange(size, dtype=torch.float64, device=start.device)
     steps = torch.arange(out, dtype=torch.float64, device=start.device)[:, None]
     centre = torch.minimum(torch.maximum(start + (steps + 0.5) * scale, low), high)
-    weights = _cubic((places + 0.5 - centre) / stretch)
-    inside = (places > low - 1) & (places < high)
+    weights = _cubic((pixels + 0.5 - centre) / stretch)
+    inside = (pixels > low - 1) & (pixels < high)
     weights = torch.where(inside, weights, 0.0)
     return (weights / weights.sum(-1, keepdim=True)).float()
 
@@ -47,9 +47,9 @@ def _cubic(x: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Windows:
-    """``rows`` fp32 ``[B, K, S_h, h]`` and ``columns`` ``[B, K, S_w, w]`` cut the windows out of the latent (see
-    ``resample``). ``boxes`` fp32 ``[B, K, 4]``: x1 y1 x2 y2 of the box in pixels of the decoded window."""
+class Tiles:
+    """``rows`` fp32 ``[B, K, S_h, h]`` and ``columns`` ``[B, K, S_w, w]`` cut the tiles out of the latent (see
+    ``resample``). ``boxes`` fp32 ``[B, K, 4]``: x1 y1 x2 y2 of the box in pixels of the decoded tile."""
 
     rows: Tensor
     columns: Tensor
@@ -57,19 +57,19 @@ class Windows:
 
 
 def pixel_boxes(boxes: Tensor, height: int, width: int) -> Tensor:
-    """Boxes ``[..., 4]`` in parts of the picture -> whole pixels, fp32: rounded, at least one pixel wide and high, as
-    ``data.movie_post_production.crops.cut`` does."""
+    """Boxes ``[..., 4]`` in fractions of the picture -> whole pixels, fp32: rounded, at least one pixel wide and high,
+    as ``data.movie_post_production.crops.cut`` does."""
     size = torch.tensor([width, height], dtype=torch.float64, device=boxes.device)
     low = torch.minimum((boxes[..., :2].double() * size).round(), size - 1)
     high = torch.maximum((boxes[..., 2:].double() * size).round(), low + 1)
     return torch.cat([low, high], -1).float()
 
 
-def windows(boxes: Tensor, height: int, width: int, side: int, margin: int) -> Windows:
-    """Windows of ``side`` (or of the latent's ``height`` and ``width``, where these are less) around ``boxes``
-    ``[B, K, 4]`` in parts of the picture, with ``margin`` latents next to the box where the picture has them.
+def tiles(boxes: Tensor, height: int, width: int, side: int, margin: int) -> Tiles:
+    """Tiles of ``side`` (or of the latent's ``height`` and ``width``, where these are less) around ``boxes``
+    ``[B, K, 4]`` in fractions of the picture, with ``margin`` latents next to the box where the picture has them.
 
-    The window lies on whole latents, and the latent is taken as it is; only where box and margin need a larger one is
+    The tile lies on whole latents, and the latent is taken as it is; only where box and margin need a larger one is
     it made smaller, equally along both axes.
     """
     pixels = pixel_boxes(boxes, LATENT_STRIDE * height, LATENT_STRIDE * width).double()
@@ -89,7 +89,7 @@ def windows(boxes: Tensor, height: int, width: int, side: int, margin: int) -> W
         for axis in (0, 1)
     )
     inside = (pixels - LATENT_STRIDE * start.repeat(1, 1, 2)) / reduction
-    return Windows(rows, columns, inside.float())
+    return Tiles(rows, columns, inside.float())
 
 
 def crop_weights(boxes: Tensor, height: int, width: int, out: int) -> tuple[Tensor, Tensor]:
