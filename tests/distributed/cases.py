@@ -13,39 +13,51 @@ from stagecoach.trainer.setup import StageSetup, prepare_stage
 from stagecoach.trainer.stage import StageLoop
 from stagecoach.trainer.stage_plan import StagePlan
 
+STAGE_KEYS = ("gradient_clipping", "warmup_steps", "schedule", "gradient_check_steps", "loss_weights")
 
-def toy_recipe(shards: str | list[dict[str, Any]], run: str, **changes: Any) -> Recipe:
-    """A recipe of two short stages; ``changes`` go into the recipe, those with a stage's keys into both stages."""
+
+def family_recipe(
+    family: str, shards: str | list[dict[str, Any]], run: Path | str, stages: int, **changes: Any
+) -> Recipe:
+    """A recipe of short stages of a family's tiny size; ``changes`` go into the recipe, those with a stage's keys into
+    all of its stages."""
     stage = {
-        "steps": 20,
-        "global_batch": 8,
-        "micro_batch": 2,
-        "learning_rate": 1e-2,
+        "steps": 6,
+        "global_batch": 4,
+        "micro_batch": 1,
+        "learning_rate": 1e-3,
         "validate_every": 1000,
         "preview_every": 1000,
         "checkpoint_every": 1000,
     }
-    stage |= {
-        key: changes.pop(key)
-        for key in list(changes)
-        if key in stage
-        or key in ("gradient_clipping", "warmup_steps", "schedule", "gradient_check_steps", "loss_weights")
-    }
+    stage |= {key: changes.pop(key) for key in list(changes) if key in stage or key in STAGE_KEYS}
     values = {
-        "family": "toy",
+        "family": family,
         "size": "tiny",
         "data": shards,
-        "run": run,
+        "run": str(run),
         "precision": "fp32",
         "attention": "sdpa",
         "activation_checkpointing": "none",
         "optimizer": {"torch_adam": True},
-        "validation_samples": 5,
+        "validation_samples": 2,
         "preview_samples": 1,
         "logging": {"every": 1, "tensorboard": False, "wandb": "off"},
-        "stages": {1: stage, 2: stage},
+        "stages": dict.fromkeys(range(1, stages + 1), stage),
     }
     return Recipe.model_validate(values | changes)
+
+
+def cpu_recipe(family: str, shards: Path | str, run: Path | str, stages: int, **changes: Any) -> Recipe:
+    """The same; under ZeRO-3 with the DeepSpeed file for CPUs, where no other is given."""
+    if changes.get("zero", 3) == 3:
+        changes = {"ds_config": "ds_configs/zero3_cpu.json"} | changes
+    return family_recipe(family, str(shards), run, stages, **changes)
+
+
+def toy_recipe(shards: str | list[dict[str, Any]], run: str, **changes: Any) -> Recipe:
+    own = {"steps": 20, "global_batch": 8, "micro_batch": 2, "learning_rate": 1e-2, "validation_samples": 5}
+    return family_recipe("toy", shards, run, 2, **own | changes)
 
 
 def train(recipe: dict[str, Any], stages: list[int], **options: Any) -> list[str]:

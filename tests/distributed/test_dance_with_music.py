@@ -26,34 +26,8 @@ def dance(tmp_path_factory):
 
 
 def recipe_for(dance, run: Path | str, size: str = "tiny", **changes: Any) -> Recipe:
-    stage = {
-        "steps": STEPS,
-        "global_batch": 4,
-        "micro_batch": 1,
-        "learning_rate": 1e-3,
-        "validate_every": 1000,
-        "preview_every": 1000,
-        "checkpoint_every": 1000,
-    }
-    stage |= {key: changes.pop(key) for key in list(changes) if key in stage}
-    values = {
-        "family": FAMILY,
-        "size": size,
-        "data": str(dance.shards),
-        "run": str(run),
-        "precision": "fp32",
-        "attention": "sdpa",
-        "activation_checkpointing": "none",
-        "optimizer": {"torch_adam": True},
-        "validation_samples": 2,
-        "preview_samples": 1,
-        "logging": {"every": 1, "tensorboard": False, "wandb": "off"},
-        "model": {"m2p": {"dropout": 0.1}},
-        "stages": {1: stage, 2: stage, 3: stage},
-    }
-    if changes.get("zero", 3) == 3:
-        values["ds_config"] = "ds_configs/zero3_cpu.json"
-    return Recipe.model_validate(values | changes)
+    own = {"size": size, "steps": STEPS, "model": {"m2p": {"dropout": 0.1}}}
+    return cases.cpu_recipe(FAMILY, dance.shards, run, 3, **own | changes)
 
 
 def adapter(run: Path, stage: int) -> dict[str, torch.Tensor]:

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -39,32 +40,10 @@ def shards(tmp_path_factory):
     return str(folder / "shards")
 
 
-def recipe_for(shards: str, run: Path | str, steps: int = 20, **changes) -> Recipe:
-    stage = {
-        "steps": steps,
-        "global_batch": 4,
-        "micro_batch": 1,
-        "learning_rate": 1e-4,
-        "validate_every": 1000,
-        "preview_every": 1000,
-        "checkpoint_every": 1000,
-    }
-    values = {
-        "family": "fantasy_world",
-        "size": "tiny",
-        "data": shards,
-        "run": str(run),
-        "precision": "fp32",
-        "attention": "sdpa",
-        "activation_checkpointing": "none",
-        "optimizer": {"torch_adam": True},
-        "validation_samples": 2,
-        "preview_samples": 1,
-        "logging": {"every": 1, "tensorboard": False, "wandb": "off"},
-        "model": {"clip": {"frames": FRAMES, "height": HEIGHT, "width": WIDTH}, "frames_per_step": 3},
-        "stages": {1: stage, 2: stage},
-    }
-    return Recipe.model_validate(values | changes)
+def recipe_for(shards: str, run: Path | str, **changes: Any) -> Recipe:
+    clip = {"frames": FRAMES, "height": HEIGHT, "width": WIDTH}
+    own = {"steps": 20, "learning_rate": 1e-4, "model": {"clip": clip, "frames_per_step": 3}}
+    return cases.family_recipe("fantasy_world", shards, run, 2, **own | changes)
 
 
 @pytest.fixture(scope="module")

@@ -20,34 +20,8 @@ def movie(tmp_path_factory):
     return make_tiny_movie(tmp_path_factory.mktemp("movie"), 12)
 
 
-def recipe_for(movie, run: Path | str, steps: int = 6, **changes: Any) -> Recipe:
-    stage = {
-        "steps": steps,
-        "global_batch": 4,
-        "micro_batch": 1,
-        "learning_rate": 1e-3,
-        "validate_every": 1000,
-        "preview_every": 1000,
-        "checkpoint_every": 1000,
-    }
-    values = {
-        "family": FAMILY,
-        "size": "tiny",
-        "data": str(movie.shards),
-        "run": str(run),
-        "precision": "fp32",
-        "attention": "sdpa",
-        "activation_checkpointing": "none",
-        "optimizer": {"torch_adam": True},
-        "validation_samples": 2,
-        "preview_samples": 1,
-        "logging": {"every": 1, "tensorboard": False, "wandb": "off"},
-        "model": movie.model,
-        "stages": {1: stage, 2: stage, 3: stage},
-    }
-    if changes.get("zero", 3) == 3:
-        values["ds_config"] = "ds_configs/zero3_cpu.json"
-    return Recipe.model_validate(values | changes)
+def recipe_for(movie, run: Path | str, **changes: Any) -> Recipe:
+    return cases.cpu_recipe(FAMILY, movie.shards, run, 3, **{"model": movie.model} | changes)
 
 
 @pytest.fixture(scope="module")

@@ -25,34 +25,8 @@ def tiny(tmp_path_factory):
 
 
 def recipe_for(tiny, run: Path | str, **changes: Any) -> Recipe:
-    values = {
-        "family": FAMILY,
-        "size": "tiny",
-        "data": str(tiny.shards),
-        "run": str(run),
-        "precision": "fp32",
-        "attention": "sdpa",
-        "activation_checkpointing": "none",
-        "optimizer": {"torch_adam": True},
-        "validation_samples": 2,
-        "preview_samples": 1,
-        "logging": {"every": 1, "tensorboard": False, "wandb": "off"},
-        "model": tiny.model,
-        "stages": {
-            1: {
-                "steps": 4,
-                "global_batch": 4,
-                "micro_batch": 1,
-                "learning_rate": 1e-2,
-                "validate_every": 4,
-                "preview_every": 4,
-                "checkpoint_every": 1000,
-            }
-        },
-    }
-    if changes.get("zero", 3) == 3:
-        values["ds_config"] = "ds_configs/zero3_cpu.json"
-    return Recipe.model_validate(values | changes)
+    own = {"steps": 4, "learning_rate": 1e-2, "validate_every": 4, "preview_every": 4, "model": tiny.model}
+    return cases.cpu_recipe(FAMILY, tiny.shards, run, 1, **own | changes)
 
 
 @pytest.fixture(scope="module")
