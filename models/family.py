@@ -55,6 +55,7 @@ class Schedule:
     finish: float = 1.0
 
     def at(self, progress: Progress) -> float:
+        """The number at the step of ``progress``."""
         if self.kind == "constant" or self.end is None:
             return self.start
         if self.kind == "step":

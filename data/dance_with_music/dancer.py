@@ -47,6 +47,7 @@ class Looks:
 
     @classmethod
     def of(cls, seed: int, number: int) -> Looks:
+        """Dancer ``number`` of a seed."""
         random = np.random.default_rng([seed, number, 2])
         skin = _hsv(random.uniform(0.05, 0.09), random.uniform(0.25, 0.6), random.uniform(0.45, 0.95))
         hair, shirt, trousers, eyes = (

@@ -34,6 +34,7 @@ class Footage:
 
     @property
     def start(self) -> float:
+        """Seconds of the first frame on the container's axis."""
         return float(self.times[0])
 
     @property

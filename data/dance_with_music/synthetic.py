@@ -59,6 +59,7 @@ def write_synthetic(
 
 
 def render_dance(seed: int, index: int, frames: int, height: int, width: int) -> SyntheticDance:
+    """Dance ``index`` of a seed, in pixels ``height`` x ``width``."""
     group, member = divmod(index, GROUP)
     song = Song.of(seed, group * SHARED + member % SHARED)
     looks = Looks.of(seed, group * SHARED + member // SHARED)

@@ -38,10 +38,12 @@ class EncoderEntry(TypedDict):
 
 
 def default_device() -> torch.device:
+    """The current GPU where there is one."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def compute_dtype(device: torch.device) -> torch.dtype:
+    """What encoders compute in on ``device``: fp32 on a CPU, else bf16."""
     return torch.float32 if device.type == "cpu" else torch.bfloat16
 
 
@@ -158,4 +160,5 @@ def hash_files(files: Sequence[Path]) -> str:
 
 
 def short_error(error: Exception) -> str:
+    """The first line of an exception's message, or its name."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -173,6 +173,7 @@ def _t5(tokenizer: PreTrainedTokenizerFast) -> T5Config:
 
 
 def tiny_clip_text_config(tokenizer: PreTrainedTokenizerFast, width: int) -> CLIPTextConfig:
+    """Two layers of ``width``, with a projection of the same width."""
     return CLIPTextConfig(
         vocab_size=len(tokenizer),
         hidden_size=width,

@@ -127,6 +127,9 @@ class Box:
 
 @dataclass(frozen=True)
 class Scene:
+    """Surfaces in front of the sky; ``light``: unit vector towards the sun; ``haze_length``: metres over which 1 / e is
+    left."""
+
     surfaces: tuple[Plane | Sphere | Box, ...]
     light: tuple[float, float, float]
     haze_length: float

@@ -27,12 +27,14 @@ class FrameCrop:
 
     @classmethod
     def of(cls, height: int, width: int, size: Size) -> FrameCrop:
+        """The frame of a picture of ``height`` x ``width`` pixels."""
         ratio = (size[1] / size[0]) / (width / height)
         x, y = (1 - min(ratio, 1.0)) / 2, (1 - min(1 / ratio, 1.0)) / 2
         return cls((x, y, 1 - x, 1 - y), size)
 
     @classmethod
     def squash(cls, size: Size) -> FrameCrop:
+        """The whole picture, at ``size``."""
         return cls((0.0, 0.0, 1.0, 1.0), size)
 
     def image(self, picture: Image.Image) -> np.ndarray:

@@ -47,6 +47,7 @@ def read_vector(path: Path, dim: int) -> np.ndarray:
 
 
 def latent_path(base: Path, image_id: str) -> Path:
+    """The precomputed latent of a picture, ``.pt`` or ``.npy``."""
     return _either(base / LATENTS / f"{image_id}.pt")
 
 
@@ -66,6 +67,7 @@ def read_latent(path: Path, channels: int) -> Tensor:
 
 
 def text_path(base: Path, image_id: str) -> Path:
+    """The precomputed text states of a picture."""
     return base / TEXTS / f"{image_id}.pt"
 
 

@@ -55,6 +55,8 @@ class OwnGroupNorm(nn.GroupNorm):
 
 
 class Float32Linear(nn.Linear):
+    """Computes in fp32 and returns fp32."""
+
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x.float(), self.weight.float(), self.bias.float())
 

@@ -141,6 +141,7 @@ def export_lora(network: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, 
 
 
 def has_lora(layer: nn.Module) -> bool:
+    """Whether peft wrapped the layer."""
     return isinstance(layer, LoraLayer)
 
 

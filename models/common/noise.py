@@ -188,6 +188,7 @@ class FlowMatching(NoiseProcess):
         return self.level_at(torch.linspace(1.0, 1 / steps, steps, dtype=torch.float64)).float()
 
     def bell(self, sigma: Tensor) -> Tensor:
+        """The weight of ``bell`` at ``sigma`` ``[B]``: fp32 ``[B]``."""
         lowest, mean = _bell_constants(self.shift)
         return ((_bell(sigma * TIMESTEPS) - lowest) / mean).clamp_min(0)
 

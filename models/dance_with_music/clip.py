@@ -68,6 +68,7 @@ class References:
 
 
 def read_clip(batch: Batch) -> Clip:
+    """The frames of a batch: poses and confidences back in 0..1, latents and boxes in fp32."""
     return Clip(
         batch["latents"].float(),
         batch["music"],

@@ -35,6 +35,7 @@ class Inputs:
 
 
 def read_batch(network: nn.Module, batch: Batch) -> Inputs:
+    """What a step reads of ``batch``; in stage B a few frames of each window are denoised."""
     clip, references = read_clip(batch), read_references(batch, network.config)
     if network.phase != "image":
         return Inputs(clip, clip, references, None)

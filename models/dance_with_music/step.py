@@ -53,6 +53,7 @@ def training_step(network: torch.nn.Module, batch: Batch, progress: Progress) ->
 
 
 def pose_terms(network: torch.nn.Module, output: Mapping[str, Tensor], inputs: Inputs) -> dict[str, Tensor]:
+    """``pose`` and ``face``, fp32 ``[B]`` each, over the whole windows."""
     config, clip, references = network.config, inputs.clip, inputs.references
     return {
         "pose": pose_loss(output, clip.xy, clip.conf, config.m2p.temperature, config.losses),
@@ -80,6 +81,8 @@ def denoising_terms(
     prediction: Tensor,
     progress: Progress,
 ) -> dict[str, Tensor]:
+    """``diffusion``, ``id``, ``temporal`` and, where one is named, ``custom``, fp32 ``[B]`` each, over the target
+    frames."""
     constants, clip = network.config.losses, inputs.target
     faces, estimate = clip.faces, noised.estimate(prediction)
     if constants.id_kind == "arcface":

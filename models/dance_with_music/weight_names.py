@@ -40,6 +40,7 @@ def reference_name(name: str) -> str | None:
 
 
 def identity_name(name: str) -> str | None:
+    """The identity adapters alone."""
     name = name.removeprefix("denoising_unet.")
     return name if IDENTITY.fullmatch(name) else None
 

@@ -46,6 +46,7 @@ class AttentionHalf(nn.Module):
         return x + self.attn2(self.norm2(x.float()).type_as(x), text, None, None)
 
     def self_attention(self, x: Tensor, shift: Tensor, scale: Tensor, gate: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """As ``forward``, without the text."""
         normed = (self.norm1(x.float()) * (1 + scale) + shift).type_as(x)
         return (x.float() + self.attn1(normed, None, None, (cos, sin)) * gate).type_as(x)
 
@@ -82,6 +83,7 @@ class SplitWanBlock(nn.Module):
         return self.attention(x, shift, scale, gate, context, *rotation), tuple(feed_forward)
 
     def close(self, x: Tensor, carried: tuple[Tensor, ...]) -> Tensor:
+        """``x`` ``[B, T, d]`` and what ``open`` carried over -> the block's output."""
         return self.feed_forward(x, *carried)
 
 

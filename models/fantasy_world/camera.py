@@ -127,6 +127,7 @@ class ControlledWanBlock(SplitWanBlock):
     """A frozen Wan block whose cross-attention an adapter may reach into. It may also be called as a whole."""
 
     def forward(self, x: Tensor, *inputs: Tensor | Rotation | CameraAdapter | None) -> Tensor:
+        """The whole block; the arguments are those of ``open``."""
         return self.close(*self.open(x, *inputs))
 
     def open(

@@ -46,6 +46,7 @@ def training_step(network: torch.nn.Module, batch: Batch, progress: Progress) ->
 
 
 def make_process(constants: LossConfig) -> FlowMatching:
+    """The flow matching of training and validation; the network takes timesteps in 0..1000."""
     return FlowMatching(constants.shift, grid=constants.sigma_grid, weighting=constants.diffusion_weighting)
 
 

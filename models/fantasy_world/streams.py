@@ -72,19 +72,23 @@ class FantasyWorld(StageNetwork, ABC):
         """Make what reads the cameras, ``pose_encoder`` and ``camera_adapters``, and other modules of a design."""
 
     @abstractmethod
-    def make_bridge(self) -> nn.Module: ...
+    def make_bridge(self) -> nn.Module:
+        """Make what leads the video's tokens into the geometry stream."""
 
     @abstractmethod
-    def make_tokens(self) -> nn.Module: ...
+    def make_tokens(self) -> nn.Module:
+        """Make the camera and register tokens."""
 
     @abstractmethod
     def make_geo_block(self, block: nn.Module) -> nn.Module:
         """The geometry block next to the backbone's ``block``."""
 
     def pcb_block(self, block: nn.Module) -> nn.Module:
+        """What runs as a block before the split."""
         return block
 
     def video_block(self, block: nn.Module) -> SplitWanBlock:
+        """What runs as the video's block of an IRG layer."""
         return SplitWanBlock(block)
 
     def forward(self, batch: Batch, progress: Progress) -> Result:
@@ -151,7 +155,8 @@ class FantasyWorld(StageNetwork, ABC):
         """What the video and the geometry stream are given of the cameras."""
 
     @abstractmethod
-    def run_pcb_block(self, i: int, block: nn.Module, x: Tensor, video: tuple, camera: tuple) -> Tensor: ...
+    def run_pcb_block(self, i: int, block: nn.Module, x: Tensor, video: tuple, camera: tuple) -> Tensor:
+        """Tokens ``[B, T, d]`` through block ``i`` with what ``encode_camera`` gave."""
 
     @abstractmethod
     def start_geometry(self, x_v: Tensor, latent: Tensor, camera: tuple) -> Tensor:

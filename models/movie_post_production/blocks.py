@@ -144,6 +144,7 @@ class SingleBlock(nn.Module):
     def forward(
         self, image: Tensor, text: Tensor, layout: Tensor, temb: Tensor, rotary: Rotary, refs: References
     ) -> tuple[Tensor, Tensor, Tensor]:
+        """As ``DoubleBlock.forward``, without feedback."""
         length = text.shape[1]
         hidden = torch.cat([text, image], dim=1)
         row = self.path(self.norm.linear)(self.norm.silu(temb)).unsqueeze(1)

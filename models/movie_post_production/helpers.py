@@ -93,6 +93,7 @@ def flux_vae_arguments(config: VaeConfig, channels: int) -> dict[str, Any]:
 
 
 def dino_config(config: DinoConfig, dim: int) -> Dinov2Config:
+    """Of a DINOv2 whose vectors have ``dim`` numbers."""
     return Dinov2Config(
         hidden_size=dim,
         num_hidden_layers=config.layers,

@@ -83,6 +83,7 @@ def identity_weight(config: MoviePostConfig) -> Schedule:
 
 
 def alpha_prior_weight(config: MoviePostConfig) -> float:
+    """0 where ``losses.alpha_prior`` is none."""
     return 0.0 if config.losses.alpha_prior == "none" else config.losses.alpha_prior_weight
 
 

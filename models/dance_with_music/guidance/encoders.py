@@ -37,6 +37,8 @@ class SpatialTransformer(nn.Module):
 
 
 class SelfAttentionBlock(nn.Module):
+    """Pre-LN self-attention and GEGLU, as diffusers' ``BasicTransformerBlock`` without cross-attention."""
+
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
         self.norm1 = OwnLayerNorm(dim)
@@ -51,6 +53,8 @@ class SelfAttentionBlock(nn.Module):
 
 
 class SelfAttention(nn.Module):
+    """Self-attention without biases on q, k and v."""
+
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
@@ -59,6 +63,7 @@ class SelfAttention(nn.Module):
         self.to_out = nn.ModuleList([OwnLinear(dim, dim)])
 
     def forward(self, x: Tensor) -> Tensor:
+        """``[N, tokens, dim]`` -> same."""
         q, k, v = (layer(x).unflatten(-1, (self.heads, -1)) for layer in (self.to_q, self.to_k, self.to_v))
         return self.to_out[0](self.attend(q, k, v))
 
@@ -73,10 +78,13 @@ class GatedFeedForward(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
+        """``[N, tokens, dim]`` -> same."""
         return self.net[2](self.net[0](x))
 
 
 class GatedLinear(nn.Module):
+    """One linear layer for value and gate: value gelu(gate)."""
+
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
         self.proj = OwnLinear(inputs, 2 * outputs)

@@ -34,6 +34,7 @@ class Unit(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
+        """``[M, inputs, h, w]`` -> ``[M, outputs, h / stride, w / stride]``."""
         y = self.prelu(self.bn2(self.conv1(self.bn1(x))))
         return self.bn3(self.conv2(y)) + (x if self.downsample is None else self.downsample(x))
 

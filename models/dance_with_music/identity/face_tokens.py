@@ -38,6 +38,8 @@ class FaceTokens(nn.Module):
 
 
 class FacePerceiver(nn.Module):
+    """Face tokens that read CLIP's embedding, layer by layer."""
+
     def __init__(self, config: FaceConfig, dim: int) -> None:
         super().__init__()
         self.proj_in = OwnLinear(dim, dim)
@@ -70,6 +72,7 @@ class PerceiverAttention(nn.Module):
         self.to_out = OwnLinear(dim, dim, bias=False)
 
     def forward(self, context: Tensor, tokens: Tensor) -> Tensor:
+        """``context`` ``[B, 1, D]``, ``tokens`` ``[B, K, D]`` -> ``[B, K, D]``."""
         tokens = self.norm2(tokens)
         q = self.to_q(tokens).unflatten(-1, (self.heads, -1))
         k, v = self.to_kv(torch.cat([self.norm1(context), tokens], dim=1)).unflatten(-1, (2, self.heads, -1)).unbind(2)
@@ -77,6 +80,7 @@ class PerceiverAttention(nn.Module):
 
 
 def feed_forward(dim: int) -> nn.Sequential:
+    """LayerNorm and two linear layers without biases around a GELU."""
     return nn.Sequential(
         OwnLayerNorm(dim),
         OwnLinear(dim, FEED_FORWARD * dim, bias=False),

@@ -45,6 +45,7 @@ class MusicNorm(nn.Module):
         self.scale = nn.Parameter(torch.ones(music_dim))
 
     def forward(self, music: Tensor) -> Tensor:
+        """``[..., Dm]`` -> same, fp32."""
         return (music.float() - self.shift.float()) * self.scale.float()
 
     @torch.no_grad()

@@ -81,4 +81,5 @@ class SpatioTemporalTransformer(nn.Module):
 
 
 def out(attn: Attention, z: Tensor) -> Tensor:
+    """The output projection: ``[M, N, C]`` -> same."""
     return attn.to_out[1](attn.to_out[0](z))

@@ -37,6 +37,7 @@ class AggregatorPair(nn.Module):
         return self.global_block.attention(x, *first, *in_clip), (x, second)
 
     def close(self, x: Tensor, carried: tuple) -> Tensor:
+        """``x`` ``[B, f P, d]`` and what ``open`` carried over -> the global block's output."""
         return self.global_block.feed_forward(x, *carried[1])
 
     def features(self, x: Tensor, carried: tuple) -> Tensor:

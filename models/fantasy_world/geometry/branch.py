@@ -32,6 +32,7 @@ class BridgeLayer(nn.Module):
         self.attend = Attend()
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """``[B, T, width]`` -> same; ``cos`` and ``sin`` fp32 ``[1, T, 1, width / heads]``."""
         normed = self.norm1(x)
         q, k, v = (
             part.unflatten(2, (self.heads, -1))

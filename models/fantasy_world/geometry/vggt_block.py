@@ -63,6 +63,7 @@ class MLP(nn.Module):
         self.layer_scale = nn.Parameter(torch.full((dim,), _LAYER_SCALE))
 
     def forward(self, x: Tensor, shift: Tensor, scale: Tensor, gate: Tensor) -> Tensor:
+        """``x`` ``[B, T, d]``; modulation fp32 ``[B or 1, 1, d]``."""
         inner = self.fc2(F.gelu(self.fc1(modulate(self.norm(x), shift, scale))))
         return add_gated(x, inner, gate, self.layer_scale)
 

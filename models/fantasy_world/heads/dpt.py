@@ -26,6 +26,7 @@ class CausalConv3d(nn.Conv3d):
         super().__init__(channels, out_channels, (time, space, space), padding=(0, space // 2, space // 2))
 
     def forward(self, x: Tensor) -> Tensor:
+        """``[B, C, f, h, w]`` -> same sizes, of the layer's channels."""
         return super().forward(F.pad(x, (0, 0, 0, 0, self.kernel_size[0] - 1, 0)))
 
 
@@ -37,6 +38,7 @@ class ChannelNorm(nn.Module):
         self.gain = nn.Parameter(torch.ones(channels))
 
     def forward(self, x: Tensor) -> Tensor:
+        """``[B, C, ...]`` -> same, normalised over the channels."""
         inverse = torch.rsqrt(x.float().square().mean(1, keepdim=True) + 1e-6).type_as(x)
         return x * inverse * self.gain.view(-1, *(1,) * (x.ndim - 2))
 
@@ -82,6 +84,7 @@ class ResidualConv(nn.Module):
         self.conv1, self.conv2 = (nn.Conv2d(channels, channels, 3, padding=1) for _ in range(2))
 
     def forward(self, x: Tensor) -> Tensor:
+        """``[N, C, h, w]`` -> same."""
         return x + self.conv2(F.relu(self.conv1(F.relu(x))))
 
 
@@ -96,6 +99,7 @@ class FusionStep(nn.Module):
         self.out = nn.Conv2d(channels, channels, 1)
 
     def forward(self, x: Tensor, finer: Tensor | None, size: tuple[int, int]) -> Tensor:
+        """``x`` ``[N, C, h, w]`` plus the ``finer`` stream, enlarged to ``size``."""
         if self.skip is not None:
             x = x + self.skip(finer)
         return resize(self.out(self.refine(x)), size)
@@ -205,6 +209,7 @@ class DenseHeads(nn.Module):
 
 
 def resize(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """``[N, C, h, w]`` -> ``[N, C, *size]``, bilinear."""
     return F.interpolate(x, size, mode="bilinear", align_corners=True)
 
 
