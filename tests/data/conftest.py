@@ -1,5 +1,6 @@
 """A tiny schema with one field of each kind, and sets of shards made of it."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -57,3 +58,9 @@ def build(make_arrays) -> Callable[..., ShardSet]:
         return ShardSet.open(directory, schema)
 
     return build
+
+
+@pytest.fixture
+def raw(synthetic, tmp_path) -> Path:
+    """A copy of the family's ``synthetic`` raw data set that a test may damage."""
+    return Path(shutil.copytree(synthetic, tmp_path / "raw"))

@@ -2,13 +2,16 @@
 
 import json
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+from torch import nn
 
 from stagecoach.trainer.distributed import start
 from stagecoach.trainer.recipe import Recipe
 from stagecoach.trainer.reporting.logs import log_to_run
-from stagecoach.trainer.run import run_stages
+from stagecoach.trainer.run import one_step, run_stages
 from stagecoach.trainer.setup import StageSetup, prepare_stage
 from stagecoach.trainer.stage import StageLoop
 from stagecoach.trainer.stage_plan import StagePlan
@@ -103,3 +106,23 @@ def train_after_a_loss(recipe: dict[str, Any], stages: list[int]) -> list[str]:
 def joined() -> int:
     """World size after joining the process group."""
     return start().size
+
+
+def most_gathered(setup: StageSetup, blocks: Iterable[nn.Module]) -> tuple[int, int, int]:
+    """Frozen numbers in all, those of the largest of ``blocks``, and the most that were gathered at any time of an
+    optimizer step."""
+    network = setup.engine.network
+    frozen = [p for p in network.parameters() if not p.requires_grad]
+    counts = [sum(p.ds_numel for p in block.parameters() if not p.requires_grad) for block in blocks]
+    most = 0
+
+    def look(*_: Any) -> None:
+        nonlocal most
+        most = max(most, sum(p.numel() for p in frozen))
+
+    hooks = [module.register_forward_hook(look) for module in network.modules()]
+    one_step(setup)
+    for hook in hooks:
+        hook.remove()
+    setup.engine.deepspeed.destroy()
+    return sum(p.ds_numel for p in frozen), max(counts), most

@@ -126,27 +126,10 @@ def train_from(recipe: dict, stage: int, init: Path) -> str:
 
 
 def most_gathered(recipe: dict, init: Path) -> tuple[int, int, int]:
-    """Frozen numbers in all, those of the largest frozen block, and the most that were gathered at any time of an
-    optimizer step of stage 2."""
-    from stagecoach.trainer.run import one_step
-
     setup = cases.prepared(recipe, 2, init=init)
     network = setup.engine.network
-    frozen = [p for p in network.parameters() if not p.requires_grad]
     blocks = [*network.pcb, *(layer.video_block for layer in network.irg), network.stem, network.out]
-    counts = [sum(p.ds_numel for p in block.parameters() if not p.requires_grad) for block in blocks]
-    most = 0
-
-    def look(*_):
-        nonlocal most
-        most = max(most, sum(p.numel() for p in frozen))
-
-    hooks = [module.register_forward_hook(look) for module in network.modules()]
-    one_step(setup)
-    for hook in hooks:
-        hook.remove()
-    setup.engine.deepspeed.destroy()
-    return sum(p.ds_numel for p in frozen), max(counts), most
+    return cases.most_gathered(setup, blocks)
 
 
 @pytest.mark.slow

@@ -31,23 +31,6 @@ def test_under_frozen_shard_at_most_one_block_of_frozen_weights_is_gathered(pair
 
 
 def most_gathered(recipe: dict) -> tuple[int, int, int]:
-    """Frozen numbers in all, those of the largest block, and the most that were gathered at any time of an optimizer
-    step of stage 3, whose adapters are at their initial values."""
-    from stagecoach.trainer.run import one_step
-
+    """Of stage 3, whose adapters are at their initial values."""
     setup = cases.prepared(recipe, 3, rehearsal=True)
-    network = setup.engine.network
-    frozen = [p for p in network.parameters() if not p.requires_grad]
-    counts = [sum(p.ds_numel for p in block.parameters() if not p.requires_grad) for block in network.recompute_units()]
-    most = 0
-
-    def look(*_):
-        nonlocal most
-        most = max(most, sum(p.numel() for p in frozen))
-
-    hooks = [module.register_forward_hook(look) for module in network.modules()]
-    one_step(setup)
-    for hook in hooks:
-        hook.remove()
-    setup.engine.deepspeed.destroy()
-    return sum(p.ds_numel for p in frozen), max(counts), most
+    return cases.most_gathered(setup, setup.engine.network.recompute_units())

@@ -1,6 +1,5 @@
 """A synthetic raw data set of four dances and tiny encoders, made once, and the job that builds it."""
 
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -19,12 +18,6 @@ def synthetic(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("dances") / "raw"
     write_synthetic(path, 5, FRAMES, SIZE, SIZE, SEED)
     return path
-
-
-@pytest.fixture
-def raw(synthetic, tmp_path) -> Path:
-    """A copy that a test may damage."""
-    return Path(shutil.copytree(synthetic, tmp_path / "raw"))
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,6 @@
 """A synthetic raw data set and tiny encoders, made once."""
 
 import json
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -22,12 +21,6 @@ def synthetic(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("synthetic") / "raw"
     write_synthetic(path, PICTURES, SIZES, seed=3)
     return path
-
-
-@pytest.fixture
-def raw(synthetic, tmp_path) -> Path:
-    """A copy that a test may damage."""
-    return Path(shutil.copytree(synthetic, tmp_path / "raw"))
 
 
 @pytest.fixture(scope="session")
