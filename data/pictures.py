@@ -171,6 +171,15 @@ Sizes = Annotated[
 Preview = Annotated[int, Argument("longest side of the stored picture, for previews; 0 stores none", metavar="PIXELS")]
 
 
+def check_sides(height: int, width: int, stride: int, why: str) -> None:
+    """Raises ``ValueError`` for a side that is no multiple of ``stride``."""
+    for name, size in (("height", height), ("width", width)):
+        if size < stride or size % stride:
+            raise ValueError(
+                f"{name} {size} found, expected a multiple of {stride} ({why}); take {max(size // stride, 1) * stride}"
+            )
+
+
 def shapes_of_area(side: int) -> list[Size]:
     """Sizes of about ``side * side`` pixels for each of ``ASPECTS``, in multiples of a token."""
     shapes = []

@@ -1,7 +1,9 @@
-"""What the families' readers of raw data sets share: files of JSON and numbers, keys and splits."""
+"""What the families' readers of raw data sets share: files of JSON, numbers, video and sound, keys and splits."""
 
 import json
 import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from stagecoach.data.building.jobs import RawError
+from stagecoach.data.files import import_extra
 from stagecoach.data.format.decode import npy_header
 
 SPLITS = ("train", "val")
@@ -53,3 +56,22 @@ def read_npy(path: Path, expected: str) -> np.ndarray:
         raise
     except (ValueError, TypeError) as error:
         raise RawError(f"{path}: not a .npy file of numbers ({error}), expected {expected}") from error
+
+
+@contextmanager
+def open_media(path: Path, failed: Callable[[Exception], str]) -> Iterator[Any]:
+    """The container (of av) of a file with video or sound. Raises ``RawError``, saying what ``failed`` makes of an
+    error, for what goes wrong inside the block."""
+    av = import_extra("av", "video and sound")
+    try:
+        with av.open(str(path)) as container:
+            yield container
+    except (av.FFmpegError, OSError) as error:
+        raise RawError(f"{path}: {failed(error)}") from error
+
+
+def video_stream(container: Any, path: Path, expected: str) -> Any:
+    """The first video stream. Raises ``RawError`` where there is none."""
+    if not container.streams.video:
+        raise RawError(f"{path}: no video stream found, {expected}")
+    return container.streams.video[0]

@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from stagecoach.data.building.jobs import RawError
+from stagecoach.data.building.raw_files import open_media, video_stream
 from stagecoach.data.dance_with_music.schema import FRAME_RATE
-from stagecoach.data.files import import_extra
 from stagecoach.data.pictures import read_picture
 
 PICTURES = (".png", ".jpg", ".jpeg")
@@ -49,27 +49,27 @@ class Footage:
     def _decode(self, chosen: Sequence[int]) -> Iterator[np.ndarray]:
         wanted = iter(chosen)
         current = next(wanted, None)
-        av = import_extra("av", "videos")
-        try:
-            with av.open(str(self.path)) as container:
-                stream = container.streams.video[0]
-                stream.thread_type = "AUTO"
-                if current:
-                    container.seek(int(self.times[current] / stream.time_base), stream=stream, backward=True)
-                for frame in container.decode(stream):
-                    number = -1 if frame.time is None else int(np.abs(self.times - frame.time).argmin())
-                    if current is not None and number > current:
-                        raise RawError(
-                            f"{self.path}: no picture at {self.times[current]:.3f} s, where its packets "
-                            f"promise one; the file is damaged"
-                        )
-                    while number == current:
-                        yield frame.to_ndarray(format="rgb24")
-                        current = next(wanted, None)
-                    if current is None:
-                        return
-        except (av.FFmpegError, OSError) as error:
-            raise RawError(f"{self.path}: not decodable at frame {current} ({error}); it may be cut short") from error
+
+        def failed(error: Exception) -> str:
+            return f"not decodable at frame {current} ({error}); it may be cut short"
+
+        with open_media(self.path, failed) as container:
+            stream = container.streams.video[0]
+            stream.thread_type = "AUTO"
+            if current:
+                container.seek(int(self.times[current] / stream.time_base), stream=stream, backward=True)
+            for frame in container.decode(stream):
+                number = -1 if frame.time is None else int(np.abs(self.times - frame.time).argmin())
+                if current is not None and number > current:
+                    raise RawError(
+                        f"{self.path}: no picture at {self.times[current]:.3f} s, where its packets promise one; the "
+                        "file is damaged"
+                    )
+                while number == current:
+                    yield frame.to_ndarray(format="rgb24")
+                    current = next(wanted, None)
+                if current is None:
+                    return
         raise RawError(
             f"{self.path}: the pictures end before frame {current}, where its packets promise "
             f"{len(self.times)}; it may be cut short"
@@ -125,17 +125,11 @@ def numbered_files(folder: Path, suffixes: Sequence[str]) -> dict[int, Path]:
 
 def _frame_times(path: Path) -> tuple[np.ndarray, float]:
     """Times of the frames and how long the last is shown, from the packets, without decoding."""
-    av = import_extra("av", "videos")
-    try:
-        with av.open(str(path)) as container:
-            if not container.streams.video:
-                raise RawError(f"{path}: no video stream found, expected the dance")
-            stream = container.streams.video[0]
-            packets = [p for p in container.demux(stream) if p.pts is not None and not p.is_discard]
-            times = np.array(sorted(float(p.pts * p.time_base) for p in packets))
-            rate = stream.average_rate
-    except (av.FFmpegError, OSError) as error:
-        raise RawError(f"{path}: not readable as a video ({error})") from error
+    with open_media(path, lambda error: f"not readable as a video ({error})") as container:
+        stream = video_stream(container, path, "expected the dance")
+        packets = [p for p in container.demux(stream) if p.pts is not None and not p.is_discard]
+        times = np.array(sorted(float(p.pts * p.time_base) for p in packets))
+        rate = stream.average_rate
     if not len(times):
         raise RawError(f"{path}: no frame with a time stamp found, expected the dance")
     steps = np.diff(times)

@@ -9,18 +9,20 @@ import numpy as np
 
 from stagecoach.data.building.jobs import RawError
 from stagecoach.data.building.options import Argument
+from stagecoach.data.building.raw_files import open_media, video_stream
 from stagecoach.data.dance_with_music.footage import PICTURES, Footage, numbered_files, open_footage
 from stagecoach.data.dance_with_music.music import MUSIC_DIMS, TAIL, Music, MusicKind, read_music, read_vector
 from stagecoach.data.dance_with_music.poses import pose_count, read_poses
 from stagecoach.data.dance_with_music.raw import RawDance, Reference
 from stagecoach.data.dance_with_music.schema import FACE_DIM, FRAME_RATE, LATENT_STRIDE
 from stagecoach.data.dance_with_music.skeleton import face_boxes, five_points
-from stagecoach.data.files import import_extra
-from stagecoach.data.pictures import CoverCrop, read_picture
+from stagecoach.data.pictures import CoverCrop, check_sides, read_picture
 
 POSE_STEPS, CONFIDENCE_STEPS = 65535, 255
 MASK = 127
 """Face masks are 255 inside."""
+MICROSECONDS = 1_000_000
+"""Units of a container's duration in a second (``av.time_base``)."""
 
 
 @dataclass(frozen=True)
@@ -49,13 +51,7 @@ class SegmentOptions:
     ] = "edge"
 
     def __post_init__(self) -> None:
-        for name in ("height", "width"):
-            size = getattr(self, name)
-            if size < LATENT_STRIDE or size % LATENT_STRIDE:
-                raise ValueError(
-                    f"{name} {size} found, expected a multiple of {LATENT_STRIDE} (stride of the VAE); "
-                    f"take {max(size // LATENT_STRIDE, 1) * LATENT_STRIDE}"
-                )
+        check_sides(self.height, self.width, LATENT_STRIDE, "stride of the VAE")
         if not 1 <= self.references <= self.min_frames <= self.frames:
             raise ValueError(
                 f"{self.references} references, at least {self.min_frames} frames and segments of "
@@ -109,17 +105,11 @@ def declared_seconds(dance: RawDance) -> float:
     """From the header of a video, or the number of pictures; what it says is not relied on."""
     if dance.footage.is_dir():
         return len(numbered_files(dance.footage, PICTURES)) / dance.rate
-    av = import_extra("av", "videos")
-    try:
-        with av.open(str(dance.footage)) as container:
-            if not container.streams.video:
-                raise RawError(f"{dance.footage}: no video stream found, expected the dance")
-            stream = container.streams.video[0]
-            if stream.duration:
-                return float(stream.duration * stream.time_base)
-            return (container.duration or 0) / av.time_base
-    except (av.FFmpegError, OSError) as error:
-        raise RawError(f"{dance.footage}: not readable as a video ({error})") from error
+    with open_media(dance.footage, lambda error: f"not readable as a video ({error})") as container:
+        stream = video_stream(container, dance.footage, "expected the dance")
+        if stream.duration:
+            return float(stream.duration * stream.time_base)
+        return (container.duration or 0) / MICROSECONDS
 
 
 def check_segment(extent: SegmentExtent) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from stagecoach.data.building.jobs import RawError
+from stagecoach.data.building.raw_files import open_media
 from stagecoach.data.files import import_extra
 
 FRAME_RATE = 30
@@ -28,12 +29,8 @@ DEFAULT_BPM = 120.0
 
 def has_audio(path: Path) -> bool:
     """Whether a file has an audio stream. Raises ``RawError`` where it cannot be opened."""
-    av = import_extra("av", "sound")
-    try:
-        with av.open(str(path)) as container:
-            return bool(container.streams.audio)
-    except (av.FFmpegError, OSError) as error:
-        raise RawError(f"{path}: not readable as audio or video ({error})") from error
+    with open_media(path, lambda error: f"not readable as audio or video ({error})") as container:
+        return bool(container.streams.audio)
 
 
 def read_audio(path: Path, start: float | None = None) -> np.ndarray:
@@ -44,25 +41,21 @@ def read_audio(path: Path, start: float | None = None) -> np.ndarray:
     """
     blocks: list[np.ndarray] = []
     first = end = None
-    av = import_extra("av", "sound")
-    try:
-        with av.open(str(path)) as container:
-            if not container.streams.audio:
-                raise RawError(f"{path}: no audio stream found, expected the music; give a file that has one")
-            resampler = av.AudioResampler(format="flt", layout="mono", rate=SAMPLE_RATE)
-            for frame in container.decode(audio=0):
-                if frame.time is not None:
-                    first = frame.time if first is None else first
-                    if end is not None and abs(frame.time - end) > MAX_GAP:
-                        raise RawError(
-                            f"{path}: its audio jumps from {end:.3f} s to {frame.time:.3f} s, expected "
-                            f"music without gaps; write the file again"
-                        )
-                    end = frame.time + frame.samples / frame.sample_rate
-                blocks += [block.to_ndarray()[0] for block in resampler.resample(frame)]
-            blocks += [block.to_ndarray()[0] for block in resampler.resample(None)] if blocks else []
-    except (av.FFmpegError, OSError) as error:
-        raise RawError(f"{path}: its audio is not decodable ({error}); it may be cut short") from error
+    with open_media(path, lambda error: f"its audio is not decodable ({error}); it may be cut short") as container:
+        if not container.streams.audio:
+            raise RawError(f"{path}: no audio stream found, expected the music; give a file that has one")
+        resampler = import_extra("av", "sound").AudioResampler(format="flt", layout="mono", rate=SAMPLE_RATE)
+        for frame in container.decode(audio=0):
+            if frame.time is not None:
+                first = frame.time if first is None else first
+                if end is not None and abs(frame.time - end) > MAX_GAP:
+                    raise RawError(
+                        f"{path}: its audio jumps from {end:.3f} s to {frame.time:.3f} s, expected music without "
+                        "gaps; write the file again"
+                    )
+                end = frame.time + frame.samples / frame.sample_rate
+            blocks += [block.to_ndarray()[0] for block in resampler.resample(frame)]
+        blocks += [block.to_ndarray()[0] for block in resampler.resample(None)] if blocks else []
     if not blocks:
         raise RawError(f"{path}: its audio stream holds no samples, expected the music")
     samples = np.concatenate(blocks)

@@ -19,7 +19,7 @@ from stagecoach.data.fantasy_world.readers import (
     read_maps,
 )
 from stagecoach.data.fantasy_world.schema import LATENT_STRIDE, latent_frames
-from stagecoach.data.pictures import CoverCrop
+from stagecoach.data.pictures import CoverCrop, check_sides
 
 ASPECT_TOLERANCE = 0.02
 FLOAT16_MAX = float(np.finfo(np.float16).max)
@@ -44,13 +44,7 @@ class ClipOptions:
 
     def __post_init__(self) -> None:
         latent_frames(self.frames)
-        for name in ("height", "width"):
-            size = getattr(self, name)
-            if size < PATCH_STRIDE or size % PATCH_STRIDE:
-                raise ValueError(
-                    f"{name} {size} found, expected a multiple of {PATCH_STRIDE} (VAE stride 8, patch 2); "
-                    f"take {max(size // PATCH_STRIDE, 1) * PATCH_STRIDE}"
-                )
+        check_sides(self.height, self.width, PATCH_STRIDE, "VAE stride 8, patch 2")
         if not self.depth_scale > 0:
             raise ValueError(f"depth scale {self.depth_scale} found, expected a number above 0")
 

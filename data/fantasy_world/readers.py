@@ -13,7 +13,7 @@ import numpy as np
 from PIL import ImageOps
 
 from stagecoach.data.building.jobs import RawError
-from stagecoach.data.files import import_extra
+from stagecoach.data.building.raw_files import open_media, video_stream
 from stagecoach.data.pictures import open_picture
 
 COLUMNS = ("idx", "fx", "fy", "cx", "cy", "k1", "k2", *(f"w2c[{r},{c}]" for r in range(3) for c in range(4)))
@@ -36,20 +36,14 @@ class CameraTrack:
 
 def read_frames(path: Path, frames: int | None = None) -> Iterator[np.ndarray]:
     """The first ``frames`` frames of a video (None: all), uint8 [h, w, 3] RGB, one at a time."""
-    av = import_extra("av", "videos")
     found, wanted = 0, f"expected {frames or 'its'} frames"
-    try:
-        with av.open(str(path)) as container:
-            if not container.streams.video:
-                raise RawError(f"{path}: no video stream found, {wanted}")
-            container.streams.video[0].thread_type = "AUTO"
-            for frame in container.decode(video=0):
-                yield frame.to_ndarray(format="rgb24")
-                found += 1
-                if found == frames:
-                    return
-    except (av.FFmpegError, OSError) as error:
-        raise RawError(f"{path}: not decodable after {found} frames ({error}), {wanted}") from error
+    with open_media(path, lambda error: f"not decodable after {found} frames ({error}), {wanted}") as container:
+        video_stream(container, path, wanted).thread_type = "AUTO"
+        for frame in container.decode(video=0):
+            yield frame.to_ndarray(format="rgb24")
+            found += 1
+            if found == frames:
+                return
     if frames is not None:
         raise RawError(
             f"{path}: {found} frames found, expected at least {frames}; take a longer video or fewer frames per clip"
@@ -58,12 +52,8 @@ def read_frames(path: Path, frames: int | None = None) -> Iterator[np.ndarray]:
 
 def declared_frames(path: Path) -> int | None:
     """The frame count in the video's header; None where the container has none."""
-    av = import_extra("av", "videos")
-    try:
-        with av.open(str(path)) as container:
-            return (container.streams.video[0].frames or None) if container.streams.video else 0
-    except (av.FFmpegError, OSError) as error:
-        raise RawError(f"{path}: not readable as a video ({error})") from error
+    with open_media(path, lambda error: f"not readable as a video ({error})") as container:
+        return (container.streams.video[0].frames or None) if container.streams.video else 0
 
 
 def read_cameras(path: Path, frames: int, unit: IntrinsicsUnit) -> CameraTrack:

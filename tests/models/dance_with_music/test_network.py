@@ -80,19 +80,18 @@ def test_at_its_start_the_denoiser_is_the_plain_unet_with_the_references_keys_an
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("what", ["guidance", "clip", "face"])
+@pytest.mark.parametrize("what", ["guidance", "embedding", "face"])
 def test_a_withheld_condition_is_its_null_whatever_it_was(what):
     network, conditions, other = open_zeros(make_network()), make_conditions(), make_conditions(seed=5)
-    values = {"guidance": "guidance", "clip": "clip", "face": "face"}[what]
     conditions[f"{what}_given"] = torch.tensor([True, False])
     out = network.denoise(*make_noisy(), conditions)
-    changed = network.denoise(*make_noisy(), conditions | {values: other[values]})
+    changed = network.denoise(*make_noisy(), conditions | {what: other[what]})
     assert torch.equal(changed[1], out[1])
     assert (changed[0] - out[0]).abs().max() > 1e-4
 
 
 @torch.no_grad()
-def test_the_guidance_scale_multiplies_what_is_added():
+def test_the_condition_scale_multiplies_what_is_added():
     network, conditions = open_zeros(make_network()), make_conditions()
     once = network.guide(conditions, (8, 8))
     torch.testing.assert_close(network.guide(conditions | {"condition_scale": 1.5}, (8, 8)), 1.5 * once)

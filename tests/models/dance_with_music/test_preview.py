@@ -154,8 +154,10 @@ def test_every_rank_calls_the_denoiser_as_often_whatever_its_samples_hold():
     assert len(calls) == 2 * full
 
 
-def test_a_clip_longer_than_the_window_is_drawn_in_parts():
-    config = SIZES["tiny"].model_copy(update={"sampling": SIZES["tiny"].sampling.model_copy(update={"window": 4})})
+def test_a_clip_longer_than_the_context_is_sampled_in_several():
+    config = SIZES["tiny"].model_copy(
+        update={"sampling": SIZES["tiny"].sampling.model_copy(update={"context_length": 4})}
+    )
     network, batch = _network(config, 3), _batch(config, 3, 1)
     lengths = []
     handle = network.denoising_unet.register_forward_hook(lambda module, given, out: lengths.append(given[0].shape[1]))

@@ -95,6 +95,8 @@ def test_windows_cover_each_frame_and_share_at_least_the_overlap(frames, length,
     assert all(a.stop - b.start >= overlap for a, b in itertools.pairwise(found))
 
 
-def test_an_overlap_as_long_as_the_window_is_refused():
-    with pytest.raises(ValueError, match=r"sampling\.overlap is 24, expected less than sampling\.window, 24"):
-        SamplingConfig(overlap=24)
+def test_an_overlap_as_long_as_the_context_is_refused():
+    with pytest.raises(
+        ValueError, match=r"sampling\.context_overlap is 24, expected less than sampling\.context_length, 24"
+    ):
+        SamplingConfig(context_overlap=24)

@@ -53,7 +53,16 @@ class FakeNetwork(torch.nn.Module):
         self.calls: list[dict] = []
 
     def predict(
-        self, latents_noisy, timestep, text, extrinsics, intrinsics, camera_given, frames, image_latent=None, clip=None
+        self,
+        latents_noisy,
+        timestep,
+        text,
+        extrinsics,
+        intrinsics,
+        camera_given,
+        frames,
+        image_latent=None,
+        image_states=None,
     ):
         self.calls.append(
             {

@@ -43,9 +43,9 @@ def test_timesteps_follow_the_sound_and_the_seeds_distribution():
     normal = torch.logit(u.double())
     assert normal.mean().abs() < 0.06
     assert abs(normal.std() - 1) < 0.05
-    uniform = losses.make_process(FlowMatchingConfig(t_sampling="uniform", shift="none", guidance=3.5), 4096).draw(
-        batch, "t"
-    )
+    uniform = losses.make_process(
+        FlowMatchingConfig(t_sampling="uniform", shift="none", guidance_scale=3.5), 4096
+    ).draw(batch, "t")
     assert uniform.min() > 0
     assert uniform.max() <= 1
     assert abs(uniform.mean() - 0.5) < 0.02

@@ -72,7 +72,7 @@ def test_a_picture_decoded_from_its_own_latent_shows_its_references(encoders, he
 def test_gradients_of_the_velocity_stay_around_the_boxes_and_a_step_along_them_raises_the_cosine(helpers, decode):
     """D7, R14(j)."""
     torch.manual_seed(0)
-    config = IdentityConfig(decode=decode, window=8, margin=1)
+    config = IdentityConfig(decode=decode, tile=8, margin=1)
     x_t, t = torch.randn(1, 16, 16, 16), torch.tensor([0.4])
     velocity = torch.randn(1, 16, 16, 16, requires_grad=True)
     references = F.normalize(torch.randn(1, 2, 16), dim=-1)

@@ -52,7 +52,7 @@ def test_a_window_that_fits_is_a_plain_slice_of_the_latent():
     latent = torch.randn(1, 3, 20, 30)
     box = torch.tensor([[[12 / 30, 6 / 20, 15 / 30, 9 / 20]]])
     found = tiles(box, 20, 30, side=10, margin=3)
-    # Latents 12..15 and 6..9 and three around them are 9, of a window of 10 centred on them as whole latents allow.
+    # Latents 12..15 and 6..9 and three around them are 9, of a tile of 10 centred on them as whole latents allow.
     expected = latent[:, :, 2:12, 8:18]
     assert torch.equal(resample(latent, found.rows, found.columns)[0], expected)
     assert found.boxes[0, 0].tolist() == [32, 32, 56, 56]
