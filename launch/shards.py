@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from PIL import Image
@@ -33,7 +33,10 @@ log = logging.getLogger(__name__)
 DEFAULT_FAMILY = "fantasy_world"
 BAR = 30
 """Characters of the longest bar of a histogram."""
-FamilyName = Literal[tuple(sorted(BUILDERS))]  # type: ignore[valid-type]
+if TYPE_CHECKING:
+    FamilyName = str
+else:
+    FamilyName = Literal[tuple(sorted(BUILDERS))]
 FamilyFlag = Annotated[FamilyName, typer.Option(help="whose data; each family adds flags of its own below")]
 Shards = Annotated[Path, typer.Argument(metavar="SHARDS", help="folder of shards, or of its splits")]
 Jobs = Annotated[int | None, typer.Option(metavar="N", help="processes; one per CPU where not given")]
@@ -91,7 +94,9 @@ def synthesize_command(family: str) -> Callable[..., Outcome]:
         seed: Annotated[int, typer.Option(help="what the clips depend on")] = 0,
         encoders: Path | None = None,
     ) -> Outcome:
-        parts.write_raw(output, clips, seed, *own or [None], lambda numbers: track(numbers, "rendering", clips))
+        parts.write_raw(
+            output, clips, seed, own[0] if own else None, lambda numbers: track(numbers, "rendering", clips)
+        )
         if encoders:
             parts.write_encoders(output, encoders, seed)
         return Outcome({"output": str(output), parts.items: clips, "encoders": str(encoders) if encoders else None})
@@ -105,13 +110,13 @@ FAMILY_COMMANDS = {"build": build_command, "synthesize": synthesize_command}
 class ShardCommands(TyperGroup):
     """Makes the commands that depend on a family with the flags of the family that a command line names."""
 
-    def resolve_command(self, ctx: typer.Context, args: list[str]) -> tuple[str | None, Any, list[str]]:
+    def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
         name, found, rest = super().resolve_command(ctx, args)
-        if name in FAMILY_COMMANDS:
+        if name in FAMILY_COMMANDS and found is not None:
             words = [word for argument in rest for word in argument.split("=", 1)]
             named = words[words.index("--family") + 1 :][:1] if "--family" in words else []
             family = named[0] if named and named[0] in BUILDERS else DEFAULT_FAMILY
-            found = get_command(single(FAMILY_COMMANDS[name](family), found.help))
+            found = get_command(single(FAMILY_COMMANDS[name](family), found.help or ""))
         return name, found, rest
 
 
@@ -182,14 +187,17 @@ def index(
     jobs: Jobs = None,
 ) -> Outcome:
     """Make tars that another tool wrote a set of shards, with the schema of --family or of --schema-from."""
-    if (family is None) == (schema_from is None):
+    if family is not None and schema_from is None:
+        schema = family_schema(family, size or [])
+    elif family is None and schema_from is not None:
+        if size:
+            raise ValueError(
+                f"--size {' '.join(size)} next to --schema-from, expected it next to --family only; "
+                f"the sizes are those of the shards"
+            )
+        schema = schema_of(schema_from)
+    else:
         raise typer.BadParameter("expected either --family or --schema-from")
-    if size and schema_from:
-        raise ValueError(
-            f"--size {' '.join(size)} next to --schema-from, expected it next to --family only; "
-            f"the sizes are those of the shards"
-        )
-    schema = schema_of(schema_from) if schema_from else family_schema(family, size or [])
     return Outcome(index_folder(tars, schema, skip_bad=skip_bad, replace=replace, jobs=jobs, track=track))
 
 

@@ -152,7 +152,8 @@ class CaptionedJob(EncodingJob):
 
     def check(self, item: RawItem) -> None:
         path = item.record.image
-        choose_size(*picture_size(path), self.options.sizes, str(path))
+        height, width = picture_size(path)
+        choose_size(height, width, self.options.sizes, str(path))
 
     def load(self) -> tuple[Any, Any]:
         from stagecoach.data.encoding.encoders import default_device
@@ -163,8 +164,8 @@ class CaptionedJob(EncodingJob):
     def prepare(self, item: RawItem) -> np.ndarray:
         path = item.record.image
         image = np.asarray(read_picture(path))
-        size = choose_size(*image.shape[:2], self.options.sizes, str(path))
-        return CoverCrop.of(*image.shape[:2], *size).image(image)
+        height, width, _ = image.shape
+        return CoverCrop.of(height, width, *choose_size(height, width, self.options.sizes, str(path))).image(image)
 
     def encode(self, items: list[RawItem], prepared: list[np.ndarray]) -> list[EncodedSample]:
         import torch

@@ -90,9 +90,9 @@ def assign_splits(items: list[RawItem], holdout: float) -> dict[str, str]:
     splits = {item.key: item.split or ("val" if fractions[item.key] < holdout else "train") for item in items}
     if holdout and len(fractions) > 1:
         if "val" not in splits.values():
-            splits[min(fractions, key=fractions.get)] = "val"
+            splits[min(fractions, key=fractions.__getitem__)] = "val"
         if "train" not in splits.values():
-            splits[max(fractions, key=fractions.get)] = "train"
+            splits[max(fractions, key=fractions.__getitem__)] = "train"
     return splits
 
 

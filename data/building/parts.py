@@ -147,14 +147,14 @@ class PartWriter:
             if error.errno not in TAKEN:
                 raise
 
-    def _prepared(self, items: list[RawItem]) -> Iterator[tuple[RawItem, Any]]:
+    def _prepared(self, items: list[RawItem]) -> Generator[tuple[RawItem, Any], None, None]:
         """Items in their order with what was read of each, or with the ``RawError`` that befell it."""
         return ahead(items, self.job.prepare, 2 * self.job.together, self.readers)
 
 
 def ahead(
     items: Iterable[RawItem], function: Callable[[RawItem], Any], limit: int, threads: int
-) -> Iterator[tuple[RawItem, Any]]:
+) -> Generator[tuple[RawItem, Any], None, None]:
     """Each item with the result of ``function`` on it, or the ``RawError`` that it raised, in order. At most ``limit``
     calls are ahead of the one whose result is waited for, in ``threads`` threads."""
     waiting = iter(items)

@@ -60,14 +60,14 @@ def run_worker_pool(
             members.append(_Member(worker_rank, process, here))
         watch = _Watch(members)
         for phase in PHASES:
-            watch.until(lambda phase=phase: all(phase in m.totals or m.made is not None for m in members))
+            watch.until(lambda: all(phase in m.totals or m.made is not None for m in members))  # noqa: B023 (at once)
             total = sum(member.totals.get(phase, 0) for member in members)
             for _ in track(watch.steps(phase, total), phase, total):
                 pass
         watch.until(lambda: all(member.made is not None for member in members))
         for member in members:
             member.process.join()
-        return sum(member.made for member in members)
+        return sum(member.made or 0 for member in members)
     finally:
         _stop(members)
 
@@ -91,11 +91,10 @@ class _Watch:
     def until(self, reached: Callable[[], bool]) -> None:
         """Wait for messages. Raises ``WorkerError``."""
         while not reached():
-            by_pipe = {member.messages: member for member in self._open}
-            for pipe in wait(list(by_pipe)):
-                member = by_pipe[pipe]
+            ready = wait([member.messages for member in self._open])
+            for member in [member for member in self._open if member.messages in ready]:
                 try:
-                    kind, *content = pipe.recv()
+                    kind, *content = member.messages.recv()
                 except (EOFError, OSError):
                     self._ended(member)
                 else:
