@@ -26,8 +26,8 @@ def test_the_similarity_is_umeyamas(seed):
     np.testing.assert_allclose(similarity(points, TEMPLATE), umeyama(points, TEMPLATE), rtol=1e-9, atol=1e-9)
 
 
-def test_points_of_one_place_have_no_similarity():
-    with pytest.raises(ValueError, match="5 points in the same place"):
+def test_points_at_one_position_have_no_similarity():
+    with pytest.raises(ValueError, match="5 points at one position"):
         similarity(np.ones((5, 2)), TEMPLATE)
 
 
