@@ -77,7 +77,17 @@ def start_engine(module: nn.Module, groups: list[dict[str, Any]], config: dict[s
     if hasattr(engine.optimizer, "check_grad_overflow"):
         # ZeRO-1 and 2 look for non-finite gradients in half precision only; a bad step must be skipped in fp32 too.
         engine.optimizer.check_grad_overflow = True
+    scaler: Any = getattr(engine.optimizer, "loss_scaler", None)
+    if hasattr(scaler, "raise_error_at_min_scale"):
+        # The loop counts what cannot be helped by a smaller scale, and names the last checkpoint.
+        scaler.raise_error_at_min_scale = False
     return engine
+
+
+def loss_scale(engine: deepspeed.DeepSpeedEngine) -> tuple[float, float] | None:
+    """The loss scale of fp16 and the least that it may fall to; None where there is none that falls."""
+    scaler: Any = getattr(engine.optimizer, "loss_scaler", None)
+    return (float(scaler.cur_scale), float(scaler.min_scale)) if getattr(scaler, "dynamic", False) else None
 
 
 def learning_rate(stage: StageRecipe, step: int) -> float:

@@ -13,27 +13,40 @@ class GradientCheck:
     """Watches which trainable tensors get a non-zero gradient in the first steps of a stage.
 
     ZeRO reduces and drops gradients while the backward runs, so a tensor hook on each parameter looks at them as they
-    come; what it keeps stays on the device until ``finish``.
+    come; what it keeps stays on the device until ``finish``. Steps whose update was skipped do not count: an infinite
+    gradient times the zero of a closed gate is no zero.
     """
 
     def __init__(self, network: nn.Module, spec: StageSpec, world: World) -> None:
         self.spec, self.world = spec, world
         self.names = [name for name, p in network.named_parameters() if p.requires_grad]
-        self.seen = {name: torch.zeros((), dtype=torch.bool, device=world.device) for name in self.names}
-        self.hooks = [p.register_hook(self._watch(name)) for name, p in network.named_parameters() if p.requires_grad]
+        self.steps = 0
+        self.seen = torch.zeros(len(self.names), dtype=torch.bool, device=world.device)
+        self.now = torch.zeros_like(self.seen)
+        trainable = (p for p in network.parameters() if p.requires_grad)
+        self.hooks = [p.register_hook(self._watch(flag)) for p, flag in zip(trainable, self.now, strict=True)]
 
-    def _watch(self, name: str):
+    def _watch(self, flag: Tensor):
         def hook(gradient: Tensor) -> None:
-            self.seen[name] |= gradient.ne(0).any()
+            flag.logical_or_(gradient.ne(0).any())
 
         return hook
 
-    def finish(self, step: int) -> None:
-        """Raise ``ValueError`` naming each tensor that had no gradient on any rank in all steps so far, unless the
-        stage allows it with ``AllowNoGradient``. Every rank calls it."""
+    def after_step(self, applied: bool) -> None:
+        if applied:
+            self.steps += 1
+            self.seen |= self.now
+        self.now.zero_()
+
+    def close(self) -> None:
         for hook in self.hooks:
             hook.remove()
-        seen = torch.stack([self.seen[name] for name in self.names]).to(torch.int32)
+
+    def finish(self, step: int) -> None:
+        """Raise ``ValueError`` naming each tensor that had no gradient on any rank in all steps up to ``step``, unless
+        the stage allows it with ``AllowNoGradient``. Every rank calls it."""
+        self.close()
+        seen = self.seen.to(torch.int32)
         dist.all_reduce(seen, op=dist.ReduceOp.MAX)
         silent = [
             name
@@ -44,7 +57,7 @@ class GradientCheck:
             more = f" and {len(silent) - 10} more" if len(silent) > 10 else ""
             raise ValueError(
                 f"stage {self.spec.index} ({self.spec.name}): no gradient reached "
-                f"{', '.join(silent[:10])}{more} in {step} steps; train it for a loss, or name it in the "
+                f"{', '.join(silent[:10])}{more} in {self.steps} steps; train it for a loss, or name it in the "
                 "stage's allow_no_gradient with a reason"
             )
 

@@ -18,7 +18,7 @@ from stagecoach.data.files import sha256_json
 from stagecoach.data.stores.storage import CacheOptions
 from stagecoach.data.streaming.mixture import Source
 from stagecoach.models import get_family
-from stagecoach.models.common.config import Section
+from stagecoach.models.common.config import PathText, Section
 from stagecoach.models.family import Family
 from stagecoach.trainer.settings import (
     RecipeError,
@@ -80,7 +80,7 @@ class DataSetRecipe(Section):
     """Shards by folder or URL. ``weight``: their share of the samples; without one, each sample of all sets comes once
     per epoch."""
 
-    path: str = Field(min_length=1)
+    path: PathText = Field(min_length=1)
     weight: float | None = Field(None, gt=0)
 
 
@@ -95,7 +95,7 @@ class EncoderRecipe(Section):
 class CacheRecipe(Section):
     """Whole shards of remote data sets on a local disk, shared by the ranks of a node."""
 
-    directory: str = Field(min_length=1)
+    directory: PathText = Field(min_length=1)
     gigabytes: float = Field(100.0, gt=0)
 
 
@@ -130,7 +130,7 @@ class StageRecipe(Section):
         ge=1,
         description="steps within which each trainable tensor must "
         "have had a gradient; None: 5 % of the stage, "
-        "from 3 to 50",
+        "from 3 to 50; a stage of less than 3 that is shorter is not checked",
     )
     loss_weights: dict[str, Annotated[float, Field(ge=0)]] = Field({}, description="instead of the family's, by name")
     model: dict[str, Any] = Field({}, description="overlay on the family's config in this stage")
@@ -146,9 +146,10 @@ class StageRecipe(Section):
 
     @property
     def checked_steps(self) -> int:
-        """``gradient_check_steps`` with its default filled in, never more than the stage has."""
+        """``gradient_check_steps`` with its default filled in, never more than the stage has. 0 (no check) where the
+        stage is too short for one: what lies behind a gate that starts at zero has no gradient in the first step."""
         wanted = self.gradient_check_steps or min(50, max(3, round(0.05 * self.steps)))
-        return min(wanted, self.steps)
+        return 0 if self.steps < min(wanted, 3) else min(wanted, self.steps)
 
 
 class Recipe(Section):
@@ -159,16 +160,16 @@ class Recipe(Section):
     size: str
     profile: str | None = None
     model: dict[str, Any] = Field(default_factory=dict)
-    data: str | list[DataSetRecipe] = ""
+    data: PathText | list[DataSetRecipe] = ""
     encoders: dict[str, EncoderRecipe] = Field({}, description="the encoders that the shards must be made by, by role")
     stream: StreamRecipe = StreamRecipe()
-    run: str
+    run: PathText
     seed: int = Field(0, ge=0)
     precision: Literal["bf16", "fp16", "fp32"] = "bf16"
     attention: Literal["auto", "flash", "flash_3", "xformers", "sdpa"] = "auto"
     activation_checkpointing: Literal["none", "selective", "full"] = "selective"
     zero: Literal[1, 2, 3] = 3
-    ds_config: str | None = Field(None, description="a DeepSpeed JSON file instead of ds_configs/zero<N>.json")
+    ds_config: PathText | None = Field(None, description="a DeepSpeed JSON file instead of ds_configs/zero<N>.json")
     frozen: Literal["replicate", "shard"] = "replicate"
     leaf_modules: bool = False
     export_weights: Literal["raw", "ema"] = "raw"

@@ -135,8 +135,10 @@ def explain(
 ) -> RecipeError:
     """A pydantic error as one sentence about its first problem. ``path`` leads to the model that was validated and
     ``where`` names the file or the flag that a path came from."""
-    first = error.errors()[0]
-    location = (*path, *(part for part in first["loc"] if part != "[key]"))
+    errors = error.errors()
+    # Of a value that may be of several kinds, the kind that got furthest; pydantic puts its name into the path.
+    first = max((one for one in errors if one["loc"][:1] == errors[0]["loc"][:1]), key=lambda one: len(one["loc"]))
+    location = (*path, *(part for part in first["loc"] if "[" not in str(part)))
     found = first["input"]
     if first["type"] == "extra_forbidden":
         message = "unknown key"

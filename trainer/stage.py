@@ -16,7 +16,7 @@ from stagecoach.trainer.adapter import AdapterCard, read_card, read_tensors, tra
 from stagecoach.trainer.bad_samples import BadSamples
 from stagecoach.trainer.checkpointing.save import save_checkpoint
 from stagecoach.trainer.distributed import on_first, totals
-from stagecoach.trainer.engine import full_parameters, learning_rate, set_learning_rate
+from stagecoach.trainer.engine import full_parameters, learning_rate, loss_scale, set_learning_rate
 from stagecoach.trainer.evaluate import Evaluator
 from stagecoach.trainer.feed import device_batches
 from stagecoach.trainer.freeze import freeze_table
@@ -47,6 +47,9 @@ class StageLoop:
         self.step = setup.start.state.step
         self.skipped = setup.start.state.skipped
         self.skipped_in_a_row = 0
+        self.scale = loss_scale(setup.engine.deepspeed)
+        self.finite = torch.ones((), dtype=torch.bool, device=setup.world.device)
+        """Whether the losses of this step are, on this rank; kept with fp16's loss scale alone."""
         self.meter = Meter(setup.world)
         plan, data = setup.plan, setup.data
         self.bad = BadSamples(setup.start.state.bad, plan.recipe.stream.bad_samples, len(data.train))
@@ -75,7 +78,8 @@ class StageLoop:
         s, plan, network = self.s, self.s.plan, self.s.engine.network
         self.monitor.start(plan.stage.steps, self.step)
         before = frozen_checksums(network)
-        check = GradientCheck(network, plan.spec, s.world) if self.step == 0 else None
+        checked = plan.stage.checked_steps if self.step == 0 else 0
+        check = GradientCheck(network, plan.spec, s.world) if checked else None
         if self.step == 0:
             # The state before the first step is what every later number is compared with.
             self._evaluate(validate=True, preview=False)
@@ -94,13 +98,22 @@ class StageLoop:
             if micro + 1 < accumulation:
                 continue
             self._after_step()
-            if check is not None and self.step >= plan.stage.checked_steps:
-                check.finish(self.step)
-                check = None
+            if check is not None:
+                check.after_step(s.engine.deepspeed.was_step_applied())
+                if check.steps >= checked or self.step == plan.stage.steps:
+                    self._end(check)
+                    check = None
             found, stream.bad = stream.bad, []
             self._boundary(found)
         check_frozen(network, before)
         return self._finish()
+
+    def _end(self, check: GradientCheck) -> None:
+        if check.steps >= min(3, self.s.plan.stage.checked_steps):
+            check.finish(self.step)
+        else:
+            check.close()
+            log.warning(f"gradients were not checked: only {check.steps} of {self.step} steps changed any weights")
 
     def micro_step(self, batch: dict[str, Any]) -> None:
         """Forward and backward of one micro-batch; the optimizer steps at the accumulation boundary."""
@@ -112,6 +125,8 @@ class StageLoop:
         total = weighted_total(output["losses"], plan.spec, plan.stage.loss_weights, progress)
         # Equal micro-batches: the mean over this one, averaged by DeepSpeed over accumulation and ranks, is the plain
         # mean over the samples of the global batch.
+        if self.scale is not None:
+            self.finite &= total.detach().isfinite().all()
         engine.backward(total.mean())
         engine.step()
         self.meter.add_output(output, total.detach())
@@ -121,12 +136,20 @@ class StageLoop:
         self.step += 1
         self.meter.steps += 1
         self.meter.samples += s.plan.stage.global_batch
+        scale, self.scale = self.scale, loss_scale(s.engine.deepspeed)
         if s.engine.deepspeed.was_step_applied():
             self.skipped_in_a_row = 0
+            self.finite.fill_(True)
             if s.engine.ema is not None:
                 s.engine.ema.update()
             return
         self.skipped += 1
+        if scale is not None:
+            (infinite,) = totals(s.world, not self.finite)
+            self.finite.fill_(True)
+            if not infinite and scale[0] > scale[1]:  # a search for the largest scale, at the start and now and then
+                log.info(f"step {self.step}: gradients too large for the loss scale of {scale[0]:g}, update skipped")
+                return
         self.skipped_in_a_row += 1
         log.warning(
             f"step {self.step}: non-finite loss or gradient, update skipped on all ranks "

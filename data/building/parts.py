@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from stagecoach.data.building.jobs import BuildJob, RawError, RawItem
-from stagecoach.data.building.locks import TAKEN
 from stagecoach.data.building.partition import Part
 from stagecoach.data.files import (
     DamagedError,
@@ -29,6 +28,7 @@ from stagecoach.data.files import (
     write_json,
 )
 from stagecoach.data.format.shards import ShardWriter, index_path
+from stagecoach.data.locks import TAKEN
 
 PART = "part.json"
 

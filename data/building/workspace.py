@@ -21,9 +21,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from stagecoach.data.building.locks import DirectoryLock, process_exists
 from stagecoach.data.building.partition import Division, Part, differences
 from stagecoach.data.files import MANIFEST, TEMPORARY, sync_directory, temporary_name, write_json
+from stagecoach.data.locks import DirectoryLock, process_exists
 
 BUILD = ".build"
 RECORD = "build.json"

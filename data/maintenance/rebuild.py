@@ -13,8 +13,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from stagecoach.data.building.locks import process_exists
 from stagecoach.data.files import MANIFEST, TEMPORARY, DamagedError, sync_directory, temporary_name, write_json
+from stagecoach.data.locks import process_exists
 
 FOLDER = ".repair"
 PLAN = "plan.json"

@@ -1,14 +1,20 @@
 """The base class of all sections of a recipe, and sections that several families have."""
 
-from typing import ClassVar, Self
+from typing import Annotated, ClassVar, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from stagecoach.data.paths import expand_path
+
+PathText = Annotated[str, AfterValidator(expand_path)]
+"""A path or URL, in which ``~`` and ``$NAME`` are filled in."""
 
 
 class Section(BaseModel):
-    """A section of a recipe: keys that it does not declare are refused, and it does not change once it is read."""
+    """A section of a recipe: keys that it does not declare and numbers that are not finite are refused, and it does
+    not change once it is read."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 class PictureSize(Section):

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from stagecoach.data.dance_with_music.schema import LATENT_CHANNELS, LATENT_STRIDE
-from stagecoach.models.common.config import PictureSize, Section
+from stagecoach.models.common.config import PathText, PictureSize, Section
 
 
 class DiffusionConfig(Section):
@@ -248,15 +248,15 @@ class WeightsConfig(Section):
     values are the denoiser's own) and for those that rightly start at random (``m2p``, ``guidance``, ``face_tokens``).
     """
 
-    denoising_unet: str | None = None
-    reference_unet: str | None = Field(None, description="None: a copy of the denoiser's")
-    motion: str | None = None
-    m2p: str | None = None
-    guidance: dict[str, str] = Field(default_factory=dict)
-    face_tokens: str | None = None
-    identity_adapter: str | None = None
-    vae: str | None = Field(None, description="decodes previews, and the identity loss's frame")
-    arcface: str | None = Field(None, description="identity in previews and validation, and the arcface loss")
+    denoising_unet: PathText | None = None
+    reference_unet: PathText | None = Field(None, description="None: a copy of the denoiser's")
+    motion: PathText | None = None
+    m2p: PathText | None = None
+    guidance: dict[str, PathText] = Field(default_factory=dict)
+    face_tokens: PathText | None = None
+    identity_adapter: PathText | None = None
+    vae: PathText | None = Field(None, description="decodes previews, and the identity loss's frame")
+    arcface: PathText | None = Field(None, description="identity in previews and validation, and the arcface loss")
 
 
 class DanceConfig(Section):

@@ -10,7 +10,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from stagecoach.models.common.config import PictureSize, Section
+from stagecoach.models.common.config import PathText, PictureSize, Section
 
 
 class LossConfig(Section):
@@ -230,7 +230,7 @@ class FantasyWorldConfig(Section):
     dpt: DPTConfig
     camera_head: CameraHeadConfig
     pose_hidden: int = 512
-    base: str | None = None
+    base: PathText | None = None
     allow_random_init: bool = False
     frames_per_step: int = Field(gt=0)
     camera_dropout: float = Field(0.17, ge=0, le=1)

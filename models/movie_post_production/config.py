@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from stagecoach.models.common.config import PictureSize, Section
+from stagecoach.models.common.config import PathText, PictureSize, Section
 from stagecoach.models.common.lora import LoraSection, targets_among
 
 
@@ -69,7 +69,7 @@ class VaeConfig(Section):
     """FLUX's VAE, used frozen. ``base``: its local folder in diffusers layout; without one, where the family's config
     allows a random base, the decoder has random weights and the widths below."""
 
-    base: str | None = None
+    base: PathText | None = None
     channels: tuple[int, int, int, int] = (128, 256, 512, 512)
     layers: int = 2
     groups: int = 32
@@ -81,7 +81,7 @@ class DinoConfig(Section):
     """DINOv2, used frozen from stage 2 on; ``base`` must be the encoder that the shards' ``dino`` vectors come from.
     Without one as for ``VaeConfig``."""
 
-    base: str | None = None
+    base: PathText | None = None
     layers: int = 24
     heads: int = 16
     mlp_ratio: int = 4
@@ -251,7 +251,7 @@ class MoviePostConfig(Section):
     sampling: SamplingConfig = SamplingConfig()
     vae: VaeConfig = VaeConfig()
     dino: DinoConfig = DinoConfig()
-    base: str | None = None
+    base: PathText | None = None
     allow_random_init: bool = False
 
     @model_validator(mode="after")

@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from stagecoach.models.common.config import Section
+from stagecoach.models.common.config import PathText, Section
 from stagecoach.models.common.lora import LoraSection, targets_among
 
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
@@ -22,8 +22,8 @@ class BackboneConfig(Section):
 
 
 class StableDiffusion3Config(Section):
-    base: str | None = Field(None, description="local folder of the transformer in diffusers layout")
-    vae: str | None = Field(None, description="local folder of the VAE; previews need it")
+    base: PathText | None = Field(None, description="local folder of the transformer in diffusers layout")
+    vae: PathText | None = Field(None, description="local folder of the VAE; previews need it")
     allow_random_init: bool = Field(False, description="random weights where base is not set, for tests")
     backbone: BackboneConfig = BackboneConfig()
     lora: Annotated[LoraSection, targets_among(TARGETS)] = LoraSection(targets=TARGETS)

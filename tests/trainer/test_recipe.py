@@ -192,10 +192,10 @@ def test_the_digest_follows_what_changes_the_numbers_and_nothing_else(recipe_fil
         assert digest(other) != plain
 
 
-@given(st.integers(1, 30_000))
+@given(st.integers(3, 30_000))
 def test_the_gradient_check_is_a_twentieth_of_the_stage_within_bounds(steps):
     stage = StageRecipe(steps=steps, global_batch=1, learning_rate=1e-5)
-    assert min(3, steps) <= stage.checked_steps <= min(50, steps)
+    assert 3 <= stage.checked_steps <= min(50, steps)
     if 60 <= steps <= 1000:
         assert stage.checked_steps == round(steps / 20)
     assert StageRecipe(steps=steps, global_batch=1, learning_rate=1e-5, gradient_check_steps=7).checked_steps == min(
@@ -260,3 +260,51 @@ def test_every_shipped_recipe_loads_with_its_own_name(path):
     assert recipe.run == f"runs/{path.parent.name}/{path.stem}"
     for stage in recipe.stages:
         assert StagePlan.resolve(recipe, stage).index == stage
+
+
+def numbers(values, path=()):
+    """Paths of the numbers in a nested mapping."""
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from numbers(value, (*path, key))
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            yield (*path, key)
+
+
+@pytest.mark.parametrize("family", ["fantasy_world", "dance_with_music", "movie_post_production", "stable_diffusion_3"])
+def test_no_number_of_a_recipe_may_be_infinite_or_none_at_all(family):
+    whole = ["ema.decay=0.9", "stream.cache.directory=x", "model.allow_random_init=true"]
+    recipe = load_recipe(family=family, profile="tiny", overrides=whole)
+    config = recipe.family_config(get_family(family), min(recipe.stages)).model_dump()
+    everything = recipe.model_dump(exclude={"model"}) | {"model": config}
+    found = [".".join(map(str, path)) for path in numbers(everything)]
+    assert {"optimizer.eps", "ema.decay", "stages.1.learning_rate", "stream.timeout"} <= set(found)
+    for key in found:
+        for value in (".inf", "-.inf", ".nan"):
+            with pytest.raises(RecipeError) as caught:
+                load_recipe(family=family, profile="tiny", overrides=[*whole, f"{key}={value}"])
+            assert key in str(caught.value) or "unknown key" in str(caught.value), (key, str(caught.value))
+
+
+def test_home_and_variables_of_paths_are_filled_in_and_an_unknown_one_is_named(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/ada")
+    monkeypatch.setenv("SHARDS", "/mnt/shards")
+    words = ["stream.cache.directory=${SHARDS}/cache", "model.base=$SHARDS/wan", "ds_config=null"]
+    recipe = load_recipe(profile="tiny", data="$SHARDS/a", run="~/runs/x", overrides=words)
+    assert (recipe.data, recipe.run) == ("/mnt/shards/a", "/home/ada/runs/x")
+    assert recipe.stream.cache.directory == "/mnt/shards/cache"
+    assert recipe.family_config(get_family("fantasy_world"), 1).base == "/mnt/shards/wan"
+    mixed = load_recipe(profile="tiny", overrides=["data=[{path: $SHARDS/a}, {path: 's3://bucket/b'}]"])
+    assert [part.path for part in mixed.sources] == ["/mnt/shards/a", "s3://bucket/b"]
+    monkeypatch.delenv("SHARDS")
+    for words in (["run=$SHARDS/x"], ["model.base=$SHARDS/x"], ["data=[{path: '${SHARDS}/a'}]"]):
+        with pytest.raises(RecipeError, match=r"the environment has no variable 'SHARDS'"):
+            load_recipe(profile="tiny", overrides=words)
+
+
+@pytest.mark.parametrize(
+    ("steps", "asked", "checked"), [(1, None, 0), (2, 3, 0), (1, 1, 1), (2, 2, 2), (3, None, 3), (20, 50, 20)]
+)
+def test_a_stage_too_short_for_gradients_behind_a_zero_gate_is_not_checked_for_them(steps, asked, checked):
+    stage = StageRecipe(steps=steps, global_batch=1, learning_rate=1.0, gradient_check_steps=asked)
+    assert stage.checked_steps == checked

@@ -2,9 +2,10 @@
 
 A lock is a folder with ``owner.json`` in it. It is taken by renaming a folder that is complete onto its name, which
 fails while one is there, and needs no ``flock``. An owner is taken for dead when its process no longer exists on this
-machine, or when it has not touched its file for ``STALE`` seconds by the clock of the one who waits (clocks of two
-machines are not compared). Then the folder is renamed to a name that holds the owner's token: of several that wait only
-one can do so, and none can by mistake remove the lock of the one after. Such a folder stays until the build is done.
+machine, when it belonged to an earlier start of this same Slurm job, or when it has not touched its file for ``STALE``
+seconds by the clock of the one who waits (clocks of two machines are not compared). Then the folder is renamed to a
+name that holds the owner's token: of several that wait only one can do so, and none can by mistake remove the lock of
+the one after. Such a folder stays until whatever is locked is done.
 """
 
 import errno
@@ -15,7 +16,9 @@ import socket
 import threading
 import time
 import uuid
+from collections.abc import Callable
 from contextlib import suppress
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +33,14 @@ POLL = 0.1
 TAKEN = (errno.ENOTEMPTY, errno.EEXIST)
 
 
+class HeldError(Exception):
+    """The lock is another's, which is alive. ``owner`` is its ``identity``."""
+
+    def __init__(self, owner: dict[str, Any]) -> None:
+        super().__init__(f"held by {describe(owner)}")
+        self.owner = owner
+
+
 class DirectoryLock:
     """The lock ``path``, whose parent exists. ``held`` says whether it is still ours."""
 
@@ -37,19 +48,27 @@ class DirectoryLock:
         self.path, self._token = path, uuid.uuid4().hex
         self._released = threading.Event()
 
-    def acquire(self) -> None:
-        """Wait until the lock is ours. Raises ``FileNotFoundError`` where its parent is not there or was removed."""
+    def acquire(self, refuse: bool = False, on_wait: Callable[[dict[str, Any]], None] | None = None) -> None:
+        """Wait until the lock is ours; with ``refuse`` only until it is known whether its owner lives, in which case
+        ``HeldError`` is raised. ``on_wait`` is called once with the owner that is waited for.
+
+        Raises ``FileNotFoundError`` where its parent is not there or was removed.
+        """
         seen: tuple[Any, float] | None = None
         while not self._take():
             owner, sign = self._owner()
             now = time.monotonic()
             if seen is None or seen[0] != (owner, sign):
+                if refuse and owner is not None and (_is_here(owner) or seen is not None) and not is_dead(owner):
+                    raise HeldError(owner)
+                if on_wait is not None and seen is None and owner is not None and not is_dead(owner):
+                    on_wait(owner)
                 seen = (owner, sign), now
             if owner is not None and (is_dead(owner) or now - seen[1] > STALE):
                 self._bury(owner)
                 continue
             time.sleep(POLL)
-        threading.Thread(target=self._beat, name="build lock", daemon=True).start()
+        threading.Thread(target=self._beat, name="lock", daemon=True).start()
 
     def release(self) -> None:
         """Give it back; nothing happens where it is no longer ours."""
@@ -84,10 +103,12 @@ class DirectoryLock:
         path = self.path / OWNER
         try:
             sign = path.stat().st_mtime_ns
-            try:
-                return json.loads(path.read_text()), sign
-            except ValueError:  # the machine went down before the content was on its disk
-                return {"token": f"unreadable-{sign}", "host": "", "processes": ""}, sign
+            with suppress(ValueError):
+                owner = json.loads(path.read_text())
+                if isinstance(owner, dict) and {"token", "host", "processes", "process", "started"} <= owner.keys():
+                    return owner, sign
+            # The machine went down before the content was on its disk.
+            return {"token": f"unreadable-{sign}", "host": "", "processes": ""}, sign
         except FileNotFoundError:
             return None, 0
 
@@ -99,7 +120,7 @@ class DirectoryLock:
         while not self._released.wait(BEAT):
             if not self.held():
                 return
-            with suppress(FileNotFoundError):
+            with suppress(OSError):
                 os.utime(self.path / OWNER)
 
 
@@ -110,15 +131,30 @@ def identity() -> dict[str, Any]:
         "processes": _namespace(),
         "process": os.getpid(),
         "started": _started(os.getpid()),
+        "since": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "job": os.environ.get("SLURM_JOB_ID"),
+        "restarts": int(os.environ.get("SLURM_RESTART_COUNT") or 0),
     }
+
+
+def describe(owner: dict[str, Any]) -> str:
+    job = f" of job {owner['job']}" if owner.get("job") else ""
+    return f"process {owner.get('process')} on {owner['host']}{job}, since {owner.get('since')}"
 
 
 def is_dead(owner: dict[str, Any]) -> bool:
     """Whether the process of an ``identity`` is known to be gone. That of another machine, or of a container with
-    process numbers of its own, is not known."""
-    if (owner["host"], owner["processes"]) != (socket.gethostname(), _namespace()):
+    process numbers of its own, is not known, unless Slurm has ended the job it belongs to to start it again here."""
+    mine = identity()
+    if owner.get("job") and owner["job"] == mine["job"] and owner.get("restarts", 0) < mine["restarts"]:
+        return True
+    if not _is_here(owner):
         return False
     return not process_exists(owner["process"]) or _started(owner["process"]) != owner["started"]
+
+
+def _is_here(owner: dict[str, Any]) -> bool:
+    return (owner["host"], owner["processes"]) == (socket.gethostname(), _namespace())
 
 
 def process_exists(process: int) -> bool:

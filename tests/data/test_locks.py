@@ -9,14 +9,14 @@ import time
 
 import pytest
 
-from stagecoach.data.building import locks
-from stagecoach.data.building.locks import DirectoryLock, identity, is_dead
+from stagecoach.data import locks
+from stagecoach.data.locks import DirectoryLock, HeldError, identity, is_dead
 
 
 def take_in_a_process_that_dies(path) -> None:
     command = (
         f"import os, sys; sys.path.insert(0, {os.getcwd()!r}); from pathlib import Path; "
-        f"from stagecoach.data.building.locks import DirectoryLock; DirectoryLock(Path({str(path)!r})).acquire(); "
+        f"from stagecoach.data.locks import DirectoryLock; DirectoryLock(Path({str(path)!r})).acquire(); "
         f"os.kill(os.getpid(), 9)"
     )
     assert subprocess.run([sys.executable, "-c", command], check=False).returncode == -9
@@ -149,3 +149,31 @@ def test_only_processes_of_this_machine_are_known_to_be_dead():
     assert not is_dead({**gone, "processes": "pid:[1]"}), "a container has process numbers of its own"
     assert not is_dead(identity())
     assert is_dead({**identity(), "started": "1"}), "the number was given to another process"
+
+
+def test_who_does_not_wait_is_told_of_a_living_owner_and_takes_the_place_of_a_dead_one(tmp_path, monkeypatch):
+    first = DirectoryLock(tmp_path / "lock")
+    first.acquire()
+    with pytest.raises(HeldError, match=rf"process {os.getpid()} on .*, since 20"):
+        DirectoryLock(tmp_path / "lock").acquire(refuse=True)
+    first.release()
+    take_in_a_process_that_dies(tmp_path / "lock")
+    DirectoryLock(tmp_path / "lock").acquire(refuse=True)
+    # Of another machine only its signs of life tell.
+    monkeypatch.setattr(locks, "STALE", 0.4)
+    owner = foreign(tmp_path / "elsewhere")
+    threading.Timer(0.2, os.utime, [tmp_path / "elsewhere/owner.json"]).start()
+    waited = []
+    with pytest.raises(HeldError, match="another-host"):
+        DirectoryLock(tmp_path / "elsewhere").acquire(refuse=True, on_wait=waited.append)
+    assert waited == [owner]
+    DirectoryLock(tmp_path / "elsewhere").acquire(refuse=True)
+
+
+def test_the_start_before_of_a_requeued_job_is_dead_wherever_it_was(monkeypatch):
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    before = {**identity(), "host": "another-host"}
+    assert not is_dead(before)
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    assert is_dead(before)
+    assert not is_dead({**before, "job": "8"})
