@@ -13,14 +13,32 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
+from typing_extensions import TypedDict  # pydantic takes the one of typing from Python 3.12 on
+
+from stagecoach.data.reading import Count, DamagedError, Sha256, inside, read_json
+
+__all__ = ["DamagedError"]
 
 TEMPORARY = ".tmp-"
 MANIFEST = "manifest.json"
+NFS_LEFTOVER = ".nfs"
+"""Begins the name that NFS gives a file which was removed while it was open, until it is closed."""
 
 
-class DamagedError(ValueError):
-    """A file or directory is not what its manifest says."""
+class FileEntry(TypedDict):
+    """What a manifest says of a file."""
+
+    bytes: Count
+    sha256: Sha256
+
+
+class SealManifest(TypedDict):
+    """``manifest.json`` of a sealed directory: all of its files, by their names in it."""
+
+    files: Annotated[dict[str, FileEntry], Field(min_length=1)]
 
 
 class MissingPackageError(ImportError, ValueError):
@@ -83,8 +101,14 @@ def sha256_json(value: Any) -> str:
 
 
 def list_files(directory: Path) -> list[str]:
-    """Relative names of all files below ``directory`` but its manifest."""
-    return sorted(str(p.relative_to(directory)) for p in directory.rglob("*") if p.is_file() and p.name != MANIFEST)
+    """Relative names of all that lies below ``directory`` but folders and its manifest. Links are not followed."""
+    names = [
+        str(Path(folder, name).relative_to(directory))
+        for folder, folders, files in os.walk(directory)
+        for name in [*files, *(name for name in folders if Path(folder, name).is_symlink())]
+        if not name.startswith(NFS_LEFTOVER)
+    ]
+    return sorted(name for name in names if name != MANIFEST)
 
 
 def describe_files(directory: Path, names: list[str]) -> dict[str, dict[str, Any]]:
@@ -146,22 +170,42 @@ def refuse_foreign(directory: Path, marker: str) -> None:
         )
 
 
-def check_directory(directory: Path, hashes: bool = True) -> dict[str, Any]:
-    """Return the manifest of a sealed directory. Raises ``DamagedError`` naming the first bad file."""
+def check_directory(directory: Path, hashes: bool = True) -> SealManifest:
+    """Return the manifest of a sealed directory, which holds the files it lists and no others. Raises ``DamagedError``
+    naming the first bad file.
+
+    A manifest shows damage. It is no signature: whoever may write the folder may write another.
+    """
     path = directory / MANIFEST
     try:
-        manifest = json.loads(path.read_text())
-        files = manifest["files"].items()
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        manifest = read_json(path, SealManifest)
+    except DamagedError as error:
+        reason = str(error).removeprefix(f"{path}: ")
         raise DamagedError(
-            f"{path}: no readable manifest ({error}), expected one next to the files it lists"
+            f"{path}: no readable manifest ({reason}), expected one next to the files it lists"
         ) from error
-    for name, entry in files:
-        file = directory / name
-        if not file.is_file():
-            raise DamagedError(f"{file}: missing, expected {entry['bytes']} bytes as its manifest lists")
-        if file.stat().st_size != entry["bytes"]:
-            raise DamagedError(f"{file}: {file.stat().st_size} bytes, expected {entry['bytes']}; cut or replaced")
-        if hashes and sha256_file(file) != entry["sha256"]:
-            raise DamagedError(f"{file}: content differs from the sha256 in its manifest; it was damaged or replaced")
+    found = set(list_files(directory))
+    for name, entry in manifest["files"].items():
+        file = inside(directory, name)
+        try:
+            _check_file(file, entry, hashes)
+        except OSError as error:
+            raise DamagedError(f"{file}: cannot be read ({error.strerror}), expected {entry['bytes']} bytes") from error
+        found.discard(name)
+    if found:
+        raise DamagedError(
+            f"{directory / min(found)}: not in the manifest of its folder, which lists {len(manifest['files'])} files, "
+            f"expected it to list all; remove it if it is no part of the folder"
+        )
     return manifest
+
+
+def _check_file(file: Path, entry: FileEntry, hashes: bool) -> None:
+    if not file.exists():
+        raise DamagedError(f"{file}: missing, expected {entry['bytes']} bytes as its manifest lists")
+    if not file.is_file():
+        raise DamagedError(f"{file}: no regular file, expected one as its manifest lists; remove what lies there")
+    if file.stat().st_size != entry["bytes"]:
+        raise DamagedError(f"{file}: {file.stat().st_size} bytes, expected {entry['bytes']}; cut or replaced")
+    if hashes and sha256_file(file) != entry["sha256"]:
+        raise DamagedError(f"{file}: content differs from the sha256 in its manifest; it was damaged or replaced")

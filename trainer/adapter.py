@@ -4,16 +4,13 @@ Cumulative: every tensor that this or an earlier stage has trained, and nothing 
 in fp32.
 """
 
-import json
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
 from torch import nn
 
 from stagecoach import __version__
@@ -22,11 +19,11 @@ from stagecoach.data.files import (
     check_directory,
     commit_directory,
     seal_directory,
-    sha256_file,
-    sha256_json,
     temporary_name,
     write_json,
 )
+from stagecoach.data.reading import Count, read_json
+from stagecoach.data.tensors import hash_tensors, open_tensors, read_all, save_tensors
 from stagecoach.models.family import StageSpec
 from stagecoach.trainer.freeze import trainable_names
 
@@ -36,14 +33,14 @@ ENDING = ".safetensors"
 
 @dataclass(frozen=True)
 class AdapterCard:
-    """What ``adapter.json`` says. Hashes are sha256, ``sha256`` that of the weight files' names and hashes;
+    """What ``adapter.json`` says. Hashes are sha256, ``sha256`` that of the tensors' names, dtypes, shapes and bytes;
     ``predecessor`` is that of the adapter the stage started from."""
 
     family: str
     size: str
-    stage: int
+    stage: Count
     stage_name: str
-    steps: int
+    steps: Count
     recipe: str
     base: str
     predecessor: str | None
@@ -51,7 +48,7 @@ class AdapterCard:
     config: dict[str, Any]
     """The family's typed config in this stage, so that the network can be built again without the recipe."""
     sha256: str = ""
-    parameters: int = 0
+    parameters: Count = 0
     version: str = ""
     """Of Stagecoach, which wrote the adapter."""
 
@@ -62,37 +59,41 @@ def write_adapter(
     card: AdapterCard,
     part: Callable[[str], str] = lambda name: "model",
 ) -> AdapterCard:
-    """Write an adapter under a temporary name, seal it and give it its name. Called by one rank. ``part`` gives the
-    file, without its ending, that a tensor goes to."""
+    """Write an adapter under a temporary name, seal it and give it its name; called by one rank. One that is there and
+    says and holds the same is left as it is. ``part`` gives the file, without its ending, that a tensor goes to."""
+    card = replace(
+        card,
+        sha256=hash_tensors(tensors),
+        parameters=sum(tensor.numel() for tensor in tensors.values()),
+        version=__version__,
+    )
+    if _is_there(directory, card):
+        return card
     directory.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_name(directory)
     temporary.mkdir()
     metadata = {"format": "pt", "family": card.family, "stage": str(card.stage)}
     for name in sorted({part(tensor) for tensor in tensors}):
         members = {tensor: value for tensor, value in tensors.items() if part(tensor) == name}
-        save_file(members, temporary / f"{name}{ENDING}", metadata=metadata)
-    card = AdapterCard(
-        **{
-            **asdict(card),
-            "sha256": _digest(temporary),
-            "parameters": sum(t.numel() for t in tensors.values()),
-            "version": __version__,
-        }
-    )
+        save_tensors(members, temporary / f"{name}{ENDING}", metadata)
     write_json(temporary / CARD, asdict(card))
     seal_directory(temporary)
     commit_directory(temporary, directory)
     return card
 
 
+def _is_there(directory: Path, card: AdapterCard) -> bool:
+    try:
+        return directory.exists() and read_card(directory) == card
+    except DamagedError:
+        return False
+
+
 def read_card(directory: Path) -> AdapterCard:
     """The card of a finished, undamaged adapter. Raises ``DamagedError``."""
     check_directory(directory)
-    try:
-        card = AdapterCard(**json.loads((directory / CARD).read_text()))
-    except (OSError, ValueError, TypeError) as error:
-        raise DamagedError(f"{directory / CARD}: not an adapter card ({error})") from error
-    if card.sha256 != _digest(directory):
+    card = read_json(directory / CARD, AdapterCard)
+    if card.sha256 != hash_tensors(read_tensors(directory)):
         raise DamagedError(
             f"{directory}: the content of {', '.join(file.name for file in _files(directory))} differs "
             f"from the sha256 in {CARD}; something was replaced"
@@ -101,8 +102,8 @@ def read_card(directory: Path) -> AdapterCard:
 
 
 def read_tensors(directory: Path) -> dict[str, torch.Tensor]:
-    """All tensors of an adapter, by the network's names, on the CPU."""
-    return {name: tensor for file in _files(directory) for name, tensor in load_file(file).items()}
+    """All tensors of an adapter, by the network's names, on the CPU. Raises ``DamagedError``."""
+    return read_all(_files(directory))
 
 
 def trained_before(network: nn.Module, specs: tuple[StageSpec, ...], stage: int) -> set[str]:
@@ -136,43 +137,35 @@ def load_tensors(source: Path, network: nn.Module, expected: set[str], compare_o
     Raises ``ValueError`` naming the source and the tensors that are missing, left over or of another shape.
     """
     parameters = dict(network.named_parameters())
-    file = source
-    try:
-        with ExitStack() as stack:
-            where: dict[str, Any] = {}
-            for file in _files(source) if source.is_dir() else [source]:
-                handle = stack.enter_context(safe_open(file, framework="pt"))
-                where |= dict.fromkeys(handle.keys(), handle)
-            found = set(where)
-            shapes = {name: tuple(where[name].get_slice(name).get_shape()) for name in found}
-            problems = [
-                f"missing {_some(expected - found)}" if expected - found else "",
-                f"left over {_some(found - expected)}" if found - expected else "",
-            ]
-            wrong = {name for name in found & expected if shapes[name] != _shape(parameters[name])}
-            if wrong:
-                first = min(wrong)
-                problems.append(
-                    f"{len(wrong)} of another shape, first {first} {list(shapes[first])} where the network "
-                    f"has {list(_shape(parameters[first]))}"
-                )
-            if any(problems):
-                raise ValueError(
-                    f"{source}: {'; '.join(filter(None, problems))}; expected the {len(expected)} tensors "
-                    "that training so far has changed; is it of another size or stage?"
-                )
-            for name in () if compare_only else sorted(found):
-                _assign(parameters[name], where[name].get_tensor(name))
-    except SafetensorError as error:
-        raise DamagedError(f"{file}: not a readable safetensors file ({error})") from error
+    with ExitStack() as stack:
+        where: dict[str, Any] = {}
+        for file in _files(source) if source.is_dir() else [source]:
+            handle = stack.enter_context(open_tensors(file))
+            where |= dict.fromkeys(handle.keys(), handle)
+        found = set(where)
+        shapes = {name: tuple(where[name].get_slice(name).get_shape()) for name in found}
+        problems = [
+            f"missing {_some(expected - found)}" if expected - found else "",
+            f"left over {_some(found - expected)}" if found - expected else "",
+        ]
+        wrong = {name for name in found & expected if shapes[name] != _shape(parameters[name])}
+        if wrong:
+            first = min(wrong)
+            problems.append(
+                f"{len(wrong)} of another shape, first {first} {list(shapes[first])} where the network "
+                f"has {list(_shape(parameters[first]))}"
+            )
+        if any(problems):
+            raise ValueError(
+                f"{source}: {'; '.join(filter(None, problems))}; expected the {len(expected)} tensors "
+                "that training so far has changed; is it of another size or stage?"
+            )
+        for name in () if compare_only else sorted(found):
+            _assign(parameters[name], where[name].get_tensor(name))
 
 
 def _files(directory: Path) -> list[Path]:
     return sorted(directory.glob(f"*{ENDING}"))
-
-
-def _digest(directory: Path) -> str:
-    return sha256_json({file.name: sha256_file(file) for file in _files(directory)})
 
 
 @torch.no_grad()

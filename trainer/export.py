@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 
 from stagecoach.data.files import atomic_file
+from stagecoach.data.tensors import save_tensors
 from stagecoach.models import get_family
 from stagecoach.trainer.adapter import read_card, read_tensors
 
@@ -32,7 +32,7 @@ def export_adapter(adapter: Path, output: Path, dtype: str = "bf16", layout: str
         "steps": str(card.steps),
         "dtype": dtype,
         "layout": layout,
-        "config": json.dumps(card.config),
+        "config": json.dumps(card.config, sort_keys=True),
         "adapter_sha256": card.sha256,
         "predecessor_sha256": card.predecessor or "",
         "base_sha256": card.base,
@@ -45,5 +45,5 @@ def export_adapter(adapter: Path, output: Path, dtype: str = "bf16", layout: str
     tensors = {name: tensor.to(EXPORT_DTYPES[dtype]).contiguous() for name, tensor in found.items()}
     with atomic_file(output) as handle:
         # By name, since safetensors writes tensor by tensor into a file but only whole into a handle.
-        save_file(tensors, handle.name, metadata=metadata)
+        save_tensors(tensors, handle.name, metadata)
     return metadata

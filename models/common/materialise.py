@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from stagecoach.data.files import sha256_file, sha256_json
+from stagecoach.data.reading import below, read_regular
+from stagecoach.data.tensors import open_tensors
 
 Shapes = Mapping[str, tuple[int, ...]]
 Rename = Callable[[str], str | None]
@@ -65,14 +66,14 @@ class SafetensorsFolder(WeightSource):
             )
         self._where: dict[str, tuple[Path, str]] = {}
         for path in self.files:
-            with _open(path) as file:
+            with open_tensors(path) as file:
                 shapes = _shapes(file)
             self._where |= {ours: (path, name) for ours, name in _match(path, shapes, expected, rename).items()}
         _check_all(self.folder, self._where, expected)
 
     def read(self, name: str) -> Tensor:
         path, stored = self._where[name]
-        with _open(path) as file:
+        with open_tensors(path) as file:
             return file.get_tensor(stored)
 
     def digest(self) -> str:
@@ -95,14 +96,14 @@ class WeightFile(WeightSource):
         """All that the file holds, under its own names."""
         if self._tensors is not None:
             return {name: tuple(value.shape) for name, value in self._tensors.items()}
-        with _open(self.path) as file:
+        with open_tensors(self.path) as file:
             return _shapes(file)
 
     def read(self, name: str) -> Tensor:
         stored = self._where[name]
         if self._tensors is not None:
             return self._tensors[stored]
-        with _open(self.path) as file:
+        with open_tensors(self.path) as file:
             return file.get_tensor(stored)
 
     def digest(self) -> str:
@@ -276,21 +277,15 @@ def keyed_init(name: str, device: torch.device | str = "cpu") -> Iterator[None]:
         yield
 
 
-def read_json(path: Path) -> dict:
-    """Raises ``ValueError`` naming the file where it is not JSON."""
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object of another project. Raises ``ValueError`` naming the file where it is none."""
     try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path}: not readable as JSON ({error})") from error
-
-
-@contextmanager
-def _open(path: Path) -> Iterator:
-    try:
-        with safe_open(path, framework="pt") as file:
-            yield file
-    except (OSError, SafetensorError) as error:
-        raise ValueError(f"{path}: not a readable safetensors file ({error}); was it cut short?") from error
+        found = json.loads(read_regular(path))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: not readable as JSON ({str(error).removeprefix(f'{path}: ')})") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{path}: holds a {type(found).__name__}, expected a JSON object")
+    return found
 
 
 def _list_files(folder: Path) -> list[str]:
@@ -304,7 +299,12 @@ def _list_files(folder: Path) -> list[str]:
     ):
         indices = [name for name in names if name.endswith(".json")]
         if indices:
-            return sorted(set(read_json(folder / indices[0])["weight_map"].values()))
+            listed = read_json(folder / indices[0]).get("weight_map")
+            if not isinstance(listed, dict) or not listed or not all(isinstance(n, str) for n in listed.values()):
+                raise ValueError(f"{folder / indices[0]}: holds no weight_map from tensors to files, expected one")
+            for name in set(listed.values()):
+                below(folder, name)  # a link may lead out of it: hub caches are made of them
+            return sorted(set(listed.values()))
         if names:
             return names
     return []

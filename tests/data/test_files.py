@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import os
+import socket
 from pathlib import Path
 
 import pytest
@@ -101,6 +103,8 @@ def test_parts_described_by_several_processes_make_the_same_manifest(sealed):
         ("manifest.json", b"", "no readable manifest"),
         ("manifest.json", b"[]", "no readable manifest"),
         ("manifest.json", b'{"files": 3}', "no readable manifest"),
+        ("manifest.json", b'{"files": {}}', "no readable manifest"),
+        ("manifest.json", b'{"files": {"model.bin": []}}', "no readable manifest"),
     ],
 )
 def test_damage_in_a_sealed_directory_names_the_file(sealed, file, content, found):
@@ -115,6 +119,74 @@ def test_hashes_can_be_left_out_to_look_at_sizes_only(sealed):
     (sealed / "model.bin").write_bytes(b"WEIGHTS")
     check_directory(sealed, hashes=False)
     with pytest.raises(DamagedError, match=r"model\.bin"):
+        check_directory(sealed)
+
+
+def rewrite_manifest(directory: Path, change) -> None:
+    manifest = json.loads((directory / "manifest.json").read_text())
+    change(manifest["files"])
+    (directory / "manifest.json").write_text(json.dumps(manifest))
+
+
+def test_a_manifest_lists_all_files_there_are(sealed):
+    rewrite_manifest(sealed, lambda files: files.pop("engine/rank0.bin"))
+    with pytest.raises(DamagedError, match=r"engine/rank0.bin: not in the manifest"):
+        check_directory(sealed)
+
+
+@pytest.mark.parametrize("name", ["engine/extra.pt", "x", ".hidden", "deep/manifest.json"])
+def test_a_file_that_no_manifest_lists_is_refused(sealed, name):
+    (sealed / name).parent.mkdir(exist_ok=True)
+    (sealed / name).write_bytes(b"")
+    with pytest.raises(DamagedError, match=f"{name}: not in the manifest"):
+        check_directory(sealed)
+
+
+def test_what_nfs_keeps_of_removed_files_is_no_part_of_a_folder(sealed):
+    (sealed / ".nfs00000001").write_bytes(b"")
+    check_directory(sealed)
+
+
+@pytest.mark.parametrize("name", ["../outside", "/etc/hostname", "engine/../model.bin", "./model.bin", "", ".", "a\0b"])
+def test_a_name_that_leads_out_of_its_folder_is_refused(sealed, name):
+    (sealed.parent / "outside").write_bytes(b"weights")
+    rewrite_manifest(sealed, lambda files: files.update({name: files["model.bin"]}))
+    with pytest.raises(DamagedError, match="expected names of files in this folder"):
+        check_directory(sealed)
+
+
+@pytest.mark.parametrize("name", ["model.bin", "engine/rank0.bin"])
+def test_a_link_out_of_the_folder_is_refused_and_one_within_is_none(sealed, name):
+    content = (sealed / name).read_bytes()
+    (sealed.parent / "elsewhere").write_bytes(content)
+    (sealed / name).unlink()
+    (sealed / name).symlink_to(sealed.parent / "elsewhere")
+    with pytest.raises(DamagedError, match=f"{name}: leads out of its folder"):
+        check_directory(sealed)
+
+
+def test_a_folder_that_is_a_link_out_is_refused(sealed):
+    os.replace(sealed / "engine", sealed.parent / "engine")
+    (sealed / "engine").symlink_to(sealed.parent / "engine")
+    with pytest.raises(DamagedError, match=r"engine/rank0.bin: leads out of its folder"):
+        check_directory(sealed)
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "model.bin"])
+@pytest.mark.parametrize("kind", ["fifo", "socket", "folder", "ring"])
+def test_what_is_no_regular_file_is_not_opened(sealed, name, kind, monkeypatch):
+    (sealed / name).unlink()
+    if kind == "fifo":
+        os.mkfifo(sealed / name)
+    elif kind == "socket":
+        monkeypatch.chdir(sealed)
+        with socket.socket(socket.AF_UNIX) as server:
+            server.bind(name)
+    elif kind == "folder":
+        (sealed / name).mkdir()
+    else:
+        (sealed / name).symlink_to(name)
+    with pytest.raises(DamagedError, match=name):
         check_directory(sealed)
 
 

@@ -69,3 +69,36 @@ def test_a_replaced_part_is_found_by_its_hash(adapter):
 
 def test_the_card_names_the_version_that_wrote_it(adapter):
     assert read_card(adapter).version == __version__
+
+
+def test_an_adapter_that_is_written_again_is_left_as_it_is(adapter, network):
+    before = {path.name: (path.stat().st_ino, path.read_bytes()) for path in adapter.iterdir()}
+    tensors = {name: p.detach().clone() for name, p in network.named_parameters()}
+    first = read_card(adapter)
+    assert write_adapter(adapter, tensors, CARD, lambda name: name.split(".")[0]) == first
+    assert {path.name: (path.stat().st_ino, path.read_bytes()) for path in adapter.iterdir()} == before
+    tensors["first.bias"] += 1
+    assert write_adapter(adapter, tensors, CARD, lambda name: name.split(".")[0]).sha256 != first.sha256
+    assert read_card(adapter).sha256 != first.sha256
+
+
+def test_a_damaged_adapter_is_written_again_with_the_same_bytes_and_identity(adapter, network):
+    first, content = read_card(adapter), (adapter / "first.safetensors").read_bytes()
+    (adapter / "first.safetensors").write_bytes(content[:-1])
+    tensors = {name: p.detach().clone() for name, p in network.named_parameters()}
+    assert write_adapter(adapter, tensors, CARD, lambda name: name.split(".")[0]) == first
+    assert (adapter / "first.safetensors").read_bytes() == content
+
+
+def test_the_identity_does_not_depend_on_the_files(tmp_path, network):
+    tensors = {name: p.detach().clone() for name, p in network.named_parameters()}
+    one = write_adapter(tmp_path / "one", tensors, CARD)
+    assert one.sha256 == write_adapter(tmp_path / "two", tensors, CARD, lambda name: name.split(".")[0]).sha256
+
+
+def test_weights_that_are_a_link_out_of_the_adapter_are_refused(adapter):
+    file = adapter / "second.safetensors"
+    file.rename(adapter.parent / "elsewhere.safetensors")
+    file.symlink_to(adapter.parent / "elsewhere.safetensors")
+    with pytest.raises(DamagedError, match="leads out of its folder"):
+        read_card(adapter)

@@ -44,6 +44,14 @@ def test_the_metadata_says_what_it_is_and_what_it_came_from(tmp_path, capfd):
     assert (metadata["adapter_sha256"], metadata["recipe_sha256"]) == (card["sha256"], card["recipe"])
 
 
+def test_three_exports_of_one_adapter_are_the_same_bytes(tmp_path):
+    adapter, _ = finish_stage_one(tmp_path / "run")
+    files = [tmp_path / f"{i}.safetensors" for i in range(3)]
+    for file in files:
+        export_adapter(adapter, file)
+    assert len({file.read_bytes() for file in files}) == 1
+
+
 def test_a_damaged_adapter_is_refused_and_nothing_is_written(tmp_path):
     adapter, _ = finish_stage_one(tmp_path / "run")
     damage(adapter / "model.safetensors")
