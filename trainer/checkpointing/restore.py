@@ -8,6 +8,7 @@ import torch.distributed as dist
 from torch import nn
 
 from stagecoach.data.files import DamagedError
+from stagecoach.data.tensors import open_tensors
 from stagecoach.trainer.adapter import load_tensors
 from stagecoach.trainer.checkpointing.state import AVERAGE, TAG, WEIGHTS
 from stagecoach.trainer.checkpointing.universal import separate_groups, to_universal
@@ -54,9 +55,8 @@ def restore(
 
 def _restore_average(network: nn.Module, file: Path, ema: Ema) -> None:
     from deepspeed.utils import safe_set_full_fp32_param
-    from safetensors import safe_open
 
-    with ema.swapped_in(), safe_open(file, framework="pt") as handle:
+    with ema.swapped_in(), open_tensors(file) as handle:
         for name, parameter in network.named_parameters():
             if parameter.requires_grad:
                 safe_set_full_fp32_param(parameter, handle.get_tensor(name).to(ema.shadows[0].device))

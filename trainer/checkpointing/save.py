@@ -7,7 +7,6 @@ from pathlib import Path
 
 import deepspeed
 import torch.distributed as dist
-from safetensors.torch import save_file
 from torch import nn
 
 from stagecoach.data.files import (
@@ -19,6 +18,7 @@ from stagecoach.data.files import (
     temporary_name,
     write_json,
 )
+from stagecoach.data.tensors import save_tensors
 from stagecoach.trainer.checkpointing.state import AVERAGE, STATE, TAG, WEIGHTS, TrainingState
 from stagecoach.trainer.checkpointing.store import CheckpointStore
 from stagecoach.trainer.distributed import World, attempt, on_first, together
@@ -48,7 +48,7 @@ def save_checkpoint(
             continue
         with weights:
             tensors = full_parameters(engine, parameters, keep=world.is_first)
-        together(world, attempt(save_file, tensors, temporary / file) if world.is_first else None)
+        together(world, attempt(save_tensors, tensors, temporary / file) if world.is_first else None)
     on_first(world, _describe, temporary, state, config)
     seal_together(temporary, world)
     on_first(world, _commit, store, temporary, final)

@@ -1,10 +1,10 @@
 """What a checkpoint says about the training it belongs to, and whether another run may go on from it."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from stagecoach.data.files import DamagedError, check_directory
+from stagecoach.data.files import check_directory
+from stagecoach.data.reading import Count, read_json
 
 TAG = "engine"
 WEIGHTS = "model.safetensors"
@@ -18,30 +18,27 @@ class TrainingState:
 
     family: str
     size: str
-    stage: int
-    step: int
-    world_size: int
-    zero: int
+    stage: Count
+    step: Count
+    world_size: Count
+    zero: Count
     precision: str
     frozen: str
-    global_batch: int
-    seed: int
+    global_batch: Count
+    seed: Count
     shards: str
     """Fingerprint of the training shards: the order is a function of it."""
     started_from: str | None
     """sha256 of the adapter that the stage started from."""
-    skipped: int = 0
-    bad: tuple[int, ...] = ()
+    skipped: Count = 0
+    bad: tuple[Count, ...] = ()
     """Indices of the samples that were found damaged so far."""
 
 
 def read_state(directory: Path) -> TrainingState:
     """State of an undamaged checkpoint. Raises ``DamagedError``."""
     check_directory(directory)
-    try:
-        return TrainingState(**json.loads((directory / STATE).read_text()))
-    except (OSError, ValueError, TypeError) as error:
-        raise DamagedError(f"{directory / STATE}: not a training state ({error})") from error
+    return read_json(directory / STATE, TrainingState)
 
 
 def check_resumable(directory: Path, found: TrainingState, expected: TrainingState) -> None:
