@@ -1,4 +1,4 @@
-"""DanceWithMusic's part of ``launch/build_shards.py``."""
+"""What ``shards build`` and ``shards synthesize`` ask of DanceWithMusic."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""DanceWithMusic's part of a build: segments of dances become samples."""
+"""How a build makes DanceWithMusic's samples: segments of dances become samples."""
 
 from __future__ import annotations
 

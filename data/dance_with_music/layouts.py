@@ -6,6 +6,7 @@ poses or without music is an error that says so: neither is detected or made up.
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -57,94 +58,85 @@ def read_layout(base: Path, layout: str, unit: PoseUnit | None = None, rate: flo
 
 
 def _videos(base: Path) -> Iterator[Candidate]:
-    for video in _files(base / "videos", VIDEOS):
-        name = video.stem
+    return ((video.stem, partial(_video, base, video)) for video in _files(base / "videos", VIDEOS))
 
-        def make(known: dict[str, Any], video: Path = video, name: str = name) -> RawDance:
-            rows = base / "music_features" / name
-            picture = _first(*(base / "reference_images" / f"{name}{suffix}" for suffix in PICTURES))
-            pose = base / "reference_images" / f"{name}.json"
-            faces = base / "faces" / name
-            return _dance(
-                base,
-                name,
-                video,
-                base / "poses" / name,
-                "normalised",
-                known,
-                rows=_first(rows, rows.with_suffix(".npy"), rows.with_suffix(".h5")),
-                faces=_first(faces),
-                reference=picture and Reference(picture, _first(pose)),
-            )
 
-        yield name, make
+def _video(base: Path, video: Path, known: dict[str, Any]) -> RawDance:
+    name = video.stem
+    rows = base / "music_features" / name
+    picture = _first(*(base / "reference_images" / f"{name}{suffix}" for suffix in PICTURES))
+    return _dance(
+        base,
+        name,
+        video,
+        base / "poses" / name,
+        "normalised",
+        known,
+        rows=_first(rows, rows.with_suffix(".npy"), rows.with_suffix(".h5")),
+        faces=_first(base / "faces" / name),
+        reference=picture and Reference(picture, _first(base / "reference_images" / f"{name}.json")),
+    )
 
 
 def _clips(base: Path) -> Iterator[Candidate]:
-    for split, called in (("train", "train"), ("validation", "val")):
-        for folder in _folders(base / split):
+    for part, split in (("train", "train"), ("validation", "val")):
+        yield from ((folder.name, partial(_clip, base, folder, split)) for folder in _folders(base / part))
 
-            def make(known: dict[str, Any], folder: Path = folder, split: str = called) -> RawDance:
-                picture = _first(*(folder / f"reference_image{suffix}" for suffix in PICTURES))
-                if not (folder / "video.mp4").is_file():
-                    raise RawError(f"{folder / 'video.mp4'}: missing, expected the dance")
-                return _dance(
-                    base,
-                    folder.name,
-                    folder / "video.mp4",
-                    folder / "pose_annotations.json",
-                    "pixel",
-                    {"split": split, **known},
-                    rows=_first(folder / "music_features.npy"),
-                    reference=picture and Reference(picture, embedding=_first(folder / "face_embedding.npy")),
-                )
 
-            yield folder.name, make
+def _clip(base: Path, folder: Path, split: str, known: dict[str, Any]) -> RawDance:
+    picture = _first(*(folder / f"reference_image{suffix}" for suffix in PICTURES))
+    if not (folder / "video.mp4").is_file():
+        raise RawError(f"{folder / 'video.mp4'}: missing, expected the dance")
+    return _dance(
+        base,
+        folder.name,
+        folder / "video.mp4",
+        folder / "pose_annotations.json",
+        "pixel",
+        {"split": split, **known},
+        rows=_first(folder / "music_features.npy"),
+        reference=picture and Reference(picture, embedding=_first(folder / "face_embedding.npy")),
+    )
 
 
 def _p00002(base: Path) -> Iterator[Candidate]:
-    yield from _folder_dances(base, [base] if (base / "images").is_dir() else _folders(base), ("poses",), 30.0)
+    return _folder_dances(base, [base] if (base / "images").is_dir() else _folders(base), ("poses",), 30.0)
 
 
 def _stableanimator(base: Path) -> Iterator[Candidate]:
     folders = [folder for part in ("rec", "vec") for folder in _folders(base / part)]
-    yield from _folder_dances(base, folders, ("poses",), AIST_RATE)
+    return _folder_dances(base, folders, ("poses",), AIST_RATE)
 
 
 def _champ(base: Path) -> Iterator[Candidate]:
     folders = [video for part in _folders(base) for video in [part, *_folders(part)]]
-    yield from _folder_dances(base, folders, ("dwpose", "poses"), 30.0)
+    return _folder_dances(base, folders, ("dwpose", "poses"), 30.0)
 
 
 def _folder_dances(base: Path, folders: list[Path], poses: tuple[str, ...], rate: float) -> Iterator[Candidate]:
     """Dances as folders of pictures. Their ``poses`` are drawings in the published sets, so JSON has to be added, and
     so has sound, unless rows of AIST's HDF5 are there."""
-    for folder in folders:
-        if not (folder / "images").is_dir():
-            continue
+    found = [folder for folder in folders if (folder / "images").is_dir()]
+    return ((folder.name, partial(_folder_dance, base, folder, poses, rate)) for folder in found)
 
-        def make(known: dict[str, Any], folder: Path = folder) -> RawDance:
-            found = next((folder / part for part in poses if any((folder / part).glob("*.json"))), None)
-            if found is None:
-                raise RawError(
-                    f"{folder / poses[0]}: no .json found (drawings of skeletons are not enough), {POSES_WANTED}"
-                )
-            part = folder.parent.name if folder != base else ""
-            rows = _first(*(root / "aist_hdf5" / part / f"{folder.name}.h5" for root in (base, base.parent)))
-            sound = next(iter(_files(folder, (".wav", ".mp3", ".m4a", ".flac", ".ogg"))), None)
-            return _dance(
-                base,
-                folder.name,
-                folder / "images",
-                found,
-                "normalised",
-                {**known, **({"audio": sound} if sound and "audio" not in known else {})},
-                rows=rows,
-                faces=_first(folder / "faces"),
-                rate=rate,
-            )
 
-        yield folder.name, make
+def _folder_dance(base: Path, folder: Path, poses: tuple[str, ...], rate: float, known: dict[str, Any]) -> RawDance:
+    found = next((folder / part for part in poses if any((folder / part).glob("*.json"))), None)
+    if found is None:
+        raise RawError(f"{folder / poses[0]}: no .json found (drawings of skeletons are not enough), {POSES_WANTED}")
+    part = folder.parent.name if folder != base else ""
+    sound = next(iter(_files(folder, (".wav", ".mp3", ".m4a", ".flac", ".ogg"))), None)
+    return _dance(
+        base,
+        folder.name,
+        folder / "images",
+        found,
+        "normalised",
+        {**known, **({"audio": sound} if sound and "audio" not in known else {})},
+        rows=_first(*(root / "aist_hdf5" / part / f"{folder.name}.h5" for root in (base, base.parent))),
+        faces=_first(folder / "faces"),
+        rate=rate,
+    )
 
 
 def _dance(

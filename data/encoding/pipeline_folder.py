@@ -1,4 +1,4 @@
-"""The part of a diffusers pipeline's folder that prepares data: VAE, text encoders and tokenizers, frozen."""
+"""The components of a diffusers pipeline's folder that prepare data: VAE, text encoders and tokenizers, frozen."""
 
 import importlib
 from collections.abc import Mapping
@@ -62,9 +62,9 @@ class PipelineFolder:
     def load_text_pipeline(self, device: torch.device | None = None) -> Any:
         """The pipeline with its text encoders and tokenizers alone, for its ``encode_prompt``."""
         device = device or default_device()
-        parts: dict[str, Any] = {
+        components: dict[str, Any] = {
             role: load_model(kind, self.path / role, device) for role, kind in self.models.items() if role != "vae"
         }
         for role, model in self.tokenizers.items():
-            parts[role], _ = load_tokenizer(self.path / role, self.configs[model]["vocab_size"])
-        return self.kind(**{"vae": None, "transformer": None, "scheduler": None, **parts})
+            components[role], _ = load_tokenizer(self.path / role, self.configs[model]["vocab_size"])
+        return self.kind(**{"vae": None, "transformer": None, "scheduler": None, **components})

@@ -55,7 +55,7 @@ def write_wan_encoders(directory: str | Path, frames: np.ndarray, prompts: Seque
     with replaced_directory(Path(directory), MARKER) as base:
         chosen, tokenizer = _spread(frames, 128), tiny_tokenizer(prompts, "umt5")
         text = UMT5Config(vocab_size=len(tokenizer), d_model=64, d_kv=16, d_ff=128, num_layers=2, num_heads=4)
-        parts = {
+        components = {
             "vae": tiny_vae(_pixels(chosen), seed, "wan"),
             "tokenizer": tokenizer,
             "text_encoder": seeded(UMT5EncoderModel, text, seed),
@@ -63,7 +63,7 @@ def write_wan_encoders(directory: str | Path, frames: np.ndarray, prompts: Seque
             "image_encoder": seeded(CLIPVisionModel, _vision(64, 128, 4, 224, 14), seed),
             "image_processor": CLIPImageProcessorPil(),
         }
-        save_parts(base, parts, {"seed": seed, "frames": len(chosen)})
+        save_components(base, components, {"seed": seed, "frames": len(chosen)})
 
 
 def write_flux_encoders(
@@ -78,7 +78,7 @@ def write_flux_encoders(
     with replaced_directory(Path(directory), MARKER) as base:
         chosen = _spread(pictures, 96)
         clip_tokenizer, t5_tokenizer = tiny_tokenizer(texts, "clip"), tiny_tokenizer(texts, "t5")
-        parts = {
+        components = {
             "vae": tiny_vae(_tiles(chosen), seed, "flux"),
             "tokenizer": clip_tokenizer,
             "text_encoder": seeded(CLIPTextModel, tiny_clip_text_config(clip_tokenizer, 20), seed),
@@ -87,7 +87,7 @@ def write_flux_encoders(
             "image_encoder": _crop_clip(crops, seed),
             "dino": _crop_dino(crops, seed),
         }
-        save_parts(base, parts, {"seed": seed, "pictures": len(chosen), "crops": len(crops)})
+        save_components(base, components, {"seed": seed, "pictures": len(chosen), "crops": len(crops)})
 
 
 def write_sd_encoders(directory: str | Path, frames: np.ndarray, faces: np.ndarray, seed: int) -> None:
@@ -101,13 +101,13 @@ def write_sd_encoders(directory: str | Path, frames: np.ndarray, faces: np.ndarr
     with replaced_directory(Path(directory), MARKER) as base:
         chosen = _spread(frames, 128)
         vision = _vision(64, 128, 4, 224, 32, projection_dim=64)
-        parts = {
+        components = {
             "vae": tiny_vae(_pixels(chosen), seed, "sd"),
             "image_encoder": seeded(CLIPVisionModelWithProjection, vision, seed),
             "image_processor": CLIPImageProcessorPil(),
         }
         _save_face_model(base / "arcface.onnx", faces, seed)
-        save_parts(base, parts, {"seed": seed, "frames": len(chosen), "faces": len(faces)})
+        save_components(base, components, {"seed": seed, "frames": len(chosen), "faces": len(faces)})
 
 
 def write_pipeline_encoders(
@@ -122,24 +122,27 @@ def write_pipeline_encoders(
     roles = getattr(diffusers, kind)._get_signature_types()
     with replaced_directory(Path(directory), MARKER) as base:
         chosen = _spread(pictures, 96)
-        parts: dict[str, Any] = {"vae": tiny_vae(_tiles(chosen), seed, layout)}
+        components: dict[str, Any] = {"vae": tiny_vae(_tiles(chosen), seed, layout)}
         for number, role in enumerate(role for role in roles if role.startswith("text_encoder")):
             model = roles[role][0]
             tokenizer = tiny_tokenizer(texts, "t5" if model is T5EncoderModel else "clip")
             config = _t5(tokenizer) if model is T5EncoderModel else tiny_clip_text_config(tokenizer, 12)
-            parts |= {role: seeded(model, config, seed + number), role.replace("text_encoder", "tokenizer"): tokenizer}
-        save_parts(base, parts, {"seed": seed, "pictures": len(chosen)})
+            components |= {
+                role: seeded(model, config, seed + number),
+                role.replace("text_encoder", "tokenizer"): tokenizer,
+            }
+        save_components(base, components, {"seed": seed, "pictures": len(chosen)})
         index: dict[str, Any] = {role: [None, None] for role in roles}
-        for role, part in parts.items():
-            index[role] = [type(part).__module__.split(".")[0], type(part).__name__]
+        for role, component in components.items():
+            index[role] = [type(component).__module__.split(".")[0], type(component).__name__]
         write_json(base / "model_index.json", {"_class_name": kind, **index})
 
 
-def save_parts(base: Path, parts: Mapping[str, Any], described: dict[str, Any]) -> None:
+def save_components(base: Path, components: Mapping[str, Any], described: dict[str, Any]) -> None:
     """Save models, tokenizers and processors by folder, and ``described`` in ``tiny_encoders.json``."""
     transformers.utils.logging.disable_progress_bar()
-    for name, part in parts.items():
-        part.save_pretrained(base / name)
+    for name, component in components.items():
+        component.save_pretrained(base / name)
     write_json(base / MARKER, described)
 
 

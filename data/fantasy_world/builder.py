@@ -1,4 +1,4 @@
-"""FantasyWorld's part of ``launch/build_shards.py``."""
+"""What ``shards build`` and ``shards synthesize`` ask of FantasyWorld."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path

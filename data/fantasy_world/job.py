@@ -1,4 +1,4 @@
-"""FantasyWorld's part of a build: which clips there are, how one is read, how several become samples."""
+"""How a build makes FantasyWorld's samples: which clips there are, how one is read, how several become samples."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass

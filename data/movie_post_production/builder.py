@@ -1,4 +1,4 @@
-"""MoviePostProduction's part of ``launch/build_shards.py``."""
+"""What ``shards build`` and ``shards synthesize`` ask of MoviePostProduction."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path

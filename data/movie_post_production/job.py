@@ -1,4 +1,4 @@
-"""MoviePostProduction's part of a build: pictures with captions and boxes become samples."""
+"""How a build makes MoviePostProduction's samples: pictures with captions and boxes become samples."""
 
 from __future__ import annotations
 

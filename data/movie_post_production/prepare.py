@@ -150,7 +150,7 @@ class _References:
 
 
 def _meta(raw: RawPicture, crop: FrameCrop, objects: list[RawObject], dropped: list[dict[str, Any]]) -> dict[str, Any]:
-    """Captions as they were, and what was done to the picture. ``window``: x1 y1 x2 y2 of what was kept of it."""
+    """Captions as they were, and what was done to the picture. ``crop``: x1 y1 x2 y2 of what was kept of it."""
     described = []
     for item in objects:
         entry = {
@@ -168,7 +168,7 @@ def _meta(raw: RawPicture, crop: FrameCrop, objects: list[RawObject], dropped: l
     return {
         "image_id": raw.image_id,
         "caption": raw.caption,
-        "window": list(crop.frame),
+        "crop": list(crop.frame),
         "objects": described,
         "dropped": dropped,
     }

@@ -35,13 +35,8 @@ class FantasyWorldFamily(Family):
         )
 
     def open_base(self, config: FantasyWorldConfig) -> WeightSource:
-        return open_folder(
-            config.base,
-            WanTransformer3DModel,
-            config.backbone.diffusers(),
-            config.allow_random_init,
-            "the Wan transformer",
-        )
+        settings, random = config.backbone.diffusers(), config.allow_random_init
+        return open_folder(config.base, WanTransformer3DModel, settings, random, "the Wan transformer")
 
     def base_name(self, config: FantasyWorldConfig, name: str) -> str | None:
         return base_name(config.split, name)

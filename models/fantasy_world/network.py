@@ -48,12 +48,8 @@ class WanFantasyWorld(FantasyWorld):
                 "camera_adapters", lambda: nn.ModuleList(ZeroLinear(dim, dim) for _ in range(config.split))
             )
 
-    def head_dims(self) -> tuple[int, ...]:
-        config = self.config
-        return config.backbone.head_dim, config.interaction.head_dim, self._bridge_head_dim
-
     @property
-    def _bridge_head_dim(self) -> int:
+    def own_head_dim(self) -> int:
         return self.config.bridge.width // self.config.bridge.heads
 
     def make_bridge(self) -> nn.Module:
@@ -78,7 +74,7 @@ class WanFantasyWorld(FantasyWorld):
         return block(x, *video)
 
     def start_geometry(self, x_v: Tensor, latent: Tensor, camera: tuple) -> Tensor:
-        x = self.latent_bridge(x_v, *self.rope.video(self._bridge_head_dim, latent))
+        x = self.latent_bridge(x_v, *self.rope.video(self.own_head_dim, latent))
         return self.special_tokens(x.unflatten(1, (latent.shape[2], -1)))
 
     def geometry_inputs(
@@ -105,11 +101,8 @@ class AggregatorFantasyWorld(FantasyWorld):
             )
 
     @property
-    def _geometry_head_dim(self) -> int:
+    def own_head_dim(self) -> int:
         return self.config.aggregator.dim // self.config.aggregator.heads
-
-    def head_dims(self) -> tuple[int, ...]:
-        return self.config.backbone.head_dim, self.config.interaction.head_dim, self._geometry_head_dim
 
     def make_bridge(self) -> nn.Module:
         return nn.Linear(self.config.backbone.dim, self.config.geometry_dim)  # the published 1 x 1 x 1 convolution
@@ -145,7 +138,7 @@ class AggregatorFantasyWorld(FantasyWorld):
     def geometry_inputs(
         self, latent: Tensor, timestep: Tensor, context: Tensor, projection: Tensor, camera: tuple
     ) -> tuple:
-        head_dim = self._geometry_head_dim
+        head_dim = self.own_head_dim
         return (
             self.geometry_time(timestep),
             self.rope.geometry(head_dim, latent[:, :, :1]),

@@ -41,7 +41,7 @@ class FantasyWorld(StageNetwork, ABC):
         self.stem = Stem(base)
         self.pcb = nn.ModuleList(self.pcb_block(block) for block in base.blocks[: config.split])
         with keyed_init("rope", device):
-            self.rope = RotaryTables(self.head_dims())
+            self.rope = RotaryTables((config.backbone.head_dim, config.interaction.head_dim, self.own_head_dim))
         self.latent_bridge = self.own("latent_bridge", self.make_bridge)
         self.special_tokens = self.own("special_tokens", self.make_tokens)
         self.irg = nn.ModuleList(self._irg_layer(i, block) for i, block in enumerate(base.blocks[config.split :]))
@@ -63,9 +63,10 @@ class FantasyWorld(StageNetwork, ABC):
         )
         return IRGLayer(geo_block, tapped, self.video_block(block), cross)
 
+    @property
     @abstractmethod
-    def head_dims(self) -> tuple[int, ...]:
-        """Head sizes that need a rotation."""
+    def own_head_dim(self) -> int:
+        """Head size of the design's own layers, which need a rotation too."""
 
     @abstractmethod
     def make_camera(self) -> None:

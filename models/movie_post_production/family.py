@@ -54,13 +54,8 @@ class MoviePostProductionFamily(Family):
         )
 
     def open_base(self, config: MoviePostConfig) -> WeightSource:
-        return open_folder(
-            config.base,
-            FluxTransformer2DModel,
-            config.backbone.diffusers(),
-            config.allow_random_init,
-            "the FLUX transformer",
-        )
+        settings, random = config.backbone.diffusers(), config.allow_random_init
+        return open_folder(config.base, FluxTransformer2DModel, settings, random, "the FLUX transformer")
 
     def check_base(self, config: MoviePostConfig) -> str:
         """Also of the helpers."""

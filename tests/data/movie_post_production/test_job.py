@@ -84,7 +84,7 @@ def test_samples_hold_what_the_encoders_make_of_the_files(samples, synthetic, en
         np.testing.assert_array_equal(sample.arrays["boxes"], np.array([o.box for o in picture.objects], np.float32))
         assert sample.arrays["depth"].tolist() == [o.depth for o in picture.objects]
         assert (sample.meta["image_id"], sample.meta["caption"]) == (picture.image_id, picture.caption)
-        assert sample.meta["window"] == [0, 0, 1, 1]
+        assert sample.meta["crop"] == [0, 0, 1, 1]
         assert sample.meta["objects"][0]["ref_image_id"] == picture.objects[0].reference.image_id
         assert "ref_image_id" not in sample.meta["objects"][1]
 
@@ -187,7 +187,7 @@ def test_pictures_are_cropped_to_the_size_of_their_shape(raw, edit, options, tmp
     sample = samples["scene_00002"]
     assert sample.arrays["latent"].shape == (16, 8, 8)
     assert sample.arrays["image"].shape == (32, 32, 3)
-    assert sample.meta["window"] == pytest.approx([1 / 6, 0, 5 / 6, 1])
+    assert sample.meta["crop"] == pytest.approx([1 / 6, 0, 5 / 6, 1])
     assert {"object_id": 90, "reason": "cropped"} in sample.meta["dropped"]
     kept = {o["object_id"] for o in sample.meta["objects"]}
     raw_objects = {o.object_id: o.box for o in read_captions(raw)[0][2].objects if o.object_id in kept}
