@@ -11,7 +11,7 @@ from stagecoach.data.movie_post_production.crops import cut
 from stagecoach.data.movie_post_production.synthetic import write_synthetic
 from stagecoach.models.common.keyed import rng_keys
 from stagecoach.models.movie_post_production.config import SIZES, DinoConfig, IdentityConfig, VaeConfig
-from stagecoach.models.movie_post_production.helpers import check_helpers, make_dino, make_flux_decoder
+from stagecoach.models.movie_post_production.helpers import check_helpers, make_dino, make_helpers
 from stagecoach.models.movie_post_production.identity import loss as identity
 from stagecoach.models.movie_post_production.identity.tiles import crop_weights, pixel_boxes, resample
 
@@ -28,10 +28,8 @@ def encoders(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def helpers(encoders):
-    return (
-        make_flux_decoder(VaeConfig(base=str(encoders / "vae")), 16, "cpu", torch.float32, False),
-        make_dino(DinoConfig(base=str(encoders / "dino")), 16, "cpu", torch.float32, False),
-    )
+    own = {"vae": VaeConfig(base=str(encoders / "vae")), "dino": DinoConfig(base=str(encoders / "dino"))}
+    return tuple(make_helpers(SIZES["tiny"].model_copy(update=own), 2, "cpu", torch.float32).values())
 
 
 @pytest.fixture(scope="module")
@@ -143,14 +141,18 @@ def test_a_sample_with_fewer_candidates_than_slots_has_empty_ones():
 
 
 def test_helpers_are_frozen_strict_and_named_when_missing(encoders):
-    decoder = make_flux_decoder(VaeConfig(channels=(8, 8, 8, 8), layers=1, groups=4), 16, "cpu", torch.bfloat16, True)
+    decoder = make_helpers(SIZES["tiny"], 1, "cpu", torch.bfloat16)["vae"]
     assert not any(p.requires_grad for p in decoder.parameters())
     assert decoder(torch.zeros(1, 16, 2, 3)).shape == (1, 3, 16, 24)
+    vae, dino = VaeConfig(base=str(encoders / "vae")), DinoConfig(base=str(encoders / "dino"))
+    four = SIZES["tiny"].backbone.model_copy(update={"latent_channels": 4})
     with pytest.raises(ValueError, match=r"vae\.base is not set, expected the local folder"):
-        make_flux_decoder(VaeConfig(), 16, "cpu", torch.float32, False)
+        make_helpers(SIZES["flux-dev"], 1, "cpu", torch.float32)
     with pytest.raises(ValueError, match=r"dino\.base is not set"):
-        check_helpers(SIZES["flux-dev"].model_copy(update={"vae": VaeConfig(base=str(encoders / "vae"))}))
+        check_helpers(SIZES["flux-dev"].model_copy(update={"vae": vae}))
     with pytest.raises(ValueError, match="vectors of 16 numbers found, expected 1024"):
-        make_dino(DinoConfig(base=str(encoders / "dino")), 1024, "cpu", torch.float32, False)
+        make_dino(SIZES["flux-dev"].model_copy(update={"dino": dino}), "cpu", torch.float32)
+    with pytest.raises(ValueError, match="vectors of 16 numbers found, expected 1024"):
+        check_helpers(SIZES["tiny"].model_copy(update={"dino": dino, "instance": SIZES["flux-dev"].instance}))
     with pytest.raises(ValueError, match="VAE of 16 channels"):
-        make_flux_decoder(VaeConfig(base=str(encoders / "vae")), 4, "cpu", torch.float32, False)
+        make_helpers(SIZES["tiny"].model_copy(update={"vae": vae, "backbone": four}), 1, "cpu", torch.float32)
