@@ -139,23 +139,23 @@ def _scene_scale(depth: torch.Tensor, intrinsics: torch.Tensor, extrinsics: torc
 
 def _read_depth(raw: RawClip, options: ClipOptions, crop: ClipCrop, extrinsics: np.ndarray) -> np.ndarray:
     """z-depth float32 [F, H, W] in the unit of the translations, 0 where invalid."""
+
+    def cropped(path: Path, what: str, channels: int = 0) -> np.ndarray:
+        maps = read_maps(path, options.frames, what, channels)
+        found, expected = maps.shape[2] / maps.shape[1], crop.source_width / crop.source_height
+        if abs(found / expected - 1) > ASPECT_TOLERANCE:
+            raise RawError(
+                f"{path}: maps of {maps.shape[1]} x {maps.shape[2]} found, expected the aspect ratio of the "
+                f"video ({crop.source_height} x {crop.source_width})"
+            )
+        return crop.maps(maps)
+
     if raw.depth:
-        maps = crop.maps(_same_view(read_maps(raw.depth, options.frames, "depth"), raw.depth, crop))
-        depth = maps.astype(np.float32) * options.depth_scale
+        depth = cropped(raw.depth, "depth").astype(np.float32) * options.depth_scale
     else:
-        points = crop.maps(_same_view(read_maps(raw.points, options.frames, "points", channels=3), raw.points, crop))
+        points = cropped(raw.points, "points", channels=3)
         depth = np.einsum("fc,fhwc->fhw", extrinsics[:, 2, :3], points) + extrinsics[:, 2, 3, None, None]
     valid = np.isfinite(depth) & (depth > 0)
     if raw.mask:
-        valid &= crop.maps(_same_view(read_maps(raw.mask, options.frames, "mask"), raw.mask, crop)) != 0
+        valid &= cropped(raw.mask, "mask") != 0
     return np.where(valid, depth, 0).astype(np.float32)
-
-
-def _same_view(maps: np.ndarray, path: Path, crop: ClipCrop) -> np.ndarray:
-    found, expected = maps.shape[2] / maps.shape[1], crop.source_width / crop.source_height
-    if abs(found / expected - 1) > ASPECT_TOLERANCE:
-        raise RawError(
-            f"{path}: maps of {maps.shape[1]} x {maps.shape[2]} found, expected the aspect ratio of the "
-            f"video ({crop.source_height} x {crop.source_width})"
-        )
-    return maps

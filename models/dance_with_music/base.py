@@ -1,6 +1,6 @@
 """Initial weights, part by part: published, our own of an earlier run, copies, or random numbers."""
 
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Container, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -73,18 +73,22 @@ def open_base(config: DanceConfig) -> Parts:
     part fills."""
     paths, shapes, svd = config.weights, expected_shapes(config), config.backbone == "svd"
     settings = config.unet.spatio_temporal() if svd else config.unet.unet2d()
-    sources: dict[str, WeightSource] = {
-        "denoising_unet": _open("denoising_unet", paths.denoising_unet, shapes, denoiser_name, config, settings)
-    }
+
+    def opened(part: str, rename: Rename, settings: Mapping[str, Any], random: type = RandomWeights) -> WeightSource:
+        path = getattr(paths, part)
+        if path is None:
+            needs(f"weights.{part}", "a local folder in diffusers layout or a published file", config.allow_random_init)
+            return random(shapes[part])
+        if Path(path).is_dir():
+            check_config(path, settings)
+            return SafetensorsFolder(path, shapes[part], rename)
+        return WeightFile(path, shapes[part], rename)
+
+    sources = {"denoising_unet": opened("denoising_unet", denoiser_name, settings)}
     if not svd:
-        sources["reference_unet"] = (
-            sources["denoising_unet"]
-            if paths.reference_unet is None
-            else _open("reference_unet", paths.reference_unet, shapes, reference_name, config, settings)
-        )
-        sources["motion"] = _open(
-            "motion", paths.motion, shapes, motion_name, config, _motion_settings(config), RandomMotion
-        )
+        own = None if paths.reference_unet is None else opened("reference_unet", reference_name, settings)
+        sources["reference_unet"] = own or sources["denoising_unet"]
+        sources["motion"] = opened("motion", motion_name, _motion_settings(config), RandomMotion)
     if (identity := _identity_file(config)) is not None:
         sources["identity_adapter"] = WeightFile(identity, shapes["identity_adapter"], identity_name)
     for module, path in (("m2p", paths.m2p), ("face_tokens", paths.face_tokens)):
@@ -140,24 +144,6 @@ def stored_name(parts: Container[str], name: str) -> str:
 def _holds_layers(module: nn.Module) -> bool:
     """A UNet or one of its blocks; its layers are loaded one by one."""
     return hasattr(module, "down_blocks") or hasattr(module, "resnets")
-
-
-def _open(
-    part: str,
-    path: str | None,
-    shapes: Mapping[str, Shapes],
-    rename: Rename,
-    config: DanceConfig,
-    settings: Mapping[str, Any],
-    random: Callable[[Shapes], WeightSource] = RandomWeights,
-) -> WeightSource:
-    if path is None:
-        needs(f"weights.{part}", "a local folder in diffusers layout or a published file", config.allow_random_init)
-        return random(shapes[part])
-    if Path(path).is_dir():
-        check_config(path, settings)
-        return SafetensorsFolder(path, shapes[part], rename)
-    return WeightFile(path, shapes[part], rename)
 
 
 def _motion_settings(config: DanceConfig) -> dict[str, Any]:
