@@ -134,6 +134,16 @@ class StageSpec:
     allow_no_gradient: tuple[AllowNoGradient, ...] = ()
 
 
+def trainables(patterns: Iterable[str], lr_scale: float = 1.0, start_fraction: float = 0.0) -> tuple[Trainable, ...]:
+    """One entry for each pattern, all alike."""
+    return tuple(Trainable(pattern, lr_scale, start_fraction) for pattern in patterns)
+
+
+def loss_terms(weights: Mapping[str, float | Schedule]) -> tuple[LossTerm, ...]:
+    """Terms by name, with a constant weight or one that follows a schedule."""
+    return tuple(LossTerm(n, w if isinstance(w, Schedule) else Schedule(w)) for n, w in weights.items())
+
+
 class Family(ABC):
     """What the trainer asks of a model family. Stateless: each call gets the family's typed ``config``. A function that
     already stands in a module of the family becomes its method with ``staticmethod``."""

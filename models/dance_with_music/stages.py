@@ -32,6 +32,8 @@ from stagecoach.models.family import (
     StageSpec,
     Trainable,
     has_started,
+    loss_terms,
+    trainables,
 )
 
 METRICS = (
@@ -95,7 +97,7 @@ def make_stages(config: DanceConfig) -> tuple[StageSpec, ...]:
         StageSpec(
             index,
             NAMES[phase],
-            tuple(_trainable(config, phase)),
+            _trainable(config, phase),
             _losses(config, phase),
             allow_no_gradient=_allowed_without_gradient(config, phase),
         )
@@ -103,21 +105,19 @@ def make_stages(config: DanceConfig) -> tuple[StageSpec, ...]:
     )
 
 
-def _trainable(config: DanceConfig, phase: Phase) -> list[Trainable]:
+def _trainable(config: DanceConfig, phase: Phase) -> tuple[Trainable, ...]:
     if phase == "m2p":
-        return [Trainable("m2p")]
+        return trainables(["m2p"])
     if phase == "motion":
-        late = [Trainable("m2p", config.m2p_in_motion)] if config.m2p_in_motion > 0 else []
-        return late + [Trainable(pattern) for pattern in _motion(config)]
-    own = [Trainable("guidance"), Trainable("face_tokens")]
+        late = trainables(["m2p"], config.m2p_in_motion) if config.m2p_in_motion > 0 else ()
+        return late + trainables(_motion(config))
+    own = trainables(["guidance", "face_tokens"])
     if phase in ("image", "joint"):
         start_fraction = config.schedules.unfreeze if phase == "image" else 0.0
-        own.insert(0, Trainable("m2p", config.schedules.m2p_rate, start_fraction))
+        own = trainables(["m2p"], config.schedules.m2p_rate, start_fraction) + own
     if config.backbone == "svd":
-        patterns = ATTENTIONS if phase != "joint" else ("denoising_unet",)
-        return own + [Trainable(pattern) for pattern in patterns]
-    patterns = SPATIAL if phase == "image" else ("denoising_unet",)
-    return own + [Trainable(pattern) for pattern in (*patterns, *reference_patterns(config))]
+        return own + trainables(ATTENTIONS if phase != "joint" else ["denoising_unet"])
+    return own + trainables([*(SPATIAL if phase == "image" else ["denoising_unet"]), *reference_patterns(config)])
 
 
 def _motion(config: DanceConfig) -> tuple[str, ...]:
@@ -126,22 +126,22 @@ def _motion(config: DanceConfig) -> tuple[str, ...]:
     return MOTION if config.motion.mid else MOTION[:2]
 
 
-def _losses(config: DanceConfig, phase: Phase) -> tuple[LossTerm, Metric, ...]:
+def _losses(config: DanceConfig, phase: Phase) -> tuple[LossTerm, ...]:
     own = config.losses
-    pose = (("pose", own.pose_weight), ("face", own.face_weight))
+    pose = {"pose": own.pose_weight, "face": own.face_weight}
     if phase == "m2p":
-        return tuple(LossTerm(name, Schedule(weight)) for name, weight in pose)
-    terms = [LossTerm("diffusion", Schedule(own.diffusion_weight)), LossTerm("id", Schedule(own.id_weight))]
-    if phase != "image":
-        terms.append(LossTerm("temporal", Schedule(own.temporal_weight)))
+        return loss_terms(pose)
+    terms: dict[str, float | Schedule] = {"diffusion": own.diffusion_weight, "id": own.id_weight}
     if phase == "image":
         start_fraction = config.schedules.unfreeze
-        terms += [LossTerm(name, Schedule(0.0, weight, "step", start_fraction)) for name, weight in pose]
-    elif phase == "joint" or (phase == "motion" and config.m2p_in_motion > 0):
-        terms += [LossTerm(name, Schedule(weight)) for name, weight in pose]
+        terms |= {name: Schedule(0.0, weight, "step", start_fraction) for name, weight in pose.items()}
+    else:
+        terms["temporal"] = own.temporal_weight
+        if phase == "joint" or (phase == "motion" and config.m2p_in_motion > 0):
+            terms |= pose
     if own.custom is not None:
-        terms.append(LossTerm("custom", Schedule(own.custom_weight)))
-    return tuple(terms)
+        terms["custom"] = own.custom_weight
+    return loss_terms(terms)
 
 
 def _allowed_without_gradient(config: DanceConfig, phase: Phase) -> tuple[AllowNoGradient, ...]:

@@ -23,7 +23,7 @@ The readable notes of the paper disagree whether its second stage still trains t
 and so does this table.
 """
 
-from stagecoach.models.family import ExitCriterion, LossTerm, Metric, Schedule, StageSpec, Trainable
+from stagecoach.models.family import ExitCriterion, Metric, StageSpec, loss_terms, trainables
 from stagecoach.models.fantasy_world.config import FantasyWorldConfig
 
 GEOMETRY = ("latent_bridge", "special_tokens", "irg.*.geo_block", "dpt", "camera_head")
@@ -54,12 +54,12 @@ def make_stages(config: FantasyWorldConfig) -> tuple[StageSpec, ...]:
     exchange = EXCHANGE + OWN_EXCHANGE[config.geometry]
     weights = {"depth": constants.depth_weight, "points": constants.points_weight, "camera": constants.camera_weight}
     return (
-        StageSpec(1, "latent_bridging", _trainable(geometry), _terms(weights), EXITS),
+        StageSpec(1, "latent_bridging", trainables(geometry), loss_terms(weights), EXITS),
         StageSpec(
             2,
             "unified_co_optimisation",
-            _trainable(geometry + exchange),
-            _terms(
+            trainables(geometry + exchange),
+            loss_terms(
                 {
                     "diffusion": constants.diffusion_weight,
                     **{name: constants.geometry_weight * weight for name, weight in weights.items()},
@@ -68,11 +68,3 @@ def make_stages(config: FantasyWorldConfig) -> tuple[StageSpec, ...]:
             EXITS,
         ),
     )
-
-
-def _trainable(patterns: tuple[str, ...]) -> tuple[Trainable, ...]:
-    return tuple(Trainable(pattern) for pattern in patterns)
-
-
-def _terms(weights: dict[str, float]) -> tuple[LossTerm, ...]:
-    return tuple(LossTerm(name, Schedule(weight)) for name, weight in weights.items())

@@ -15,7 +15,7 @@ What earlier stages trained is there in later ones and in their adapters, LoRA i
 """
 
 from stagecoach.models.common.lora import lora_patterns
-from stagecoach.models.family import AllowNoGradient, LossTerm, Metric, Schedule, StageSpec, Trainable
+from stagecoach.models.family import AllowNoGradient, Metric, Schedule, StageSpec, Trainable, loss_terms, trainables
 from stagecoach.models.movie_post_production.config import DOUBLE_TARGETS, SINGLE_TARGETS, MoviePostConfig
 
 IDENTITY_STAGE = 2
@@ -58,19 +58,14 @@ def make_stages(config: MoviePostConfig) -> tuple[StageSpec, ...]:
     weights are set, which they are not by default."""
     layout = _layout(config)
     constants = config.losses
-    flow = (
-        LossTerm("flow_matching", Schedule(constants.flow_matching_weight)),
-        LossTerm("in_box", Schedule(constants.in_box_weight)),
-    )
-    prior = LossTerm("alpha_prior", Schedule(alpha_prior_weight(config)))
-    identity = LossTerm("dino_identity", identity_weight(config))
-    modulation = tuple(Trainable(pattern) for pattern in MODULATION)
+    flow = loss_terms({"flow_matching": constants.flow_matching_weight, "in_box": constants.in_box_weight})
+    prior = loss_terms({"alpha_prior": alpha_prior_weight(config)})
+    identity = loss_terms({"dino_identity": identity_weight(config)})
+    both = layout + trainables(MODULATION)
     return (
-        StageSpec(1, "layout", layout, (*flow, prior), allow_no_gradient=ALLOW_NO_GRADIENT),
-        StageSpec(
-            2, "modulation_identity", layout + modulation, (*flow, identity, prior), allow_no_gradient=ALLOW_NO_GRADIENT
-        ),
-        StageSpec(3, "feedback", tuple(Trainable(pattern) for pattern in FEEDBACK), (*flow, identity)),
+        StageSpec(1, "layout", layout, flow + prior, allow_no_gradient=ALLOW_NO_GRADIENT),
+        StageSpec(2, "modulation_identity", both, flow + identity + prior, allow_no_gradient=ALLOW_NO_GRADIENT),
+        StageSpec(3, "feedback", trainables(FEEDBACK), flow + identity),
     )
 
 
@@ -106,10 +101,7 @@ def _layout(config: MoviePostConfig) -> tuple[Trainable, ...]:
         patterns.append("single_transformer_blocks.*.layout_out")
     if config.instance.text:
         patterns.append("instance_text")
-    return (
-        *(Trainable(pattern) for pattern in patterns),
-        *(Trainable(pattern, config.lora.lr_scale) for pattern in lora_patterns(target_layers(config))),
-    )
+    return trainables(patterns) + trainables(lora_patterns(target_layers(config)), config.lora.lr_scale)
 
 
 def target_layers(config: MoviePostConfig) -> list[str]:

@@ -11,7 +11,7 @@ from stagecoach.models.common.materialise import meta_model, open_folder
 from stagecoach.models.common.network import StageNetwork
 from stagecoach.models.common.noise import FlowMatching, denoise, guided
 from stagecoach.models.common.pictures import side_by_side
-from stagecoach.models.family import Family, LossTerm, Metric, Schedule, StageSpec, Trainable
+from stagecoach.models.family import Family, Metric, StageSpec, loss_terms, trainables
 from stagecoach.models.stable_diffusion_3.config import SIZES, StableDiffusion3Config
 
 CAPTION = ("prompt_embeds", "pooled")
@@ -54,8 +54,8 @@ class StableDiffusion3Family(Family):
         return stable_diffusion_3_schema(config.backbone.joint_attention_dim, config.backbone.pooled_projection_dim)
 
     def stages(self, config):
-        trained = tuple(map(Trainable, lora_patterns(config.lora.targets, "transformer.transformer_blocks.*.attn.")))
-        return (StageSpec(1, "lora", trained, (LossTerm("flow_matching", Schedule(1.0)),)),)
+        trained = trainables(lora_patterns(config.lora.targets, "transformer.transformer_blocks.*.attn."))
+        return (StageSpec(1, "lora", trained, loss_terms({"flow_matching": 1.0})),)
 
     def open_base(self, config):
         settings, random = config.backbone.model_dump(), config.allow_random_init
