@@ -17,8 +17,6 @@ from stagecoach.data.encoding.encoders import EncoderError, load_model, load_tok
 
 UMT5_LENGTH = 512
 """Tokens that Wan's text cross-attention takes."""
-T5_LENGTH = 512
-"""Tokens that FLUX.1-dev was trained with (schnell: 256)."""
 CLIP_LENGTH = 77
 
 
@@ -74,8 +72,8 @@ class TextEncoder(TokenEncoder):
 
 
 class T5TextEncoder(TokenEncoder):
-    """States of all ``length`` tokens, [length, dim] each, padding included. FLUX attends to the padding too: nothing
-    is masked, and the states may neither be cut nor filled up afterwards."""
+    """States of all ``length`` tokens (512 for FLUX.1-dev, 256 for schnell), [length, dim] each, padding included. FLUX
+    attends to the padding too: nothing is masked, and the states may neither be cut nor filled up afterwards."""
 
     KIND = T5EncoderModel
 

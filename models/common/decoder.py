@@ -24,7 +24,6 @@ class Decoder(nn.Module):
         super().__init__()
         self.decoder, self.post_quant_conv = vae.decoder, getattr(vae, "post_quant_conv", None)
         self.scale, self.shift = float(vae.config.scaling_factor), getattr(vae.config, "shift_factor", None)
-        self.channels: int = vae.config.latent_channels
         self.temporal, self.at_once = isinstance(vae, AutoencoderKLTemporalDecoder), at_once
         self.requires_grad_(False).eval()
 
