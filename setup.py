@@ -10,6 +10,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
+NVML = "nvidia-ml-py>=13.615"
 BUILD = ["av>=18", "sentencepiece>=0.2.3"]
 
 # What an earlier build left there would be packed as well, modules that are gone included.
@@ -43,6 +44,7 @@ setup(
         "transformers>=5.20",
         "peft>=0.21",
         "safetensors>=0.8",
+        "psutil>=7",
         "wandb>=0.31",
         "tensorboard>=2.21",
         "pydantic>=2.14",
@@ -61,7 +63,7 @@ setup(
         "http": ["aiohttp>=3.14"],
         "s3": ["s3fs>=2026.1"],
         "gcs": ["gcsfs>=2026.1"],
-        "gpu": ["flash-attn>=2.8"],
+        "gpu": ["flash-attn>=2.8", NVML],
         "dev": [
             "pytest>=9",
             "pytest-timeout>=2.4",
@@ -73,6 +75,7 @@ setup(
             "onnx>=1.23",
             "webdataset>=1.0.2",
             "aiohttp>=3.14",
+            NVML,
         ],
     },
 )

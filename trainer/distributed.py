@@ -19,6 +19,7 @@ from deepspeed.accelerator import get_accelerator
 from torch import Tensor
 
 from stagecoach.trainer.settings import FirstRankError
+from stagecoach.trainer.watch.collectives import record_collectives
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,7 @@ def start(timeout_minutes: float = 30.0) -> World:
     if accelerator.device_name() != "cpu":
         accelerator.set_device(local_rank)
     if not dist.is_initialized():
+        record_collectives()
         deepspeed.init_distributed(
             dist_backend=accelerator.communication_backend_name(),
             verbose=False,

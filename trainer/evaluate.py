@@ -14,6 +14,7 @@ from stagecoach.models.family import Family, Progress
 from stagecoach.trainer.distributed import World
 from stagecoach.trainer.feed import to_device, with_keys
 from stagecoach.trainer.meter import Meter
+from stagecoach.trainer.watch.heartbeat import beat
 
 
 def rank_share(samples: int, rank: int, size: int) -> tuple[list[int], list[bool]]:
@@ -59,6 +60,7 @@ class Evaluator:
             result = self.engine.module(
                 self.network, self._ready(batch, progress), progress, self.statistics, run=self.family.validate
             )
+            beat()
             for name, (total, count) in result.items():
                 meter.add(name, total * counted, count * counted)
         self._leave()
@@ -71,6 +73,7 @@ class Evaluator:
         self.engine.module.eval()
         pictures: dict[str, np.ndarray] = {}
         for batch in self._batches(indices, 1):
+            beat()
             pictures.update(
                 self.engine.module(self.network, self._ready(batch, progress), progress, run=self.family.preview)
             )

@@ -31,6 +31,7 @@ from stagecoach.trainer.settings import (
     parse_override,
     read_yaml,
 )
+from stagecoach.trainer.watch.recipe import WatchRecipe
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPES = ROOT / "launch" / "recipes"
@@ -176,6 +177,7 @@ class Recipe(Section):
     optimizer: OptimizerRecipe = OptimizerRecipe()
     ema: EmaRecipe | None = None
     logging: LoggingRecipe = LoggingRecipe()
+    watch: WatchRecipe = WatchRecipe()
     keep_checkpoints: int = Field(3, ge=1)
     max_skipped: int = Field(5, ge=1)
     validation_samples: int = Field(16, ge=0)
@@ -239,8 +241,8 @@ class Recipe(Section):
         return path if path.is_file() or path.is_absolute() else ROOT / path
 
     def digest(self, family: Family) -> str:
-        """sha256 of what decides the numbers of the run, defaults filled in: all but the folders and the logging."""
-        values = self.model_dump(exclude={"data", "run", "profile", "logging", "model"})
+        """sha256 of what decides the numbers of the run, defaults filled in: all but folders, logging and watch."""
+        values = self.model_dump(exclude={"data", "run", "profile", "logging", "watch", "model"})
         for stage in self.stages:
             values["stages"][stage]["model"] = self.family_config(family, stage).model_dump(mode="json")
         return sha256_json(values)

@@ -1,19 +1,24 @@
 """Runs: one stage, all stages in sequence, or a dry run of one step."""
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from stagecoach.data.files import DamagedError, atomic_file
 from stagecoach.trainer.adapter import read_card
-from stagecoach.trainer.distributed import World, on_first, start
+from stagecoach.trainer.distributed import World, from_first, on_first, start
 from stagecoach.trainer.feed import device_batches
 from stagecoach.trainer.interrupt import StopRequest
 from stagecoach.trainer.recipe import Recipe
-from stagecoach.trainer.reporting.monitor import Monitor, RunMonitor
+from stagecoach.trainer.reporting.monitor import Monitor, NodeMonitor, RunMonitor
 from stagecoach.trainer.reporting.report import write_report
 from stagecoach.trainer.setup import StageSetup, adapter_directory, prepare_stage
 from stagecoach.trainer.stage import StageLoop, describe
 from stagecoach.trainer.stage_plan import StagePlan
+from stagecoach.trainer.watch.cluster import ClusterMeter
+from stagecoach.trainer.watch.heartbeat import beat
+from stagecoach.trainer.watch.start import Watch, watching
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +39,7 @@ def run_stages(
             )
     world = start()
     adapters = []
-    with StopRequest() as request:
+    with StopRequest() as request, _watched(recipe, world, dry_run) as watch:
         for position, index in enumerate(stages):
             done = (
                 None
@@ -48,26 +53,52 @@ def run_stages(
             elif dry_run:
                 _dry_run(recipe, index, world, start_from)
             else:
-                adapters.append(_train(recipe, index, world, start_from, resume, request))
+                adapters.append(_train(recipe, index, world, start_from, resume, request, watch))
     if world.is_first and not dry_run:
         log.info(write_report(recipe.run))
     return adapters
 
 
-def _train(recipe: Recipe, index: int, world: World, init: Path | None, resume: str, request: StopRequest) -> Path:
+@contextmanager
+def _watched(recipe: Recipe, world: World, dry_run: bool) -> Iterator[Watch]:
+    """All ranks are watched while the block runs, but in a dry run."""
+    if dry_run:
+        yield Watch(())
+        return
+    bounds = recipe.watch.bounds(recipe.stream.timeout)
+    with watching(world, recipe.run, recipe.watch.on_hang, bounds) as watch:
+        yield watch
+
+
+def _train(
+    recipe: Recipe, index: int, world: World, init: Path | None, resume: str, request: StopRequest, watch: Watch
+) -> Path:
     plan = StagePlan.resolve(recipe, index, world.size)
+    beat(stage=index, step=0, micro=0, phase="build")
     setup = prepare_stage(plan, world, init=init, resume=resume)
     run = Path(recipe.run)
     if world.is_first:
         with atomic_file(run / "recipe.yaml", "w") as handle:
             handle.write(recipe.dump())
-    monitor = RunMonitor(recipe, run, index, setup.start.state.step) if world.is_first else Monitor()
+    monitor = _monitor(recipe, index, world, watch, setup.start.state.step)
     try:
         describe(setup, monitor)
-        return StageLoop(setup, monitor, request).run()
+        monitor.facts({"hosts": watch.hosts})
+        return StageLoop(setup, monitor, request, ClusterMeter(world, watch.hosts)).run()
     finally:
         monitor.close()
         setup.engine.deepspeed.destroy()
+
+
+def _monitor(recipe: Recipe, index: int, world: World, watch: Watch, step: int) -> Monitor:
+    """Rank 0's, and where W&B shows all nodes' system metrics one on the first rank of each other node."""
+    run, host = Path(recipe.run), watch.hosts[world.rank]
+    monitor = RunMonitor(recipe, run, index, step, host if watch.nodes > 1 else None) if world.is_first else Monitor()
+    if watch.nodes > 1 and recipe.logging.wandb == "online":
+        shared = from_first(monitor.shared_run if isinstance(monitor, RunMonitor) else None)
+        if shared is not None and not world.is_first and watch.leads(world.rank):
+            return NodeMonitor(recipe, run, index, shared, host)
+    return monitor
 
 
 def _dry_run(recipe: Recipe, index: int, world: World, init: Path | None) -> None:

@@ -28,6 +28,8 @@ from stagecoach.trainer.objective import weighted_total
 from stagecoach.trainer.planning.meter import step_costs
 from stagecoach.trainer.reporting.monitor import Monitor
 from stagecoach.trainer.setup import StageSetup, adapter_directory
+from stagecoach.trainer.watch.cluster import ClusterMeter
+from stagecoach.trainer.watch.heartbeat import beat, phase, step_done
 
 log = logging.getLogger(__name__)
 
@@ -40,10 +42,13 @@ class StageLoop:
     """Trains a prepared stage. ``step`` counts optimizer steps that are done, skipped ones included, since the position
     in the data follows from it."""
 
-    def __init__(self, setup: StageSetup, monitor: Monitor, stop: StopRequest) -> None:
+    def __init__(
+        self, setup: StageSetup, monitor: Monitor, stop: StopRequest, cluster: ClusterMeter | None = None
+    ) -> None:
         self.s = setup
         self.monitor = monitor
         self.stop = stop
+        self.cluster = cluster
         self.step = setup.start.state.step
         self.skipped = setup.start.state.skipped
         self.skipped_in_a_row = 0
@@ -77,6 +82,7 @@ class StageLoop:
         """Train to the end of the stage and return the adapter's directory. Raises ``Interrupted`` after saving."""
         s, plan, network = self.s, self.s.plan, self.s.engine.network
         self.monitor.start(plan.stage.steps, self.step)
+        beat(step=self.step)
         before = frozen_checksums(network)
         checked = plan.stage.checked_steps if self.step == 0 else 0
         check = GradientCheck(network, plan.spec, s.world) if checked else None
@@ -87,17 +93,24 @@ class StageLoop:
         accumulation = plan.batching.accumulation
         stream = s.stream(self.step, plan.stage.steps)
         batches = device_batches(stream, s.world.device, plan.recipe.seed, plan.index)
+        # The first step compiles, fills caches and opens files.
+        waiting, working = "compile", "compile"
+        began, micro = time.monotonic(), 0
         while True:
+            beat(phase=waiting, micro=micro)
             asked = time.monotonic()
             item = next(batches, None)
             self.meter.waited += time.monotonic() - asked
             if item is None:
                 break
             _, micro, batch = item
+            beat(phase=working, micro=micro)
             self.micro_step(batch)
-            if micro + 1 < accumulation:
+            micro = (micro + 1) % accumulation
+            if micro:
                 continue
             self._after_step()
+            step_done(self.step, time.monotonic() - began)
             if check is not None:
                 check.after_step(s.engine.deepspeed.was_step_applied())
                 if check.steps >= checked or self.step == plan.stage.steps:
@@ -105,8 +118,10 @@ class StageLoop:
                     check = None
             found, stream.bad = stream.bad, []
             self._boundary(found)
-        check_frozen(network, before)
-        return self._finish()
+            waiting, working, began = "data", "step", time.monotonic()
+        with phase("save"):
+            check_frozen(network, before)
+            return self._finish()
 
     def _end(self, check: GradientCheck) -> None:
         if check.steps >= min(3, self.s.plan.stage.checked_steps):
@@ -180,16 +195,26 @@ class StageLoop:
             )
         }
         if due["log"]:
-            self.monitor.log(self.step, self._values())
+            self._log()
         self._evaluate(due["validate"], due["preview"])
         asked = stops > 0
         if self.step % stage.checkpoint_every == 0 or last or asked:
-            self.save()
+            with phase("save"):
+                self.save()
         if asked and not last:
             raise Interrupted(
                 f"stopped by {self.stop.received or 'a signal on another rank'} at step {self.step}; "
                 "the same command with --resume auto goes on from there"
             )
+
+    def _log(self) -> None:
+        steps = self.meter.steps
+        values = self._values()
+        self.monitor.log(self.step, values)
+        if self.cluster is not None:
+            view = self.cluster.gather(steps, values["data_wait"], values["memory_gib"])
+            if view is not None:
+                self.monitor.cluster(self.step, view)
 
     def _report(self, new: list[BadSample]) -> None:
         for sample in new:
@@ -224,10 +249,12 @@ class StageLoop:
         # Where an average is kept it is what will be used, so it is what is judged.
         with ema.swapped_in() if ema is not None else nullcontext():
             if validate and recipe.validation_samples:
-                values = self.evaluator.validate(progress, recipe.validation_samples, plan.batching.micro)
+                with phase("validation"):
+                    values = self.evaluator.validate(progress, recipe.validation_samples, plan.batching.micro)
                 self.monitor.log(self.step, values)
             if preview and recipe.preview_samples:
-                self.monitor.images(self.step, self.evaluator.preview(progress, recipe.preview_samples))
+                with phase("preview"):
+                    self.monitor.images(self.step, self.evaluator.preview(progress, recipe.preview_samples))
 
     def save(self) -> Path:
         s = self.s

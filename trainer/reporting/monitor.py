@@ -25,6 +25,7 @@ from stagecoach import __version__
 from stagecoach.data.files import atomic_file, write_json
 from stagecoach.trainer.recipe import ROOT, Recipe
 from stagecoach.trainer.reporting.sinks import MetricsFile, Sink, TensorBoard, WeightsAndBiases, new_run_id
+from stagecoach.trainer.watch.view import ClusterView
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +43,9 @@ class Monitor:
     def log(self, step: int, values: dict[str, float]) -> None:
         """Take the values of a step; it says how many optimizer steps are done."""
 
+    def cluster(self, step: int, view: ClusterView) -> None:
+        """Take what all ranks' numbers were reduced to."""
+
     def images(self, step: int, pictures: dict[str, np.ndarray]) -> None:
         """Take pictures, uint8 ``[H, W, 3]``."""
 
@@ -56,10 +60,11 @@ class RunMonitor(Monitor):
     """One stage's reporting into its run folder, and on the terminal.
 
     ``resume_step`` is the step of the checkpoint that the run goes on from; what an earlier attempt wrote after it is
-    taken out, so that no step of a stage is there twice. At 0 the stage starts over.
+    taken out, so that no step of a stage is there twice. At 0 the stage starts over. ``node`` is this host's name where
+    there are others, whose system metrics join the W&B run (``shared_run``).
     """
 
-    def __init__(self, recipe: Recipe, run: Path, stage: int, resume_step: int) -> None:
+    def __init__(self, recipe: Recipe, run: Path, stage: int, resume_step: int, node: str | None = None) -> None:
         self.stage, self.run = stage, Path(run)
         self.sinks: list[Sink] = []
         self.bar: Progress | None = None
@@ -75,17 +80,12 @@ class RunMonitor(Monitor):
         self.sinks.append(MetricsFile(self.run / METRICS, stage, resume_step))
         if recipe.logging.tensorboard:
             self.sinks.append(TensorBoard(self.run / "tb" / f"stage{stage}", resume_step))
+        self.shared_run: str | None = None
+        """Id of the W&B run that other nodes may join."""
         if recipe.logging.wandb != "off":
-            self.sinks.append(
-                WeightsAndBiases(
-                    recipe.logging.wandb,
-                    directory=self.run,
-                    project=recipe.logging.project,
-                    stage=stage,
-                    run_id=ids[str(stage)],
-                    config=json.loads(json.dumps(recipe.model_dump())),
-                )
-            )
+            tracker = _tracker(recipe, self.run, stage, ids[str(stage)], node)
+            self.sinks.append(tracker)
+            self.shared_run = ids[str(stage)] if tracker.is_shared else None
 
     def start(self, total_steps: int, start_step: int) -> None:
         """Begin to count: show the bar where the standard error is a terminal."""
@@ -113,6 +113,15 @@ class RunMonitor(Monitor):
         log.log(logging.INFO if self.bar is None else logging.DEBUG, f"{line}{self._remaining(step)}")
         if self.bar is not None and "loss" in values:
             self.bar.update(self.task, completed=step, shown=self._summary(step, values))
+
+    def cluster(self, step: int, view: ClusterView) -> None:
+        """Write the reduced numbers everywhere and those by rank into the metrics file; name who is slow."""
+        for sink in self.sinks:
+            sink.cluster(step, view.values, view.ranks)
+        many = len(view.ranks["step_seconds"]) > 1
+        log.log(logging.INFO if many and self.bar is None else logging.DEBUG, f"cluster at step {step}: {view.line}")
+        for warning in view.warnings:
+            log.warning(f"step {step}: {warning}")
 
     def images(self, step: int, pictures: dict[str, np.ndarray]) -> None:
         """Save pictures (uint8 ``[H, W, 3]``) as ``previews/stage<N>/step_<step>/<name>.png`` and show them in the
@@ -157,6 +166,32 @@ class RunMonitor(Monitor):
 
     def _write_record(self) -> None:
         write_json(self.run / RUN_RECORD, self.record)
+
+
+class NodeMonitor(Monitor):
+    """For the first rank of a further node: its system metrics join the W&B run of rank 0, and nothing else."""
+
+    def __init__(self, recipe: Recipe, run: Path, stage: int, shared_run: str, node: str) -> None:
+        self.tracker = _tracker(recipe, Path(run), stage, shared_run, node, primary=False)
+
+    def close(self) -> None:
+        self.tracker.close()
+
+
+def _tracker(
+    recipe: Recipe, run: Path, stage: int, run_id: str, node: str | None, primary: bool = True
+) -> WeightsAndBiases:
+    mode = recipe.logging.wandb
+    return WeightsAndBiases(
+        "disabled" if mode == "off" else mode,
+        directory=run,
+        project=recipe.logging.project,
+        stage=stage,
+        run_id=run_id,
+        config=json.loads(json.dumps(recipe.model_dump())),
+        node=node,
+        primary=primary,
+    )
 
 
 def read_run_record(run: Path) -> dict[str, Any]:

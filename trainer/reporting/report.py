@@ -12,6 +12,7 @@ from typing import Any
 from stagecoach.data.files import atomic_file
 from stagecoach.models.family import Metric
 from stagecoach.trainer.reporting.chart import Series, line_chart, number
+from stagecoach.trainer.reporting.cluster_page import cluster_html
 from stagecoach.trainer.reporting.monitor import METRICS, read_run_record
 from stagecoach.trainer.reporting.sinks import read_metrics
 
@@ -85,7 +86,9 @@ def write_report(run: str | Path) -> str:
     stages = sorted({record["stage"] for record in records})
     rows = [row for stage in stages for row in summary(stage, _curves(records, stage), _stage_facts(facts, stage))]
     parts = [_head(run, facts), "<h2>Where it stands</h2>", _summary_html(rows)]
-    parts += [_stage_html(run, stage, _curves(records, stage), _stage_facts(facts, stage)) for stage in stages]
+    for stage in stages:
+        parts.append(_stage_html(run, stage, _curves(records, stage), _stage_facts(facts, stage)))
+        parts.append(cluster_html(records, stage, facts.get("hosts", [])))
     parts.append(_starts_html(facts))
     page = (
         f"<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>"
@@ -161,7 +164,8 @@ def _curves(records: Iterable[dict[str, Any]], stage: int) -> Curves:
     for record in records:
         if record["stage"] == stage:
             for name, value in record.items():
-                if name not in ("stage", "step", "time"):
+                # What is said of the cluster has a part of its own.
+                if name not in ("stage", "step", "time", "ranks") and not name.startswith("cluster/"):
                     curves.setdefault(name, []).append((record["step"], math.nan if value is None else float(value)))
     return curves
 

@@ -18,10 +18,16 @@ log = logging.getLogger(__name__)
 WandbMode = Literal["online", "offline", "disabled"]
 
 
+Ranks = dict[str, list[float | None]]
+"""Numbers by rank, under their names."""
+
+
 class Sink(Protocol):
     def log(self, step: int, values: dict[str, float]) -> None: ...
 
     def images(self, step: int, pictures: dict[str, np.ndarray]) -> None: ...
+
+    def cluster(self, step: int, values: dict[str, float], ranks: Ranks) -> None: ...
 
     def close(self) -> None: ...
 
@@ -50,6 +56,14 @@ class MetricsFile:
     def log(self, step: int, values: dict[str, float]) -> None:
         record: dict[str, Any] = {"stage": self.stage, "step": step, "time": round(time.time(), 3)}
         record |= {name: value if math.isfinite(value) else None for name, value in values.items()}
+        self._write(record)
+
+    def cluster(self, step: int, values: dict[str, float], ranks: Ranks) -> None:
+        """A record of its own: ``cluster/...`` and, under ``ranks``, lists by rank."""
+        record = {"stage": self.stage, "step": step, "time": round(time.time(), 3)}
+        self._write({**record, **values, "ranks": ranks})
+
+    def _write(self, record: dict[str, Any]) -> None:
         with open(self.path, "a") as handle:
             handle.write(json.dumps(record) + "\n")
 
@@ -86,6 +100,9 @@ class TensorBoard:
             self.writer.add_scalar(name, value, step)
         self.writer.flush()
 
+    def cluster(self, step: int, values: dict[str, float], ranks: Ranks) -> None:
+        self.log(step, values)
+
     def images(self, step: int, pictures: dict[str, np.ndarray]) -> None:
         for name, picture in pictures.items():
             self.writer.add_image(f"preview/{name}", picture, step, dataformats="HWC")
@@ -96,10 +113,20 @@ class TensorBoard:
 
 class WeightsAndBiases:
     """One W&B run per stage, in a group named after the run folder; ``step`` is the axis, as a resumed run writes some
-    steps again."""
+    steps again. ``node`` names this process's node where several have their system metrics in one run (W&B's shared
+    mode, which is online only); all but the ``primary`` one send nothing else."""
 
     def __init__(
-        self, mode: WandbMode, *, directory: Path, project: str, stage: int, run_id: str, config: dict[str, Any]
+        self,
+        mode: WandbMode,
+        *,
+        directory: Path,
+        project: str,
+        stage: int,
+        run_id: str,
+        config: dict[str, Any],
+        node: str | None = None,
+        primary: bool = True,
     ) -> None:
         import wandb
 
@@ -115,16 +142,28 @@ class WeightsAndBiases:
             "resume": "allow",
             "settings": wandb.Settings(console="off", silent=True),
         }
+        possible = _possible_mode(mode)
+        self.is_shared = possible == "online" and node is not None
         try:
-            self.run = wandb.init(mode=_possible_mode(mode), **arguments)
+            if self.is_shared:
+                roles = {"x_label": node, "x_primary": primary, "x_update_finish_state": primary}
+                shared = arguments | {"settings": wandb.Settings(console="off", silent=True, **roles)}
+                del shared["resume"]  # joining by its id is what the mode does
+                self.run = wandb.init(mode="shared", **shared)
+            else:
+                self.run = wandb.init(mode=possible, **arguments)
         except wandb.errors.Error as error:
             # A logging service out of reach is no reason to stop a cluster.
             log.warning(f"W&B cannot be reached ({' '.join(str(error).split())}), logging offline")
+            self.is_shared = False
             self.run = wandb.init(mode="offline", **arguments)
         self.run.define_metric("*", step_metric="step")
 
     def log(self, step: int, values: dict[str, float]) -> None:
         self.run.log({"step": step, **values})
+
+    def cluster(self, step: int, values: dict[str, float], ranks: Ranks) -> None:
+        self.log(step, values)
 
     def images(self, step: int, pictures: dict[str, np.ndarray]) -> None:
         self.run.log(

@@ -10,8 +10,9 @@ from PIL import Image
 from stagecoach import __version__
 from stagecoach.trainer.recipe import Recipe, load_recipe
 from stagecoach.trainer.reporting.logs import log_to_run, log_to_terminal
-from stagecoach.trainer.reporting.monitor import Monitor, RunMonitor, read_run_record
+from stagecoach.trainer.reporting.monitor import Monitor, NodeMonitor, RunMonitor, read_run_record
 from stagecoach.trainer.reporting.sinks import read_metrics
+from stagecoach.trainer.watch.view import ClusterView
 
 
 @pytest.fixture
@@ -215,6 +216,51 @@ def test_wandb_with_a_key_is_online_under_the_id_of_run_json(recipe_file, tmp_pa
     assert call["id"] == read_run_record(tmp_path / "run")["wandb"]["1"]
     assert fake_wandb.runs[0].logged == [{"step": 3, "loss": 1.0}]
     assert fake_wandb.runs[0].finished
+
+
+def test_several_nodes_share_one_wandb_run_that_rank_0_leads(recipe_file, tmp_path, fake_wandb):
+    fake_wandb.has_key = True
+    recipe = load_recipe(recipe=recipe_file, overrides=["logging.wandb=online"])
+    first = RunMonitor(recipe, tmp_path / "run", 1, 0, node="node00")
+    other = NodeMonitor(recipe, tmp_path / "run", 1, first.shared_run, "node01")
+    other.log(1, {"loss": 1.0})
+    for monitor in (other, first):
+        monitor.close()
+    roles = [call["settings"] for call in fake_wandb.calls]
+    assert [call["mode"] for call in fake_wandb.calls] == ["shared", "shared"]
+    assert len({call["id"] for call in fake_wandb.calls}) == 1
+    assert [(role.x_label, role.x_primary) for role in roles] == [("node00", True), ("node01", False)]
+    assert not roles[1].x_update_finish_state
+    assert not fake_wandb.runs[1].logged
+    assert fake_wandb.runs[1].finished
+
+
+def test_nodes_do_not_share_a_run_that_is_offline(recipe_file, tmp_path, fake_wandb):
+    recipe = load_recipe(recipe=recipe_file, overrides=["logging.wandb=online"])
+    monitor = RunMonitor(recipe, tmp_path / "run", 1, 0, node="node00")
+    monitor.close()
+    assert monitor.shared_run is None
+    assert [call["mode"] for call in fake_wandb.calls] == ["offline"]
+
+
+def test_what_the_ranks_do_is_a_record_of_its_own_a_line_and_a_warning(recipe, tmp_path):
+    log_to_run(tmp_path)
+    monitor = RunMonitor(recipe, tmp_path, 1, 0)
+    monitor.start(100, 0)
+    monitor.log(10, {"loss": 0.5})
+    slow = {"step_seconds": [1.0, 2.0]}
+    monitor.cluster(10, ClusterView({"cluster/slowest_rank": 1.0}, slow, "slowest rank 1 (b)", ["straggler: rank 1"]))
+    monitor.close()
+    assert read_metrics(tmp_path / "metrics.jsonl")[1] | {"time": 0} == {
+        "stage": 1,
+        "step": 10,
+        "time": 0,
+        "cluster/slowest_rank": 1.0,
+        "ranks": slow,
+    }
+    text = (tmp_path / "train.log").read_text()
+    assert "cluster at step 10: slowest rank 1 (b)" in text
+    assert "WARNING step 10: straggler: rank 1" in text
 
 
 def test_a_service_out_of_reach_does_not_stop_a_run(recipe_file, tmp_path, fake_wandb):

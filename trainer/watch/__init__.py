@@ -1,0 +1,1 @@
+"""Heartbeats of all ranks, who watches them, and what the ranks and their nodes are doing (docs/monitoring.md)."""

@@ -1,0 +1,338 @@
+"""The watcher: a small process on each node that reads its ranks' pages, and on rank 0's node judges all of them.
+
+It is no thread of a rank: one that is stopped or dead, or native code that keeps the interpreter, would take it along.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import sys
+import time
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from stagecoach.trainer.watch.exchange import FOLDER, NodeFile
+from stagecoach.trainer.watch.heartbeat import STACKS
+from stagecoach.trainer.watch.judge import GONE, STOPPED, Bounds, Finding, RankState, judge
+from stagecoach.trainer.watch.record import DUMP, KEEP_ON, LEAVE, Beat, Page, flight_path, page_path, stacks_path
+from stagecoach.trainer.watch.sensors import NodeSensors
+
+DUMP_SECONDS = 3.0
+"""Time that ranks are given to write their stacks, and to leave before they are killed."""
+DIED_SECONDS = 2.0
+"""A rank must have been gone for so long."""
+
+
+@dataclass(frozen=True)
+class RankPlace:
+    """Where a rank is: all that the nodes' watchers must know of it beforehand."""
+
+    rank: int
+    host: str
+    node: int
+    pid: int
+    gpu: str | None = None
+
+
+@dataclass(frozen=True)
+class WatchConfig:
+    """What a watcher is started with. ``folder`` is in the node's memory, ``run`` is the run folder; ``node`` 0 is that
+    of rank 0; ``copy`` are the seconds between two copies into the run folder."""
+
+    token: str
+    folder: str
+    run: str
+    node: int
+    ranks: tuple[RankPlace, ...]
+    bounds: Bounds
+    on_hang: str
+    requeue: int
+    poll: float = 1.0
+    copy: float = 3.0
+
+    def dumps(self) -> str:
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def loads(cls, text: str) -> WatchConfig:
+        values = json.loads(text)
+        values["ranks"] = tuple(RankPlace(**place) for place in values["ranks"])
+        return cls(**values | {"bounds": Bounds(**values["bounds"])})
+
+
+class Clock:
+    """Seconds that the watcher has been awake: where the whole node was suspended, no rank is blamed for it."""
+
+    def __init__(self, longest: float) -> None:
+        self.longest, self.now, self.last = longest, 0.0, time.monotonic()
+
+    def tick(self) -> float:
+        here = time.monotonic()
+        self.now += min(here - self.last, self.longest)
+        self.last = here
+        return self.now
+
+
+class LocalRank:
+    """A rank of this node."""
+
+    def __init__(self, folder: Path, place: RankPlace, now: float) -> None:
+        self.place = place
+        self.page = Page(page_path(folder, place.rank))
+        self.beat: Beat = self.page.read()
+        self.beat_seen = self.pulse_seen = now
+
+    def look(self, now: float) -> RankState:
+        beat = self.page.read()
+        if beat.beats != self.beat.beats:
+            self.beat_seen = now
+        if beat.pulses != self.beat.pulses:
+            self.pulse_seen = now
+        self.beat, place = beat, self.place
+        return RankState(
+            rank=place.rank,
+            host=place.host,
+            pid=place.pid,
+            stage=beat.stage,
+            step=beat.step,
+            micro=beat.micro,
+            phase=beat.phase,
+            median=beat.median,
+            code=beat.code,
+            collectives=beat.collectives,
+            silent=now - self.beat_seen,
+            frozen=now - self.pulse_seen,
+            process=process_state(place.pid),
+        )
+
+
+def process_state(pid: int) -> str:
+    """The letter of /proc/PID/stat, ``X`` where there is no such process."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (OSError, IndexError):
+        return "X"
+
+
+class Watcher:
+    """The loop of a node's watcher."""
+
+    def __init__(self, config: WatchConfig) -> None:
+        self.config, self.run = config, Path(config.run)
+        self.folder = Path(config.folder)
+        self.clock = Clock(longest=4 * config.poll)
+        self.local = [LocalRank(self.folder, place, 0.0) for place in config.ranks if place.node == config.node]
+        nodes = {place.node for place in config.ranks}
+        self.own = NodeFile(self.run, config.node, config.token)
+        read = nodes - {config.node} if config.node == 0 else {0}
+        self.others = {node: NodeFile(self.run, node, config.token) for node in read}
+        self.sensors = NodeSensors([(rank.place.pid, rank.place.gpu) for rank in self.local])
+        self.order: dict[str, Any] | None = None
+        self.obeyed = self.findings = 0
+        self.copied = -config.copy
+        self.named: tuple[Any, ...] | None = None
+        self.named_at = 0.0
+        self.died_at: float | None = None
+
+    def watch(self) -> None:
+        """Until all ranks of this node have left, or were made to."""
+        while self.turn():
+            time.sleep(self.config.poll)
+        with suppress(OSError):
+            self.own.path.unlink()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def turn(self) -> bool:
+        """One look at everything; whether there is still something to watch."""
+        now = self.clock.tick()
+        states = [rank.look(now) for rank in self.local]
+        if now - self.copied >= self.config.copy:
+            self.copied = now
+            for rank, values in zip(self.local, self.sensors.sample(), strict=True):
+                rank.page.write_sensors(values)
+            written = self._copy(states)
+            for other in self.others.values():
+                other.read(now)
+                if not written:  # the run folder is away, which says nothing about the others
+                    other.seen = now
+        if all(state.ended or state.process in GONE for state in states):
+            return False
+        return self._lead(states, now) if self.config.node == 0 else self._follow(states, now)
+
+    def _all_states(self, local: list[RankState], now: float) -> list[RankState]:
+        """Of all ranks, those of other nodes as old as their last copy; of a node that was never heard of, as at its
+        start."""
+        states = list(local)
+        for node, other in self.others.items():
+            age = now - other.seen
+            if not other.content:
+                for place in self.config.ranks:
+                    if place.node == node:
+                        where = (place.rank, place.host, place.pid, 0, 0, 0, "start", 0.0, 0, 0)
+                        states.append(RankState(*where, silent=age, frozen=age, process="?", node_silent=age))
+                continue
+            for values in other.content["ranks"]:
+                older = {"silent": values["silent"] + age, "frozen": values["frozen"] + age, "node_silent": age}
+                states.append(RankState(**values | older))
+        return states
+
+    def _copy(self, states: list[RankState]) -> bool:
+        rounded = [asdict(s) | {"silent": round(s.silent, 1), "frozen": round(s.frozen, 1)} for s in states]
+        at = datetime.now().astimezone().isoformat(timespec="seconds")
+        return self.own.write({"time": at, "ranks": rounded, "order": self.order, "obeyed": self.obeyed})
+
+    def _lead(self, states: list[RankState], now: float) -> bool:
+        """On rank 0's node: judge all ranks, have their stacks collected, say what is wrong, and end the job."""
+        finding = judge(self._all_states(states, now), self.config.bounds, self.config.requeue)
+        if finding is None:
+            self.died_at = None
+            if self.named is not None:
+                self._say("INFO", f"all ranks go on after {now - self.named_at:.0f} s")
+                self.named = None
+            return True
+        if not self._is_news(finding, now):
+            return True
+        stop = finding.final and self.config.on_hang == "stop"
+        self.findings += 1
+        folder = self.run / FOLDER / f"hang_{datetime.now():%Y%m%d-%H%M%S}_{self.findings}"
+        self.order = {"id": self.findings, "folder": folder.name, "stop": stop, **finding.as_dict()}
+        self._copy(states)
+        self._collect(folder, states, stop)
+        if stop:
+            self._wait_for_the_others()
+        with suppress(OSError):
+            (folder / "finding.json").write_text(json.dumps({**finding.as_dict(), "stop": stop}, indent=1) + "\n")
+        ending = f"the job ends with exit code {finding.code}" if stop else "the job goes on waiting"
+        self._say("ERROR" if stop else "WARNING", f"{finding.text}; stacks of all ranks are in {folder}; {ending}")
+        return not stop or self._end(finding.code)
+
+    def _is_news(self, finding: Finding, now: float) -> bool:
+        """Whether to tell it: a rank that has just died may be one of many that a launcher is ending, and who waits for
+        a batch may change from second to second."""
+        if finding.kind == "died":
+            self.died_at = now if self.died_at is None else self.died_at
+            if now - self.died_at < DIED_SECONDS:
+                return False
+        what = (finding.kind, finding.final, finding.ranks if finding.final else None)
+        if what == self.named:
+            return False
+        self.named, self.named_at = what, now
+        return True
+
+    def _follow(self, states: list[RankState], now: float) -> bool:
+        """On other nodes: obey the watcher of rank 0's, and where that is silent and nothing moves, act alone."""
+        leader, bounds = self.others[0], self.config.bounds
+        order = leader.content.get("order")
+        if order and order["id"] > self.obeyed:
+            self._collect(self.run / FOLDER / order["folder"], states, order["stop"])
+            self.obeyed = order["id"]
+            self._copy(states)
+            return not order["stop"] or self._end(order["code"])
+        silent = now - leader.seen
+        waiting = all(state.silent > bounds.stopped_after(state) for state in states if not state.ended)
+        if silent <= bounds.still or not waiting or self.named is not None:
+            return True
+        self.named = ("silent",)
+        stop = self.config.on_hang == "stop"
+        folder = self.run / FOLDER / f"hang_{datetime.now():%Y%m%d-%H%M%S}_node{self.config.node}"
+        self._collect(folder, states, stop)
+        host = self.config.ranks[0].host
+        self._say(
+            "ERROR",
+            f"nothing has been heard of {host}, the node of rank 0, for {silent:.0f} s; stacks of this "
+            f"node's ranks are in {folder}",
+        )
+        return not stop or self._end(self.config.requeue)
+
+    def _collect(self, folder: Path, states: list[RankState], stop: bool) -> None:
+        """Stacks and flight recorders of this node's ranks. A stopped one gives its stacks only when it is continued,
+        which is done where the job ends anyway."""
+        there = [state for state in states if not state.ended and state.process not in GONE]
+        sizes = {state.rank: _size(stacks_path(self.folder, state.rank)) for state in states}
+        for state in there:
+            self._page(state.rank).order(DUMP)
+            with suppress(OSError):
+                os.kill(state.pid, STACKS)
+        if stop:
+            for state in there:
+                if state.process == STOPPED:
+                    with suppress(OSError):
+                        os.kill(state.pid, signal.SIGCONT)
+        waited = [state.rank for state in there if stop or state.process != STOPPED]
+        end = time.monotonic() + DUMP_SECONDS
+        while time.monotonic() < end and not all(self._has_dumped(rank, sizes[rank]) for rank in waited):
+            time.sleep(0.1)
+        with suppress(OSError):
+            folder.mkdir(parents=True, exist_ok=True)
+            for state in states:
+                head = f"{json.dumps(asdict(state))}\n"
+                path = stacks_path(self.folder, state.rank)
+                text = path.read_bytes()[sizes[state.rank] :].decode(errors="replace") if path.exists() else ""
+                missing = "no stacks: the process is gone, stopped, or could not be signalled\n"
+                (folder / f"rank_{state.rank:04d}.txt").write_text(head + (text or missing))
+                flight = flight_path(self.folder, state.rank)
+                if flight.exists():
+                    shutil.copyfile(flight, folder / flight.name)
+        if not stop:
+            for state in there:
+                self._page(state.rank).order(KEEP_ON)
+
+    def _has_dumped(self, rank: int, before: int) -> bool:
+        return _size(stacks_path(self.folder, rank)) > before and self._page(rank).read().dumped == 1
+
+    def _page(self, rank: int) -> Page:
+        return next(one.page for one in self.local if one.place.rank == rank)
+
+    def _wait_for_the_others(self) -> None:
+        """Until the other nodes have collected their stacks: when rank 0 leaves, launchers end theirs."""
+        end = time.monotonic() + 3 * self.config.copy + DUMP_SECONDS
+        waited = [other for other in self.others.values() if other.content]
+        while time.monotonic() < end and any(other.content["obeyed"] < self.findings for other in waited):
+            time.sleep(0.2)
+            for other in waited:
+                other.read(self.clock.tick())
+
+    def _end(self, code: int) -> bool:
+        """Make this node's ranks leave with ``code``; what does not within some seconds is killed."""
+        for rank in self.local:
+            rank.page.order(LEAVE, code)
+        there = [rank.place.pid for rank in self.local]
+        end = time.monotonic() + DUMP_SECONDS
+        while there and time.monotonic() < end:
+            time.sleep(0.1)
+            there = [pid for pid in there if process_state(pid) not in GONE]
+        for pid in there:
+            with suppress(OSError):
+                os.kill(pid, signal.SIGKILL)
+        return False
+
+    def _say(self, level: str, text: str) -> None:
+        """On the standard error and in ``train.log``, as the ranks' own records are."""
+        with suppress(OSError):
+            print(f"{level.lower()}: {text}", file=sys.stderr, flush=True)
+        host = self.local[0].place.host if self.local else ""
+        with suppress(OSError), open(self.run / "train.log", "a") as handle:
+            handle.write(f"{datetime.now():%Y-%m-%d %H:%M:%S} {host} watch {level} {text}\n")
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def main() -> None:
+    """Read the configuration from the standard input and watch."""
+    config = WatchConfig.loads(sys.stdin.readline())
+    # Signals that ask the ranks to stop reach the whole group or job step: the watcher stays until they have left.
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    Watcher(config).watch()
+
+
+if __name__ == "__main__":
+    main()
