@@ -3,6 +3,8 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 DEMO ?= demo
+# A test has one thread; those that start several ranks follow one another (tests/conftest.py).
+TWO_AT_ONCE := -n 2 --dist loadgroup --durations 20
 # Two ranks share a laptop's cores: one thread each.
 export OMP_NUM_THREADS ?= 1
 export HF_HUB_OFFLINE = 1
@@ -27,10 +29,10 @@ demo: install
 	$(ACCELERATOR) bash launch/demo.sh $(DEMO)
 
 test: install
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest $(TWO_AT_ONCE) -m "not slow"
 
 test-slow: install
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest $(TWO_AT_ONCE) -m slow
 
 lint: install
 	$(BIN)/ruff check .

@@ -67,6 +67,7 @@ setup(
         "dev": [
             "pytest>=9",
             "pytest-timeout>=2.4",
+            "pytest-xdist>=3.8",
             "hypothesis>=6.170",
             "ruff>=0.17.5",
             "mypy>=2.4",
