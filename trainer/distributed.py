@@ -2,6 +2,7 @@
 
 import os
 import socket
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -30,6 +31,8 @@ class World:
     size: int
     local_rank: int
     device: torch.device
+    group: Any = None
+    """Process group of the agreements below (None: that of training)."""
 
     @property
     def is_first(self) -> bool:
@@ -105,10 +108,10 @@ def stop() -> None:
         dist.destroy_process_group()
 
 
-def from_first(value: Any) -> Any:
+def from_first(value: Any, group: Any = None) -> Any:
     """``value`` of rank 0 on every rank (any picklable object)."""
     box = [value]
-    dist.broadcast_object_list(box, src=0)
+    dist.broadcast_object_list(box, src=0, group=group)
     return box[0]
 
 
@@ -120,7 +123,8 @@ def on_first(world: World, function, *args: Any) -> Any:
             result = function(*args)
         except Exception as error:
             failure = error
-    result, message = from_first((result, None if failure is None else f"{type(failure).__name__}: {failure}"))
+    told = None if failure is None else f"{type(failure).__name__}: {failure}"
+    result, message = from_first((result, told), world.group)
     if failure is not None:
         raise failure
     if message is not None:
@@ -129,13 +133,13 @@ def on_first(world: World, function, *args: Any) -> Any:
 
 
 def together(world: World, failure: Exception | None) -> None:
-    """Raise on all ranks if one failed: its own error where it happened, a ``FirstRankError`` elsewhere."""
+    """Raise on all ranks if one failed: its own error on the first that did, a ``FirstRankError`` elsewhere."""
     messages: list[Any] = [None] * world.size
-    dist.all_gather_object(messages, None if failure is None else str(failure))
-    if failure is not None:
-        raise failure
+    dist.all_gather_object(messages, None if failure is None else str(failure), group=world.group)
     for rank, message in enumerate(messages):
         if message is not None:
+            if rank == world.rank and failure is not None:
+                raise failure
             raise FirstRankError(f"rank {rank}: {message}")
 
 
@@ -143,9 +147,26 @@ def attempt(function, *args: Any, **kwargs: Any) -> Exception | None:
     """Call a function that one rank or each runs for itself; its failure, for ``together``."""
     try:
         function(*args, **kwargs)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # whatever it is, the other ranks must not wait for this one
         return error
     return None
+
+
+class Deferred:
+    """Calls the methods of ``target``, which one rank alone has work for, and keeps their first ``failure`` until the
+    ranks agree on it: raised at once it would leave the others waiting in a collective."""
+
+    def __init__(self, target: Any) -> None:
+        self.target = target
+        self.failure: Exception | None = None
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        method = getattr(self.target, name)
+
+        def call(*args: Any, **kwargs: Any) -> None:
+            self.failure = self.failure or attempt(method, *args, **kwargs)
+
+        return call
 
 
 def totals(world: World, *values: float) -> list[float]:

@@ -14,7 +14,7 @@ from stagecoach.trainer.recipe import OptimizerRecipe, StageRecipe, read_ds_conf
 from stagecoach.trainer.stage_plan import StagePlan
 
 
-def deepspeed_config(plan: StagePlan, load_universal: bool = False) -> dict[str, Any]:
+def deepspeed_config(plan: StagePlan) -> dict[str, Any]:
     """The recipe's DeepSpeed JSON with what the recipe owns written into it: batch sizes, precision, optimizer and
     clipping."""
     recipe, stage, batching = plan.recipe, plan.stage, plan.batching
@@ -42,8 +42,6 @@ def deepspeed_config(plan: StagePlan, load_universal: bool = False) -> dict[str,
     )
     if recipe.precision != "fp32":
         config[recipe.precision] = {"enabled": True}
-    if load_universal:
-        config["checkpoint"] = {"load_universal": True}
     return config
 
 

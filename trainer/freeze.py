@@ -28,6 +28,11 @@ def parameter_count(parameter: Any) -> int:
     return getattr(parameter, "ds_numel", None) or parameter.numel()
 
 
+def parameter_shape(parameter: Any) -> tuple[int, ...]:
+    """Shape of a parameter, also after ZeRO-3 has partitioned it."""
+    return tuple(getattr(parameter, "ds_shape", parameter.shape))
+
+
 def matching_modules(network: nn.Module, pattern: str) -> list[str]:
     """Names of modules that ``pattern`` names; ``*`` stands for one part of a dotted name."""
     expression = re.compile(re.escape(pattern).replace(r"\*", r"[^.]+"))

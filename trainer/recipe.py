@@ -62,6 +62,11 @@ class OptimizerRecipe(Section):
     torch_adam: bool = False
 
 
+class CheckpointRecipe(Section):
+    asynchronous: bool = False
+    """Training goes on while a checkpoint is written; host memory holds a copy of it."""
+
+
 class EmaRecipe(Section):
     """Moving average of the trainable weights: ``ema += (1 - decay) * (weights - ema)`` after each step."""
 
@@ -179,6 +184,7 @@ class Recipe(Section):
     logging: LoggingRecipe = LoggingRecipe()
     watch: WatchRecipe = WatchRecipe()
     keep_checkpoints: int = Field(3, ge=1)
+    checkpoint: CheckpointRecipe = CheckpointRecipe()
     max_skipped: int = Field(5, ge=1)
     validation_samples: int = Field(16, ge=0)
     preview_samples: int = Field(2, ge=0)
@@ -241,8 +247,9 @@ class Recipe(Section):
         return path if path.is_file() or path.is_absolute() else ROOT / path
 
     def digest(self, family: Family) -> str:
-        """sha256 of what decides the numbers of the run, defaults filled in: all but folders, logging and watch."""
-        values = self.model_dump(exclude={"data", "run", "profile", "logging", "watch", "model"})
+        """sha256 of what decides the numbers of the run, defaults filled in: all but folders, logging,
+        watch and how checkpoints are written."""
+        values = self.model_dump(exclude={"data", "run", "profile", "logging", "watch", "model", "checkpoint"})
         for stage in self.stages:
             values["stages"][stage]["model"] = self.family_config(family, stage).model_dump(mode="json")
         return sha256_json(values)

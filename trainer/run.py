@@ -7,7 +7,7 @@ from pathlib import Path
 
 from stagecoach.data.files import DamagedError, atomic_file
 from stagecoach.trainer.adapter import read_card
-from stagecoach.trainer.distributed import World, from_first, on_first, start
+from stagecoach.trainer.distributed import World, attempt, from_first, on_first, start, together
 from stagecoach.trainer.feed import device_batches
 from stagecoach.trainer.interrupt import StopRequest
 from stagecoach.trainer.recipe import Recipe
@@ -54,8 +54,8 @@ def run_stages(
                 _dry_run(recipe, index, world, start_from)
             else:
                 adapters.append(_train(recipe, index, world, start_from, resume, request, watch))
-    if world.is_first and not dry_run:
-        log.info(write_report(recipe.run))
+    if not dry_run:
+        log.info(on_first(world, write_report, recipe.run))
     return adapters
 
 
@@ -76,14 +76,10 @@ def _train(
     plan = StagePlan.resolve(recipe, index, world.size)
     beat(stage=index, step=0, micro=0, phase="build")
     setup = prepare_stage(plan, world, init=init, resume=resume)
-    run = Path(recipe.run)
-    if world.is_first:
-        with atomic_file(run / "recipe.yaml", "w") as handle:
-            handle.write(recipe.dump())
     monitor = _monitor(recipe, index, world, watch, setup.start.state.step)
     try:
-        describe(setup, monitor)
-        monitor.facts({"hosts": watch.hosts})
+        together(world, attempt(describe, setup, monitor))
+        together(world, attempt(monitor.facts, {"hosts": watch.hosts}))
         return StageLoop(setup, monitor, request, ClusterMeter(world, watch.hosts)).run()
     finally:
         monitor.close()
@@ -93,7 +89,15 @@ def _train(
 def _monitor(recipe: Recipe, index: int, world: World, watch: Watch, step: int) -> Monitor:
     """Rank 0's, and where W&B shows all nodes' system metrics one on the first rank of each other node."""
     run, host = Path(recipe.run), watch.hosts[world.rank]
-    monitor = RunMonitor(recipe, run, index, step, host if watch.nodes > 1 else None) if world.is_first else Monitor()
+    monitor = Monitor()
+
+    def open_folder() -> None:
+        nonlocal monitor
+        with atomic_file(run / "recipe.yaml", "w") as handle:
+            handle.write(recipe.dump())
+        monitor = RunMonitor(recipe, run, index, step, host if watch.nodes > 1 else None)
+
+    together(world, attempt(open_folder) if world.is_first else None)
     if watch.nodes > 1 and recipe.logging.wandb == "online":
         shared = from_first(monitor.shared_run if isinstance(monitor, RunMonitor) else None)
         if shared is not None and not world.is_first and watch.leads(world.rank):

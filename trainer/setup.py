@@ -20,7 +20,7 @@ from stagecoach.models.common.attention import resolve_backend, set_backend
 from stagecoach.trainer.activation_checkpointing import apply_activation_checkpointing
 from stagecoach.trainer.adapter import AdapterCard, check_predecessor, load_tensors, read_card, trained_before
 from stagecoach.trainer.checkpointing.restore import restore
-from stagecoach.trainer.checkpointing.state import TrainingState, check_resumable, needs_universal, read_state
+from stagecoach.trainer.checkpointing.state import TrainingState, check_resumable, read_state
 from stagecoach.trainer.checkpointing.store import CheckpointStore
 from stagecoach.trainer.distributed import World, on_first
 from stagecoach.trainer.ema import Ema
@@ -195,20 +195,20 @@ def prepare_stage(
     if recipe.leaf_modules:
         for module in family.leaf_modules(network):
             mark_leaf(module)
-    universal = checkpoint is not None and needs_universal(checkpoint[1], state)
     engine = start_engine(
         engine_module(network, recipe.frozen),
         parameter_groups(network, trained, recipe.optimizer),
-        deepspeed_config(plan, universal),
+        deepspeed_config(plan),
     )
     ema = Ema(engine, recipe.ema.decay) if recipe.ema else None
     if checkpoint is not None:
         path, found = checkpoint
-        restore(engine, network, path, universal, ema, world)
+        restore(engine, network, path, found, ema, world)
         state = replace(state, step=found.step, skipped=found.skipped, bad=found.bad)
+        other = (found.world_size, found.zero) != (world.size, recipe.zero)
         log.info(
             f"resumed {path} at step {found.step}"
-            + (f" (converted from {found.world_size} ranks, ZeRO-{found.zero})" if universal else "")
+            + (f" (written by {found.world_size} ranks, ZeRO-{found.zero})" if other else "")
         )
     trainable = {name: p for name, p in network.named_parameters() if p.requires_grad}
     return StageSetup(

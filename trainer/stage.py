@@ -14,8 +14,8 @@ from stagecoach.data.files import DamagedError
 from stagecoach.data.streaming.stream import BadSample
 from stagecoach.trainer.adapter import AdapterCard, read_card, read_tensors, trained_before, write_adapter
 from stagecoach.trainer.bad_samples import BadSamples
-from stagecoach.trainer.checkpointing.save import save_checkpoint
-from stagecoach.trainer.distributed import on_first, totals
+from stagecoach.trainer.checkpointing.save import Saver
+from stagecoach.trainer.distributed import Deferred, attempt, on_first, together, totals
 from stagecoach.trainer.engine import full_parameters, learning_rate, loss_scale, set_learning_rate
 from stagecoach.trainer.evaluate import Evaluator
 from stagecoach.trainer.feed import device_batches
@@ -46,7 +46,7 @@ class StageLoop:
         self, setup: StageSetup, monitor: Monitor, stop: StopRequest, cluster: ClusterMeter | None = None
     ) -> None:
         self.s = setup
-        self.monitor = monitor
+        self.monitor = Deferred(monitor)
         self.stop = stop
         self.cluster = cluster
         self.step = setup.start.state.step
@@ -56,6 +56,14 @@ class StageLoop:
         self.finite = torch.ones((), dtype=torch.bool, device=setup.world.device)
         """Whether the losses of this step are, on this rank; kept with fp16's loss scale alone."""
         self.meter = Meter(setup.world)
+        self.saver = Saver(
+            setup.store,
+            setup.engine.deepspeed,
+            setup.engine.trainable,
+            setup.engine.ema,
+            setup.world,
+            setup.plan.recipe.checkpoint.asynchronous,
+        )
         plan, data = setup.plan, setup.data
         self.bad = BadSamples(setup.start.state.bad, plan.recipe.stream.bad_samples, len(data.train))
         self.evaluator = None
@@ -80,6 +88,12 @@ class StageLoop:
 
     def run(self) -> Path:
         """Train to the end of the stage and return the adapter's directory. Raises ``Interrupted`` after saving."""
+        try:
+            return self._run()
+        finally:
+            self.saver.close()
+
+    def _run(self) -> Path:
         s, plan, network = self.s, self.s.plan, self.s.engine.network
         self.monitor.start(plan.stage.steps, self.step)
         beat(step=self.step)
@@ -120,7 +134,8 @@ class StageLoop:
             self._boundary(found)
             waiting, working, began = "data", "step", time.monotonic()
         with phase("save"):
-            check_frozen(network, before)
+            together(s.world, attempt(check_frozen, network, before))
+            together(s.world, self.monitor.failure)
             return self._finish()
 
     def _end(self, check: GradientCheck) -> None:
@@ -182,7 +197,10 @@ class StageLoop:
     def _boundary(self, bad: list[BadSample]) -> None:
         """What happens between two steps: damaged samples, logging, evaluation, checkpoint, and stopping on request."""
         s, stage, recipe = self.s, self.s.plan.stage, self.s.plan.recipe
-        stops, damaged = totals(s.world, self.stop.received is not None, len(bad))
+        untold = self.monitor.failure is not None
+        stops, damaged, untold = totals(s.world, self.stop.received is not None, len(bad), untold)
+        if untold:
+            together(s.world, self.monitor.failure)
         if damaged:
             self._report(self.bad.gather(bad, s.world))
         last = self.step == stage.steps
@@ -200,7 +218,7 @@ class StageLoop:
         asked = stops > 0
         if self.step % stage.checkpoint_every == 0 or last or asked:
             with phase("save"):
-                self.save()
+                self.save(wait=last or asked)
         if asked and not last:
             raise Interrupted(
                 f"stopped by {self.stop.received or 'a signal on another rank'} at step {self.step}; "
@@ -256,14 +274,11 @@ class StageLoop:
                 with phase("preview"):
                     self.monitor.images(self.step, self.evaluator.preview(progress, recipe.preview_samples))
 
-    def save(self) -> Path:
-        s = self.s
-        started = time.monotonic()
-        state = replace(s.start.state, step=self.step, skipped=self.skipped, bad=tuple(sorted(self.bad.indices)))
-        engine, config = s.engine, s.plan.recipe.dump()
-        path = save_checkpoint(s.store, engine.deepspeed, engine.trainable, state, config, engine.ema, s.world)
-        size = sum(p.stat().st_size for p in path.rglob("*") if p.is_file()) if s.world.is_first else 0
-        log.info(f"checkpoint {path} ({size / 1e6:,.1f} MB, {time.monotonic() - started:.1f} s)")
+    def save(self, wait: bool = False) -> Path:
+        state = replace(self.s.start.state, step=self.step, skipped=self.skipped, bad=tuple(sorted(self.bad.indices)))
+        path = self.saver.save(state, self.s.plan.recipe.dump())
+        if wait:
+            self.saver.wait()
         return path
 
     def _finish(self) -> Path:
@@ -297,7 +312,8 @@ class StageLoop:
         in."""
         source, world = self.s.start.source, self.s.world
         if on_first(world, self._predecessor_is_there) and source is not None:
-            tensors = read_tensors(source) if world.is_first else {}
+            tensors: dict[str, torch.Tensor] = {}
+            together(world, attempt(lambda: tensors.update(read_tensors(source))) if world.is_first else None)
             return {name: tensor for name, tensor in tensors.items() if name in names}
         return frozen_copies(self.s.engine.network, names, keep=world.is_first)
 

@@ -45,8 +45,7 @@ class TrainableSubset(EngineModule):
         self.__dict__["network"] = network
         self._names = list(_maximal_trainable(network))
         for name in self._names:
-            # A registered name may hold no dot; "-" cannot occur in attribute names, so this can be undone, and it is
-            # fit for the file names of a universal checkpoint.
+            # A registered name may hold no dot; "-" cannot occur in attribute names, so this can be undone.
             self.add_module(name.replace(".", "-"), network.get_submodule(name))
         mine = {id(p) for p in self.parameters()}
         for name, parameter in network.named_parameters():

@@ -1,6 +1,6 @@
 """Checkpoints: the current trainables, the optimizer and the position; atomic, hashed, trainable-only.
 
 ``checkpoint_<step>/`` holds ``model.safetensors`` (fp32 master weights by the network's names), ``ema.safetensors``
-where an average is kept, ``engine/`` (DeepSpeed's own shards), ``training_state.json``, ``config.yaml`` and
-``manifest.json``.
+where an average is kept, ``optimizer/rank_<rank>.safetensors`` (Adam's moments as each rank holds them, and which
+elements of which parameters these are), ``training_state.json``, ``config.yaml`` and ``manifest.json``.
 """

@@ -1,62 +1,111 @@
-"""Loading a checkpoint into an engine."""
+"""Loading a checkpoint into an engine of any ZeRO stage and number of ranks."""
 
-import shutil
+import json
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import deepspeed
-import torch.distributed as dist
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from stagecoach.data.files import DamagedError
 from stagecoach.data.tensors import open_tensors
 from stagecoach.trainer.adapter import load_tensors
-from stagecoach.trainer.checkpointing.state import AVERAGE, TAG, WEIGHTS
-from stagecoach.trainer.checkpointing.universal import separate_groups, to_universal
-from stagecoach.trainer.distributed import World, attempt, on_first, together
+from stagecoach.trainer.checkpointing.partition import (
+    MOMENTS,
+    Fragment,
+    adam_states,
+    find_fragments,
+    set_adam_steps,
+    set_loss_scaler_state,
+)
+from stagecoach.trainer.checkpointing.state import AVERAGE, OPTIMIZER, WEIGHTS, TrainingState
+from stagecoach.trainer.distributed import World, attempt, together
 from stagecoach.trainer.ema import Ema
+from stagecoach.trainer.engine import master_partitions, push_masters
 
 
 def restore(
     engine: deepspeed.DeepSpeedEngine,
     network: nn.Module,
     directory: Path,
-    universal: bool,
+    state: TrainingState,
     ema: Ema | None,
     world: World,
 ) -> None:
-    """Load weights, optimizer and average of a checkpoint that ``read_state`` has proved. Every rank calls it.
+    """Load weights, moments and average of a checkpoint that ``read_state`` has proved. Every rank calls it.
 
-    DeepSpeed loads without its own strictness (frozen tensors are not in the file), so names and shapes are compared
-    with ``model.safetensors`` first: a difference raises ``ValueError``.
+    What the recipe says of the optimizer (rates, betas, eps, weight decay) is not in a checkpoint and stays in force.
+
+    Raises:
+        ValueError: names or shapes differ from the network's, or an average is missing.
+        DamagedError: the optimizer's state is incomplete.
     """
-    expected = {name for name, p in network.named_parameters() if p.requires_grad}
-    together(world, attempt(load_tensors, directory / WEIGHTS, network, expected, compare_only=True))
-    source = to_universal(directory, world) if universal else directory
-    declared = [
-        {key: value for key, value in group.items() if key not in ("params", "step")}
-        for group in engine.optimizer.param_groups
-    ]
-    path, _ = engine.load_checkpoint(str(source), tag=TAG, load_module_strict=False)
-    if path is None:
-        raise DamagedError(f"{source}: DeepSpeed found no checkpoint under the tag {TAG!r}")
-    if universal:
-        separate_groups(engine, declared)
-        # As large as the checkpoint itself, and made again whenever it is needed.
-        dist.barrier()
-        on_first(world, shutil.rmtree, source)
+    parameters = {name: p for name, p in network.named_parameters() if p.requires_grad}
+    together(world, attempt(load_tensors, directory / WEIGHTS, network, set(parameters), compare_only=True))
+    together(world, attempt(_load, engine, parameters, directory, world.rank, ema))
+    set_adam_steps(engine, state.adam_steps)
+    set_loss_scaler_state(engine, state.loss_scale)
+    push_masters(engine)
+    engine.global_steps, engine.skipped_steps = state.step, state.skipped
+
+
+@torch.no_grad()
+def _load(
+    engine: deepspeed.DeepSpeedEngine, parameters: dict[str, nn.Parameter], directory: Path, rank: int, ema: Ema | None
+) -> None:
+    fragments = find_fragments(engine, parameters)
+    _load_named(directory / WEIGHTS, fragments, master_partitions(engine))
     if ema is not None:
         if not (directory / AVERAGE).is_file():
             raise ValueError(
                 f"{directory}: holds no {AVERAGE} but the recipe keeps an average; remove `ema` or start "
                 "the stage again with --resume never"
             )
-        _restore_average(network, directory / AVERAGE, ema)
+        _load_named(directory / AVERAGE, fragments, ema.shadows)
+    states = adam_states(engine)
+    moments = {name: [state[name] for state in states] for name in MOMENTS}
+    files = sorted((directory / OPTIMIZER).glob("rank_*.safetensors"))
+    # The same rank of as many ranks under the same stage finds all of its own in its own file.
+    _load_parts([*files[rank : rank + 1], *files[:rank], *files[rank + 1 :]], fragments, moments, directory)
 
 
-def _restore_average(network: nn.Module, file: Path, ema: Ema) -> None:
-    from deepspeed.utils import safe_set_full_fp32_param
+def _load_named(file: Path, fragments: Mapping[str, Fragment], flats: list[Tensor]) -> None:
+    """Fill this rank's fragments from a file of whole tensors."""
+    with open_tensors(file) as handle:
+        for name, (group, offset, start, numel) in fragments.items():
+            flats[group].data[offset : offset + numel].copy_(handle.get_tensor(name).flatten()[start : start + numel])
 
-    with ema.swapped_in(), open_tensors(file) as handle:
-        for name, parameter in network.named_parameters():
-            if parameter.requires_grad:
-                safe_set_full_fp32_param(parameter, handle.get_tensor(name).to(ema.shadows[0].device))
+
+def _load_parts(
+    files: Iterable[Path], fragments: Mapping[str, Fragment], moments: Mapping[str, list[Tensor]], directory: Path
+) -> None:
+    """Fill this rank's fragments of the moments from the partitions of the ranks that wrote them."""
+    missing = {name: fragment.numel for name, fragment in fragments.items()}
+    for file in files:
+        if not missing:
+            return
+        try:
+            with open_tensors(file) as handle:
+                written = json.loads(handle.metadata()["fragments"])
+                slices = {key: handle.get_slice(key) for key in handle.keys()}  # noqa: SIM118  # no mapping
+                for name in missing.keys() & written.keys():
+                    own, other = fragments[name], Fragment(*written[name])
+                    first, last = max(own.start, other.start), min(own.start + own.numel, other.start + other.numel)
+                    if first >= last:
+                        continue
+                    source, target = other.offset + first - other.start, own.offset + first - own.start
+                    for moment, flats in moments.items():
+                        values = slices[f"{moment}.{other.group}"][source : source + last - first]
+                        flats[own.group][target : target + last - first].copy_(values)
+                    missing[name] -= last - first
+        except (ValueError, TypeError, KeyError, IndexError) as error:
+            raise DamagedError(
+                f"{file}: not a part of an optimizer's state ({error}), expected {', '.join(MOMENTS)}"
+            ) from error
+        missing = {name: numel for name, numel in missing.items() if numel}
+    if missing:
+        raise DamagedError(
+            f"{directory / OPTIMIZER}: holds no moments of {missing[min(missing)]} elements of {min(missing)} (and of "
+            f"{len(missing) - 1} other parameters), expected those of all; use an older checkpoint"
+        )

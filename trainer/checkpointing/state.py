@@ -1,12 +1,12 @@
 """What a checkpoint says about the training it belongs to, and whether another run may go on from it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from stagecoach.data.files import check_directory
 from stagecoach.data.reading import Count, read_json
 
-TAG = "engine"
+OPTIMIZER = "optimizer"
 WEIGHTS = "model.safetensors"
 AVERAGE = "ema.safetensors"
 STATE = "training_state.json"
@@ -33,6 +33,10 @@ class TrainingState:
     skipped: Count = 0
     bad: tuple[Count, ...] = ()
     """Indices of the samples that were found damaged so far."""
+    adam_steps: Count = 0
+    """Updates that Adam has made: skipped steps are none."""
+    loss_scale: dict[str, float] = field(default_factory=dict)
+    """Of fp16, by the names of DeepSpeed's loss scaler."""
 
 
 def read_state(directory: Path) -> TrainingState:
@@ -50,8 +54,3 @@ def check_resumable(directory: Path, found: TrainingState, expected: TrainingSta
                 f"{directory}: was trained with {name} {getattr(found, name)}, this run has "
                 f"{getattr(expected, name)}; restore it, or start the stage again with --resume never"
             )
-
-
-def needs_universal(found: TrainingState, expected: TrainingState) -> bool:
-    """Whether DeepSpeed's shards must be converted first, because they were written by another layout."""
-    return (found.world_size, found.zero) != (expected.world_size, expected.zero)

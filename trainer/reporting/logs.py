@@ -67,10 +67,8 @@ class RunLog(logging.Handler):
         level = f"{record.levelname} " if record.levelno >= logging.WARNING else ""
         head = f"{self.formatter.formatTime(record, self.formatter.datefmt)} {self.source} {level}"
         self.held.extend(f"{head}{line}\n" for line in self.format(record).splitlines())
-        try:
+        with suppress(OSError):  # a full disk: the lines are held for the next one that can be written
             self._write()
-        except OSError:
-            self.handleError(record)
 
     def close(self) -> None:
         with suppress(OSError):  # the process is leaving, and nobody reads it

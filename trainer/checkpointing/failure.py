@@ -1,0 +1,63 @@
+"""Why a checkpoint cannot be written, in one sentence: a full disk, a quota, a folder that may not be written."""
+
+import errno
+import os
+import re
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+
+from stagecoach.trainer.checkpointing.store import CheckpointStore
+
+
+class SaveError(ValueError):
+    """A checkpoint cannot be written."""
+
+
+def free_bytes(directory: Path) -> int | None:
+    """What an ordinary user may still write below ``directory``, which need not exist yet; None where the file system
+    does not say."""
+    while not directory.exists() and directory != directory.parent:
+        directory = directory.parent
+    try:
+        found = os.statvfs(directory)
+    except OSError:
+        return None
+    return found.f_bavail * found.f_frsize if found.f_blocks else None
+
+
+def check_room(directory: Path, needed: int) -> None:
+    """Raise ``OSError`` where ``needed`` bytes will not fit."""
+    free = free_bytes(directory)
+    if free is not None and free < needed:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(directory))
+
+
+def explained(function: Callable, final: Path, needed: int, store: CheckpointStore) -> Callable:
+    """``function``, whose failures to write are raised as ``SaveError`` about the checkpoint ``final``."""
+
+    @wraps(function)
+    def told(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return function(*args, **kwargs)
+        except (OSError, SafetensorError) as error:
+            free = free_bytes(final)
+            steps = store.steps()
+            raise SaveError(
+                f"{final}: cannot be written ({_reason(error)}); it takes {needed:,} bytes, and "
+                f"{'an unknown number' if free is None else f'{free:,}'} are free there; "
+                + (f"the last good checkpoint is {store.path(steps[-1])}" if steps else "there is no checkpoint yet")
+                + "; make room or choose another `run`, then give the same command with --resume auto"
+            ) from error
+
+    return told
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, OSError):
+        return f"{error.strerror or error}" + (f": {error.filename}" if error.filename else "")
+    code = re.search(r"os error (\d+)", str(error))
+    return os.strerror(int(code.group(1))) if code else str(error)
