@@ -197,8 +197,8 @@ class StageLoop:
     def _boundary(self, bad: list[BadSample]) -> None:
         """What happens between two steps: damaged samples, logging, evaluation, checkpoint, and stopping on request."""
         s, stage, recipe = self.s, self.s.plan.stage, self.s.plan.recipe
-        untold = self.monitor.failure is not None
-        stops, damaged, untold = totals(s.world, self.stop.received is not None, len(bad), untold)
+        failed = self.monitor.failure is not None
+        stops, damaged, untold = totals(s.world, self.stop.received is not None, len(bad), failed)
         if untold:
             together(s.world, self.monitor.failure)
         if damaged:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import deepspeed
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from stagecoach.trainer.engine import master_partitions
 
@@ -28,7 +28,7 @@ class Fragment(NamedTuple):
     numel: int
 
 
-def find_fragments(engine: deepspeed.DeepSpeedEngine, parameters: Mapping[str, nn.Parameter]) -> dict[str, Fragment]:
+def find_fragments(engine: deepspeed.DeepSpeedEngine, parameters: Mapping[str, Any]) -> dict[str, Fragment]:
     """Fragments of ``parameters`` on this rank, by name; those that lie on other ranks alone are left out."""
     optimizer, found = engine.optimizer, {}
     for name, parameter in parameters.items():
