@@ -56,7 +56,7 @@ class DoubleBlock(nn.Module):
         moved = self._modulate(row, text_row, temb, feedback, refs) if self.modulation is not None else (row, text_row)
         image, text = self._base(image, text, *moved, rotary)
         if self.layout_out is not None:
-            image, layout = self._layout(image, layout, temb, row, text_row, text.shape[1], rotary, refs)
+            image, layout = self._layout(image, layout, temb, row, text_row, refs)
         if self.feedback is not None:
             feedback = self.feedback(box_means(image, refs["cover"]))
         return image, text, layout, feedback
@@ -91,15 +91,7 @@ class DoubleBlock(nn.Module):
         return image, self._feed_forward(self.norm2_context, self.ff_context, text, *text_ff, self.path)
 
     def _layout(
-        self,
-        image: Tensor,
-        layout: Tensor,
-        temb: Tensor,
-        row: Tensor,
-        text_row: Tensor,
-        text_length: int,
-        rotary: Rotary,
-        refs: References,
+        self, image: Tensor, layout: Tensor, temb: Tensor, row: Tensor, text_row: Tensor, refs: References
     ) -> tuple[Tensor, Tensor]:
         """References attend with the tokens in their boxes, through the text stream's weights (InstanceAssemble)."""
         if has_lora(self.norm1.linear):
@@ -110,7 +102,7 @@ class DoubleBlock(nn.Module):
         own_shift, own_scale, own_gate, *own_ff = text_row.chunk(6, dim=-1)
         qkv = project(self.attn, self.norm1.norm(image) * (1 + scale) + shift, adapted)
         own_qkv = project_added(self.attn, self.norm1_context.norm(layout) * (1 + own_scale) + own_shift, adapted)
-        own, out = assemble(self.assemble, own_qkv, qkv, rotary, text_length, refs)
+        own, out = assemble(self.assemble, own_qkv, qkv, refs)
         change = refs["strength"].to(out.dtype) * self.layout_out(self.attn.to_out[0](out))
         image = image + gate * change
         if self.second_ff:
@@ -156,18 +148,11 @@ class SingleBlock(nn.Module):
         hidden = hidden + gate * self.path(self.proj_out)(torch.cat([out.to(q.dtype), inner], dim=2))
         text, image = hidden[:, :length], hidden[:, length:]
         if self.layout_out is not None:
-            image, layout = self._layout(image, layout, temb, row, length, rotary, refs)
+            image, layout = self._layout(image, layout, temb, row, refs)
         return image, text, layout
 
     def _layout(
-        self,
-        image: Tensor,
-        layout: Tensor,
-        temb: Tensor,
-        row: Tensor,
-        text_length: int,
-        rotary: Rotary,
-        refs: References,
+        self, image: Tensor, layout: Tensor, temb: Tensor, row: Tensor, refs: References
     ) -> tuple[Tensor, Tensor]:
         if has_lora(self.norm.linear):
             row = self.norm.linear(self.norm.silu(temb)).unsqueeze(1)
@@ -177,7 +162,7 @@ class SingleBlock(nn.Module):
         inner = self.act_mlp(self.proj_mlp(normed))
         sizes = [layout.shape[1], image.shape[1]]
         pairs = [x.split_with_sizes(sizes, dim=1) for x in project(self.attn, normed, adapted)]
-        outs = assemble(self.assemble, *zip(*pairs, strict=True), rotary, text_length, refs)
+        outs = assemble(self.assemble, *zip(*pairs, strict=True), refs)
         out = gate * self.proj_out(torch.cat([torch.cat(outs, dim=1), inner], dim=2))
         own, change = out.split_with_sizes(sizes, dim=1)
         return image + refs["strength"].to(change.dtype) * self.layout_out(change), layout + own
@@ -197,23 +182,17 @@ def project_added(attn: FluxAttention, x: Tensor, path: Path) -> tuple[Tensor, T
 
 
 def assemble(
-    attend: AssembleAttend,
-    own: tuple[Tensor, ...],
-    image: tuple[Tensor, ...],
-    rotary: Rotary,
-    text_length: int,
-    refs: References,
+    attend: AssembleAttend, own: tuple[Tensor, ...], image: tuple[Tensor, ...], refs: References
 ) -> tuple[Tensor, Tensor]:
     """``own`` (q, k, v ``[B, N, heads, D]``) at the middles of their boxes and ``image`` ``[B, T, heads, D]`` where it
     is -> ``[B, N, heads D]`` and the share-weighted mean for each token ``[B, T, heads D]``."""
     (b, n), t = own[0].shape[:2], image[0].shape[1]
-    on_image = tuple(table[text_length:] for table in rotary)
     rows = []
     for i, (mine, theirs) in enumerate(zip(own, image, strict=True)):
         mine = mine.flatten(0, 1)
         if i < 2:  # v is not rotated
-            mine = apply_rotary_emb(mine.unsqueeze(0), refs["rotary"], sequence_dim=1).squeeze(0)
-            theirs = apply_rotary_emb(theirs, on_image, sequence_dim=1)
+            mine = apply_rotary_emb(mine.unsqueeze(0), refs["layout_rotary"], sequence_dim=1).squeeze(0)
+            theirs = apply_rotary_emb(theirs, refs["image_rotary"], sequence_dim=1)
         rows.append(torch.cat([mine, theirs.flatten(0, 1)]))
     out = attend(*rows, refs["segments"], refs["share"])
     return out[: b * n].unflatten(0, (b, n)), out[b * n :].unflatten(0, (b, t))

@@ -13,7 +13,7 @@ from stagecoach.models.common.lora import adapted, inject_lora, plain
 from stagecoach.models.common.materialise import meta_model
 from stagecoach.models.common.network import StageNetwork
 from stagecoach.models.family import Batch, Progress
-from stagecoach.models.movie_post_production.blocks import DoubleBlock, References, SingleBlock
+from stagecoach.models.movie_post_production.blocks import DoubleBlock, References, Rotary, SingleBlock
 from stagecoach.models.movie_post_production.config import PATCH, MoviePostConfig
 from stagecoach.models.movie_post_production.layout.assemble_attention import AssembleAttend, packs
 from stagecoach.models.movie_post_production.layout.instance_tokens import (
@@ -131,7 +131,7 @@ class MoviePostNetwork(StageNetwork):
         text = self.context_embedder(t5.to(self.dtype))
         temb = self._embed_time(t, guidance, pooled.to(self.dtype))
         rotary = self.pos_embed(torch.cat([torch.zeros(text.shape[1], 3), grid_ids(h, w)]).to(latent.device))
-        refs, layout = self.gather(instances, h, w, latent.device, layout_scale)
+        refs, layout = self.gather(instances, h, w, rotary, layout_scale)
 
         feedback = magnitude = None
         for block in self.transformer_blocks:
@@ -152,18 +152,18 @@ class MoviePostNetwork(StageNetwork):
         }
 
     def gather(
-        self, instances: Instances, h: int, w: int, device: torch.device, layout_scale: float
+        self, instances: Instances, h: int, w: int, rotary: Rotary, layout_scale: float
     ) -> tuple[References, Tensor]:
-        """What the blocks read of the references, and their layout tokens ``[B, N, d]``:
+        """What the blocks read of the references, and their layout tokens ``[B, N, d]``. ``rotary``: of text and image.
 
         - ``alpha`` fp32 ``[B, N]``, ``active`` bool ``[B, N]``, ``present`` fp32 ``[B, 1, 1]``: 1 with any;
         - ``cover`` bool ``[B, N, T]``; ``average`` fp32 ``[B, N, T]``: the plain mean over those that own a token;
           ``among`` fp32 ``[B, N]``: that over the references of the picture;
-        - ``share``, ``strength``: as ``regions.shares`` of the layout weights; ``segments``; ``rotary`` of the layout
-          tokens;
+        - ``share``, ``strength``: as ``regions.shares`` of the layout weights; ``segments``; ``layout_rotary`` and
+          ``image_rotary``, of the layout tokens and of the image's;
         - ``shared`` ``[B, N, d]``: the offset that all blocks share (stage 2 and 3).
         """
-        where = instances["boxes"].device
+        where, device = instances["boxes"].device, rotary[0].device
         active = instances["valid"] & instances["layout_given"].to(where).unsqueeze(-1)
         cover = token_cover(instances["boxes"], active, h, w)
         backend = next(m.backend for m in self.modules() if isinstance(m, AssembleAttend))
@@ -185,7 +185,8 @@ class MoviePostNetwork(StageNetwork):
             "share": share,
             "strength": strength * layout_scale,
             "segments": segments,
-            "rotary": self.pos_embed(centres),
+            "layout_rotary": self.pos_embed(centres),
+            "image_rotary": tuple(table[-h * w :] for table in rotary),
             "present": active.any(1).float()[:, None, None] * float(layout_scale > 0),
             "among": active / active.sum(1, keepdim=True).clamp_min(1),
             "shared": None if self.modulation_head is None else self.modulation_head(token),

@@ -22,8 +22,8 @@ def block_inputs(network, seed=3):
     g, config = torch.Generator().manual_seed(seed), network.config
     (h, w), d = config.image.grid, config.backbone.dim
     with torch.no_grad():
-        refs, _ = network.gather(make_inputs(config)["instances"], h, w, torch.device("cpu"), 1.0)
         rotary = network.pos_embed(torch.zeros(config.backbone.text_length + h * w, 3))
+        refs, _ = network.gather(make_inputs(config)["instances"], h, w, rotary, 1.0)
     image, text = torch.randn(2, h * w, d, generator=g), torch.randn(2, config.backbone.text_length, d, generator=g)
     return refs, rotary, image, text, torch.randn(2, d, generator=g)
 

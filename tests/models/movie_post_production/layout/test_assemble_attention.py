@@ -34,11 +34,10 @@ def state(network):
     g, inputs = torch.Generator().manual_seed(2), make_inputs(TINY)
     (h, w), d = TINY.image.grid, TINY.backbone.dim
     with torch.no_grad():
-        refs, layout = network.gather(inputs["instances"], h, w, torch.device("cpu"), 0.7)
         ids = torch.cat([torch.zeros(TINY.backbone.text_length, 3), network_module.grid_ids(h, w)])
-        rotary = network.pos_embed(ids)
+        refs, layout = network.gather(inputs["instances"], h, w, network.pos_embed(ids), 0.7)
     image, temb = torch.randn(2, h * w, d, generator=g), torch.randn(2, d, generator=g)
-    return inputs["instances"], refs, layout, image, temb, rotary
+    return inputs["instances"], refs, layout, image, temb
 
 
 def crops(instances, refs, network, image, layout):
@@ -54,7 +53,7 @@ def crops(instances, refs, network, image, layout):
 @torch.no_grad()
 def test_a_double_block_equals_the_loop_over_crops(network, state):
     """R14(c), section 1.4: joint attention over [l_i; crop], W_b, weight, scatter-add, density average, gate."""
-    instances, refs, layout, image, temb, rotary = state
+    instances, refs, layout, image, temb = state
     block = network.transformer_blocks[0]
     row, text_row = block.norm1.linear(block.norm1.silu(temb)), block.norm1_context.linear(block.norm1.silu(temb))
     shift, scale, gate, *_ = row.unsqueeze(1).chunk(6, -1)
@@ -73,9 +72,7 @@ def test_a_double_block_equals_the_loop_over_crops(network, state):
     expected = image + gate * total / count.clamp_min(1)
     own = own + ff_gate * block.ff_context(block.norm2_context(own) * (1 + ff_scale) + ff_shift)
 
-    found, found_own = block._layout(
-        image, layout, temb, row[:, None], text_row[:, None], TINY.backbone.text_length, rotary, refs
-    )
+    found, found_own = block._layout(image, layout, temb, row[:, None], text_row[:, None], refs)
     assert (count > 1).any()  # boxes do overlap
     assert (expected - image).abs().max() > 1e-2
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
@@ -87,7 +84,7 @@ def test_a_double_block_equals_the_loop_over_crops(network, state):
 
 @torch.no_grad()
 def test_a_single_block_equals_the_loop_over_crops(network, state):
-    instances, refs, layout, image, temb, rotary = state
+    instances, refs, layout, image, temb = state
     block = network.single_transformer_blocks[0]
     row = block.norm.linear(block.norm.silu(temb))
     shift, scale, gate = row.unsqueeze(1).chunk(3, -1)
@@ -100,7 +97,7 @@ def test_a_single_block_equals_the_loop_over_crops(network, state):
         total[b, tokens] += weight * block.layout_out(out[1:])
         count[b, tokens] += 1
         own[b, i] += out[0]
-    found, found_own = block._layout(image, layout, temb, row[:, None], TINY.backbone.text_length, rotary, refs)
+    found, found_own = block._layout(image, layout, temb, row[:, None], refs)
     torch.testing.assert_close(found, image + total / count.clamp_min(1), atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(found_own[instances["valid"]], own[instances["valid"]], atol=1e-5, rtol=1e-5)
 
