@@ -86,8 +86,8 @@ def check_decoder(path: str | None, key: str, random: bool, arguments: Mapping[s
         needs(key, WHAT, random)
         return "vae not given"
     config = load_config(vae_kind(Path(path)), Path(path))
-    channels, shift = config["latent_channels"], config.get("shift_factor")
-    stride, shifted = 2 ** (len(config["block_out_channels"]) - 1), arguments.get("shift_factor") is not None
+    channels, shift, widths = (config.get(key) for key in ("latent_channels", "shift_factor", "block_out_channels"))
+    stride, shifted = 2 ** (len(widths or ()) - 1), arguments.get("shift_factor") is not None
     if (channels, stride, shift is not None or not shifted) != (arguments["latent_channels"], SPATIAL_STRIDE, True):
         raise ValueError(
             f"{path}: a VAE of {channels} channels and stride {stride} found, its shift {shift}, expected "
