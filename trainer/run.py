@@ -17,7 +17,7 @@ from stagecoach.trainer.setup import StageSetup, adapter_directory, prepare_stag
 from stagecoach.trainer.stage import StageLoop, describe
 from stagecoach.trainer.stage_plan import StagePlan
 from stagecoach.trainer.watch.cluster import ClusterMeter
-from stagecoach.trainer.watch.heartbeat import beat
+from stagecoach.trainer.watch.heartbeat import beat, phase
 from stagecoach.trainer.watch.start import Watch, watching
 
 log = logging.getLogger(__name__)
@@ -82,7 +82,8 @@ def _train(
         together(world, attempt(monitor.facts, {"hosts": watch.hosts}))
         return StageLoop(setup, monitor, request, ClusterMeter(world, watch.hosts)).run()
     finally:
-        monitor.close()
+        with phase("save"):
+            monitor.close()
         setup.engine.deepspeed.destroy()
 
 

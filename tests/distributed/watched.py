@@ -25,7 +25,8 @@ def slow_down() -> None:
 
 def main() -> None:
     FAMILIES["toy"] = "tests.toy:ToyFamily"
-    recipe, slow_rank = json.loads(Path(sys.argv[1]).read_text()), sys.argv[2]
+    file, slow_rank = sys.argv[-2:]  # the launcher of DeepSpeed puts a flag before them
+    recipe = json.loads(Path(file).read_text())
 
     def run() -> None:
         from stagecoach.trainer.reporting.logs import process_rank

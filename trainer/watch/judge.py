@@ -99,11 +99,11 @@ def judge(states: Sequence[RankState], bounds: Bounds, requeue: int = 75) -> Fin
         return _finding("stopped", stopped, f"the process has been stopped for {seconds:.0f} s", states, True, requeue)
     behind = furthest_behind(heard)
     first = min(behind, key=lambda state: bounds.stopped_after(state) - state.silent)
-    left = [state for state in states if state.ended]
-    if left and first.silent > bounds.still:
-        codes = sorted({state.code for state in left})
+    failed = [state for state in states if state.ended and state.code]
+    if failed and first.silent > bounds.named_after(first):
+        codes = sorted({state.code for state in failed})
         text = f"left with exit code {', '.join(map(str, codes))} while others wait"
-        return _finding("left", left, text, states, True, max(codes) or 1)
+        return _finding("left", failed, text, states, True, max(codes))
     final = first.silent > bounds.stopped_after(first)
     if not final and first.silent <= bounds.named_after(first):
         return None

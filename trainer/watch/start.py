@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import subprocess
@@ -24,6 +25,8 @@ from stagecoach.trainer.settings import FirstRankError
 from stagecoach.trainer.watch.heartbeat import Heartbeat
 from stagecoach.trainer.watch.judge import GONE, Bounds
 from stagecoach.trainer.watch.node import RankPlace, WatchConfig, process_state
+
+log = logging.getLogger(__name__)
 
 MEMORY = Path("/dev/shm")
 MOST_STARTS = 3
@@ -84,11 +87,14 @@ def watching(
     except SystemExit as leaving:
         code = leaving.code if isinstance(leaving.code, int) else 1
         raise
-    except FirstRankError:
+    except (FirstRankError, torch.OutOfMemoryError):
         raise
-    except RuntimeError:
+    except RuntimeError as error:
         # Where another rank has died, collectives fail here: the watcher names it and ends this process.
-        time.sleep(_seconds_to_be_ended(places, me, copy))
+        seconds = _seconds_to_be_ended(places, me, copy)
+        if seconds:
+            log.error(f"{' '.join(str(error).split())[:300]}; looking for {seconds:.0f} s whether a rank has died")
+            time.sleep(seconds)
         raise
     finally:
         heart.end(code)
@@ -138,6 +144,7 @@ class _WatcherProcess:
         self.process = subprocess.Popen(
             [sys.executable, "-m", "stagecoach.trainer.watch.node"],
             stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
             text=True,
             start_new_session=True,
             env=os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},

@@ -148,11 +148,12 @@ def test_tensorboard_gets_the_same_names_and_forgets_what_is_written_again(recip
     monitor.start(100, 6)
     monitor.log(7, {"loss": 5.0, "val_depth_error": 2.0})
     monitor.images(7, {"clip": np.zeros((4, 4, 3), np.uint8)})
+    monitor.cluster(7, ClusterView({"cluster/slowest_rank": 1.0}, {"step_seconds": [1.0, 2.0]}, "", []))
     monitor.close()
     events = EventAccumulator(str(tmp_path / "tb" / "stage1")).Reload()
     assert [event.step for event in events.Scalars("loss")] == [0, 1, 2, 3, 4, 5, 6, 7]
     assert events.Scalars("loss")[-1].value == 5.0
-    assert set(events.Tags()["scalars"]) == {"loss", "val_depth_error"}
+    assert set(events.Tags()["scalars"]) == {"loss", "val_depth_error", "cluster/slowest_rank"}
     assert events.Tags()["images"] == ["preview/clip"]
 
 

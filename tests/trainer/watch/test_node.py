@@ -133,6 +133,7 @@ def test_the_rank_that_stands_still_in_its_own_code_is_named_and_a_long_phase_is
     assert "in main" in stacks[1]
 
 
+@pytest.mark.slow
 def test_where_the_recipe_says_wait_the_rank_is_named_once_and_the_run_goes_on(job):
     one = job(on_hang="wait", steps=200)
     warm(one)
@@ -145,7 +146,8 @@ def test_where_the_recipe_says_wait_the_rank_is_named_once_and_the_run_goes_on(j
     assert "all ranks go on after" in one.log()
 
 
-def test_a_whole_node_that_is_gone_is_named_by_rank_0s_and_rank_0s_by_the_others(tmp_path, job):
+@pytest.mark.slow
+def test_a_whole_node_that_is_gone_is_named_by_rank_0s_and_rank_0s_by_the_others(job):
     one = job(nodes=2)
     warm(one)
     for process in (*one.ranks[2:], one.watchers[1]):
