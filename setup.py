@@ -36,7 +36,7 @@ setup(
     python_requires=">=3.11",
     packages=find_packages(include=["stagecoach", "stagecoach.*"]),
     package_data={"stagecoach": ["py.typed", "ds_configs/*.json", "launch/recipes/*/*.yaml"]},
-    entry_points={"console_scripts": ["stagecoach = stagecoach.launch.commands:main"]},
+    entry_points={"console_scripts": ["stagecoach = stagecoach.__main__:main"]},
     install_requires=[
         "torch>=2.13",
         "deepspeed>=0.19.8",

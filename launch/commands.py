@@ -13,8 +13,11 @@ import typer
 
 from stagecoach import __version__
 from stagecoach.launch import shards
+from stagecoach.launch.paths import check_paths
 from stagecoach.trainer.cli import Outcome, RecipeFlags, command, new_app, run_app, single
-from stagecoach.trainer.reporting.logs import log_to_run
+from stagecoach.trainer.environment import check_environment
+from stagecoach.trainer.reporting.logs import log_to_run, process_rank
+from stagecoach.trainer.waiting import waiting
 
 log = logging.getLogger(__name__)
 
@@ -42,8 +45,18 @@ class TrainFlags:
     dry_run: Annotated[bool, typer.Option("--dry-run", help="build everything and run one step on one sample")] = False
 
 
-def _train(recipe_flags: RecipeFlags, flags: TrainFlags, stages: list[int] | None) -> Outcome:
-    recipe = recipe_flags.load()
+ExpectRanks = Annotated[
+    int | None, typer.Option(metavar="N", min=1, help="refuse to start where the launcher started fewer ranks")
+]
+
+
+def _train(recipe_flags: RecipeFlags, flags: TrainFlags, stages: list[int] | None, expect_ranks: int | None) -> Outcome:
+    check_environment(expect_ranks)
+    if process_rank() == 0:  # for all: what only another rank does not see it names after they have met
+        check_paths(recipe_flags, flags.init, flags.resume)
+    with waiting("PyTorch and DeepSpeed to be imported"):
+        recipe = recipe_flags.load()
+        import stagecoach.trainer.run  # noqa: F401
     from stagecoach.trainer.distributed import stop
     from stagecoach.trainer.interrupt import EXIT_CODE, Interrupted
     from stagecoach.trainer.run import run_stages
@@ -64,8 +77,8 @@ def stage(index: int) -> Callable[..., Outcome]:
     """The command that trains one stage."""
 
     @command()
-    def train_stage(recipe: RecipeFlags, flags: TrainFlags) -> Outcome:
-        return _train(recipe, flags, [index])
+    def train_stage(recipe: RecipeFlags, flags: TrainFlags, expect_ranks: ExpectRanks = None) -> Outcome:
+        return _train(recipe, flags, [index], expect_ranks)
 
     return train_stage
 
@@ -77,9 +90,10 @@ def train(
     stages: Annotated[
         str | None, typer.Option(metavar="N,...", help="stages to train in this order; all of the recipe if not given")
     ] = None,
+    expect_ranks: ExpectRanks = None,
 ) -> Outcome:
     """Train stages in sequence, in this process or in each of those that a launcher started."""
-    return _train(recipe, flags, _numbers(stages))
+    return _train(recipe, flags, _numbers(stages), expect_ranks)
 
 
 def _numbers(words: str | None) -> list[int] | None:

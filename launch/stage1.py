@@ -5,7 +5,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from stagecoach.launch.commands import run, stage
+from stagecoach.trainer.interrupt import leave_on_signals
 
 if __name__ == "__main__":
+    leave_on_signals()
+    from stagecoach.launch.commands import run, stage
+
     run(stage(1), __doc__)

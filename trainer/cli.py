@@ -22,7 +22,10 @@ from pydantic import ValidationError
 from typer.completion import completion_init
 from typer.main import get_command
 
+from stagecoach.trainer.environment import NodeError
 from stagecoach.trainer.flags import expand
+from stagecoach.trainer.interrupt import PEER_LOST
+from stagecoach.trainer.job_state import note_error
 from stagecoach.trainer.reporting.logs import log_to_terminal, process_rank
 from stagecoach.trainer.settings import FirstRankError, RecipeError
 
@@ -31,6 +34,8 @@ if TYPE_CHECKING:  # imports torch, which --help and shell completion do without
 
 log = logging.getLogger(__name__)
 
+GLOO = re.compile(r"gloo/transport|Connection (closed|reset) by peer")
+"""How gloo, which has no exception of its own, says that it cannot reach a rank."""
 JsonFlag = Annotated[bool, typer.Option("--json", help="write JSON and nothing else to the standard output")]
 
 
@@ -157,7 +162,8 @@ def run_main(function: Callable[[], int | None]) -> NoReturn:
 
     A wrong flag exits with 2. A mistake of the user (a ``ValueError`` or ``OSError`` that this project's code raised,
     or a pydantic error) becomes one sentence on the standard error and exit code 1, an interruption 130; anything else
-    shows its traceback. Rank 0 speaks for all, but for an error that befell another rank after they had joined.
+    shows its traceback. Rank 0 speaks for all, but for an error that befell another rank after they had joined. Where
+    another rank is gone without a word the code is ``PEER_LOST``.
     """
     log_to_terminal()
     try:
@@ -168,12 +174,20 @@ def run_main(function: Callable[[], int | None]) -> NoReturn:
         if process_rank() == 0:
             error.show()  # type: ignore[attr-defined]
         code = error.exit_code
+        note_error(_one_line(error), process_rank())
     except Exception as error:
-        if not _is_expected(error):
-            log.exception("unexpected %s", type(error).__name__)
-        else:
-            _say(_one_line(error), elsewhere=isinstance(error, FirstRankError))
         code = 1
+        if _lost_a_peer(error):
+            _say(f"another rank is gone, or cannot be reached any more: {_one_line(error)}")
+            code = PEER_LOST
+        elif isinstance(error, FirstRankError):
+            _say(_one_line(error), elsewhere=True)
+        else:
+            if _is_expected(error):
+                _say(_one_line(error), node=isinstance(error, NodeError))
+            else:
+                log.exception("unexpected %s", type(error).__name__)
+            note_error(f"{type(error).__name__}: {_one_line(error)}", process_rank())
     if code == 130:
         _say("interrupted")
     sys.stdout.flush()
@@ -208,9 +222,20 @@ def json_output(wanted: bool) -> Iterator[Callable[[Any], None]]:
         os.close(kept)
 
 
-def _say(sentence: str, elsewhere: bool = False) -> None:
-    if process_rank() == 0 or (_has_joined() and not elsewhere):
+def _say(sentence: str, elsewhere: bool = False, node: bool = False) -> None:
+    if process_rank() == 0 or (_has_joined() and not elsewhere) or (node and os.environ.get("LOCAL_RANK") == "0"):
         log.error(sentence)
+
+
+def _lost_a_peer(error: BaseException) -> bool:
+    """Whether a collective failed, or a later error came of one that did."""
+    distributed, seen = sys.modules.get("torch.distributed"), error
+    lost = getattr(distributed, "DistError", ())
+    while seen is not None:
+        if isinstance(seen, lost) or (isinstance(seen, RuntimeError) and GLOO.search(str(seen))):
+            return True
+        seen = seen.__cause__ or seen.__context__
+    return False
 
 
 def _has_joined() -> bool:

@@ -1,7 +1,6 @@
-"""One way to find rank and world size under ``deepspeed``, ``torchrun``, ``srun`` or none of them."""
+"""The process group: joining it, and what its ranks say to each other between steps."""
 
 import os
-import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -19,7 +18,10 @@ import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
 from torch import Tensor
 
+from stagecoach.trainer.environment import resolve_environment
+from stagecoach.trainer.operators import guard_builds
 from stagecoach.trainer.settings import FirstRankError
+from stagecoach.trainer.waiting import waiting
 from stagecoach.trainer.watch.collectives import record_collectives
 
 
@@ -39,33 +41,6 @@ class World:
         return self.rank == 0
 
 
-def resolve_environment() -> None:
-    """Fill RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT from Slurm's variables, or for a single process.
-
-    What ``deepspeed`` and ``torchrun`` have set stays. Raises ``ValueError`` where several Slurm tasks have no common
-    master address.
-    """
-    env = os.environ
-    if "RANK" in env and "WORLD_SIZE" in env:
-        env.setdefault("LOCAL_RANK", "0")
-        return
-    # SLURM_PROCID is also set inside a plain `sbatch` shell or `salloc`; only job steps (srun) have SLURM_STEP_ID.
-    if "SLURM_PROCID" in env and "SLURM_STEP_ID" in env:
-        env["RANK"], env["WORLD_SIZE"] = env["SLURM_PROCID"], env["SLURM_NTASKS"]
-        env["LOCAL_RANK"] = env["SLURM_LOCALID"]
-        if int(env["WORLD_SIZE"]) > 1 and "MASTER_ADDR" not in env:
-            raise ValueError(
-                f"srun started {env['WORLD_SIZE']} tasks but MASTER_ADDR is not set, expected the first node's name; "
-                "export MASTER_ADDR=$(scontrol show hostnames $SLURM_JOB_NODELIST | head -n1) in the batch script"
-            )
-    env.setdefault("RANK", "0")
-    env.setdefault("WORLD_SIZE", "1")
-    env.setdefault("LOCAL_RANK", "0")
-    env.setdefault("MASTER_ADDR", "127.0.0.1")
-    if "MASTER_PORT" not in env:
-        env["MASTER_PORT"] = str(29500 if int(env["WORLD_SIZE"]) > 1 else _free_port())
-
-
 def start(timeout_minutes: float = 30.0) -> World:
     """Join the process group (once per process) and pick this rank's device."""
     resolve_environment()
@@ -75,11 +50,14 @@ def start(timeout_minutes: float = 30.0) -> World:
         accelerator.set_device(local_rank)
     if not dist.is_initialized():
         record_collectives()
-        deepspeed.init_distributed(
-            dist_backend=accelerator.communication_backend_name(),
-            verbose=False,
-            timeout=timedelta(minutes=timeout_minutes),
-        )
+        guard_builds()
+        where = f"{os.environ['MASTER_ADDR']}:{os.environ.get('MASTER_PORT')}"
+        with waiting(f"the {os.environ['WORLD_SIZE']} ranks to meet at {where}"):
+            deepspeed.init_distributed(
+                dist_backend=accelerator.communication_backend_name(),
+                verbose=False,
+                timeout=timedelta(minutes=timeout_minutes),
+            )
         if accelerator.device_name() == "cpu":
             _unname_shared_memory()
     return World(dist.get_rank(), dist.get_world_size(), local_rank, torch.device(accelerator.current_device_name()))
@@ -177,9 +155,3 @@ def totals(world: World, *values: float) -> list[float]:
 def sum_over_ranks(values: Tensor) -> Tensor:
     dist.all_reduce(values)
     return values
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]

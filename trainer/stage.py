@@ -23,11 +23,13 @@ from stagecoach.trainer.freeze import freeze_table
 from stagecoach.trainer.guards import GradientCheck, check_frozen, frozen_checksums
 from stagecoach.trainer.hardware import device_name, peak_flops, peak_memory_bytes
 from stagecoach.trainer.interrupt import Interrupted, StopRequest
+from stagecoach.trainer.job_state import note_progress
 from stagecoach.trainer.meter import Meter
 from stagecoach.trainer.objective import weighted_total
 from stagecoach.trainer.planning.meter import step_costs
 from stagecoach.trainer.reporting.monitor import Monitor
 from stagecoach.trainer.setup import StageSetup, adapter_directory
+from stagecoach.trainer.waiting import waiting
 from stagecoach.trainer.watch.cluster import ClusterMeter
 from stagecoach.trainer.watch.heartbeat import beat, phase, step_done
 
@@ -104,26 +106,29 @@ class StageLoop:
             # The state before the first step is what every later number is compared with.
             self._evaluate(validate=True, preview=False)
         s.engine.deepspeed.module.train()
-        accumulation = plan.batching.accumulation
+        accumulation, first = plan.batching.accumulation, self.step
         stream = s.stream(self.step, plan.stage.steps)
         batches = device_batches(stream, s.world.device, plan.recipe.seed, plan.index)
         # The first step compiles, fills caches and opens files.
-        waiting, working = "compile", "compile"
+        fetching, working = "compile", "compile"
         began, micro = time.monotonic(), 0
         while True:
-            beat(phase=waiting, micro=micro)
+            beat(phase=fetching, micro=micro)
             asked = time.monotonic()
-            item = next(batches, None)
+            with waiting(lambda: f"the data of step {self.step + 1}"):
+                item = next(batches, None)
             self.meter.waited += time.monotonic() - asked
             if item is None:
                 break
             _, micro, batch = item
             beat(phase=working, micro=micro)
-            self.micro_step(batch)
+            with waiting("the first step, compilation included") if self.step == first else nullcontext():
+                self.micro_step(batch)
             micro = (micro + 1) % accumulation
             if micro:
                 continue
             self._after_step()
+            self.stop.at_once(False)
             step_done(self.step, time.monotonic() - began)
             if check is not None:
                 check.after_step(s.engine.deepspeed.was_step_applied())
@@ -303,6 +308,9 @@ class StageLoop:
             config=plan.config.model_dump(mode="json"),
         )
         card = on_first(s.world, write_adapter, directory, tensors, card, plan.family.adapter_file)
+        if s.world.is_first:
+            note_progress(f"stage {plan.index}, adapter")
+        self.stop.at_once(True)
         log.info(f"adapter {directory} ({card.parameters:,} parameters, sha256 {card.sha256[:12]})")
         return directory
 

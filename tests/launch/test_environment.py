@@ -2,7 +2,7 @@
 
 import pytest
 
-from stagecoach.trainer.distributed import resolve_environment
+from stagecoach.trainer.environment import resolve_environment
 
 OURS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 SLURM = {"SLURM_JOB_ID": "7", "SLURM_PROCID": "9", "SLURM_NTASKS": "16", "SLURM_LOCALID": "1", "SLURM_NODEID": "1"}

@@ -42,6 +42,7 @@ from stagecoach.trainer.distributed import World, attempt, on_first, together
 from stagecoach.trainer.ema import Ema
 from stagecoach.trainer.engine import master_partitions
 from stagecoach.trainer.freeze import parameter_count, parameter_shape
+from stagecoach.trainer.job_state import note_progress
 
 log = logging.getLogger(__name__)
 
@@ -205,6 +206,7 @@ class Saver:
                 shutil.rmtree(temporary, ignore_errors=True)
             raise
         if world.is_first:
+            note_progress(f"stage {state.stage}, step {state.step}")
             size = sum(p.stat().st_size for p in final.rglob("*") if p.is_file())
             stood = f", training stood still for {self.stalled:.2f} s of them" if self.asynchronous else ""
             log.info(f"checkpoint {final} ({size / 1e6:,.1f} MB, {time.monotonic() - started:.1f} s{stood})")

@@ -37,6 +37,15 @@ def log_to_run(run: str | Path) -> None:
 class Terminal(logging.Handler):
     """Writes to the standard output and error as they are at the time: ``--json`` and the progress bar replace them."""
 
+    def __init__(self, level: int) -> None:
+        super().__init__()
+        self.shown = level
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        # A wait concerns the ranks of a node, of which the first speaks.
+        speaks = getattr(record, "every_node", False) and os.environ.get("LOCAL_RANK") == "0"
+        return (record.levelno >= self.shown or speaks) and bool(super().filter(record))
+
     def emit(self, record: logging.LogRecord) -> None:
         text, rank = self.format(record), process_rank()
         where = f" on rank {rank}" if rank else ""

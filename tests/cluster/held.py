@@ -1,0 +1,73 @@
+"""Runs a script with the toy family known, and stops it at points that a test names.
+
+    python -m tests.cluster.held SCRIPT [ARGUMENT ...]
+
+At a point (``build``, ``step3``, ``save3``) a rank that finds a file of that name in $HOLD writes ``NAME.rank`` beside
+it and stays until the file is gone.
+"""
+
+import os
+import runpy
+import sys
+import time
+from pathlib import Path
+
+FOLDER = Path(os.environ["HOLD"])
+
+
+def hold(point: str) -> None:
+    if (FOLDER / point).exists():
+        (FOLDER / f"{point}.{os.environ.get('RANK')}").write_text(str(os.getpid()))
+        while (FOLDER / point).exists():
+            time.sleep(0.05)
+
+
+def prepare() -> None:
+    """Put the points into the trainer once it is there."""
+    import torch
+
+    from stagecoach.trainer import stage
+    from tests.toy import ToyFamily
+
+    build, after, save, write = ToyFamily.build, stage.StageLoop._after_step, stage.StageLoop.save, torch.save
+    now = 0
+
+    def held_build(self, *args):
+        hold("build")
+        return build(self, *args)
+
+    def held_step(self):
+        after(self)
+        hold(f"step{self.step}")
+        time.sleep(float(os.environ.get("STEP_SECONDS", "0")))
+
+    def held_save(self):
+        nonlocal now
+        now = self.step
+        return save(self)
+
+    def held_write(*args, **options):
+        hold(f"save{now}")
+        return write(*args, **options)
+
+    ToyFamily.build, stage.StageLoop._after_step = held_build, held_step
+    stage.StageLoop.save, torch.save = held_save, held_write
+
+
+class _WithTheTrainer:
+    """Calls ``prepare`` when ``stagecoach.trainer.run`` is imported, since before a script's first line nothing may be."""
+
+    def find_spec(self, name, path=None, target=None):
+        if name == "stagecoach.trainer.run":
+            sys.meta_path.remove(self)
+            prepare()
+        return None
+
+
+if __name__ == "__main__":
+    from stagecoach.models import FAMILIES
+
+    FAMILIES["toy"] = "tests.toy:ToyFamily"
+    sys.meta_path.insert(0, _WithTheTrainer())
+    sys.argv = sys.argv[1:]
+    runpy.run_path(sys.argv[0], run_name="__main__")
