@@ -1,4 +1,4 @@
-"""``stagecoach``, also as ``python -m stagecoach`` for launchers that start modules: ``deepspeed --module stagecoach``."""
+"""``stagecoach``, and ``python -m stagecoach`` for launchers that start modules (``deepspeed --module``)."""
 
 import sys
 from typing import NoReturn

@@ -44,7 +44,8 @@ class _Early:
             signal.signal(number, lambda number, frame: self.leave(number))
         threading.Thread(target=self._watch, name="signals", daemon=True).start()
         # A forked child shares the descriptor: a signal to it would be taken for one to this process.
-        os.register_at_fork(after_in_child=self._forget)
+        self._mask: set[Any] = set()
+        os.register_at_fork(before=self._hold, after_in_parent=self._let_go, after_in_child=self._forget)
 
     def leave(self, number: int) -> None:
         if self.armed and number in EARLY_SIGNALS:
@@ -61,11 +62,19 @@ class _Early:
             for number in os.read(self._read, 64):
                 self.leave(number)
 
+    def _hold(self) -> None:
+        self._mask = signal.pthread_sigmask(signal.SIG_BLOCK, EARLY_SIGNALS)
+
+    def _let_go(self) -> None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
+
     def _forget(self) -> None:
         self.armed = False
-        signal.set_wakeup_fd(-1)
-        for number in EARLY_SIGNALS:
-            signal.signal(number, signal.SIG_DFL)
+        if threading.current_thread() is threading.main_thread():
+            signal.set_wakeup_fd(-1)
+            for number in EARLY_SIGNALS:
+                signal.signal(number, signal.SIG_DFL)
+        self._let_go()
 
 
 _early: _Early | None = None

@@ -116,9 +116,7 @@ def build(names: list[str]) -> None:
     for name in names or (["ShareMemCommBuilder", "FusedAdamBuilder"] if on_cpu else ["FusedAdamBuilder"]):
         builder = get_accelerator().create_op_builder(name)
         if builder is None:
-            raise ValueError(
-                f"{name}: not an operator of DeepSpeed for this accelerator, expected a name as FusedAdamBuilder"
-            )
+            raise ValueError(f"{name}: DeepSpeed has no such operator here, expected a name such as FusedAdamBuilder")
         builder.load(verbose=False)
         print(f"{builder.name} is built", flush=True)
 

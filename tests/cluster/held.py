@@ -26,9 +26,11 @@ def prepare() -> None:
     """Put the points into the trainer once it is there."""
     import torch
 
+    from stagecoach.models import FAMILIES
     from stagecoach.trainer import stage
     from tests.toy import ToyFamily
 
+    FAMILIES["toy"] = "tests.toy:ToyFamily"
     build, after, save, write = ToyFamily.build, stage.StageLoop._after_step, stage.StageLoop.save, torch.save
     now = 0
 
@@ -55,19 +57,15 @@ def prepare() -> None:
 
 
 class _WithTheTrainer:
-    """Calls ``prepare`` when ``stagecoach.trainer.run`` is imported, since before a script's first line nothing may be."""
+    """Calls ``prepare`` when the trainer is imported; before a script's first line nothing may be."""
 
     def find_spec(self, name, path=None, target=None):
-        if name == "stagecoach.trainer.run":
+        if name == "stagecoach.trainer.recipe":
             sys.meta_path.remove(self)
             prepare()
-        return None
 
 
 if __name__ == "__main__":
-    from stagecoach.models import FAMILIES
-
-    FAMILIES["toy"] = "tests.toy:ToyFamily"
     sys.meta_path.insert(0, _WithTheTrainer())
     sys.argv = sys.argv[1:]
     runpy.run_path(sys.argv[0], run_name="__main__")

@@ -9,9 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 NEEDED = ("munged", "mungekey", "slurmctld", "slurmd", "sbatch", "unshare", "nsenter", "ip")
+# cred_expire is also how long a requeued job waits; the default is two minutes.
 CONF = """ClusterName=t
 SlurmctldHost=localhost
-AuthInfo=socket={dir}/munge.socket
+AuthInfo=socket={dir}/munge.socket,cred_expire=5
 MpiDefault=none
 ProctrackType=proctrack/pgid
 TaskPlugin=task/none
@@ -26,11 +27,16 @@ SlurmctldLogFile={dir}/ctld.log
 SlurmdLogFile={dir}/d%n.log
 SchedulerParameters=sched_interval=2
 MinJobAge=3600
+SlurmdParameters=config_overrides
 NodeName=n[1-2] NodeHostname=localhost Port=[17001-17002] CPUs=4 RealMemory=1000 State=UNKNOWN
 PartitionName=gpu Nodes=ALL Default=YES MaxTime=INFINITE OverSubscribe=YES State=UP
 """
 START = """set -e
 ip link set lo up
+# Names are resolved where there is an address besides the loopback's only.
+ip link add sc0 type bridge
+ip address add 198.18.251.1/24 dev sc0
+ip link set sc0 up
 mount --bind {dir}/hosts /etc/hosts
 munged --force --key-file={dir}/munge.key --socket={dir}/munge.socket --pid-file={dir}/munge.pid \
     --log-file={dir}/munge.log --seed-file={dir}/munge.seed
@@ -39,7 +45,9 @@ slurmctld -c
 slurmd -N n1
 slurmd -N n2
 touch {dir}/started
-exec sleep infinity
+# The shell stays: as process 1 it takes in what the daemons leave behind.
+sleep infinity &
+wait
 """
 
 
@@ -55,7 +63,7 @@ class Cluster:
         folder.mkdir(mode=0o700)
         (folder / "state").mkdir()
         (folder / "slurm.conf").write_text(CONF.format(dir=folder))
-        names = f"127.0.0.1 localhost n1 n2 {os.uname().nodename}\n"
+        names = f"127.0.0.1 localhost\n198.18.251.1 n1 n2 {os.uname().nodename}\n"
         (folder / "hosts").write_text(names)
         subprocess.run(["mungekey", "--create", f"--keyfile={folder}/munge.key"], check=True)
         space = ["unshare", "--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
