@@ -1,8 +1,15 @@
 """One way to find rank and world size, whoever started the processes."""
 
+import os
+import socket
+import subprocess
+import sys
+
 import pytest
 
-from stagecoach.trainer.environment import resolve_environment
+from stagecoach.trainer import environment as environment_module
+from stagecoach.trainer.environment import check_environment, resolve_environment
+from tests.tiny_data import ROOT
 
 OURS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 SLURM = {"SLURM_JOB_ID": "7", "SLURM_PROCID": "9", "SLURM_NTASKS": "16", "SLURM_LOCALID": "1", "SLURM_NODEID": "1"}
@@ -53,3 +60,80 @@ def test_a_plain_process_is_alone_and_takes_a_free_port(environment):
     first, second = environment(), environment()
     assert first[:4] == ["0", "1", "0", "127.0.0.1"]
     assert first[4] != second[4]
+
+
+def test_what_keeps_ranks_from_meeting_is_one_sentence_before_torch_is_imported(monkeypatch):
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("TORCHELASTIC_USE_AGENT_STORE", raising=False)
+    monkeypatch.setattr(environment_module, "RESOLVE_SECONDS", 0.0)
+    with pytest.raises(ValueError, match=r"2 ranks started, expected 4 \(--expect-ranks\)"):
+        check_environment(4)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        monkeypatch.setenv("MASTER_PORT", str(port))
+        with pytest.raises(ValueError, match=f"port {port} of .* cannot be opened .*in use"):
+            check_environment(2)
+        monkeypatch.setenv("RANK", "1")
+        check_environment(2)
+        monkeypatch.setenv("RANK", "0")
+        monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")  # torchrun itself holds the port
+        check_environment(2)
+    monkeypatch.delenv("TORCHELASTIC_USE_AGENT_STORE")
+    check_environment(2)
+    monkeypatch.setenv("MASTER_ADDR", "no-such-node.invalid")
+    with pytest.raises(ValueError, match=r"MASTER_ADDR is no-such-node.invalid, which .* cannot resolve"):
+        check_environment(2)
+
+
+REFUSED = {
+    "data": (["--data", "nowhere"], "data: nowhere is not there"),
+    "no data": ([], "data: no shards named"),
+    "recipe": (["--data", ".", "--recipe", "none.yaml"], "none.yaml: cannot be read"),
+    "init": (["--data", ".", "--init", "gone"], "--init gone: there is no such folder"),
+    "resume": (["--data", ".", "--resume", "gone"], "--resume gone: there is no such folder"),
+    "run": (["--data", ".", "--run", "file/run"], "is a file, expected a folder"),
+    "ranks": (["--data", ".", "--expect-ranks", "2"], "1 rank started, expected 2"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_paths_are_looked_at_before_torch_is_imported(case, tmp_path):
+    words, said = REFUSED[case]
+    (tmp_path / "file").touch()
+    code = (
+        "import sys; from stagecoach.launch.commands import app; from stagecoach.trainer.cli import invoke, run_main\n"
+        "try: run_main(lambda: invoke(app, ['train', *sys.argv[1:]]))\n"
+        "finally: print('torch' in sys.modules)"
+    )
+    state = tmp_path / "state"
+    clean = {name: value for name, value in os.environ.items() if name not in OURS}
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words],
+        cwd=tmp_path,
+        env=clean | {"PYTHONPATH": str(ROOT), "STAGECOACH_STATE": str(state)},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout) == (1, "False\n"), done.stderr
+    assert [line for line in done.stderr.splitlines() if said in line] == done.stderr.splitlines()
+    assert said in (state / "error").read_text()  # the batch script does not repeat it
+
+
+def test_a_hostfile_that_is_not_there_is_refused_and_not_taken_for_one_host(tmp_path):
+    # As `deepspeed` does where it finds no hostfile, with what it says; the name of the program is all that is ours.
+    launcher = tmp_path / "deepspeed"
+    launcher.write_text("import subprocess, sys; sys.exit(subprocess.call([sys.executable, *sys.argv[3:]]))\n")
+    script = tmp_path / "script.py"
+    script.write_text("from stagecoach.trainer.environment import check_environment; check_environment()\n")
+    done = subprocess.run(
+        [sys.executable, launcher, "--hostfile", "hosts", script],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert f"{tmp_path}/hosts: there is no such hostfile" in done.stderr
+    (tmp_path / "hosts").write_text("localhost slots=1\n")
+    assert subprocess.run([*done.args], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}).returncode == 0

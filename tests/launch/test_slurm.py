@@ -1,56 +1,110 @@
-"""The batch script passes its arguments on, tells the ranks where to meet, and requeues what was only interrupted."""
+"""The batch script passes its arguments on, tells the ranks where to meet, and requeues what may go on."""
 
 import os
+import signal
 import subprocess
 
 import pytest
 
-from stagecoach.trainer.interrupt import EXIT_CODE
+from stagecoach.trainer.interrupt import EXIT_CODE, PEER_LOST
 from tests.tiny_data import ROOT
 
 SCRIPT = ROOT / "launch" / "slurm" / "stagecoach.sbatch"
 
 
-@pytest.fixture
-def submit(tmp_path):
-    """Run the script as sbatch would, with an ``srun`` that leaves with ``code``; exit code, and what was called."""
-    calls = tmp_path / "calls"
+class Submitted:
+    """Runs the script as sbatch would, in a folder of its own, with an ``srun`` that leaves with a code of choice."""
 
-    def run(code: int) -> tuple[int, list[str]]:
+    def __init__(self, folder):
+        self.folder, self.calls, self.state = folder, folder / "calls", folder / "stagecoach_123456.state"
+
+    def __call__(self, code: int, progress: str = "", error: str = "", gres: str = "(null)", **environment: str):
+        """Exit code, what was called, and what the script said last; the ranks leave ``progress`` and ``error``."""
+        self.calls.write_text("")
+        leave = "".join(
+            f'echo "{text}" >"$STAGECOACH_STATE/{name}"; '
+            for name, text in (("progress", progress), ("error", error))
+            if text
+        )
         commands = {
-            "srun": f'echo "srun $MASTER_ADDR $MASTER_PORT $*" >>{calls}; exit {code}',
-            "scontrol": f'echo "scontrol $*" >>{calls}; [ "$1" = show ] && printf "node7\\nnode8\\n"; true',
+            "srun": f'echo "srun $MASTER_ADDR $MASTER_PORT $*" >>{self.calls}; {leave}exit {code}',
+            "scontrol": f'echo "scontrol $*" >>{self.calls}; [ "$1" = show ] && printf "node7\\nnode8\\n"; true',
+            "sinfo": f'echo "{gres}"',
         }
         for name, body in commands.items():
-            (tmp_path / name).write_text(f"#!/bin/bash\n{body}\n")
-            (tmp_path / name).chmod(0o755)
-        environment = {
-            "PATH": f"{tmp_path}:{os.environ['PATH']}",
+            (self.folder / name).write_text(f"#!/bin/bash\n{body}\n")
+            (self.folder / name).chmod(0o755)
+        environment |= {
+            "PATH": f"{self.folder}:{os.environ['PATH']}",
             "SLURM_JOB_ID": "123456",
             "SLURM_JOB_NODELIST": "node[7-8]",
         }
         done = subprocess.run(
-            ["bash", str(SCRIPT), "--family", "fantasy_world", "--run", "a b"], env=environment, timeout=20
+            ["bash", str(SCRIPT), "--family", "fantasy_world", "--run", "a b"],
+            env=environment,
+            cwd=self.folder,
+            capture_output=True,
+            text=True,
+            timeout=20,
         )
-        return done.returncode, calls.read_text().splitlines()
+        return done.returncode, self.calls.read_text().splitlines(), done.stdout.splitlines()[-1]
 
-    return run
+
+@pytest.fixture
+def submit(tmp_path):
+    return Submitted(tmp_path)
 
 
 def test_a_finished_job_is_not_requeued_and_the_ranks_know_the_first_node(submit):
-    code, calls = submit(0)
+    code, calls, said = submit(0)
     assert code == 0
     assert calls == [
         "scontrol show hostnames node[7-8]",
         "srun node7 23456 --wait=120 .venv/bin/python launch/pipeline.py --family fantasy_world --run a b",
     ]
+    assert said.endswith("finished")
+    assert not submit.state.exists()
 
 
-def test_only_an_interrupted_job_is_requeued(submit):
-    assert submit(EXIT_CODE)[1][-1] == "scontrol requeue 123456"
-    code, calls = submit(1)
-    assert code == 1
+@pytest.mark.parametrize("code", [EXIT_CODE, 128 + signal.SIGUSR1, 128 + signal.SIGTERM])
+def test_a_job_that_was_asked_to_stop_is_requeued_however_often(submit, code):
+    for _ in range(5):
+        found, calls, said = submit(code, progress="stage 1, step 40")
+        assert (found, calls[-1]) == (code, "scontrol requeue 123456")
+        assert said.endswith("requeued: stopped on request, and goes on from stage 1, step 40")
+
+
+def test_an_error_of_a_rank_is_not_repeated_whatever_became_of_the_others(submit):
+    code, calls, said = submit(137, progress="stage 1, step 40", error="rank 3 on node8: ValueError: no")
+    assert code == 137
     assert "requeue" not in calls[-1]
+    assert said.endswith("not requeued, exit code 137: rank 3 on node8: ValueError: no")
+    code, calls, said = submit(1)
+    assert (code, "requeue" in calls[-1]) == (1, False)
+
+
+def test_a_job_that_breaks_off_is_requeued_while_checkpoints_come_and_then_three_times(submit):
+    for step in (10, 20):
+        _, calls, said = submit(137, progress=f"stage 1, step {step}")
+        assert calls[-1] == "scontrol requeue 123456"
+        assert said.endswith(f"broke off (exit code 137) after new checkpoints, and goes on from stage 1, step {step}")
+    for restart in (1, 2, 3):
+        _, calls, said = submit(PEER_LOST)
+        assert calls[-1] == "scontrol requeue 123456"
+        assert said.endswith(f"at stage 1, step 20, restart {restart} of 3 without a new checkpoint")
+    _, calls, said = submit(137)
+    assert "requeue" not in calls[-1]
+    assert said.endswith("not requeued: broke off 4 times (exit code 137) at stage 1, step 20")
+    assert not submit.state.exists()
+    assert submit(137, STAGECOACH_RESTARTS="0")[2].endswith("broke off 1 times (exit code 137) at the beginning")
+
+
+def test_a_cluster_without_gres_takes_the_script_and_one_with_gpus_wants_some_asked_for(submit):
+    assert "gpus" not in "".join(line for line in SCRIPT.read_text().splitlines() if line.startswith("#SBATCH"))
+    code, calls, said = submit(0, gres="gpu:h20:8")
+    assert (code, calls) == (1, [])
+    assert "expected sbatch --gpus-per-node" in said
+    assert submit(0, gres="gpu:h20:8", SLURM_GPUS_ON_NODE="8")[0] == 0
 
 
 def test_the_signal_goes_to_the_ranks_and_leaves_time_to_save():
