@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from stagecoach.data.paths import expand_path
 from stagecoach.trainer.cli import RecipeFlags
 from stagecoach.trainer.settings import RecipeError, nest, overlay, parse_override, read_yaml
 
@@ -31,7 +32,11 @@ def check_paths(flags: RecipeFlags, init: Path | None, resume: str) -> None:
 
 
 def _values(flags: RecipeFlags) -> dict[str, Any]:
-    path = flags.recipe or RECIPES / (flags.family or "fantasy_world") / f"{flags.profile or 'default'}.yaml"
+    path = (
+        _path(flags.recipe)
+        if flags.recipe
+        else RECIPES / (flags.family or "fantasy_world") / f"{flags.profile or 'default'}.yaml"
+    )
     values = read_yaml(path) if flags.recipe or path.is_file() else {}
     values |= {key: value for key, value in (("data", flags.data), ("run", flags.run)) if value}
     for text in flags.overrides or ():
@@ -44,7 +49,7 @@ def _mappings(value: Any) -> list[dict[str, Any]]:
 
 
 def _path(text: str | Path) -> Path:
-    return Path(os.path.expandvars(text)).expanduser()
+    return Path(expand_path(str(text)))
 
 
 def _check_run(run: Path) -> None:

@@ -22,6 +22,7 @@ from pydantic import ValidationError
 from typer.completion import completion_init
 from typer.main import get_command
 
+from stagecoach.data.paths import expand_path
 from stagecoach.trainer.environment import NodeError
 from stagecoach.trainer.flags import expand
 from stagecoach.trainer.interrupt import PEER_LOST
@@ -74,7 +75,7 @@ class RecipeFlags:
         if self.profile and self.recipe:
             raise typer.BadParameter("--profile is not allowed with --recipe, expected one of them")
         recipe = load_recipe(
-            recipe=self.recipe,
+            recipe=self.recipe and Path(expand_path(str(self.recipe))),
             family=self.family,
             size=self.size,
             profile=self.profile,
@@ -229,7 +230,8 @@ def _say(sentence: str, elsewhere: bool = False, node: bool = False) -> None:
 
 def _lost_a_peer(error: BaseException) -> bool:
     """Whether a collective failed, or a later error came of one that did."""
-    distributed, seen = sys.modules.get("torch.distributed"), error
+    distributed = sys.modules.get("torch.distributed")
+    seen: BaseException | None = error
     lost = getattr(distributed, "DistError", ())
     while seen is not None:
         if isinstance(seen, lost) or (isinstance(seen, RuntimeError) and GLOO.search(str(seen))):

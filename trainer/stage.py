@@ -137,7 +137,7 @@ class StageLoop:
                     check = None
             found, stream.bad = stream.bad, []
             self._boundary(found)
-            waiting, working, began = "data", "step", time.monotonic()
+            fetching, working, began = "data", "step", time.monotonic()
         with phase("save"):
             together(s.world, attempt(check_frozen, network, before))
             together(s.world, self.monitor.failure)
