@@ -24,15 +24,13 @@ def hold(point: str) -> None:
 
 def prepare() -> None:
     """Put the points into the trainer once it is there."""
-    import torch
-
     from stagecoach.models import FAMILIES
     from stagecoach.trainer import stage
+    from stagecoach.trainer.checkpointing import save
     from tests.toy import ToyFamily
 
     FAMILIES["toy"] = "tests.toy:ToyFamily"
-    build, after, save, write = ToyFamily.build, stage.StageLoop._after_step, stage.StageLoop.save, torch.save
-    now = 0
+    build, after, commit = ToyFamily.build, stage.StageLoop._after_step, save._commit
 
     def held_build(self, *args):
         hold("build")
@@ -43,17 +41,11 @@ def prepare() -> None:
         hold(f"step{self.step}")
         time.sleep(float(os.environ.get("STEP_SECONDS", "0")))
 
-    def held_save(self):
-        nonlocal now
-        now = self.step
-        return save(self)
+    def held_commit(store, temporary, final):
+        hold(final.name.replace("checkpoint_", "save"))
+        commit(store, temporary, final)
 
-    def held_write(*args, **options):
-        hold(f"save{now}")
-        return write(*args, **options)
-
-    ToyFamily.build, stage.StageLoop._after_step = held_build, held_step
-    stage.StageLoop.save, torch.save = held_save, held_write
+    ToyFamily.build, stage.StageLoop._after_step, save._commit = held_build, held_step, held_commit
 
 
 class _WithTheTrainer:

@@ -70,7 +70,14 @@ class Cluster:
         with open(folder / "start.log", "w") as log:
             command = [*space, "bash", "-c", START.format(dir=folder)]
             self.holder = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
-        self.until(lambda: (folder / "started").exists(), "the daemons to start", 30)
+        try:
+            self._enter()
+        except BaseException:
+            self.close()
+            raise
+
+    def _enter(self) -> None:
+        self.until((self.folder / "started").exists, "the daemons to start", 30)
         children = Path(f"/proc/{self.holder.pid}/task/{self.holder.pid}/children").read_text().split()
         self.space = ["nsenter", "--net", "--mount", "--pid", "--target", children[0]]
         self.until(lambda: self.ask("sinfo", "-h", "-o", "%T %D") == "idle 2", "both nodes to be idle", 60)
