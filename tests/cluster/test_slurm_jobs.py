@@ -15,7 +15,7 @@ from tests.tiny_data import ROOT
 from tests.toy import write_toy_shards
 
 SCRIPT = ROOT / "launch" / "slurm" / "stagecoach.sbatch"
-NODES = ("--nodes", 2, "--ntasks-per-node", 1, "--chdir", ROOT)
+NODES = ("--nodes", 2, "--ntasks-per-node", 1)
 STEPS = 6
 pytestmark = [
     pytest.mark.slow,
@@ -36,6 +36,8 @@ class Jobs:
         python = folder / "python"
         python.write_text(f'#!/bin/sh\nexec {sys.executable} -m tests.cluster.held "$@"\n')
         python.chmod(0o755)
+        # Where jobs are submitted and the script leaves its files.
+        (folder / "launch").symlink_to(ROOT / "launch")
         write_toy_shards(folder / "shards")
 
     def submit(self, name: str, *options: object, stages: str = "1,2", **environment: str) -> str:
@@ -43,6 +45,7 @@ class Jobs:
         recipe = self.folder / f"{name}.yaml"
         recipe.write_text(toy_recipe(str(self.folder / "shards"), str(run), steps=STEPS, checkpoint_every=3).dump())
         environment = {
+            "PYTHONPATH": str(ROOT),
             "HOLD": str(self.folder / "hold"),
             "STAGECOACH_PYTHON": str(self.folder / "python"),
             "STAGECOACH_WAIT": "5",
