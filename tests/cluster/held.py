@@ -12,13 +12,12 @@ import sys
 import time
 from pathlib import Path
 
-FOLDER = Path(os.environ["HOLD"])
-
 
 def hold(point: str) -> None:
-    if (FOLDER / point).exists():
-        (FOLDER / f"{point}.{os.environ.get('RANK')}").write_text(str(os.getpid()))
-        while (FOLDER / point).exists():
+    folder = Path(os.environ["HOLD"])
+    if (folder / point).exists():
+        (folder / f"{point}.{os.environ.get('RANK')}").write_text(str(os.getpid()))
+        while (folder / point).exists():
             time.sleep(0.05)
 
 
