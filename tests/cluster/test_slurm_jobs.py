@@ -53,7 +53,7 @@ class Jobs:
             "GLOO_SOCKET_IFNAME": "sc0",
             **environment,
         }
-        words = (*NODES, "--output", self.folder / f"{name}.log", *options, SCRIPT)
+        words = (*NODES, "--chdir", self.folder, "--output", self.folder / f"{name}.log", *options, SCRIPT)
         return self.cluster.submit(*words, "--recipe", recipe, "--stages", stages, "--expect-ranks", 2, **environment)
 
     def log(self, name: str) -> str:
