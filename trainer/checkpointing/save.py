@@ -96,7 +96,6 @@ class Saver:
             self._meet()
         state = replace(state, adam_steps=adam_steps(self.engine), loss_scale=loss_scaler_state(self.engine))
         flats = self._flats()
-        together(self.world, attempt(self._check_finite, flats["model"]))
         if self.asynchronous:
             flats = self._copied(flats)
             self.stalled = time.monotonic() - started
@@ -190,6 +189,7 @@ class Saver:
         def told(function: Callable) -> Callable:
             return explained(function, final, needed, self.store)
 
+        together(world, attempt(self._check_finite, flats["model"]))
         temporary = Path(on_first(world, told(_prepare), final, needed))
         try:
             together(world, attempt(told(self._save_moments), temporary, flats))
