@@ -26,7 +26,8 @@ Init = Annotated[
     Path | None,
     typer.Option(
         metavar="ADAPTER",
-        help="adapter that the first stage starts from, instead of the one that the stage before left in the run",
+        help="adapter that the first stage starts from, of the stage before it or of the same one (a warm start), "
+        "instead of the one that the stage before left in the run",
     ),
 ]
 
@@ -51,6 +52,8 @@ ExpectRanks = Annotated[
 
 
 def _train(recipe_flags: RecipeFlags, flags: TrainFlags, stages: list[int] | None, expect_ranks: int | None) -> Outcome:
+    if flags.dry_run and flags.resume != "auto":
+        raise typer.BadParameter("--resume is not allowed with --dry-run, which takes the first step of a stage")
     check_environment(expect_ranks)
     if process_rank() == 0:  # for all: what only another rank does not see it names after they have met
         check_paths(recipe_flags, flags.init, flags.resume)

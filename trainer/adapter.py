@@ -6,7 +6,7 @@ in fp32.
 
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,11 @@ class AdapterCard:
     export_weights: str
     config: dict[str, Any]
     """The family's typed config in this stage, so that the network can be built again without the recipe."""
+    started_from: dict[str, Any] = field(default_factory=dict)
+    """The adapter that the stage started from (``adapter``, ``stage``, ``sha256``), and whether that was a warm start,
+    from one of this same stage (``warm_start``)."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """What of the recipe and the data decides the result, by dotted names."""
     sha256: str = ""
     parameters: Count = 0
     version: str = ""
@@ -115,17 +120,21 @@ def trained_before(network: nn.Module, specs: tuple[StageSpec, ...], stage: int)
     return names
 
 
-def check_predecessor(card: AdapterCard, directory: Path, *, family: str, size: str, stage: int, base: str) -> None:
-    """Raise ``ValueError`` where an adapter is not one that ``stage`` of this family, size and base may start from."""
+def check_predecessor(
+    card: AdapterCard, directory: Path, *, family: str, size: str, stage: int, base: str, warm: bool = False
+) -> None:
+    """Raise ``ValueError`` where an adapter is not one that ``stage`` of this family, size and base may start from:
+    that of the stage before, or for a ``warm`` start of the same stage."""
     for what, found, expected in (
-        ("family", card.family, family),
-        ("size", card.size, size),
-        ("stage", card.stage, stage - 1),
-        ("base weights", card.base, base),
+        ("family", card.family, [family]),
+        ("size", card.size, [size]),
+        ("stage", card.stage, [index for index in (stage - 1, stage if warm else 0) if index]),
+        ("base weights", card.base, [base]),
     ):
-        if found != expected:
+        if found not in expected:
             raise ValueError(
-                f"{directory}: adapter of {what} {found}, expected {expected} to start stage {stage}; "
+                f"{directory}: adapter of {what} {found}, expected {' or '.join(map(str, expected))} to start stage "
+                f"{stage}; "
                 "give the right one with --init"
             )
 

@@ -15,6 +15,7 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from stagecoach.data.files import sha256_json
+from stagecoach.data.paths import expand_path
 from stagecoach.data.stores.storage import CacheOptions
 from stagecoach.data.streaming.mixture import Source
 from stagecoach.models import get_family
@@ -280,7 +281,7 @@ def load_recipe(
         family, profile = family or "fantasy_world", profile or "default"
         path = _profile_file(family, profile)
     else:
-        path = Path(recipe)
+        path = Path(expand_path(str(recipe)))
     values = read_yaml(path)
     stated = values.setdefault("family", family or "fantasy_world")
     if family is not None and stated != family:

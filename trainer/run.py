@@ -3,19 +3,24 @@
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
-from stagecoach.data.files import DamagedError, atomic_file
-from stagecoach.trainer.adapter import read_card
+from stagecoach.data.files import atomic_file
+from stagecoach.data.paths import expand_path
+from stagecoach.trainer.checkpointing.state import read_state
 from stagecoach.trainer.distributed import World, attempt, from_first, on_first, start, together
 from stagecoach.trainer.feed import device_batches
+from stagecoach.trainer.finished import finished_adapter
 from stagecoach.trainer.interrupt import StopRequest
 from stagecoach.trainer.recipe import Recipe
 from stagecoach.trainer.reporting.monitor import Monitor, NodeMonitor, RunMonitor
 from stagecoach.trainer.reporting.report import write_report
-from stagecoach.trainer.setup import StageSetup, adapter_directory, prepare_stage
+from stagecoach.trainer.run_folder import RunFolder, adapter_directory, run_folder, set_aside
+from stagecoach.trainer.setup import StageData, StageSetup, prepare_stage
 from stagecoach.trainer.stage import StageLoop, describe
 from stagecoach.trainer.stage_plan import StagePlan
+from stagecoach.trainer.start_point import named_checkpoint
 from stagecoach.trainer.watch.cluster import ClusterMeter
 from stagecoach.trainer.watch.heartbeat import beat, phase
 from stagecoach.trainer.watch.start import Watch, watching
@@ -28,9 +33,12 @@ def run_stages(
 ) -> list[Path]:
     """Train ``stages`` in order in this process group and return their adapters.
 
-    In a run of several stages one whose adapter is already there and intact is not trained again. ``init`` is for the
-    first of the stages. Raises ``Interrupted`` when a signal asked the run to stop and a checkpoint is written.
+    In a run of several stages one whose adapter is already there, intact and of this recipe is not trained again.
+    ``init`` is for the first of the stages, the path of a checkpoint in ``resume`` for the stage that it belongs to.
+    Raises ``Interrupted`` when a signal asked the run to stop and a checkpoint is written, and ``ValueError`` where
+    another run writes to the folder, or a stage is finished that was trained with other settings.
     """
+    init = None if init is None else Path(expand_path(str(init)))
     for index in stages:
         if index not in recipe.stages:
             raise ValueError(
@@ -39,43 +47,69 @@ def run_stages(
             )
     world = start()
     adapters = []
-    with StopRequest() as request, _watched(recipe, world, dry_run) as watch:
+    if dry_run:
         for position, index in enumerate(stages):
-            done = (
-                None
-                if dry_run or len(stages) == 1 or resume == "never"
-                else on_first(world, _finished, adapter_directory(recipe.run, index))
-            )
-            start_from = init if position == 0 else None
-            if done is not None:
+            _dry_run(recipe, index, world, init if position == 0 else None)
+        return []
+    modes = on_first(world, _resume_modes, stages, resume)
+    with StopRequest() as request, run_folder(recipe.run, world) as folder, _watched(recipe, world) as watch:
+        starts = [(index, init if position == 0 else None) for position, index in enumerate(stages)]
+        # Before any is trained; an adapter that is made meanwhile is looked at again.
+        for index, start_from in starts:
+            _kept(recipe, index, world, start_from, modes[index], len(stages) == 1)
+        for index, start_from in starts:
+            done = _kept(recipe, index, world, start_from, modes[index], len(stages) == 1)
+            if done is not None and len(stages) > 1:
                 log.info("stage %s is finished: %s", index, done)
                 adapters.append(done)
-            elif dry_run:
-                _dry_run(recipe, index, world, start_from)
             else:
-                adapters.append(_train(recipe, index, world, start_from, resume, request, watch))
-    if not dry_run:
+                adapters.append(_train(recipe, index, folder, start_from, modes[index], request, watch))
         log.info(on_first(world, write_report, recipe.run))
     return adapters
 
 
+def _resume_modes(stages: list[int], resume: str) -> dict[int, str]:
+    """``--resume`` of each stage: a checkpoint is for the one that it belongs to, the others go on by themselves."""
+    if resume in ("auto", "never") or len(stages) == 1:
+        return dict.fromkeys(stages, resume)
+    state = read_state(named_checkpoint(resume))
+    if state.stage not in stages:
+        raise ValueError(f"{resume}: a checkpoint of stage {state.stage}, expected one of the stages {stages}")
+    return {index: resume if index == state.stage else "auto" for index in stages}
+
+
+def _kept(recipe: Recipe, index: int, world: World, init: Path | None, resume: str, alone: bool) -> Path | None:
+    """The adapter of a finished stage that is as the recipe says."""
+    if resume != "auto":
+        return None
+    plan = StagePlan.resolve(recipe, index, world.size)
+
+    def find() -> Path | None:
+        if not adapter_directory(recipe.run, index).exists():
+            return None
+        shards = StageData.open(plan).fingerprint(recipe.stream.active_shards)
+        return finished_adapter(plan, shards, init, extend=alone)
+
+    return on_first(world, find)
+
+
 @contextmanager
-def _watched(recipe: Recipe, world: World, dry_run: bool) -> Iterator[Watch]:
-    """All ranks are watched while the block runs, but in a dry run."""
-    if dry_run:
-        yield Watch(())
-        return
+def _watched(recipe: Recipe, world: World) -> Iterator[Watch]:
+    """All ranks are watched while the block runs."""
     bounds = recipe.watch.bounds(recipe.stream.timeout)
     with watching(world, recipe.run, recipe.watch.on_hang, bounds) as watch:
         yield watch
 
 
 def _train(
-    recipe: Recipe, index: int, world: World, init: Path | None, resume: str, request: StopRequest, watch: Watch
+    recipe: Recipe, index: int, folder: RunFolder, init: Path | None, resume: str, request: StopRequest, watch: Watch
 ) -> Path:
+    world, run = folder.world, folder.path
     plan = StagePlan.resolve(recipe, index, world.size)
     beat(stage=index, step=0, micro=0, phase="build")
     setup = prepare_stage(plan, world, init=init, resume=resume)
+    folder.begin()
+    setup = _follow(setup, on_first(world, set_aside, run, index, setup.start.state.step, plan.stage.steps))
     monitor = _monitor(recipe, index, world, watch, setup.start.state.step)
     try:
         together(world, attempt(describe, setup, monitor))
@@ -106,6 +140,15 @@ def _monitor(recipe: Recipe, index: int, world: World, watch: Watch, step: int) 
     return monitor
 
 
+def _follow(setup: StageSetup, aside: Path | None) -> StageSetup:
+    """``setup`` after an earlier run's files were moved to ``aside``, among them perhaps what it starts from."""
+    source, run = setup.start.source, Path(setup.plan.recipe.run)
+    if aside is None or source is None or source.exists() or not source.resolve().is_relative_to(run.resolve()):
+        return setup
+    moved = aside / source.resolve().relative_to(run.resolve())
+    return replace(setup, start=replace(setup.start, source=moved))
+
+
 def _dry_run(recipe: Recipe, index: int, world: World, init: Path | None) -> None:
     """Build everything and run one step on one sample per rank; nothing is written but a line on the terminal."""
     stage = recipe.stages[index].model_copy(update={"global_batch": world.size, "micro_batch": 1})
@@ -127,13 +170,3 @@ def one_step(setup: StageSetup) -> dict[str, float]:
     for _, _, batch in device_batches(setup.stream(0, 1), setup.world.device, plan.recipe.seed, plan.index):
         loop.micro_step(batch)
     return loop.meter.reduce()
-
-
-def _finished(directory: Path) -> Path | None:
-    try:
-        read_card(directory)
-    except DamagedError as error:
-        if directory.exists():
-            log.warning("adapter ignored: %s", error)
-        return None
-    return directory

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import deepspeed
 import torch
@@ -20,24 +21,19 @@ from stagecoach.models.common.attention import resolve_backend, set_backend
 from stagecoach.trainer.activation_checkpointing import apply_activation_checkpointing
 from stagecoach.trainer.adapter import AdapterCard, check_predecessor, load_tensors, read_card, trained_before
 from stagecoach.trainer.checkpointing.restore import restore
-from stagecoach.trainer.checkpointing.state import TrainingState, check_resumable, read_state
+from stagecoach.trainer.checkpointing.state import TrainingState
 from stagecoach.trainer.checkpointing.store import CheckpointStore
 from stagecoach.trainer.distributed import World, on_first
 from stagecoach.trainer.ema import Ema
 from stagecoach.trainer.engine import deepspeed_config, parameter_groups, start_engine
+from stagecoach.trainer.finished import decisive_settings
 from stagecoach.trainer.freeze import freeze
+from stagecoach.trainer.run_folder import adapter_directory, checkpoint_store
 from stagecoach.trainer.stage_plan import StagePlan
+from stagecoach.trainer.start_point import find_checkpoint
 from stagecoach.trainer.subset import engine_module
 
 log = logging.getLogger(__name__)
-
-
-def stage_directory(run: str | Path, stage: int) -> Path:
-    return Path(run) / f"stage{stage}"
-
-
-def adapter_directory(run: str | Path, stage: int) -> Path:
-    return stage_directory(run, stage) / "adapter"
 
 
 @dataclass(frozen=True)
@@ -118,6 +114,17 @@ class StartPoint:
     predecessor: AdapterCard | None
     source: Path | None
     """Folder of the predecessor."""
+    settings: dict[str, Any]
+    """What of the recipe and the data decides the result of the stage."""
+
+    @property
+    def origin(self) -> dict[str, Any]:
+        """``AdapterCard.started_from``."""
+        card = self.predecessor
+        if card is None:
+            return {}
+        warm = card.stage == self.state.stage
+        return {"adapter": str(self.source), "stage": card.stage, "sha256": card.sha256, "warm_start": warm}
 
 
 @dataclass(frozen=True)
@@ -152,27 +159,30 @@ def prepare_stage(
 ) -> StageSetup:
     """Build a stage and load what it goes on from. Every rank calls it.
 
-    ``init``: the adapter to start from (None: that of the previous stage in the same run). ``resume``: ``auto``,
-    ``never`` or the path of a checkpoint. A ``rehearsal`` (dry run) starts from initial values where the stage before
-    has not been trained yet. What can be known to be wrong by then is said before the network is built.
+    ``init``: the adapter to start from, of the previous stage or of this one, which is a warm start (None: that of the
+    previous stage in the same run). ``resume``: ``auto``, ``never`` or the path of a checkpoint. A ``rehearsal`` (dry
+    run) starts from initial values where the stage before has not been trained yet. What can be
+    known to be wrong by then is said before the network is built.
     """
     recipe, family, index = plan.recipe, plan.family, plan.index
     data = StageData.open(plan)
     predecessor, source = None, None
-    if index > 1:
+    origin: Any = {"family": family.name, "size": recipe.size, "stage": index, "warm": init is not None}
+    if init is not None or index > 1:
         source = init or adapter_directory(recipe.run, index - 1)
         if rehearsal and init is None and not on_first(world, source.exists):
             log.info(f"stage {index} is rehearsed from initial values: there is no {source} yet")
             source = None
         else:
             predecessor = on_first(world, read_card, source)
+            check_predecessor(predecessor, source, base=predecessor.base, **origin)
 
     network, base = build_network(plan, world)
     trained = freeze(network, plan.spec)
     family.init_from_statistics(network, data.train.statistics)
     if predecessor is not None and source is not None:
-        check_predecessor(predecessor, source, family=family.name, size=recipe.size, stage=index, base=base)
-        load_tensors(source, network, trained_before(network, plan.specs, index))
+        check_predecessor(predecessor, source, base=base, **origin)
+        load_tensors(source, network, trained_before(network, plan.specs, predecessor.stage + 1))
 
     state = TrainingState(
         family=family.name,
@@ -188,8 +198,8 @@ def prepare_stage(
         shards=data.fingerprint(recipe.stream.active_shards),
         started_from=predecessor.sha256 if predecessor else None,
     )
-    store = CheckpointStore(stage_directory(recipe.run, index) / "checkpoints", recipe.keep_checkpoints)
-    checkpoint = find_checkpoint(store, resume, state, world)
+    store = checkpoint_store(recipe.run, index, recipe.keep_checkpoints)
+    checkpoint = find_checkpoint(store, resume, state, plan.stage.steps, world)
 
     apply_activation_checkpointing(family.recompute_units(network), recipe.activation_checkpointing)
     if recipe.leaf_modules:
@@ -215,7 +225,7 @@ def prepare_stage(
         plan=plan,
         data=data,
         engine=StageEngine(network, engine, trainable, plan.helpers(world.device), ema),
-        start=StartPoint(state, base, predecessor, source),
+        start=StartPoint(state, base, predecessor, source, decisive_settings(plan, state.shards, state.started_from)),
         store=store,
         world=world,
     )
@@ -265,21 +275,3 @@ def partition_on_arrival(plan: StagePlan) -> Callable[[nn.Module], None]:
         deepspeed.zero.Init(module=unit, config_dict_or_path=config, dtype=plan.dtype)
 
     return on_loaded
-
-
-def find_checkpoint(
-    store: CheckpointStore, resume: str, expected: TrainingState, world: World
-) -> tuple[Path, TrainingState] | None:
-    """The checkpoint to go on from and its state, decided by rank 0 for all."""
-
-    def find() -> tuple[Path, TrainingState] | None:
-        if resume == "never":
-            return None
-        path = store.newest_valid() if resume == "auto" else Path(resume)
-        if path is None:
-            return None
-        state = read_state(path)
-        check_resumable(path, state, expected)
-        return path, state
-
-    return on_first(world, find)

@@ -28,7 +28,8 @@ from stagecoach.trainer.meter import Meter
 from stagecoach.trainer.objective import weighted_total
 from stagecoach.trainer.planning.meter import step_costs
 from stagecoach.trainer.reporting.monitor import Monitor
-from stagecoach.trainer.setup import StageSetup, adapter_directory
+from stagecoach.trainer.run_folder import adapter_directory
+from stagecoach.trainer.setup import StageSetup
 from stagecoach.trainer.waiting import waiting
 from stagecoach.trainer.watch.cluster import ClusterMeter
 from stagecoach.trainer.watch.heartbeat import beat, phase, step_done
@@ -306,6 +307,8 @@ class StageLoop:
             predecessor=start.predecessor.sha256 if start.predecessor else None,
             export_weights=recipe.export_weights,
             config=plan.config.model_dump(mode="json"),
+            started_from=start.origin,
+            settings=start.settings,
         )
         card = on_first(s.world, write_adapter, directory, tensors, card, plan.family.adapter_file)
         if s.world.is_first:
@@ -378,6 +381,7 @@ def describe(setup: StageSetup, monitor: Monitor) -> None:
                 "name": spec.name,
                 "steps": stage.steps,
                 "global_batch": batching.global_batch,
+                "started_from": setup.start.origin,
                 "modules": [vars(row) for row in rows],
                 "trainable": trainable,
                 "frozen": frozen,

@@ -5,7 +5,7 @@ import re
 import shutil
 from pathlib import Path
 
-from stagecoach.data.files import DamagedError
+from stagecoach.data.files import MANIFEST, DamagedError
 from stagecoach.trainer.checkpointing.state import read_state
 
 log = logging.getLogger(__name__)
@@ -46,6 +46,11 @@ class CheckpointStore:
         return None
 
     def retire(self) -> None:
-        """Remove the oldest beyond ``keep``."""
-        for step in self.steps()[: -self.keep]:
+        """Remove those that were written first beyond ``keep``, whatever their steps."""
+
+        def written(step: int) -> tuple[int, int]:
+            manifest = self.path(step) / MANIFEST  # the last file of a checkpoint
+            return (manifest.stat().st_mtime_ns if manifest.exists() else 0), step
+
+        for step in sorted(self.steps(), key=written)[: -self.keep]:
             shutil.rmtree(self.path(step))

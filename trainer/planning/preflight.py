@@ -13,6 +13,7 @@ import torch
 from packaging.requirements import Requirement
 
 from stagecoach.data.files import MANIFEST
+from stagecoach.data.paths import expand_path
 from stagecoach.data.stores.opening import open_storage
 from stagecoach.data.streaming.dataset import ShardSet, verify_shards
 from stagecoach.models.common.attention import resolve_backend
@@ -45,6 +46,7 @@ def preflight(
         True,
         f"{recipe.family} {recipe.size}, stages {', '.join(map(str, stages))}, {recipe.deepspeed_file().name}",
     )
+    init = None if init is None else Path(expand_path(str(init)))
     try:
         plans = {i: StagePlan.resolve(recipe, i) for i in stages}
         planned = {i: plan_stage(recipe, i, Cluster()) for i in stages}
@@ -115,9 +117,11 @@ def _handoff(plan: StagePlan, before: int | None, init: Path | None) -> str:
         return f"stage {before} of this run will leave it in {source}"
     card = read_card(source)
     # The base's hash is compared when it is loaded; to know it now, all of it would have to be read.
-    check_predecessor(card, source, family=family.name, size=recipe.size, stage=index, base=card.base)
+    check_predecessor(
+        card, source, family=family.name, size=recipe.size, stage=index, base=card.base, warm=init is not None
+    )
     network = family.build(plan.config, index, "meta", plan.dtype)
-    load_tensors(source, network, trained_before(network, plan.specs, index), compare_only=True)
+    load_tensors(source, network, trained_before(network, plan.specs, card.stage + 1), compare_only=True)
     return f"{source}: {card.parameters:,} parameters of stage {card.stage} ({card.stage_name}), intact and complete"
 
 

@@ -6,6 +6,7 @@ from collections import namedtuple
 import pytest
 import torch
 
+from stagecoach.data.files import seal_directory
 from stagecoach.models import FAMILIES
 from stagecoach.trainer.planning import preflight as module
 from stagecoach.trainer.planning.preflight import preflight, requirements
@@ -92,12 +93,21 @@ def test_the_adapter_of_the_stage_before_must_be_there_unless_this_run_makes_it(
     assert "model.safetensors" in failed(check(recipe))["hand-off to stage 2"]
 
 
-def test_an_adapter_named_with_init_must_be_of_the_stage_before(tmp_path, shards):
+def test_an_adapter_named_with_init_must_be_of_the_stage_before_or_for_a_warm_start_of_the_same(tmp_path, shards):
     recipe = recipe_of(tmp_path, shards)
     adapter, _ = finish_stage_one(tmp_path / "other", recipe)
     assert not failed(check(recipe, stages=[2], init=adapter))
-    message = failed(check(recipe, stages=[1], init=adapter))["hand-off to stage 1"]
-    assert "adapter of stage 1, expected 0" in message
+    assert not failed(check(recipe, stages=[1], init=adapter))
+    card = json.loads((adapter / "adapter.json").read_text())
+    for stage, change, words in (
+        (1, {"stage": 2}, "adapter of stage 2, expected 1 to start stage 1"),
+        (2, {"stage": 3}, "adapter of stage 3, expected 1 or 2 to start stage 2"),
+        (1, {"size": "huge"}, "adapter of size huge, expected tiny"),
+    ):
+        (adapter / "adapter.json").write_text(json.dumps(card | change))
+        (adapter / "manifest.json").unlink()
+        seal_directory(adapter)
+        assert words in failed(check(recipe, stages=[stage], init=adapter))[f"hand-off to stage {stage}"]
 
 
 def test_a_full_disk(tmp_path, shards, monkeypatch):
