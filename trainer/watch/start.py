@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -29,6 +31,7 @@ from stagecoach.trainer.watch.node import RankPlace, WatchConfig, process_state
 log = logging.getLogger(__name__)
 
 MEMORY = Path("/dev/shm")
+OWNERS = "owners.json"
 MOST_STARTS = 3
 _started: list[subprocess.Popen[str]] = []
 """Watchers that have not been reaped."""
@@ -70,7 +73,12 @@ def watching(
     config = WatchConfig(
         token, str(folder), str(run), me.node, places, bounds, on_hang, EXIT_CODE, min(1.0, bounds.still / 10), copy
     )
-    watcher = _WatcherProcess(config) if world.rank == mine[0] else None
+    watcher = None
+    if world.rank == mine[0]:
+        remove_leftovers(folder.parent)
+        pids = [places[rank].pid for rank in mine]
+        (folder / OWNERS).write_text(json.dumps({"machine": _machine(), "pids": pids}))
+        watcher = _WatcherProcess(config)
     heart = Heartbeat(folder, world.rank)
     heart.start()
     dist.barrier()  # the watcher opens the pages of all ranks of its node
@@ -98,6 +106,17 @@ def watching(
         raise
     finally:
         heart.end(code)
+
+
+def remove_leftovers(memory: Path) -> None:
+    """Remove the folders of runs all of whose processes, watcher included, were killed at once."""
+    for owners in memory.glob(f"stagecoach-watch-{os.getuid()}-*/{OWNERS}"):
+        try:
+            said = json.loads(owners.read_text())
+            if said["machine"] == _machine() and all(process_state(pid) in GONE for pid in said["pids"]):
+                shutil.rmtree(owners.parent, ignore_errors=True)
+        except (OSError, ValueError, KeyError, TypeError):  # just being written, or removed by another
+            continue
 
 
 def _seconds_to_be_ended(places: Sequence[RankPlace], me: RankPlace, copy: float) -> float:
