@@ -9,7 +9,7 @@ import os
 import stat
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field, TypeAdapter, ValidationError
 
@@ -53,10 +53,13 @@ def read_regular(path: str | os.PathLike[str], limit: int = LIMIT) -> bytes:
     return content
 
 
-def parse_json(content: bytes, shape: type[T], where: str, limit: int = LIMIT) -> T:
+def parse_json(
+    content: bytes, shape: type[T], where: str, limit: int = LIMIT, extra: Literal["forbid", "ignore"] = "forbid"
+) -> T:
     """JSON as a value of ``shape``: a TypedDict, a dataclass or any type that pydantic knows, checked strictly.
 
-    No key twice, no number that is not finite, no key that ``shape`` does not have, no nesting beyond 200.
+    No key twice, no number that is not finite, no key that ``shape`` does not have (but where ``extra`` is
+    to be ignored), no nesting beyond 200.
     ``where`` begins the message of the ``DamagedError`` that is raised for anything else.
     """
     try:
@@ -64,7 +67,7 @@ def parse_json(content: bytes, shape: type[T], where: str, limit: int = LIMIT) -
             raise ValueError(f"{len(content):,} bytes, at most {limit:,}")
         text = content.decode("utf-8")
         json.loads(text, object_pairs_hook=_no_key_twice, parse_constant=_refuse_number, parse_float=_finite)
-        return _adapter(shape).validate_json(content, strict=True, extra="forbid")
+        return _adapter(shape).validate_json(content, strict=True, extra=extra)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         at = ".".join(str(part) for part in first["loc"])

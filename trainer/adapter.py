@@ -26,6 +26,7 @@ from stagecoach.data.reading import Count, read_json
 from stagecoach.data.tensors import hash_tensors, open_tensors, read_all, save_tensors
 from stagecoach.models.family import StageSpec
 from stagecoach.trainer.freeze import trainable_names
+from stagecoach.trainer.redact import redact_values
 
 CARD = "adapter.json"
 ENDING = ".safetensors"
@@ -71,6 +72,7 @@ def write_adapter(
         sha256=hash_tensors(tensors),
         parameters=sum(tensor.numel() for tensor in tensors.values()),
         version=__version__,
+        config=redact_values(card.config),
     )
     if _is_there(directory, card):
         return card

@@ -21,6 +21,7 @@ from stagecoach.data.streaming.mixture import Source
 from stagecoach.models import get_family
 from stagecoach.models.common.config import PathText, Section
 from stagecoach.models.family import Family
+from stagecoach.trainer.redact import redact_values
 from stagecoach.trainer.settings import (
     RecipeError,
     check_keys,
@@ -256,8 +257,9 @@ class Recipe(Section):
         return sha256_json(values)
 
     def dump(self) -> str:
-        """The recipe as YAML, each default written out; ``load_recipe(recipe=...)`` gives the same recipe again."""
-        values = self.model_dump()
+        """The recipe as YAML, each default written out and secrets in URLs left out; without such
+        ``load_recipe(recipe=...)`` gives the same recipe again."""
+        values = redact_values(self.model_dump())
         values["optimizer"]["betas"] = list(self.optimizer.betas)
         return yaml.safe_dump(values, sort_keys=False, width=100, allow_unicode=True)
 

@@ -16,6 +16,7 @@ from stagecoach.trainer.interrupt import StopRequest
 from stagecoach.trainer.recipe import Recipe
 from stagecoach.trainer.reporting.monitor import Monitor, NodeMonitor, RunMonitor
 from stagecoach.trainer.reporting.report import write_report
+from stagecoach.trainer.reporting.run_record import read_run_record
 from stagecoach.trainer.run_folder import RunFolder, adapter_directory, run_folder, set_aside
 from stagecoach.trainer.setup import StageData, StageSetup, prepare_stage
 from stagecoach.trainer.stage import StageLoop, describe
@@ -105,6 +106,7 @@ def _train(
     recipe: Recipe, index: int, folder: RunFolder, init: Path | None, resume: str, request: StopRequest, watch: Watch
 ) -> Path:
     world, run = folder.world, folder.path
+    on_first(world, read_run_record, run)  # refused before anything is built
     plan = StagePlan.resolve(recipe, index, world.size)
     beat(stage=index, step=0, micro=0, phase="build")
     setup = prepare_stage(plan, world, init=init, resume=resume)

@@ -11,6 +11,8 @@ from typing import Any, ClassVar, Union, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from stagecoach.data.reading import DamagedError, read_regular
+
 
 class RecipeError(ValueError):
     """A recipe says something that cannot be: file, dotted key, what was found and what was expected."""
@@ -46,14 +48,43 @@ for _tag, _pattern, _first in (
     Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), _first)
 
 
+LARGEST = 1 << 20
+"""Bytes of a recipe."""
+NODES = 100_000
+"""Values of a recipe, those behind each alias counted again: a few aliases of aliases would fill any memory."""
+
+
+def parse_yaml(text: str) -> Any:
+    """The value of a YAML text. Raises ``yaml.YAMLError``, also where it is nested too deeply or too large."""
+    loader = Loader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        if _count_nodes(node, {}) > NODES:
+            raise yaml.YAMLError(f"more than {NODES:,} values, with those behind its aliases")
+        return loader.construct_document(node)
+    except RecursionError:
+        raise yaml.YAMLError("nested too deeply, or an alias of what it is part of") from None
+    finally:
+        loader.dispose()
+
+
+def _count_nodes(node: yaml.Node, known: dict[int, int]) -> int:
+    if id(node) not in known:
+        below = node.value if isinstance(node, yaml.CollectionNode) else ()
+        parts = (part for entry in below for part in (entry if isinstance(entry, tuple) else (entry,)))
+        known[id(node)] = 1 + sum(_count_nodes(part, known) for part in parts)
+    return known[id(node)]
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file. Raises ``RecipeError``."""
     try:
-        value = yaml.load(path.read_text(), Loader)
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(
-            f"{path}: cannot be read ({getattr(error, 'strerror', None) or error}), expected a YAML file"
-        ) from error
+        value = parse_yaml(read_regular(path, LARGEST).decode())
+    except (DamagedError, UnicodeDecodeError) as error:
+        reason = str(error).removeprefix(f"{path}: ")
+        raise RecipeError(f"{path}: {reason}; expected a YAML file") from error
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"line {mark.line + 1}" if mark else "somewhere"
@@ -70,7 +101,7 @@ def parse_override(text: str) -> tuple[tuple[str | int, ...], Any]:
     if not equals or not all(parts):
         raise RecipeError(f"--set {text}: found no key and value, expected a.b=c")
     try:
-        parsed = yaml.load(value, Loader)
+        parsed = parse_yaml(value)
     except yaml.YAMLError as error:
         raise RecipeError(
             f"--set {text}: {value!r} is not a YAML value ({getattr(error, 'problem', None) or error}); quote it"

@@ -11,6 +11,8 @@ from collections import deque
 from contextlib import suppress
 from pathlib import Path
 
+from stagecoach.trainer.redact import redact
+
 TEXT = "train.log"
 PROJECT = "stagecoach"
 HELD = 2000
@@ -47,7 +49,7 @@ class Terminal(logging.Handler):
         return (record.levelno >= self.shown or speaks) and bool(super().filter(record))
 
     def emit(self, record: logging.LogRecord) -> None:
-        text, rank = self.format(record), process_rank()
+        text, rank = redact(self.format(record)), process_rank()
         where = f" on rank {rank}" if rank else ""
         try:
             if record.levelno < logging.WARNING:
@@ -75,7 +77,7 @@ class RunLog(logging.Handler):
         assert self.formatter is not None
         level = f"{record.levelname} " if record.levelno >= logging.WARNING else ""
         head = f"{self.formatter.formatTime(record, self.formatter.datefmt)} {self.source} {level}"
-        self.held.extend(f"{head}{line}\n" for line in self.format(record).splitlines())
+        self.held.extend(f"{head}{line}\n" for line in redact(self.format(record)).splitlines())
         with suppress(OSError):  # a full disk: the lines are held for the next one that can be written
             self._write()
 

@@ -24,12 +24,13 @@ from rich.progress import BarColumn, Progress, TextColumn
 from stagecoach import __version__
 from stagecoach.data.files import atomic_file, write_json
 from stagecoach.trainer.recipe import ROOT, Recipe
+from stagecoach.trainer.redact import redact_values
+from stagecoach.trainer.reporting.run_record import RUN_RECORD, read_run_record
 from stagecoach.trainer.reporting.sinks import MetricsFile, Sink, TensorBoard, WeightsAndBiases, new_run_id
 from stagecoach.trainer.watch.view import ClusterView
 
 log = logging.getLogger(__name__)
 
-RUN_RECORD = "run.json"
 METRICS = "metrics.jsonl"
 VERSIONS = ("torch", "deepspeed", "diffusers", "transformers", "peft", "numpy")
 
@@ -165,7 +166,7 @@ class RunMonitor(Monitor):
         return f" | ETA {timedelta(seconds=math.ceil(seconds))}"
 
     def _write_record(self) -> None:
-        write_json(self.run / RUN_RECORD, self.record)
+        write_json(self.run / RUN_RECORD, redact_values(self.record))
 
 
 class NodeMonitor(Monitor):
@@ -188,16 +189,10 @@ def _tracker(
         project=recipe.logging.project,
         stage=stage,
         run_id=run_id,
-        config=json.loads(json.dumps(recipe.model_dump())),
+        config=redact_values(json.loads(json.dumps(recipe.model_dump()))),
         node=node,
         primary=primary,
     )
-
-
-def read_run_record(run: Path) -> dict[str, Any]:
-    """``run.json`` of a run folder, empty where there is none."""
-    path = run / RUN_RECORD
-    return json.loads(path.read_text()) if path.exists() else {}
 
 
 def _start_facts(stage: int, step: int) -> dict[str, Any]:

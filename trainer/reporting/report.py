@@ -13,7 +13,8 @@ from stagecoach.data.files import atomic_file
 from stagecoach.models.family import Metric
 from stagecoach.trainer.reporting.chart import Series, line_chart, number
 from stagecoach.trainer.reporting.cluster_page import cluster_html
-from stagecoach.trainer.reporting.monitor import METRICS, read_run_record
+from stagecoach.trainer.reporting.monitor import METRICS
+from stagecoach.trainer.reporting.run_record import MetricFacts, read_run_record
 from stagecoach.trainer.reporting.sinks import read_metrics
 
 CLOCKWORK = (
@@ -124,7 +125,9 @@ def _limits(facts: dict[str, Any]) -> dict[str, float]:
 
 
 def _metrics(facts: dict[str, Any]) -> dict[str, Metric]:
-    return {metric["name"]: Metric(**metric) for metric in facts.get("metrics", [])}
+    known = MetricFacts.__annotations__
+    found = [{name: value for name, value in metric.items() if name in known} for metric in facts.get("metrics", [])]
+    return {metric["name"]: Metric(**metric) for metric in found}
 
 
 def _family_names(curves: Curves, metrics: dict[str, Metric]) -> list[str]:

@@ -4,16 +4,24 @@ import json
 import logging
 import math
 import os
+import sys
 import time
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
 
 from stagecoach.data.files import atomic_file
+from stagecoach.data.reading import read_regular
+from stagecoach.trainer.redact import redact
 
 log = logging.getLogger(__name__)
+
+LARGEST = 4 << 30
+"""Bytes of a metrics file: some kB a logged step."""
 
 WandbMode = Literal["online", "offline", "disabled"]
 
@@ -75,16 +83,35 @@ class MetricsFile:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The records of a ``metrics.jsonl`` in order; a line that is no record (cut short by a crash) is left out."""
+    """The records of a ``metrics.jsonl`` in order. A line that is none is left out, and named unless it is the last,
+    which a crash may have cut short."""
     records = []
-    for line in path.read_text().splitlines():
+    lines = read_regular(path, LARGEST).split(b"\n")
+    for number, line in enumerate(lines, 1):
         try:
             record = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(record, dict) and "stage" in record and "step" in record:
+        except (ValueError, RecursionError):
+            record = None
+        if _is_record(record):
             records.append(record)
+        elif line.strip() and number < len(lines):
+            log.warning(f"{path}: line {number} is no record of metrics and left out; it was damaged or edited")
     return records
+
+
+def _is_record(value: Any) -> bool:
+    """Numbers or ``null`` under their names, and under ``ranks`` lists of them."""
+    if not isinstance(value, dict) or type(value.get("stage")) is not int or type(value.get("step")) is not int:
+        return False
+    ranks = value.get("ranks", {})
+    lists = list(ranks.values()) if isinstance(ranks, dict) else [None]
+    return all(isinstance(one, list) and all(map(_is_number, one)) for one in lists) and all(
+        _is_number(one) for name, one in value.items() if name != "ranks"
+    )
+
+
+def _is_number(value: Any) -> bool:
+    return value is None or (type(value) is int and abs(value) < 2**63) or type(value) is float
 
 
 class TensorBoard:
@@ -144,19 +171,20 @@ class WeightsAndBiases:
         }
         possible = _possible_mode(mode)
         self.is_shared = possible == "online" and node is not None
-        try:
-            if self.is_shared:
-                roles = {"x_label": node, "x_primary": primary, "x_update_finish_state": primary}
-                shared = arguments | {"settings": wandb.Settings(console="off", silent=True, **roles)}
-                del shared["resume"]  # joining by its id is what the mode does
-                self.run = wandb.init(mode="shared", **shared)
-            else:
-                self.run = wandb.init(mode=possible, **arguments)
-        except wandb.errors.Error as error:
-            # A logging service out of reach is no reason to stop a cluster.
-            log.warning(f"W&B cannot be reached ({' '.join(str(error).split())}), logging offline")
-            self.is_shared = False
-            self.run = wandb.init(mode="offline", **arguments)
+        with _redacted_command():
+            try:
+                if self.is_shared:
+                    roles = {"x_label": node, "x_primary": primary, "x_update_finish_state": primary}
+                    shared = arguments | {"settings": wandb.Settings(console="off", silent=True, **roles)}
+                    del shared["resume"]  # joining by its id is what the mode does
+                    self.run = wandb.init(mode="shared", **shared)
+                else:
+                    self.run = wandb.init(mode=possible, **arguments)
+            except wandb.errors.Error as error:
+                # A logging service out of reach is no reason to stop a cluster.
+                log.warning(f"W&B cannot be reached ({' '.join(str(error).split())}), logging offline")
+                self.is_shared = False
+                self.run = wandb.init(mode="offline", **arguments)
         self.run.define_metric("*", step_metric="step")
 
     def log(self, step: int, values: dict[str, float]) -> None:
@@ -176,6 +204,17 @@ class WeightsAndBiases:
 
 def new_run_id() -> str:
     return uuid.uuid4().hex[:12]
+
+
+@contextmanager
+def _redacted_command() -> Iterator[None]:
+    """W&B keeps the arguments of the process."""
+    whole = sys.argv
+    sys.argv = [redact(word) for word in whole]
+    try:
+        yield
+    finally:
+        sys.argv = whole
 
 
 def _possible_mode(mode: WandbMode) -> WandbMode:
