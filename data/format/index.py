@@ -10,6 +10,7 @@ from isal.isal_zlib import crc32  # zlib's, at 30 GB/s a core instead of 1.7: ea
 
 from stagecoach.data.files import DamagedError
 from stagecoach.data.format.shards import FORMAT, ShardEntry, index_path
+from stagecoach.data.stores.storage import LocalStorage
 
 Row = dict[str, Any]
 """``key``, ``members`` (name -> [offset, size, crc32]), ``sizes`` where the index was made with a schema."""
@@ -35,11 +36,9 @@ def read_index(directory: Path, entry: ShardEntry) -> dict[str, Any]:
     tar = directory / entry["name"]
     path, again = index_path(tar), "make it again with build_shards.py repair"
     try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise DamagedError(
-            f"{path}: not readable ({error.strerror}), expected the index of {tar.name} next to it; {again}"
-        ) from error
+        content = LocalStorage(directory).read(path.name)
+    except DamagedError as error:
+        raise DamagedError(f"{error}, expected the index of {tar.name} next to it; {again}") from error
     if sha256(content).hexdigest() != entry["idx_sha256"]:
         raise DamagedError(
             f"{path}: content differs from the sha256 in the manifest; it was damaged or belongs to "
@@ -66,8 +65,8 @@ def salvage_rows(tar: Path) -> list[Row] | None:
     """What can still be read of an index that nothing proves, each key once; None where no row can. A row is one line
     of the file, so damage to one leaves the others."""
     try:
-        lines = index_path(tar).read_bytes().split(b"\n")
-    except OSError:
+        lines = LocalStorage(tar.parent).read(index_path(tar).name).split(b"\n")
+    except ValueError:
         return None
     rows: dict[str, Row] = {}
     for line in lines:

@@ -315,6 +315,17 @@ def write_manifest(
     return manifest
 
 
+def _listed(entry: Any) -> ShardEntry:
+    """The entry of a shard as a manifest lists it. Raises ``ValueError`` for one that could not be read as it says."""
+    counts, words = [entry["samples"], entry["bytes"]], [entry["name"], entry["sha256"], entry["idx_sha256"]]
+    name = entry["name"]
+    if any(type(n) is not int or not 0 <= n < 2**63 for n in counts) or any(type(w) is not str for w in words):
+        raise ValueError(f"{str(entry)[:120]} is no shard, expected its name, samples, bytes and hashes")
+    if not name or name in (".", "..") or "/" in name or "\0" in name:
+        raise ValueError(f"it names {name[:120]!r}, expected names of files in its folder")
+    return entry
+
+
 def read_manifest(directory: str | os.PathLike[str] | Storage) -> Manifest:
     """Raises ``DamagedError`` naming the manifest if it is missing, unreadable or not what its fingerprint says."""
     storage = directory if isinstance(directory, Storage) else open_storage(directory)
@@ -323,7 +334,7 @@ def read_manifest(directory: str | os.PathLike[str] | Storage) -> Manifest:
         content = json.loads(storage.read(MANIFEST))
         manifest = Manifest(**{**content, "lost": tuple(content.get("lost", ()))})
         checksums, fingerprint = part_checksums(content), sha256_json(manifest.shards)
-        listed = [(s["name"], s["samples"], s["bytes"], s["sha256"], s["idx_sha256"]) for s in manifest.shards]
+        listed = [_listed(entry) for entry in manifest.shards]
     except UnreachableError:
         raise
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:

@@ -14,6 +14,7 @@ from typing import BinaryIO, cast
 from isal.isal_zlib import crc32
 
 from stagecoach.data.files import DamagedError
+from stagecoach.data.stores.storage import open_regular
 
 NAME = re.compile(r"(?P<key>(?:.*/|)[^./]+)\.(?P<member>[^/]*)", re.DOTALL)
 """``<folders>/<key>.<member>``; the key ends at the first dot of the base name."""
@@ -48,13 +49,7 @@ class TarWalk:
         self.path = Path(path)
 
     def __enter__(self) -> TarWalk:
-        try:
-            self._handle = open(self.path, "rb", buffering=CHUNK)
-        except OSError as error:
-            raise DamagedError(
-                f"{self.path}: cannot be opened ({error.strerror}), expected a tar; copy it again or "
-                f"run build_shards.py repair"
-            ) from error
+        self._handle = cast(BinaryIO, os.fdopen(open_regular(self.path), "rb", buffering=CHUNK))
         self._file = _Hashed(self._handle)
         self.bytes = self._file.size
         return self

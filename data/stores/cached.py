@@ -13,8 +13,9 @@ import time
 from threading import Thread
 
 from stagecoach.data.files import DamagedError
+from stagecoach.data.stores.drivers import SLOWEST, NoRangesError
 from stagecoach.data.stores.node_cache import NodeCache
-from stagecoach.data.stores.remote import SLOWEST, NoRangesError, RemoteStorage
+from stagecoach.data.stores.remote import RemoteStorage
 from stagecoach.data.stores.storage import CacheOptions, Storage, UnreachableError, read_at
 
 _log = logging.getLogger(__name__)

@@ -1,15 +1,19 @@
 """One attempt at one request to a remote store, within a deadline: fsspec's drivers, and ranges over http(s) in full.
 
+An answer over http(s) is left when nothing of it came for ``timeout`` seconds, however long all of it takes; other
+drivers show no progress and get ``timeout`` and the time of the slowest answer that is waited for.
+
 fsspec's http driver takes all that a server sends for a range, be it the whole file or other bytes, and reads a 500 as
 a missing file when asked for a size. So the requests are made here, on the driver's own session.
 """
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import selectors
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from threading import Thread
 from typing import Any, BinaryIO
 from urllib.parse import unquote, urlsplit
@@ -18,11 +22,14 @@ import fsspec
 from fsspec.asyn import sync
 
 from stagecoach.data.files import DamagedError
-from stagecoach.data.stores.storage import UnreachableError
+from stagecoach.data.stores.storage import SMALL, UnreachableError
 
 _PACKAGES = {"http": "aiohttp", "https": "aiohttp", "s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs"}
 _CONTENT_RANGE = re.compile(r"bytes (?:(\d+)-(\d+)|\*)/(\d+|\*)")
 _CHUNK = 1 << 20
+
+SLOWEST = 1 << 16
+"""Bytes per second that an answer must reach on average behind its first ``timeout``, or its attempt ends."""
 
 _made: dict[tuple[int, str], Driver] = {}
 """By process and location. A forked child makes its own."""
@@ -41,6 +48,10 @@ os.register_at_fork(after_in_child=_part_from_parent)
 
 class NoRangesError(UnreachableError):
     """A server that sends whole files only. They can be downloaded, not read in parts."""
+
+
+class DiskError(UnreachableError):
+    """The disk of the node cache failed, which says nothing about the store."""
 
 
 class ShortError(EOFError):
@@ -98,7 +109,8 @@ class Driver:
     def read_range(self, url: str, offset: int, size: int, timeout: float, expected_bytes: int | None = None) -> bytes:
         """Exactly ``size`` bytes. Raises ``ShortError``, and ``DamagedError`` where the file is known to be shorter."""
         plain = {} if self.fs.async_impl else {"cache_type": "none"}  # or it would read ahead
-        data = self._call(timeout, "cat_file", self.fs._strip_protocol(url), start=offset, end=offset + size, **plain)
+        within = timeout + size / SLOWEST
+        data = self._call(within, "cat_file", self.fs._strip_protocol(url), start=offset, end=offset + size, **plain)
         if len(data) != size:
             total = self.size(url, timeout)
             if total is not None and total < offset + size:
@@ -126,20 +138,26 @@ class HttpDriver(Driver):
         configured = fsspec.config.conf.get("http", {}).get("client_kwargs", {})
         return cls(skip_instance_cache=True, client_kwargs={**client, **configured}, **options)
 
-    async def _get(self, url: str, use: Callable[[Any], Any], wanted: str | None = None) -> Any:
-        session = await self.fs.set_session()
+    def _get(self, url: str, use: Callable[[_Answer], Any], timeout: float, wanted: str | None = None) -> Any:
+        """What the coroutine ``use`` makes of the answer, of which some must come every ``timeout`` seconds."""
         headers = {**self.fs.kwargs.get("headers", {}), "Accept-Encoding": "identity"}
         if wanted is not None:
             headers["Range"] = f"bytes={wanted}"
-        async with session.get(self.fs.encode_url(url), **{**self.fs.kwargs, "headers": headers}) as answer:
-            if answer.status in (404, 410):
-                raise FileNotFoundError(url)
-            if answer.status != 416:
-                answer.raise_for_status()
-            return await use(answer)
+
+        async def get() -> Any:
+            session = await self.fs.set_session()
+            async with asyncio.timeout(timeout) as clock:
+                async with session.get(self.fs.encode_url(url), **{**self.fs.kwargs, "headers": headers}) as answer:
+                    if answer.status in (404, 410):
+                        raise FileNotFoundError(url)
+                    if answer.status != 416:
+                        answer.raise_for_status()
+                    return await use(_Answer(answer, clock, timeout))
+
+        return sync(self.loop, get)
 
     def size(self, url: str, timeout: float) -> int | None:
-        async def use(answer: Any) -> int:
+        async def use(answer: _Answer) -> int:
             if answer.status == 416:  # it has no first byte
                 return 0
             total = answer.content_length if answer.status == 200 else _content_range(answer)[2]
@@ -149,16 +167,19 @@ class HttpDriver(Driver):
                 )
             return total
 
-        return sync(self.loop, self._get, url, use, "0-0", timeout=timeout)  # a signed URL need not allow HEAD
+        return self._get(url, use, timeout, "0-0")  # a signed URL need not allow HEAD
 
     def read(self, url: str, timeout: float) -> bytes:
-        async def use(answer: Any) -> bytes:
-            return await answer.read()
+        async def use(answer: _Answer) -> bytes:
+            data = await answer.read(SMALL)
+            if len(data) > SMALL:
+                raise UnreachableError(f"more than {SMALL:,} bytes, expected a manifest or an index; check the address")
+            return data
 
-        return sync(self.loop, self._get, url, use, timeout=timeout)
+        return self._get(url, use, timeout)
 
     def read_range(self, url: str, offset: int, size: int, timeout: float, expected_bytes: int | None = None) -> bytes:
-        async def use(answer: Any) -> bytes:
+        async def use(answer: _Answer) -> bytes:
             whole = answer.status == 200
             first, last, total = (0, None, answer.content_length) if whole else _content_range(answer)
             coding = answer.headers.get("Content-Encoding", "identity")
@@ -175,14 +196,16 @@ class HttpDriver(Driver):
                 )
             if first != offset or (last is not None and last >= offset + size):
                 raise ShortError(f"the server sent bytes {first}-{last} when asked for {offset}-{offset + size - 1}")
-            data = await answer.read()
+            data = await answer.read(size)
+            if len(data) > size:
+                raise ShortError(f"the server sent more than the {size} bytes asked for")
             if len(data) != size:
                 raise ShortError(f"{len(data)} of {size} bytes")
             return data
 
         if size == 0:
             return b""
-        return sync(self.loop, self._get, url, use, f"{offset}-{offset + size - 1}", timeout=timeout)
+        return self._get(url, use, timeout, f"{offset}-{offset + size - 1}")
 
     def names(self, url: str, timeout: float) -> list[str]:
         folder = urlsplit(url)._replace(query="", fragment="").geturl().rstrip("/") + "/"
@@ -194,14 +217,53 @@ class HttpDriver(Driver):
         """The whole file in one piece, for servers without ranges. Raises ``DamagedError`` for more than ``limit``
         bytes."""
 
-        async def use(answer: Any) -> None:
+        async def use(answer: _Answer) -> None:
             handle.seek(0)
-            async for data in answer.content.iter_chunked(_CHUNK):
+            async for data in answer.chunks():
                 if handle.tell() + len(data) > limit:
                     raise DamagedError(f"more than the {limit} bytes that the manifest lists")
-                handle.write(data)
+                write_at(handle, data, handle.tell())
+                handle.seek(len(data), os.SEEK_CUR)
 
-        sync(self.loop, self._get, url, use, timeout=timeout)
+        self._get(url, use, timeout)
+
+
+class _Answer:
+    """An answer over http whose clock starts again with all that comes of it."""
+
+    def __init__(self, answer: Any, clock: asyncio.Timeout, timeout: float) -> None:
+        self._answer, self._clock, self._timeout = answer, clock, timeout
+        self.status, self.headers, self.content_length = answer.status, answer.headers, answer.content_length
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        now = asyncio.get_running_loop().time
+        started, received = now(), 0
+        async for data in self._answer.content.iter_chunked(_CHUNK):
+            received += len(data)
+            slowest = started + self._timeout + received / SLOWEST  # a trickle is no progress
+            self._clock.reschedule(min(now() + self._timeout, slowest))
+            yield data
+
+    async def read(self, limit: int) -> bytes:
+        """All of it, and no more than is needed to see that it is longer than ``limit``."""
+        data = bytearray()
+        async for chunk in self.chunks():
+            data += chunk
+            if len(data) > limit:
+                break
+        return bytes(data)
+
+
+def write_at(handle: BinaryIO, data: bytes, offset: int) -> None:
+    """Write all of ``data``. Raises ``DiskError``."""
+    try:
+        written = 0
+        while written < len(data):  # a disk that is nearly full takes a part
+            written += os.pwrite(handle.fileno(), data[written:], offset + written)
+    except OSError as error:
+        raise DiskError(
+            f"its copy on this node cannot be written ({error.strerror}); free that disk or leave the cache out"
+        ) from error
 
 
 def _content_range(answer: Any) -> tuple[int, int, int | None]:

@@ -4,19 +4,23 @@
 temporary name, made at full length so that its bytes count at once. Who downloads holds ``<key>.lock``, and who counts
 and removes holds ``lock``, both with flock, which the kernel drops when a process dies: that is how others know a
 leftover from a download. A reader keeps its descriptor, so that removing a file takes nothing from it.
+
+Several users may share a folder: what belongs to another is read and counted, and stays where it may not be removed.
 """
 
+import errno
 import fcntl
 import os
 import re
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from hashlib import sha256
 from pathlib import Path
 from typing import BinaryIO
 
 from stagecoach.data.files import TEMPORARY, DamagedError, sha256_file, sync_directory, temporary_name
+from stagecoach.data.stores.drivers import DiskError
 from stagecoach.data.stores.storage import UnreachableError
 
 Download = Callable[[BinaryIO], None]
@@ -66,13 +70,14 @@ class NodeCache:
         path = self._path(url, expected_bytes, digest)
         try:
             handle = os.open(path, os.O_RDONLY)
-        except FileNotFoundError:
+        except (FileNotFoundError, PermissionError):  # another user may keep it for himself
             return None
         if os.fstat(handle).st_size != expected_bytes:  # cut by someone else
             os.close(handle)
             path.unlink(missing_ok=True)
             return None
-        os.utime(handle)
+        with suppress(OSError):  # a file of another user: it keeps the time of its owner's last use
+            os.utime(handle)
         return handle
 
     def fetch(self, url: str, expected_bytes: int, digest: str | None, download: Download, wait: float) -> int | None:
@@ -109,7 +114,7 @@ class NodeCache:
         try:
             if digest is None or sha256_file(path) != digest:
                 path.unlink()
-        except FileNotFoundError:
+        except (FileNotFoundError, PermissionError):
             return False
         return True
 
@@ -123,8 +128,15 @@ class NodeCache:
         while True:
             with self._counting():
                 if self._make_room(expected_bytes, path):
-                    with open(temporary, "xb") as handle:
-                        handle.truncate(expected_bytes)
+                    try:
+                        with open(temporary, "xb") as handle:
+                            _take_space(handle.fileno(), expected_bytes)
+                    except OSError as error:
+                        temporary.unlink(missing_ok=True)
+                        raise DiskError(
+                            f"{self.directory}: {expected_bytes} bytes cannot be written ({error.strerror}), expected "
+                            f"room for a shard; free that disk, lower max_bytes or leave the cache out"
+                        ) from error
                     return temporary
             if time.monotonic() > until:
                 return None
@@ -136,9 +148,9 @@ class NodeCache:
         found, total = [], 0
         for entry in self.directory.iterdir():
             started = _STARTED.fullmatch(entry.name)
-            if started and self._is_left(self.directory / started[1], path):
-                entry.unlink(missing_ok=True)  # a download that failed just now removed it itself
-            elif started or entry.suffix == ".file":
+            if started and self._is_left(self.directory / started[1], path) and _removed(entry):
+                continue
+            if started or entry.suffix == ".file":
                 try:
                     state = entry.stat()
                 except FileNotFoundError:
@@ -149,8 +161,7 @@ class NodeCache:
         for _, size, entry in sorted(found):
             if total + needed <= self.max_bytes:
                 break
-            entry.unlink(missing_ok=True)
-            total -= size
+            total -= size if _removed(entry) else 0
         return total + needed <= self.max_bytes
 
     def _is_left(self, file: Path, mine: Path) -> bool:
@@ -202,6 +213,25 @@ class NodeCache:
             yield
 
 
+def _removed(path: Path) -> bool:
+    """Remove a file that may be gone already; whether it is."""
+    try:
+        path.unlink(missing_ok=True)
+    except PermissionError:
+        return False
+    return True
+
+
+def _take_space(handle: int, size: int) -> None:
+    """Give a file its length, on the disk where the file system can. Raises ``OSError`` where there is no room."""
+    try:
+        os.posix_fallocate(handle, 0, size)
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
+            raise
+        os.truncate(handle, size)
+
+
 @contextmanager
 def _locked(path: Path, until: float) -> Iterator[bool]:
     """Hold the lock ``path``; ``False`` if it was not free until that time (``time.monotonic``; one try at least).
@@ -209,14 +239,21 @@ def _locked(path: Path, until: float) -> Iterator[bool]:
     The holder removes the file of a lock, so one that was taken counts only if it is still the file of that name.
     """
     while True:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            # Reading is enough for flock, and another user's lock can be read. A folder like /tmp lets nobody open
+            # another's file with the wish to create it.
+            handle = os.open(path, os.O_RDONLY)
+        except FileNotFoundError:
+            with suppress(FileExistsError):
+                os.close(os.open(path, os.O_RDONLY | os.O_CREAT | os.O_EXCL, 0o644))
+            continue
         _held.add(handle)
         try:
             if _take(handle, path):
                 try:
                     yield True
                 finally:
-                    path.unlink(missing_ok=True)
+                    _removed(path)
                 return
         finally:
             _held.discard(handle)

@@ -1,37 +1,28 @@
 """Files behind a URL, read in ranges; each read ends in a bounded time, with its bytes or with a sentence.
 
-An attempt has ``timeout`` seconds. What may pass (no answer in time, connections lost, status 5xx, 408 and 429) is
-tried again after a delay that doubles, with jitter, so that the ranks of a cluster do not return all at once.
+An attempt has ``timeout`` seconds, and more while its answer comes in. What may pass (no answer in time, connections
+lost, status 5xx, 408 and 429) is tried again after a delay that doubles.
 """
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from itertools import islice
-from random import SystemRandom
 from threading import Thread
 from typing import BinaryIO, TypeVar
 from urllib.parse import quote, urlsplit
 
 from stagecoach.data.files import DamagedError
-from stagecoach.data.stores.drivers import Driver, NoRangesError, driver
-from stagecoach.data.stores.storage import Storage, UnreachableError
+from stagecoach.data.stores.drivers import SLOWEST, Driver, NoRangesError, driver, write_at
+from stagecoach.data.stores.storage import Storage, UnreachableError, pause
 
 T = TypeVar("T")
-
-FIRST_DELAY, LONGEST_DELAY = 0.5, 30.0
-"""Seconds between attempts, before jitter of half to one and a half times."""
 
 PART = 8 << 20
 """Bytes of a request when a file is downloaded in ranges, and how many of them are under way."""
 PARTS_AT_ONCE = 4
 
-SLOWEST = 1 << 20
-"""Bytes per second that a download in one piece must reach on average, or its attempt ends."""
-
-_random = SystemRandom()  # the global generator belongs to the run, and a forked one would repeat its parent's
 _LASTING = (
     FileNotFoundError,
     PermissionError,
@@ -90,9 +81,8 @@ class RemoteStorage(Storage):
         try:
             self._download_parts(name, handle, expected_bytes)
         except NoRangesError:
-            limit = self.timeout + expected_bytes / SLOWEST
             where = self.describe(name)
-            self._asked(where, lambda d: d.download(self._location(name), handle, expected_bytes, limit), within=limit)
+            self._asked(where, lambda d: d.download(self._location(name), handle, expected_bytes, self.timeout))
             if handle.tell() != expected_bytes:
                 raise DamagedError(
                     f"{where}: {handle.tell()} bytes, expected {expected_bytes} as the manifest lists; "
@@ -105,7 +95,7 @@ class RemoteStorage(Storage):
 
         def part(offset: int) -> None:
             data = self.read_range(name, offset, min(PART, expected_bytes - offset), expected_bytes)
-            os.pwrite(handle.fileno(), data, offset)
+            write_at(handle, data, offset)
 
         def work() -> None:
             try:
@@ -133,16 +123,13 @@ class RemoteStorage(Storage):
         parts = urlsplit(self._full)
         return parts._replace(path=f"{parts.path.rstrip('/')}/{quote(name)}").geturl()
 
-    def _asked(
-        self, where: str, ask: Callable[[Driver], T], absent: Callable[[], T] | None = None, within: float | None = None
-    ) -> T:
+    def _asked(self, where: str, ask: Callable[[Driver], T], absent: Callable[[], T] | None = None) -> T:
         """``ask`` of the driver, as often as it takes. ``absent`` gives the answer for a file that is not there, which
-        is an error without it; ``within``: seconds of an attempt, for the message."""
+        is an error without it."""
         started = time.monotonic()
         for attempt in range(self.retries + 1):
             if attempt:
-                delay = min(FIRST_DELAY * 2 ** (attempt - 1), LONGEST_DELAY)
-                time.sleep(delay * _random.uniform(0.5, 1.5))
+                pause(attempt)
             try:
                 return ask(driver(self._full))
             except DamagedError as error:
@@ -154,7 +141,7 @@ class RemoteStorage(Storage):
                     return absent()
                 raise DamagedError(f"{where}: missing, expected a file there; copy or build it again") from error
             except Exception as error:
-                cause, last = _describe(error, within or self.timeout), error
+                cause, last = _describe(error, self.timeout), error
                 if not _may_pass(error):
                     raise UnreachableError(
                         f"{where}: refused at attempt {attempt + 1} ({cause}); check the address, "
@@ -187,5 +174,5 @@ def _describe(error: Exception, timeout: float) -> str:
     if status is not None:
         return f"status {status} {getattr(error, 'message', '')}".rstrip()
     if isinstance(error, TimeoutError):
-        return f"no full answer within {timeout:g} s"
+        return f"no answer in time, less than {SLOWEST >> 10} kB/s of it after {timeout:g} s"
     return f"{type(error).__name__}: {error}"

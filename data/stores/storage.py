@@ -6,17 +6,45 @@ descriptors that would outlive a fork or a replaced file.
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
+import time
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from random import SystemRandom
+from typing import TypeVar
 
 from stagecoach.data.files import DamagedError
+
+T = TypeVar("T")
+
+FIRST_DELAY, LONGEST_DELAY = 0.5, 30.0
+"""Seconds between attempts, before jitter of half to one and a half times."""
+
+LOCAL_RETRIES = 6
+"""Attempts after the first at a file of a mounted file system, half a minute in all."""
+
+SMALL = 1 << 30
+"""Bytes that a manifest or an index may have."""
+
+_random = SystemRandom()  # the global generator belongs to the run, and a forked one would repeat its parent's
+
+_ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG)
+_REFUSED = (errno.EACCES, errno.EPERM)
 
 
 class UnreachableError(ValueError):
     """A location did not give what it holds: no network, no permission, no answer in time. Says nothing about the data,
     so that nobody takes an outage for a damaged sample."""
+
+
+def pause(attempt: int) -> None:
+    """Wait before attempt number ``attempt`` (from 1): a delay that doubles, with jitter, so that the ranks of a
+    cluster do not return all at once."""
+    time.sleep(min(FIRST_DELAY * 2 ** (attempt - 1), LONGEST_DELAY) * _random.uniform(0.5, 1.5))
 
 
 @dataclass(frozen=True)
@@ -82,63 +110,114 @@ class Storage(ABC):
 
 
 class LocalStorage(Storage):
-    """A folder of this machine or of a mounted file system."""
+    """A folder of this machine or of a mounted file system. What may pass there (a stale handle of NFS, too many open
+    files, an input/output error) is tried again and then named; only a file that is missing, cut or none is damaged."""
 
     def __init__(self, directory: str | os.PathLike[str]) -> None:
         self.directory = Path(directory)
         self.url = str(self.directory)
 
     def size(self, name: str) -> int | None:
-        path = self.directory / name
+        def look() -> int | None:
+            found = os.stat(self.directory / name)
+            return found.st_size if stat.S_ISREG(found.st_mode) else None
+
         try:
-            return path.stat().st_size if path.is_file() else None
-        except OSError as error:
-            raise UnreachableError(
-                f"{path}: cannot be looked at ({error}); check the file system and the permissions of the folder"
-            ) from error
+            return _asked(self.describe(name), look)
+        except _MissingError:
+            return None
 
     def read(self, name: str) -> bytes:
-        try:
-            return (self.directory / name).read_bytes()
-        except OSError as error:
-            raise DamagedError(
-                f"{self.describe(name)}: cannot be read ({error.strerror}), expected a file there; copy "
-                f"or build it again"
-            ) from error
+        return self._read(name, 0, None)
 
     def read_range(
         self, name: str, offset: int, size: int, expected_bytes: int | None = None, sha256: str | None = None
     ) -> bytes:
+        return self._read(name, offset, size)
+
+    def _read(self, name: str, offset: int, size: int | None) -> bytes:
         where = self.describe(name)
-        try:
-            handle = os.open(where, os.O_RDONLY)
+
+        def read() -> bytes:
+            handle = _open(where)
             try:
-                data = read_at(handle, offset, size)
+                total = os.fstat(handle).st_size
+                wanted = total if size is None else size
+                # No read of a size that the file does not have, whatever an index says.
+                if size is None and total > SMALL:
+                    raise DamagedError(f"{where}: {total:,} bytes, expected at most {SMALL:,}; it is none of ours")
+                data = read_at(handle, offset, wanted) if offset + wanted <= total else b""
+                if len(data) != wanted:
+                    raise DamagedError(
+                        f"{where}: {max(0, min(wanted, total - offset))} of {wanted} bytes at offset {offset}; it was "
+                        "cut short, copy or build it again"
+                    )
+                return data
             finally:
                 os.close(handle)
-        except OSError as error:
-            raise DamagedError(
-                f"{where}: cannot be read ({error.strerror}), expected {size} bytes at offset {offset}; "
-                f"copy or build it again"
-            ) from error
-        if len(data) != size:
-            raise DamagedError(
-                f"{where}: {len(data)} of {size} bytes at offset {offset}; it was cut short, copy or build it again"
-            )
-        return data
+
+        return _asked(where, read)
 
     def names(self) -> list[str]:
-        try:
+        def look() -> list[str]:
             with os.scandir(self.directory) as entries:
                 return sorted(entry.name for entry in entries if entry.is_file())
-        except OSError as error:
+
+        try:
+            return _asked(self.url, look)
+        except _MissingError as error:
             raise UnreachableError(
-                f"{self.directory}: cannot be listed ({error.strerror}), expected a folder; check "
-                f"the path and its permissions"
+                f"{self.directory}: cannot be listed ({error.reason}), expected a folder; check the path and its "
+                "permissions"
             ) from error
 
     def child(self, name: str) -> LocalStorage:
         return LocalStorage(self.directory / name)
+
+
+class _MissingError(DamagedError):
+    """There is no file of that name."""
+
+    def __init__(self, where: str, reason: str) -> None:
+        super().__init__(f"{where}: cannot be read ({reason}), expected a file there; copy or build it again")
+        self.reason = reason
+
+
+def _open(path: str | os.PathLike[str]) -> int:
+    """A descriptor of a regular file; a pipe is not waited for. Raises ``OSError`` and ``DamagedError``."""
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise DamagedError(f"{path}: no regular file, expected one; remove what lies there and copy it again")
+    return handle
+
+
+def open_regular(path: str | os.PathLike[str]) -> int:
+    """A descriptor of a regular local file, which the caller closes. Raises as ``LocalStorage`` does."""
+    return _asked(os.fspath(path), lambda: _open(path))
+
+
+def _asked(where: str, ask: Callable[[], T]) -> T:
+    """``ask`` of a file system, as often as it takes."""
+    started = time.monotonic()
+    for attempt in range(LOCAL_RETRIES + 1):
+        if attempt:
+            pause(attempt)
+        try:
+            return ask()
+        except OSError as error:
+            cause, last = error.strerror or str(error), error
+            if error.errno in _ABSENT:
+                raise _MissingError(where, cause) from error
+            if error.errno in _REFUSED:
+                raise UnreachableError(
+                    f"{where}: cannot be read ({cause}), expected a file that this user may read; check its "
+                    "permissions and those of its folder"
+                ) from error
+    raise UnreachableError(
+        f"{where}: not read in {LOCAL_RETRIES + 1} attempts over {time.monotonic() - started:.1f} s, the last ended "
+        f"with {cause}; check the file system and the limit of open files"
+    ) from last
 
 
 def read_at(handle: int, offset: int, size: int) -> bytes:

@@ -163,13 +163,25 @@ def _sha256(storage: Storage, entry: ShardEntry) -> str:
 class _Index:
     """Where the samples of one tar lie. Columns, since objects for each member would take ten times the memory."""
 
-    def __init__(self, samples: list[dict[str, Any]], dims: list[str] | None) -> None:
+    def __init__(self, samples: list[dict[str, Any]], dims: list[str] | None, tar_bytes: int) -> None:
+        """Raises ``ValueError`` for a sample without members and for members that do not lie in the tar."""
         self.keys = [sample["key"] for sample in samples]
         self._names = sorted({name for sample in samples for name in sample["members"]})
         codes = {name: code for code, name in enumerate(self._names)}
         rows = [(codes[name], *extent) for sample in samples for name, extent in sample["members"].items()]
         self._rows = np.array(rows, np.int64).reshape(-1, 4)  # code of the name, offset, size, crc32
         self._ends = np.cumsum([0, *(len(sample["members"]) for sample in samples)])
+        empty = np.flatnonzero(np.diff(self._ends) == 0)
+        if empty.size:
+            raise ValueError(f"sample {self.keys[empty[0]]!r} has no members")
+        offsets, sizes = self._rows[:, 1], self._rows[:, 2]
+        outside = np.flatnonzero((offsets < 0) | (sizes < 0) | (offsets > tar_bytes) | (sizes > tar_bytes - offsets))
+        if outside.size:
+            row, key = self._rows[outside[0]], self.keys[bisect_right(self._ends, outside[0]) - 1]
+            raise ValueError(
+                f"{self._names[row[0]]!r} of sample {key!r} lies at byte {row[1]} with {row[2]} bytes, expected it "
+                f"within the tar's {tar_bytes}"
+            )
         self._dims = None if dims is None else list(dims)
         self._sizes = np.array(
             [[-1 if size is None else size for size in sample["sizes"]] for sample in samples]
@@ -238,8 +250,8 @@ def _open_shard(storage: Storage, entry: ShardEntry) -> _Index:
     try:
         index = json.loads(content)
         found = index["version"], index["tar"], index["bytes"], len(index["samples"])
-        table = _Index(index["samples"], index.get("dims"))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        table = _Index(index["samples"], index.get("dims"), entry["bytes"])
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise DamagedError(f"{idx}: not an index ({type(error).__name__}: {error}); {again}") from error
     expected = FORMAT, entry["name"], entry["bytes"], entry["samples"]
     if found != expected:

@@ -1,11 +1,14 @@
 """Processes that share a cache: each file downloaded once, never more bytes than allowed, whoever dies."""
 
+import errno
 import hashlib
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +18,8 @@ import fsspec
 import pytest
 
 from stagecoach.data.files import DamagedError
-from stagecoach.data.stores import node_cache
+from stagecoach.data.stores import drivers, node_cache
+from stagecoach.data.stores.drivers import DiskError
 from stagecoach.data.stores.node_cache import NodeCache
 from stagecoach.data.stores.opening import open_storage
 from stagecoach.data.stores.storage import CacheOptions, UnreachableError, read_at
@@ -388,3 +392,64 @@ def test_without_an_expected_size_nothing_is_cached(shards, tmp_path):
     assert storage._thread is None
     assert (storage.size("1.tar"), storage.names()) == (SIZE, ["1.tar", "2.tar"])
     assert storage.read("2.tar") == content(2)
+
+
+def test_disk_that_is_full_is_named_before_anything_is_downloaded(cache, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(node_cache.os, "posix_fallocate", full)
+    with pytest.raises(DiskError, match=r"20000 bytes cannot be written \(No space left on device\)"):
+        fetch(cache, 1)
+    assert list(cache.directory.iterdir()) == []
+
+
+def test_disk_that_fills_up_during_a_download_is_named_as_such(shards, tmp_path, monkeypatch):
+    """A write that takes a part is gone on with; the error that follows is the disk's, not the network's."""
+    real, taken = os.pwrite, []
+
+    def nearly_full(handle, data, offset):
+        if taken:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        taken.append(offset)
+        return real(handle, data[:7], offset)
+
+    monkeypatch.setattr(drivers.os, "pwrite", nearly_full)
+    storage = open_storage("memory://cached", CacheOptions(tmp_path / "cache", 3 * SIZE))
+    with pytest.raises(DiskError, match=r"its copy on this node cannot be written \(No space left on device"):
+        storage.fetch("1.tar", SIZE, digest(1))
+    assert list((tmp_path / "cache").iterdir()) == []
+    monkeypatch.setattr(drivers.os, "pwrite", lambda handle, data, offset: real(handle, data[:7], offset))
+    handle = storage.fetch("1.tar", SIZE, digest(1))  # only short writes: all of them are made
+    assert read_at(handle, 0, SIZE) == content(1)
+    os.close(handle)
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="a second user needs root")
+def test_two_users_share_a_folder():
+    """The second one reads what the first one cached, adds to it and removes nothing of the first one's."""
+    folder = Path(tempfile.mkdtemp())
+    folder.chmod(0o1777)
+    cache = NodeCache(folder, 2 * SIZE)
+    fetch(cache, 1)
+    (folder / "lock").touch(0o644)  # left by a process of the first user that was killed
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            os.setgroups([])
+            os.setgid(65534)
+            os.setuid(65534)
+            other = NodeCache(folder, 2 * SIZE)
+            handle = other.open(url(1), SIZE, digest(1))
+            assert handle is not None
+            assert read_at(handle, 0, SIZE) == content(1)
+            assert fetch(other, 2) == (content(2), True)
+            assert fetch(other, 3) == (content(3), True)  # in the place of its own
+            assert [held(other, number) for number in (1, 2, 3)] == [True, False, True]
+            code = 0
+        finally:
+            os._exit(code)
+    assert os.waitpid(child, 0)[1] == 0
+    assert fetch(cache, 3)[1] is False
+    shutil.rmtree(folder)

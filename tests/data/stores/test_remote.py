@@ -16,7 +16,7 @@ import fsspec
 import pytest
 
 from stagecoach.data.files import DamagedError
-from stagecoach.data.stores import remote
+from stagecoach.data.stores import drivers, remote, storage
 from stagecoach.data.stores.opening import open_storage
 from stagecoach.data.stores.remote import RemoteStorage
 from stagecoach.data.stores.storage import CacheOptions, UnreachableError
@@ -55,6 +55,8 @@ class Handler(BaseHTTPRequestHandler):
         if fault == "reset":
             self.close_connection = True
             return None
+        if fault == "unending":
+            return self.never_end()
         if wanted is None or fault == "no ranges":
             headers = {"Content-Type": "text/html"} if path.endswith("/") else {}
             return self.answer(200, body, headers, drop=fault == "drop")
@@ -68,32 +70,45 @@ class Handler(BaseHTTPRequestHandler):
         headers = {"Content-Range": f"bytes {first}-{last}/{len(body)}"}
         if fault == "compressed":
             headers["Content-Encoding"] = "gzip"
-        return self.answer(206, body[first : last + 1], headers, drop=fault == "drop", slow=fault == "trickle")
+        pace = {"trickle": 1, "steady": 20_000}.get(fault)
+        return self.answer(206, body[first : last + 1], headers, drop=fault == "drop", pace=pace)
 
-    def answer(self, status, body, headers, drop=False, slow=False):
+    def never_end(self):
+        self.send_response(206)
+        self.send_header("Content-Range", "bytes 1000-5999/300000")
+        self.end_headers()
+        self.close_connection = True
+        try:
+            while not self.server.ended.is_set():
+                self.wfile.write(bytes(1 << 16))
+                self.server.sent += 1 << 16
+        except OSError:
+            pass
+
+    def answer(self, status, body, headers, drop=False, pace=None):
         self.send_response(status)
         self.send_header("Content-Length", str(len(body)))
         for name, value in headers.items():
             self.send_header(name, value)
         self.end_headers()
-        if slow:
-            for place in range(len(body)):
-                self.wfile.write(body[place : place + 1])
+        if pace:
+            for start in range(0, len(body), pace):
+                self.wfile.write(body[start : start + pace])
                 if self.server.ended.wait(0.05):
                     break
         else:
             self.wfile.write(body[: len(body) // 2] if drop else body)
-        self.close_connection = drop or slow
+        self.close_connection = drop or pace is not None
 
 
 @pytest.fixture
 def server(monkeypatch):
     """``faults``: one per request to come; ``always``: all requests after; ``requests``: what was asked."""
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setattr(remote, "FIRST_DELAY", 0.01)
+    monkeypatch.setattr(storage, "FIRST_DELAY", 0.01)
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
-    server.faults, server.always, server.requests, server.ended = [], None, [], threading.Event()
+    server.faults, server.always, server.requests, server.ended, server.sent = [], None, [], threading.Event(), 0
     server.url = f"http://127.0.0.1:{server.server_port}/set"
     thread = threading.Thread(target=server.serve_forever, args=(0.02,))
     thread.start()
@@ -166,9 +181,25 @@ def test_what_does_not_pass_ends_with_url_attempts_and_cause(server, fault, caus
 def test_server_that_stalls_is_left_after_the_deadline(server, fault):
     server.always = fault
     started = time.monotonic()
-    with pytest.raises(UnreachableError, match=r"not read in 2 attempts.*no full answer within 0.3 s"):
+    with pytest.raises(
+        UnreachableError, match=r"not read in 2 attempts.*no answer in time, less than 64 kB/s of it after 0.3 s"
+    ):
         open_storage(server.url, timeout=0.3, retries=1).read_range("a.tar", 1000, 5000)
     assert time.monotonic() - started < 3
+
+
+def test_slow_but_steady_server_is_waited_for(server):
+    server.always = "steady"
+    assert open_storage(server.url, timeout=0.3, retries=0).read_range("a.tar", 0, 200_000) == CONTENT[:200_000]
+
+
+@pytest.mark.parametrize("read", [lambda s: s.read_range("a.tar", 1000, 5000), lambda s: s.read("manifest.json")])
+def test_answer_that_never_ends_is_left_where_it_is_too_long(server, monkeypatch, read):
+    monkeypatch.setattr(drivers, "SMALL", 100_000)
+    server.always = "unending"
+    with pytest.raises(UnreachableError, match=r"sent more than the 5000 bytes|more than 100,000 bytes"):
+        read(open_storage(server.url, timeout=5, retries=0))
+    assert server.sent < 50 << 20  # what the kernel and the client hold of it
 
 
 def test_server_that_stalls_once_is_asked_again(server):
@@ -177,7 +208,7 @@ def test_server_that_stalls_once_is_asked_again(server):
 
 
 def test_unreachable_host_ends(monkeypatch):
-    monkeypatch.setattr(remote, "FIRST_DELAY", 0.01)
+    monkeypatch.setattr(storage, "FIRST_DELAY", 0.01)
     with pytest.raises(UnreachableError, match=r"not read in 2 attempts.*Cannot connect"):
         open_storage("http://127.0.0.1:9/set", timeout=5, retries=1).read("manifest.json")
 
@@ -333,10 +364,12 @@ def test_other_drivers_are_measured_read_and_listed(memory, tmp_path):
 
 
 def test_driver_without_deadlines_of_its_own_is_left_after_ours(memory, monkeypatch):
-    monkeypatch.setattr(remote, "FIRST_DELAY", 0.01)
+    monkeypatch.setattr(storage, "FIRST_DELAY", 0.01)
     ended = threading.Event()
     monkeypatch.setattr(type(memory), "cat_file", lambda *_, **__: ended.wait(20))
-    with pytest.raises(UnreachableError, match=r"not read in 2 attempts.*no full answer within 0.1 s"):
+    with pytest.raises(
+        UnreachableError, match=r"not read in 2 attempts.*no answer in time, less than 64 kB/s of it after 0.1 s"
+    ):
         RemoteStorage("memory://shards", 0.1, 1).read_range("a.tar", 0, 10)
     ended.set()
 

@@ -1,5 +1,6 @@
 """Files of a local folder by name, and which storage a place gets."""
 
+import errno
 import os
 import pickle
 import sys
@@ -11,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stagecoach.data.files import DamagedError
+from stagecoach.data.stores import storage as local_storage
 from stagecoach.data.stores.cached import CachedStorage
 from stagecoach.data.stores.opening import open_storage
 from stagecoach.data.stores.remote import RemoteStorage
@@ -49,7 +51,7 @@ def test_range_is_exact_or_an_error_that_names_the_file(folder, offset, size):
     if offset + size <= len(CONTENT):
         assert storage.read_range("a.tar", offset, size) == CONTENT[offset : offset + size]
     else:
-        with pytest.raises(DamagedError, match=r"a\.tar: \d+ of \d+ bytes at offset"):
+        with pytest.raises(DamagedError, match=r"a\.tar: -?\d+ of \d+ bytes at offset"):
             storage.read_range("a.tar", offset, size)
 
 
@@ -136,3 +138,60 @@ def test_cache_that_can_hold_nothing_is_refused(tmp_path):
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(UnreachableError, match="cannot be made a cache folder"):
         open_storage("memory://set", CacheOptions(tmp_path / "file" / "cache", 1))
+
+
+@pytest.fixture
+def troubled(monkeypatch):
+    """A function that lets the next openings of a tar fail with the numbers of errors that it is given."""
+    real, failures = os.open, []
+
+    def open_(path, *args, **options):
+        if str(path).endswith(".tar") and failures:
+            number = failures.pop(0)
+            raise OSError(number, os.strerror(number), path)
+        return real(path, *args, **options)
+
+    monkeypatch.setattr(local_storage.os, "open", open_)
+    monkeypatch.setattr(local_storage, "FIRST_DELAY", 0.001)
+    return failures.extend
+
+
+@pytest.mark.parametrize("number", [errno.ESTALE, errno.EMFILE, errno.EIO, errno.ETIMEDOUT])
+def test_a_moment_of_trouble_on_a_file_system_is_waited_out(folder, troubled, number):
+    troubled([number] * local_storage.LOCAL_RETRIES)
+    assert open_storage(folder / "train").read_range("a.tar", 0, 10) == CONTENT[:10]
+
+
+def test_lasting_trouble_on_a_file_system_is_named_and_is_no_damage(folder, troubled):
+    troubled([errno.EIO] * 100)
+    with pytest.raises(UnreachableError, match=r"a\.tar: not read in 7 attempts over .* Input/output error"):
+        open_storage(folder / "train").read_range("a.tar", 0, 10)
+
+
+def test_a_file_that_may_not_be_read_is_refused_at_once_and_is_no_damage(folder, troubled):
+    troubled([errno.EACCES])
+    with pytest.raises(UnreachableError, match=r"a\.tar: cannot be read \(Permission denied"):
+        open_storage(folder / "train").read_range("a.tar", 0, 10)
+
+
+@pytest.mark.timeout(20)
+def test_a_pipe_in_the_place_of_a_file_is_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "a.tar")
+    local = open_storage(tmp_path)
+    assert local.size("a.tar") is None
+    assert local.names() == []
+    for read in (
+        lambda: local.read("a.tar"),
+        lambda: local.read_range("a.tar", 0, 10),
+        lambda: local_storage.open_regular(tmp_path / "a.tar"),
+    ):
+        with pytest.raises(DamagedError, match=r"a\.tar: no regular file"):
+            read()
+
+
+@pytest.mark.parametrize("size", [2**36, 2**63, 2**64, 2**80])
+def test_no_more_is_read_than_a_file_has(folder, size):
+    train = open_storage(folder / "train")
+    for offset, wanted in ((0, size), (size, 1)):
+        with pytest.raises(DamagedError, match=r"a\.tar: \d+ of \d+ bytes at offset"):
+            train.read_range("a.tar", offset, wanted)

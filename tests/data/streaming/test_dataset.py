@@ -179,6 +179,37 @@ def test_index_of_another_tar_is_named_even_where_the_manifest_lists_its_hash(sh
         ShardSet.open(Path(shards.storage.url), schema)
 
 
+@pytest.mark.parametrize(
+    ("extent", "said"),
+    [
+        ([512, 2**36, 0], "expected it within the tar's"),
+        ([2**36, 1, 0], "expected it within the tar's"),
+        ([-1, 1, 0], "expected it within the tar's"),
+        ([2**63 - 1, 2**63 - 1, 0], "expected it within the tar's"),
+        ([512, 2**64, 0], "OverflowError"),
+        ([512, [[]], 0], "not an index"),
+        (None, "sample 'clip0.*' has no members"),
+    ],
+)
+def test_index_that_lies_about_extents_is_refused_before_anything_is_read(shards, schema, extent, said):
+    """Also where the manifest lists the hash of the index that lies."""
+    folder = Path(shards.storage.url)
+    idx = index_path(folder / "shard-000001.tar")
+    index = json.loads(idx.read_bytes())
+    index["samples"][0]["members"] = {} if extent is None else {"json": extent}
+    idx.write_text(json.dumps(index))
+    relist(folder, schema, 1, idx_sha256=sha256_file(idx))
+    with pytest.raises(DamagedError, match=rf"shard-000001\.tar\.idx: .*{said}"):
+        ShardSet.open(folder, schema)
+
+
+@pytest.mark.parametrize("name", ["../outside/o.tar", "/etc/passwd", "a/b.tar", "..", "", "a\0.tar"])
+def test_manifest_that_names_files_outside_its_folder_is_refused(shards, schema, name):
+    relist(Path(shards.storage.url), schema, 1, name=name)
+    with pytest.raises(DamagedError, match=r"manifest\.json: no readable manifest"):
+        ShardSet.open(Path(shards.storage.url), schema)
+
+
 def test_manifest_that_lists_a_missing_tar_names_it(shards, schema):
     (Path(shards.storage.url) / "shard-000001.tar").unlink()
     with pytest.raises(DamagedError, match=r"shard-000001\.tar: missing"):
