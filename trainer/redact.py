@@ -23,7 +23,10 @@ SHORTEST = 8
 def redact(text: str) -> str:
     """``text`` without secrets: those of the environment, in URLs, after a name like ``api_key=``, and known forms."""
     for name, value in os.environ.items():
-        if len(value) >= SHORTEST and value in text and (_IS_SECRET.fullmatch(name) or name.lower().endswith("_key")):
+        # A path is none (PWD is that of the working directory).
+        if len(value) < SHORTEST or value not in text or value.startswith("/"):
+            continue
+        if _IS_SECRET.fullmatch(name) or name.lower().endswith("_key"):
             text = text.replace(value, HIDDEN)
     text = _USER.sub(f"{HIDDEN}@", text)
     text = _TOKEN.sub(HIDDEN, text)

@@ -53,6 +53,8 @@ def test_other_words_stay(text):
 def test_a_secret_of_the_environment_is_hidden_wherever_it_comes_up(monkeypatch):
     monkeypatch.setenv("MY_SECRET_ACCESS_KEY", "wJalrXUtnFEMI")
     monkeypatch.setenv("RANK_TOKEN", "7")
+    monkeypatch.setenv("PWD", "/data/checkout")
+    assert redact("/data/checkout/run.py") == "/data/checkout/run.py"
     assert redact("failed with wJalrXUtnFEMI in step 7") == "failed with *** in step 7"
 
 
