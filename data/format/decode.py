@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from stagecoach.data.files import DamagedError
-from stagecoach.data.format.schema import SampleSchema, SchemaError, check_sample
+from stagecoach.data.format.schema import Field, SampleSchema, SchemaError, check_sample
 
 NPY_MAGIC = b"\x93NUMPY"
 NPY_HEADER = re.compile(
@@ -43,8 +43,7 @@ def decode_sample(
         }
     arrays = {}
     for spec in schema.fields:
-        kinds = IMAGES if spec.dtype == "image" else ("npy",)
-        name = next((f"{spec.name}.{kind}" for kind in kinds if f"{spec.name}.{kind}" in members), None)
+        name = next((name for name in member_names(spec) if name in members), None)
         if name is None:
             continue
         decode = _decode_image if spec.dtype == "image" else _decode_npy
@@ -62,6 +61,11 @@ def decode_sample(
             f"all of them; the index or the tar is damaged, run build_shards.py repair"
         )
     return arrays, head["meta"]
+
+
+def member_names(spec: Field) -> list[str]:
+    """The names under which a field may stand in a tar."""
+    return [f"{spec.name}.{kind}" for kind in (IMAGES if spec.dtype == "image" else ("npy",))]
 
 
 def _decode_head(data: memoryview | None, schema: SampleSchema, where: str) -> dict[str, Any]:

@@ -35,18 +35,35 @@ class TarSample:
         return {name: [offset, len(data), crc32(data)] for name, (offset, data) in self.members.items()}
 
 
+class PassedOver(dict[str, tuple[int, str]]):
+    """What is no part of a sample: how many of a kind, and the name of the first."""
+
+    def add(self, kind: str, first: str, count: int = 1) -> None:
+        before, name = self.get(kind, (0, first))
+        self[kind] = before + count, name
+
+    def add_all(self, other: PassedOver) -> None:
+        for kind, (count, name) in other.items():
+            self.add(kind, name, count)
+
+    def __str__(self) -> str:
+        return ", ".join(f"{count:,} {kind} (first {name})" for kind, (count, name) in sorted(self.items()))
+
+
 class TarWalk:
     """Iterating gives the samples of an uncompressed tar in its order, each once, and holds one at a time.
 
     Names are split as webdataset splits them; what it passes over (folders, links, names without an extension,
-    ``__meta__`` files) is passed over. Raises ``DamagedError`` naming the tar where it cannot be read to its end mark,
-    where something follows the mark, and where the members of a sample are not neighbours or come twice.
+    ``__meta__`` files) is passed over, and all but folders are counted in ``passed_over``. Raises ``DamagedError``
+    naming the tar where it cannot be read to its end mark, where something follows the mark, and where the members of a
+    sample are not neighbours or come twice.
 
     A context manager. ``digest()`` reads what is left, also after a failure, and returns the sha256 of the whole file.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
+        self.passed_over = PassedOver()
 
     def __enter__(self) -> TarWalk:
         self._handle = cast(BinaryIO, os.fdopen(open_regular(self.path), "rb", buffering=CHUNK))
@@ -73,6 +90,7 @@ class TarWalk:
         for name, offset, data in self._members():
             found = NAME.fullmatch(name)
             if found is None or META.match(name):
+                self.passed_over.add("names without key and extension" if found is None else "__meta__ files", name)
                 continue
             key, member = found["key"], found["member"]
             if current is None or key != current.key:
@@ -100,6 +118,8 @@ class TarWalk:
                 while (info := tar.next()) is not None:
                     vars(tar)["members"].clear()  # tarfile remembers all headers otherwise
                     if not info.isfile():
+                        if not info.isdir():
+                            self.passed_over.add("links" if info.issym() or info.islnk() else "devices", info.name)
                         continue
                     if info.issparse() or not 0 <= info.size <= self.bytes - info.offset_data:
                         raise tarfile.ReadError(f"member {info.name!r} of {info.size} bytes does not lie in the file")

@@ -7,6 +7,7 @@ The tars themselves are not touched. Their samples are named ``<key>.<field>.npy
 import importlib
 import inspect as signatures
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,12 +16,15 @@ from typing import Any
 from stagecoach.data.files import MANIFEST, DamagedError, atomic_file
 from stagecoach.data.format.schema import SampleSchema
 from stagecoach.data.format.shards import ShardEntry, index_shard, read_manifest, write_manifest
+from stagecoach.data.format.tar_walk import PassedOver
 from stagecoach.data.maintenance.check import built_schema, find_sets, list_tars
 from stagecoach.data.maintenance.parallel import map_shards
 from stagecoach.data.maintenance.recompute_statistics import Counted, RecomputedStatistics, merge
 from stagecoach.data.maintenance.scan import first_has_head, scan_tar
 from stagecoach.data.progress import Track, untracked
 from stagecoach.data.streaming.dataset import ShardSet
+
+log = logging.getLogger(__name__)
 
 SKIPPED = "skipped.jsonl"
 
@@ -71,7 +75,8 @@ def index_folder(
     track: Track = untracked,
 ) -> dict[str, dict[str, Any]]:
     """Index all tars of ``folder``, or of each folder in it (train, val), against ``schema``. By split: samples, shards
-    and bytes, and how many samples were left out.
+    and bytes, how many samples were left out, and what was passed over (links, names that no field takes, tars with
+    another ending), which a warning names, too.
 
     Every sample is decoded once, and counted as its family counts (``Builder.count``). With ``skip_bad`` those that do
     not fit, and those whose key came before, are left out of the index and listed in ``skipped.jsonl``; otherwise the
@@ -97,6 +102,7 @@ class _Indexed:
     keys: list[str]
     skipped: dict[str, str]
     counted: Counted
+    passed_over: PassedOver
 
 
 def _index_set(
@@ -141,6 +147,15 @@ def _index_set(
             handle.writelines(json.dumps(line) + "\n" for line in lines)
     else:
         (path / SKIPPED).unlink(missing_ok=True)
+    passed_over = PassedOver()
+    for other in sorted(path.iterdir()):
+        if ".tar" in other.name.lower() and other.name not in tars and other.name[0] != "." and other.suffix != ".idx":
+            passed_over.add("files that are no uncompressed .tar", other.name)
+    for name, done in found.items():
+        for kind, (count, first) in done.passed_over.items():
+            passed_over.add(kind, f"{name}: {first}", count)
+    if passed_over:
+        log.warning("%s: passed over %s", path, passed_over)
     counted = merge([done.counted for done in found.values()])
     manifest = write_manifest(
         path, schema, [done.entry for done in found.values()], {}, counted.values or {}, heads=heads
@@ -150,6 +165,7 @@ def _index_set(
         **_counts(manifest.shards),
         "heads": heads,
         "skipped": len(lines),
+        "passed_over": str(passed_over),
         "statistics": counted.problem and f"none: {counted.problem}",
     }
 
@@ -172,7 +188,7 @@ def _index_tar(task: _Task) -> _Indexed:
             f"the tar elsewhere{': ' + next(iter(skipped.values())) if skipped else ''}"
         )
     entry = index_shard(path, task.schema.dims, scan.bytes, scan.sha256, rows, skipped)
-    return _Indexed(entry, [row["key"] for row in rows], skipped, recomputed.result())
+    return _Indexed(entry, [row["key"] for row in rows], skipped, recomputed.result(), scan.passed_over)
 
 
 def _indexed_before(path: Path, schema: SampleSchema, tars: list[str]) -> dict[str, Any]:

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from stagecoach.data.files import DamagedError
-from stagecoach.data.format.decode import decode_sample, has_head
+from stagecoach.data.format.decode import decode_sample, has_head, member_names
 from stagecoach.data.format.index import Row
 from stagecoach.data.format.schema import SampleSchema, sample_sizes
-from stagecoach.data.format.tar_walk import TarSample, TarWalk
+from stagecoach.data.format.tar_walk import PassedOver, TarSample, TarWalk
 
 Take = Callable[[str, dict[str, np.ndarray], dict[str, Any]], None]
 """Given key, arrays and meta of a sample."""
@@ -20,13 +20,15 @@ Take = Callable[[str, dict[str, np.ndarray], dict[str, Any]], None]
 @dataclass
 class TarScan:
     """``rows``: as an index has them, in the order of the tar, of all samples that could be reached. ``bad``: key ->
-    why this sample does not fit the schema (``sizes`` of its row is None). ``error``: why the walk ended early."""
+    why this sample does not fit the schema (``sizes`` of its row is None). ``error``: why the walk ended early.
+    ``passed_over``: what of the tar is in no field of a sample."""
 
     bytes: int = 0
     sha256: str = ""
     error: str | None = None
     rows: list[Row] = field(default_factory=list)
     bad: dict[str, str] = field(default_factory=dict)
+    passed_over: PassedOver = field(default_factory=PassedOver)
 
 
 def scan_tar(path: Path, schema: SampleSchema, heads: bool, take: Take | None = None) -> TarScan:
@@ -41,6 +43,7 @@ def scan_tar(path: Path, schema: SampleSchema, heads: bool, take: Take | None = 
                     validate_sample(found, sample, path, schema, heads, take)
             except DamagedError as error:
                 found.error = str(error)
+            found.passed_over.add_all(walk.passed_over)
             found.sha256 = walk.digest()
     except DamagedError as error:
         found.error = str(error)
@@ -52,6 +55,8 @@ def validate_sample(
 ) -> None:
     row: Row = {"key": sample.key, "sizes": None, "members": sample.extents()}
     found.rows.append(row)
+    for name in set(sample.members) - {"json", *(name for spec in schema.fields for name in member_names(spec))}:
+        found.passed_over.add(f"members {name!r} that no field takes", f"{sample.key}.{name}")
     try:
         data = {name: memoryview(data) for name, (_, data) in sample.members.items()}
         arrays, meta = decode_sample(schema, data, f"{path}: sample {sample.key!r}", heads)

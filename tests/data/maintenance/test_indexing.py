@@ -306,3 +306,48 @@ def test_clips_of_unequal_lengths_have_no_statistics_which_is_said(theirs):
 @pytest.mark.parametrize("family", sorted(BUILDERS))
 def test_every_family_has_a_schema_to_index_by(family):
     assert family_schema(family).name == family
+
+
+def test_what_is_passed_over_is_counted_and_named(tmp_path, caplog):
+    """Hard and symbolic links as GNU tar writes second names, endings in capitals, names without an ending, other tars;
+    a member that leads out of the folder is a name like any other, since nothing is unpacked."""
+    folder = tmp_path / "theirs"
+    folder.mkdir()
+    with wds.TarWriter(str(folder / "t.tar")) as writer:
+        for number in range(3):
+            writer.write({name: value for name, value in sample(number).items() if name != "txt"})
+    with tarfile.open(folder / "t.tar", "a") as tar:
+        for name, kind, target in [
+            ("zz1.latent.npy", tarfile.LNKTYPE, "s000.latent.npy"),
+            ("zz1.depth.npy", tarfile.LNKTYPE, "s000.depth.npy"),
+            ("../../etc/cron.d/x.npy", tarfile.SYMTYPE, "/etc/passwd"),
+            ("pipe.npy", tarfile.FIFOTYPE, ""),
+        ]:
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = kind, target
+            tar.addfile(info)
+        for name in ("README", "s003.latent.npy", "s003.depth.npy", "s003.FRAME.PNG", "__info__/a.json"):
+            content = b""
+            if name.endswith(".npy"):
+                stream = io.BytesIO()
+                np.save(stream, sample(3)[name.partition(".")[2]])
+                content = stream.getvalue()
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    shutil.copy(folder / "t.tar", folder / "u.tar.gz")
+    shutil.copy(folder / "t.tar", folder / "v.TAR")
+    with caplog.at_level("WARNING"):
+        [split] = index_folder(folder, SCHEMA).values()
+    assert split["samples"] == 4
+    for part in (
+        "3 links (first t.tar: zz1.latent.npy)",
+        "1 devices (first t.tar: pipe.npy)",
+        "1 names without key and extension (first t.tar: README)",
+        "1 __meta__ files (first t.tar: __info__/a.json)",
+        "1 members 'FRAME.PNG' that no field takes (first t.tar: s003.FRAME.PNG)",
+        "2 files that are no uncompressed .tar (first u.tar.gz)",
+    ):
+        assert part in split["passed_over"]
+        assert part in caplog.text
+    assert not (tmp_path / "etc").exists()
