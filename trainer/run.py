@@ -17,7 +17,7 @@ from stagecoach.trainer.recipe import Recipe
 from stagecoach.trainer.reporting.monitor import Monitor, NodeMonitor, RunMonitor
 from stagecoach.trainer.reporting.report import write_report
 from stagecoach.trainer.reporting.run_record import read_run_record
-from stagecoach.trainer.run_folder import RunFolder, adapter_directory, run_folder, set_aside
+from stagecoach.trainer.run_folder import RunFolder, adapter_directory, is_requeued, mark_job, run_folder, set_aside
 from stagecoach.trainer.setup import StageData, StageSetup, prepare_stage
 from stagecoach.trainer.stage import StageLoop, describe
 from stagecoach.trainer.stage_plan import StagePlan
@@ -52,7 +52,7 @@ def run_stages(
         for position, index in enumerate(stages):
             _dry_run(recipe, index, world, init if position == 0 else None)
         return []
-    modes = on_first(world, _resume_modes, stages, resume)
+    modes = on_first(world, _resume_modes, Path(recipe.run), stages, resume)
     with StopRequest() as request, run_folder(recipe.run, world) as folder, _watched(recipe, world) as watch:
         starts = [(index, init if position == 0 else None) for position, index in enumerate(stages)]
         # Before any is trained; an adapter that is made meanwhile is looked at again.
@@ -69,9 +69,12 @@ def run_stages(
     return adapters
 
 
-def _resume_modes(stages: list[int], resume: str) -> dict[int, str]:
-    """``--resume`` of each stage: a checkpoint is for the one that it belongs to, the others go on by themselves."""
-    if resume in ("auto", "never") or len(stages) == 1:
+def _resume_modes(run: Path, stages: list[int], resume: str) -> dict[int, str]:
+    """``--resume`` of each stage: a checkpoint is for the one that it belongs to, the others go on by themselves; a job
+    that Slurm has started again goes on from what it began with ``never``."""
+    if resume == "never":
+        return {index: "auto" if is_requeued(run, index) else "never" for index in stages}
+    if resume == "auto" or len(stages) == 1:
         return dict.fromkeys(stages, resume)
     state = read_state(named_checkpoint(resume))
     if state.stage not in stages:
@@ -112,6 +115,8 @@ def _train(
     setup = prepare_stage(plan, world, init=init, resume=resume)
     folder.begin()
     setup = _follow(setup, on_first(world, set_aside, run, index, setup.start.state.step, plan.stage.steps))
+    if resume == "never":
+        on_first(world, mark_job, run, index)
     monitor = _monitor(recipe, index, world, watch, setup.start.state.step)
     try:
         together(world, attempt(describe, setup, monitor))

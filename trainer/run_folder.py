@@ -16,6 +16,7 @@ log = logging.getLogger(__name__)
 
 LOCK = "lock"
 EARLIER = "earlier"
+JOB = "slurm_job"
 
 
 def stage_directory(run: str | Path, stage: int) -> Path:
@@ -50,14 +51,6 @@ class RunFolder:
         if self.lock is not None:
             self.lock.release()
 
-    def check(self) -> None:
-        """Raise ``ValueError`` where another run has taken the folder, because this one was silent for too long."""
-        if self.lock is not None and not self.lock.held():
-            raise ValueError(
-                f"{self.path}: another run has taken this folder while this one stood still for over {STALE:g} s; "
-                "nothing more is written"
-            )
-
     def _take(self, make: bool) -> None:
         if make:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -75,6 +68,22 @@ class RunFolder:
 
     def _say(self, owner: dict) -> None:
         log.info(f"{self.path} is locked by {describe(owner)}; waiting up to {STALE:g} s for a sign of life of it")
+
+
+def mark_job(run: Path, stage: int) -> None:
+    """Note by which Slurm job a stage was started from nothing."""
+    if job := os.environ.get("SLURM_JOB_ID"):
+        folder = stage_directory(run, stage)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / JOB).write_text(job)
+
+
+def is_requeued(run: Path, stage: int) -> bool:
+    """Whether this process is a later start of the Slurm job that began a stage from nothing. ``--resume never`` is for
+    the first start only: what lies there is that job's own work."""
+    mark = stage_directory(run, stage) / JOB
+    restarts = os.environ.get("SLURM_RESTART_COUNT", "0")
+    return restarts != "0" and mark.is_file() and mark.read_text() == os.environ.get("SLURM_JOB_ID")
 
 
 @contextmanager

@@ -102,6 +102,25 @@ def train_never_until_a_power_cut(recipe: dict) -> None:
     train_until_a_power_cut(recipe, 1, resume="never")
 
 
+def test_never_in_a_job_that_slurm_starts_again_goes_on_from_what_the_job_began(alone, recipe, tmp_path):
+    """Its first start moves the old run aside; a later one does not do so with the job's own work."""
+    run = tmp_path / "run"
+    alone.run(cases.train, recipe(), [1])
+    alone.run(train_never_in_a_job, recipe(learning_rate=5e-3), 0)
+    alone.run(train_never_in_a_job, recipe(learning_rate=5e-3), 1)
+    assert len(list((run / "earlier").iterdir())) == 1
+    assert "checkpoint_1 at step 1" in (run / "train.log").read_text()
+    alone.run(train_never_in_a_job, recipe(learning_rate=5e-3), 1, "8")  # another job: from nothing
+    assert len(list((run / "earlier").iterdir())) == 2
+
+
+def train_never_in_a_job(recipe: dict, restarts: int, job: str = "7") -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SLURM_JOB_ID", job)
+        patch.setenv("SLURM_RESTART_COUNT", str(restarts))
+        train_until_a_power_cut(recipe, 1 if restarts == 0 else 3, resume="never")
+
+
 def resume_from(recipe: dict, path: str) -> None:
     train_until_a_power_cut(recipe, 3, resume=path)
 
