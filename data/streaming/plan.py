@@ -2,26 +2,20 @@
 
 Everything is computed from the seed and a position, as in ``data/streaming/order.py``; nothing is drawn one after the
 other, so the batch of step 1,000,000 costs what that of step 1 does. Where something must come in a given proportion
-(buckets by their number of samples, data sets by weight), a block of numbered tickets is permuted and a ticket says
-both whose turn it is and for the how-manieth time, so that no past has to be counted.
+(buckets by their number of samples, data sets by weight), ``data/streaming/turns.py`` says whose turn it is.
 """
 
-from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
-from math import gcd
+from fractions import Fraction
 
 import numpy as np
 
 from stagecoach.data.streaming.order import Order, permutation
+from stagecoach.data.streaming.turns import Turns
 
 Bucket = tuple[int, ...]
 """Sizes of the dimensions that all samples of a batch must agree in."""
-
-
-TICKETS = 10_000
-"""Resolution of weights: a weight is met to 1/10,000 in each block of so many draws."""
 
 ATTEMPTS = 16
 """Samples that are tried in place of a bad one before the run gives up."""
@@ -34,23 +28,6 @@ class Members:
 
     shard_sizes: tuple[int, ...]
     indices: np.ndarray
-
-
-class Turns:
-    """An endless sequence in which ``which`` comes ``counts[which]`` times in each block of ``sum(counts)``, in a keyed
-    order. ``locate(n)`` gives ``(which, k)``: the n-th turn is the k-th of ``which``."""
-
-    def __init__(self, counts: Sequence[int], seed: int, name: str) -> None:
-        self.counts, self.seed, self.name = tuple(counts), seed, name
-        self._ends = list(accumulate(self.counts))
-
-    def locate(self, n: int) -> tuple[int, int]:
-        if len(self.counts) == 1:
-            return 0, n
-        block, offset = divmod(n, self._ends[-1])
-        ticket = permutation(self._ends[-1], self.seed, block, self.name)(offset)
-        which = bisect_right(self._ends, ticket)
-        return which, block * self.counts[which] + ticket - self._ends[which] + self.counts[which]
 
 
 class SamplePlan:
@@ -104,31 +81,35 @@ class SamplePlan:
             )
             self._indices.append([pools[number][bucket].indices for number in having])
             groups = (
-                [1.0]
+                [Fraction(1)]
                 if weights is None
-                else [weights[number] * len(pools[number][bucket].indices) / _total(pools[number]) for number in having]
+                else [
+                    Fraction(str(weights[number])) * len(pools[number][bucket].indices) / _total(pools[number])
+                    for number in having
+                ]
             )
-            self._mix.append(Turns(_tickets(groups), seed, f"mix{bucket}"))
-            shares.append(sum(groups))
+            self._mix.append(Turns(groups, seed, f"mix{bucket}"))
+            shares.append(sum(groups, Fraction(0)))
         self.sizes = tuple(sum(len(order) for order in orders) for orders in self._orders)
-        self._steps = Turns(self._steps_by_bucket(shares if weights is not None else None), seed, "buckets")
+        if weights is not None:
+            self._steps = Turns(shares, seed, "buckets")
+        elif drop_last:
+            batches = self._whole_batches()
+            self._steps = Turns(batches, seed, "buckets", Fraction(sum(batches)))
+        else:
+            self._steps = Turns(self.sizes, seed, "buckets", Fraction(sum(self.sizes), global_batch))
 
-    def _steps_by_bucket(self, shares: list[float] | None) -> list[int]:
-        """Batches of each bucket in a block of steps."""
-        if self.drop_last:
-            steps = [size // self.global_batch for size in self.sizes]
-            for bucket, size, count in zip(self.buckets, self.sizes, steps, strict=True):
-                if not count:
-                    raise ValueError(
-                        f"bucket {bucket} has {size} samples, fewer than the global batch of "
-                        f"{self.global_batch}, so that drop_last: true would never use them; take drop_last: false, "
-                        f"a smaller batch, or leave that bucket out of the shards"
-                    )
-            return steps
-        if shares is not None:
-            return _tickets(shares)
-        unit = gcd(*self.sizes)
-        return [size // unit for size in self.sizes]
+    def _whole_batches(self) -> list[int]:
+        """Batches of each bucket in an epoch under ``drop_last``."""
+        steps = [size // self.global_batch for size in self.sizes]
+        for bucket, size, count in zip(self.buckets, self.sizes, steps, strict=True):
+            if not count:
+                raise ValueError(
+                    f"bucket {bucket} has {size} samples, fewer than the global batch of "
+                    f"{self.global_batch}, so that drop_last: true would never use them; take drop_last: false, "
+                    f"a smaller batch, or leave that bucket out of the shards"
+                )
+        return steps
 
     @property
     def left_out(self) -> int:
@@ -179,15 +160,3 @@ def _joined(sets: Sequence[Mapping[Bucket, Members]]) -> dict[Bucket, Members]:
 
 def _total(pool: Mapping[Bucket, Members]) -> int:
     return sum(len(members.indices) for members in pool.values())
-
-
-def _tickets(shares: Sequence[float]) -> list[int]:
-    """``TICKETS`` shared out in proportion, by largest remainder, and at least one each; a single share needs one."""
-    if len(shares) == 1:
-        return [1]
-    exact = [share / sum(shares) * TICKETS for share in shares]
-    counts = [max(1, int(number)) for number in exact]
-    missing = TICKETS - sum(counts)
-    for which in sorted(range(len(exact)), key=lambda i: int(exact[i]) - exact[i])[: max(missing, 0)]:
-        counts[which] += 1
-    return counts

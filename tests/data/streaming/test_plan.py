@@ -2,13 +2,14 @@
 
 import time
 from collections import Counter
+from math import ceil, log2
 
 import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from stagecoach.data.streaming.plan import ATTEMPTS, TICKETS, Members, SamplePlan, Turns
+from stagecoach.data.streaming.plan import ATTEMPTS, Members, SamplePlan
 
 properties = settings(max_examples=60, deadline=None)
 counts_of_shards = st.lists(st.integers(1, 6), min_size=1, max_size=4)
@@ -56,24 +57,88 @@ def test_all_samples_of_a_batch_are_of_the_step_s_bucket(sets, seed, batch_size,
         assert {buckets[index] for index in batch(plan, s)} == {plan.bucket(s)}
 
 
+def assert_once_each_before_any_twice(seen, indices):
+    """``seen`` so many times through ``indices``, each time all of them before the first one of the next time."""
+    size = len(indices)
+    for first in range(0, len(seen), size):
+        through = seen[first : first + size]
+        assert len(set(through)) == len(through)
+        assert set(through) <= set(indices.tolist())
+
+
 @properties
-@given(sets=data_sets(), seed=st.integers(0, 99), batch_size=st.integers(1, 7), active_shards=st.integers(0, 3))
-def test_wrapping_loses_none_and_repeats_none_before_its_bucket_is_through(sets, seed, batch_size, active_shards):
+@given(
+    sets=data_sets(),
+    seed=st.integers(0, 99),
+    batch_size=st.integers(1, 9),
+    active_shards=st.integers(0, 3),
+    epochs=st.integers(1, 5),
+)
+def test_wrapping_gives_each_sample_once_an_epoch(sets, seed, batch_size, active_shards, epochs):
+    """In the order of the steps, whatever the buckets: none twice before its bucket is through; and where an epoch's
+    draws end, each bucket has been drawn from as often as it has samples, but for its batches that reach over."""
     plan = SamplePlan(sets, global_batch=batch_size, seed=seed, active_shards=active_shards)
-    total = sum(plan.sizes)
-    # So many steps end a block of turns, in which each bucket gets batches in proportion to its samples.
-    steps = total * batch_size
-    drawn = {bucket: {} for bucket in plan.buckets}
+    total, indices = (
+        sum(plan.sizes),
+        {bucket: group[0] for bucket, group in zip(plan.buckets, plan._indices, strict=True)},
+    )
+    over = batch_size * (1 + ceil(log2(len(plan.sizes))) / 2)
+    seen = {bucket: [] for bucket in plan.buckets}
+    ends = {ceil(epoch * total / batch_size): epoch for epoch in range(1, epochs + 1)}
+    for step in range(max(ends)):
+        seen[plan.bucket(step)] += batch(plan, step)
+        if step + 1 in ends:
+            for bucket, size in zip(plan.buckets, plan.sizes, strict=True):
+                assert abs(len(seen[bucket]) - ends[step + 1] * size) <= over
+    for bucket in plan.buckets:
+        assert_once_each_before_any_twice(seen[bucket], indices[bucket])
+
+
+@pytest.mark.parametrize(("sizes", "batch_size"), [((10_001, 2_003), 8), ((997, 61, 9), 16), ((5_000, 5_000, 3), 64)])
+def test_the_draws_of_an_epoch_leave_out_and_repeat_less_than_a_batch_of_each_bucket(sizes, batch_size):
+    members, first = {}, 0
+    for number, size in enumerate(sizes):
+        members[(number,)] = Members((size,), np.arange(first, first + size))
+        first += size
+    plan = SamplePlan([members], global_batch=batch_size, seed=0)
+    buckets = bucket_of([members])
+    for epoch in range(3):
+        begin, end = (ceil(e * first / batch_size) for e in (epoch, epoch + 1))
+        counts = Counter(index for step in range(begin, end) for index in batch(plan, step))
+        for bucket, part in members.items():
+            unseen = sum(index not in counts for index in part.indices.tolist())
+            extra = sum(n - 1 for index, n in counts.items() if buckets[index] == bucket)
+            assert unseen <= 2 * batch_size
+            assert extra <= 2 * batch_size
+    if sizes == (10_001, 2_003):
+        counts = Counter(index for step in range(1500) for index in batch(plan, step))
+        assert (first - len(counts), max(counts.values())) == (4, 1)
+
+
+@properties
+@given(
+    sets=data_sets(),
+    seed=st.integers(0, 99),
+    batch_size=st.integers(1, 9),
+    weights=st.lists(st.floats(0.01, 1), min_size=3, max_size=3),
+    steps=st.integers(1, 150),
+)
+def test_mixed_sets_repeat_no_sample_before_those_of_its_set_and_bucket_are_through(
+    sets, seed, batch_size, weights, steps
+):
+    plan = SamplePlan(sets, global_batch=batch_size, seed=seed, weights=weights[: len(sets)])
+    cell = {
+        index: (number, bucket)
+        for number, members in enumerate(sets)
+        for bucket, part in members.items()
+        for index in part.indices.tolist()
+    }
+    seen = {}
     for step in range(steps):
-        number, turn = plan._steps.locate(step)
-        drawn[plan.buckets[number]][turn] = batch(plan, step)
-    for bucket, size in zip(plan.buckets, plan.sizes, strict=True):
-        turns = drawn[bucket]
-        assert sorted(turns) == list(range(len(turns))), "each turn of a bucket comes once"
-        sequence = [index for turn in sorted(turns) for index in turns[turn]]
-        assert len(sequence) == batch_size * size * steps // (total), "buckets come in proportion to their samples"
-        for epoch in range(len(sequence) // size):
-            assert len(set(sequence[epoch * size : (epoch + 1) * size])) == size
+        for index in batch(plan, step):
+            seen.setdefault(cell[index], []).append(index)
+    for (number, bucket), drawn in seen.items():
+        assert_once_each_before_any_twice(drawn, sets[number][bucket].indices)
 
 
 @properties
@@ -116,10 +181,10 @@ def test_sets_are_met_in_proportion_to_their_weights(weights):
         first += size
     plan = SamplePlan(sets, global_batch=50, seed=3, weights=weights)
     owner = {index: number for number, members in enumerate(sets) for index in members[()].indices.tolist()}
-    steps = TICKETS // 50
+    steps = 10_000 // 50
     found = Counter(owner[index] for step in range(7 * steps, 8 * steps) for index in batch(plan, step))
     for number, weight in enumerate(weights):
-        assert abs(found[number] - weight / sum(weights) * TICKETS) <= 1
+        assert abs(found[number] - weight / sum(weights) * 10_000) <= 1
     # In the short run too no set waits long.
     few = Counter(owner[index] for step in range(4) for index in batch(plan, step))
     for number, weight in enumerate(weights):
@@ -129,8 +194,7 @@ def test_sets_are_met_in_proportion_to_their_weights(weights):
 def test_inside_a_weighted_set_each_sample_comes_once_before_any_comes_twice():
     sets = [{(): Members((7,), np.arange(7))}, {(): Members((30,), np.arange(7, 37))}]
     plan = SamplePlan(sets, global_batch=10, seed=0, weights=(0.3, 0.7))
-    seen = [index for step in range(2 * TICKETS // 10) for index in batch(plan, step)]
-    # The order inside a block of turns is shuffled, so it is counted over whole blocks.
+    seen = [index for step in range(2 * 10_000 // 10) for index in batch(plan, step)]
     counts = Counter(seen)
     assert {counts[i] for i in range(7)} <= {2 * 3000 // 7, 2 * 3000 // 7 + 1}
     assert {counts[i] for i in range(7, 37)} <= {2 * 7000 // 30, 2 * 7000 // 30 + 1}
@@ -175,15 +239,6 @@ def test_a_billion_samples_far_along_take_no_longer_than_the_first_step():
     began = time.perf_counter()
     batch(plan, 10**12)
     assert time.perf_counter() - began < 1
-
-
-@given(counts=st.lists(st.integers(1, 9), min_size=1, max_size=5), seed=st.integers(0, 99), block=st.integers(0, 10**6))
-def test_turns_give_each_its_count_in_each_block_and_number_them_through(counts, seed, block):
-    turns = Turns(counts, seed, "x")
-    size = sum(counts)
-    found = [turns.locate(n) for n in range(block * size, (block + 1) * size)]
-    for which, count in enumerate(counts):
-        assert sorted(k for w, k in found if w == which) == list(range(block * count, (block + 1) * count))
 
 
 @pytest.mark.parametrize(
