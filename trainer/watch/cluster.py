@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Sequence
 
@@ -12,6 +13,8 @@ from stagecoach.trainer.distributed import World
 from stagecoach.trainer.watch.collectives import waited
 from stagecoach.trainer.watch.heartbeat import sensors
 from stagecoach.trainer.watch.view import ClusterReducer, ClusterView
+
+log = logging.getLogger(__name__)
 
 
 class ClusterMeter:
@@ -30,4 +33,10 @@ class ClusterMeter:
         rows = [torch.empty_like(mine) for _ in range(self.world.size)] if self.world.is_first else None
         dist.gather(mine, rows, dst=0)
         self.started = time.monotonic()
-        return None if rows is None else self.reducer.reduce(torch.stack(rows).cpu().tolist())
+        if rows is None:
+            return None
+        try:
+            return self.reducer.reduce(torch.stack(rows).cpu().tolist())
+        except Exception:  # of rank 0 alone; numbers for people are no reason to stop a cluster
+            log.exception("no numbers by rank and node for this line")
+            return None

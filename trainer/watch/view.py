@@ -99,8 +99,9 @@ class ClusterReducer:
             if over and rank not in self.stragglers and sum(self.slow[rank]) >= WINDOWS:
                 self.stragglers.add(rank)
                 why = f", clocks lowered by {throttled[rank]}" if throttled[rank] else ""
+                times = f"{seconds / middle:.2f} times" if middle > 0 else "more than"
                 said.append(
-                    f"straggler: {self._who(rank)} takes {seconds:.3g} s a step, {seconds / middle:.2f} times the "
+                    f"straggler: {self._who(rank)} takes {seconds:.3g} s a step, {times} the "
                     f"median of {middle:.3g} s, of which {data_wait[rank]:.0%} waits for data{why}"
                 )
             elif rank in self.stragglers and not any(self.slow[rank]):

@@ -37,6 +37,13 @@ def test_a_rank_that_is_slow_in_three_of_five_windows_is_named_once_and_again_wh
     assert [word for words in said for word in words] == ["rank 37 (node04) is no straggler any more"]
 
 
+def test_a_straggler_among_ranks_whose_own_time_is_nothing_is_named():
+    reducer = ClusterReducer(HOSTS)
+    late = [3.0 if rank != 37 else 0.0 for rank in range(112)]
+    said = [reducer.reduce(table(late)).warnings for _ in range(3)]
+    assert said[2][0].startswith("straggler: rank 37 (node04) takes 3 s a step, more than the median of 0 s")
+
+
 def test_fourteen_per_cent_is_no_straggler():
     reducer = ClusterReducer(HOSTS)
     late = [1.0 if rank != 37 else 0.64 for rank in range(112)]
