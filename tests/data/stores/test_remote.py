@@ -393,14 +393,3 @@ def test_global_random_state_is_left_alone(server):
     server.faults = [500]
     open_storage(server.url).read_range("a.tar", 0, 10)
     assert random.getstate() == state
-
-
-def test_local_folder_needs_no_fsspec():
-    code = (
-        "import sys; sys.modules['fsspec'] = None\nfrom data.stores.opening import open_storage\n"
-        "assert open_storage('.').names()\n"
-        "try:\n    open_storage('s3://a/b')\nexcept ValueError as error:\n    print(error)"
-    )
-    root = Path(__file__).parents[3]
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root)
-    assert "pip install fsspec" in found.stdout

@@ -3,6 +3,7 @@
 import errno
 import os
 import pickle
+import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -195,3 +196,14 @@ def test_no_more_is_read_than_a_file_has(folder, size):
     for offset, wanted in ((0, size), (size, 1)):
         with pytest.raises(DamagedError, match=r"a\.tar: \d+ of \d+ bytes at offset"):
             train.read_range("a.tar", offset, wanted)
+
+
+def test_local_folder_needs_no_fsspec():
+    code = (
+        "import sys; sys.modules['fsspec'] = None\nfrom stagecoach.data.stores.opening import open_storage\n"
+        "assert open_storage('.').names()\n"
+        "try:\n    open_storage('s3://a/b')\nexcept ValueError as error:\n    print(error)"
+    )
+    root = Path(__file__).parents[3]
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root)
+    assert "pip install fsspec" in found.stdout
