@@ -120,7 +120,7 @@ def _conclude(job: BuildJob, workspace: Workspace, options: BuildOptions, worker
                 "yet, and the worker that makes the last one finishes the data set (start again what was stopped)"
             ),
         )
-    finish(workspace, job, options.skip_bad)
+    finish(workspace, job, options.skip_bad, READERS)
     if not workspace.is_finished():
         raise ValueError(
             f"{workspace.output}: the build was removed while it ran, expected {workspace.root} to stay; start it again"

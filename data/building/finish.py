@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from stagecoach.data.building.item_files import describe_items, first_change
 from stagecoach.data.building.jobs import BuildJob, RawError
 from stagecoach.data.building.parts import part_files, read_part
 from stagecoach.data.building.workspace import RECORD, SKIPPED, Workspace, finished_splits, read_json
@@ -13,13 +14,13 @@ from stagecoach.data.files import TEMPORARY, DamagedError, atomic_file, sync_dir
 from stagecoach.data.format.shards import write_manifest
 
 
-def finish(workspace: Workspace, job: BuildJob, skip_bad: bool) -> None:
+def finish(workspace: Workspace, job: BuildJob, skip_bad: bool, readers: int = 4) -> None:
     """Move the shards of all parts into their splits, write the manifests, and publish the splits; nothing
     where another worker did so. All parts are there.
 
     Raises ``RawError`` where an item was left out unless ``skip_bad``, and where none is left for training (the build
-    then ends); ``DamagedError`` where a part is damaged, which is removed; ``ValueError`` where the parts were made by
-    different encoders.
+    then ends); ``DamagedError`` where a part is damaged, which is removed, or its raw files (``readers`` threads look)
+    have changed since; ``ValueError`` where the parts were made by different encoders.
     """
     with workspace.locked():
         if not workspace.job.exists():
@@ -31,7 +32,7 @@ def finish(workspace: Workspace, job: BuildJob, skip_bad: bool) -> None:
                 f"those, expected one build of an output at a time"
             )
         if workspace.goes_on():
-            parts = _read_parts(workspace)
+            parts = _read_parts(workspace, job, readers)
             _check_skipped(workspace, parts, skip_bad)
             _check_encoders(parts)
             coming = [*{part["split"] for part in parts if part["samples"]}, RECORD, SKIPPED]
@@ -42,13 +43,17 @@ def finish(workspace: Workspace, job: BuildJob, skip_bad: bool) -> None:
         workspace.publish()
 
 
-def _read_parts(workspace: Workspace) -> list[dict[str, Any]]:
+def _read_parts(workspace: Workspace, job: BuildJob, readers: int) -> list[dict[str, Any]]:
     parts = []
     for part in workspace.division.parts:
         folder = workspace.parts / part.name
         try:
             # Whoever made the part in this run or found it there has compared the hashes.
-            parts.append(read_part(folder, workspace.division.record_hash, hashes=False))
+            found = read_part(folder, workspace.division.record_hash, hashes=False)
+            change = first_change(job, part.items, found["raw_files"], describe_items(job, part.items, readers))
+            if change:
+                raise DamagedError(f"{folder}: {change} has changed since, expected raw data to stay as they are")
+            parts.append(found)
         except DamagedError as error:
             if folder.exists():
                 workspace.drop(folder)

@@ -5,8 +5,9 @@ restarts. Its samples depend on the items and on ``settings`` alone.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -140,6 +141,11 @@ class BuildJob(ABC):
     def check(self, item: RawItem) -> None:
         """A cheap look at an item before any encoder is loaded; runs in threads. Raises ``RawError``."""
 
+    def files(self, item: RawItem) -> list[Path]:
+        """The files and folders that the sample is made of, there or not, besides what ``settings`` tells the content
+        of: by default all paths in the record. A part is made again where they have changed since (``item_files``)."""
+        return list(dict.fromkeys(_paths(item.record)))
+
     @abstractmethod
     def start(self) -> None:
         """Load the encoders, with the imports that take seconds. The current CUDA device is this worker's."""
@@ -163,6 +169,17 @@ class BuildJob(ABC):
     def summary(self, statistics: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         """What the report of a finished build says besides samples and bytes, from the statistics by split."""
         return {}
+
+
+def _paths(record: Any) -> Iterator[Path]:
+    if isinstance(record, Path):
+        yield record
+    elif is_dataclass(record):
+        for field in fields(record):
+            yield from _paths(getattr(record, field.name))
+    elif isinstance(record, list | tuple):
+        for value in record:
+            yield from _paths(value)
 
 
 class EncodingJob(BuildJob):

@@ -12,7 +12,7 @@ from stagecoach.data.building.options import BuildOptions
 from stagecoach.data.files import sha256_json
 from stagecoach.data.format.shards import KEY
 
-VERSION = 1
+VERSION = 2
 SPLIT = re.compile(r"[A-Za-z0-9_-]+")
 
 

@@ -1,7 +1,7 @@
 """One part of a build: items are read ahead in threads, encoded in batches, and written to a sealed folder.
 
 part-000012/  shard-000012-000000.tar, .tar.idx, ...   named as in the data set
-              part.json       what is in them, what was left out and why, statistics, encoders
+              part.json       what is in them and of which raw files, what was left out and why, statistics, encoders
               manifest.json   size and sha256 of the files
 """
 
@@ -16,6 +16,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from stagecoach.data.building.item_files import describe_items
 from stagecoach.data.building.jobs import BuildJob, RawError, RawItem
 from stagecoach.data.building.partition import Part
 from stagecoach.data.files import (
@@ -87,6 +88,7 @@ class PartWriter:
 
     def _write(self, folder: Path, part: Part, bad: dict[str, str], skip_bad: bool) -> Generator[None, None, int]:
         statistics, written = self.job.statistics(), 0
+        raw = describe_items(self.job, part.items, self.readers)  # before they are read: a later change shows
         with (
             ShardWriter(
                 folder, self.job.schema, prefix=part.name.replace("part", "shard"), max_bytes=self.max_shard_bytes
@@ -119,6 +121,7 @@ class PartWriter:
                 "job": self.job_hash,
                 "samples": written,
                 "shards": writer.shards,
+                "raw_files": raw,
                 "statistics": statistics.as_dict(),
                 "skipped": [{"key": item.key, "reason": bad[item.key]} for item in part.items if item.key in bad],
                 "encoders": self.encoders if written else None,

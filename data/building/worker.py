@@ -1,7 +1,9 @@
 """One worker of a build: it makes the parts that are its own by rule and not there yet."""
 
+import logging
 from collections.abc import Iterator
 
+from stagecoach.data.building.item_files import describe_items, first_change
 from stagecoach.data.building.jobs import BuildJob, RawError
 from stagecoach.data.building.partition import Part
 from stagecoach.data.building.parts import PartWriter, ahead, read_part
@@ -9,6 +11,8 @@ from stagecoach.data.building.worker_rank import WorkerRank, choose_device
 from stagecoach.data.building.workspace import Workspace
 from stagecoach.data.files import DamagedError
 from stagecoach.data.progress import Track
+
+_log = logging.getLogger(__name__)
 
 PHASES = ("verifying", "checking", "encoding")
 """Titles of the bars: parts that an earlier run made, items of the others, and these again."""
@@ -47,17 +51,30 @@ class Worker:
         return self._writer.samples
 
     def _damaged(self, parts: list[Part]) -> Iterator[Part | None]:
-        """Each part that has to be made again, else None: it is damaged, or items are missing that may not be."""
+        """Each part that has to be made again, else None: it is damaged, files that it was made of have changed, or
+        items are missing that may not be."""
+        changes: list[str] = []
         for part in parts:
             try:
                 found = read_part(self._workspace.parts / part.name, self._workspace.division.record_hash)
             except DamagedError:
                 again = True
             else:
-                again = bool(found["skipped"]) and not self._skip_bad
+                now = describe_items(self._job, part.items, self._readers)
+                change = first_change(self._job, part.items, found["raw_files"], now)
+                changes += [change] if change else []
+                again = bool(change) or (bool(found["skipped"]) and not self._skip_bad)
             if again:
                 self._workspace.discard(part)
             yield part if again else None
+        if changes:
+            _log.warning(
+                "%s: %d of %d parts are made again, as files that they were made of have changed since: %s first",
+                self._worker_rank,
+                len(changes),
+                len(parts),
+                changes[0],
+            )
 
     def _check(self, parts: list[Part]) -> Iterator[None]:
         """Look at all items before the first is encoded, so that a bad one is not found after hours."""

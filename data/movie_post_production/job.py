@@ -22,7 +22,7 @@ from stagecoach.data.building.jobs import (
 )
 from stagecoach.data.movie_post_production.captions import RawPicture, read_captions
 from stagecoach.data.movie_post_production.options import BuildOptions, Dims
-from stagecoach.data.movie_post_production.prepare import Prepared, check_picture, prepare_picture
+from stagecoach.data.movie_post_production.prepare import Prepared, check_picture, precomputed_files, prepare_picture
 from stagecoach.data.movie_post_production.schema import DEPTH_LABELS
 
 if TYPE_CHECKING:
@@ -95,6 +95,9 @@ class MovieJob(EncodingJob):
 
     def check(self, item: RawItem) -> None:
         check_picture(self._raw, item.record, self._options)
+
+    def files(self, item: RawItem) -> list[Path]:
+        return [*super().files(item), *precomputed_files(self._raw, item.record, self._options)]
 
     def load(self) -> Encoders:
         from stagecoach.data.movie_post_production.encode import Encoders

@@ -103,6 +103,16 @@ def prepare_picture(base: Path, raw: RawPicture, options: BuildOptions, dims: Di
     )
 
 
+def precomputed_files(base: Path, raw: RawPicture, options: BuildOptions) -> list[Path]:
+    """What ``options`` says is precomputed of a picture, there or not."""
+    given = {
+        "latents": [readers.latent_path(base, raw.image_id)],
+        "text": [readers.text_path(base, raw.image_id)],
+        **{name: [_vector_path(base, folder, item) for item in raw.objects] for name, folder in VECTORS.items()},
+    }
+    return [path for name in options.precomputed for path in given[name]]
+
+
 def _vector_path(base: Path, folder: str, item: RawObject) -> Path:
     return base / folder / f"{item.reference.image_id}_obj{item.reference.object_id}.npy"
 

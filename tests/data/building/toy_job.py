@@ -34,7 +34,8 @@ class ToyStatistics(Statistics):
 
 class ToyJob(BuildJob):
     """``count`` items; ``bad`` ones fail when read, ``suspect`` ones already when looked at. An item ``deadly`` kills
-    its process where the file ``trigger`` does not exist yet; ``hanging`` is the same without an end."""
+    its process where the file ``trigger`` does not exist yet; ``hanging`` is the same without an end. ``raw``: folder
+    of files ``<key>.txt`` that hold the numbers of the samples."""
 
     schema = SCHEMA
     together = 2
@@ -53,14 +54,19 @@ class ToyJob(BuildJob):
         deadly: str = "",
         failing: str = "",
         version: int = 1,
+        raw: Path | None = None,
     ) -> None:
         self.count, self.part_items, self.bad, self.suspect = count, part_items, bad, suspect
         self.unusable, self.delay, self.encoder = unusable, delay, encoder
         self.deadly, self.failing, self.version, self.starts = deadly, failing, version, 0
+        self.raw = raw
 
     def items(self) -> tuple[list[RawItem], list[tuple[str, RawError]]]:
         items = [RawItem(f"item{n:03d}", None if n % 4 else "train", n) for n in range(self.count)]
         return items, [(f"entry {n}", RawError(f"list: entry {n} is empty")) for n in range(self.unusable)]
+
+    def files(self, item: RawItem) -> list[Path]:
+        return [self.raw / f"{item.key}.txt"] if self.raw else []
 
     def settings(self) -> dict[str, Any]:
         return {"version": self.version, "size": {"n": 5}}
@@ -78,7 +84,7 @@ class ToyJob(BuildJob):
     def prepare(self, item: RawItem) -> int:
         if item.key in self.bad:
             raise RawError(f"/raw/{item.key}.bin: cut after {item.record} bytes, expected more")
-        return item.record
+        return int(self.files(item)[0].read_text()) if self.raw else item.record
 
     def encode(self, items: list[RawItem], prepared: list[int]) -> list[EncodedSample]:
         assert self.starts
@@ -112,8 +118,9 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--count", type=int, default=12)
     parser.add_argument("--delay", type=float, default=0.0)
+    parser.add_argument("--raw", type=Path)
     arguments = parser.parse_args()
-    job = ToyJob(arguments.count, delay=arguments.delay, bad=("item005",))
+    job = ToyJob(arguments.count, delay=arguments.delay, bad=("item005",), raw=arguments.raw)
     report = build(job, arguments.output, BuildOptions(workers=arguments.workers, skip_bad=True, holdout=0.3))
     print(json.dumps(report.as_dict()))
 

@@ -22,6 +22,7 @@ from stagecoach.data.format.shards import ShardWriter, write_manifest
 from stagecoach.data.streaming.dataset import Sample, ShardSet
 from stagecoach.data.streaming.stream import collate
 from stagecoach.data.streaming.windows import Window, cut
+from tests.data.building.raw_files import files_of_no_item
 from tests.data.dance_with_music.conftest import FRAMES, SIZE
 
 ROOT = Path(__file__).parents[3]
@@ -237,3 +238,7 @@ def test_a_sample_takes_the_bytes_that_were_planned(tmp_path, frames, music, meg
     assert size == pytest.approx(megabytes * 1e6, rel=0.03, abs=3e4)
     read = ShardSet.open(tmp_path, schema).read(0)
     assert read.arrays["pose_xy"].dtype == np.uint16
+
+
+def test_every_raw_file_but_the_lists_belongs_to_an_item(synthetic, job):
+    assert files_of_no_item(synthetic, job(synthetic)) == {"dances.json", "synthetic.json"}

@@ -22,6 +22,7 @@ from stagecoach.data.files import TEMPORARY
 from stagecoach.data.maintenance.check import check, find_sets
 from stagecoach.data.maintenance.inspect import contact_sheet, inspect
 from stagecoach.data.streaming.dataset import ShardSet
+from tests.data.building.raw_files import files_of_no_item
 from tests.data.fantasy_world.conftest import CLIP, FRAMES, HEIGHT, WIDTH
 
 SCHEMA = fantasy_world_schema(16, 64)
@@ -212,3 +213,7 @@ def test_small_shards_are_many(synthetic, make_job, tmp_path):
     report = build(make_job(synthetic), tmp_path / "shards", BuildOptions(max_shard_bytes=60_000, holdout=0.0))
     assert report.shards == {"train": 4}
     assert len(read_all(tmp_path / "shards")) == 4
+
+
+def test_every_raw_file_but_the_lists_belongs_to_an_item(synthetic, make_job):
+    assert files_of_no_item(synthetic, make_job(synthetic)) == {"metadata.json", "synthetic.json"}

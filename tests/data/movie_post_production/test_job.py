@@ -27,6 +27,7 @@ from stagecoach.data.movie_post_production.schema import movie_post_production_s
 from stagecoach.data.pictures import read_picture
 from stagecoach.data.streaming.dataset import ShardSet
 from stagecoach.data.streaming.stream import collate
+from tests.data.building.raw_files import files_of_no_item
 from tests.data.movie_post_production.conftest import PICTURES, TEXT_LENGTH
 
 CPU = torch.device("cpu")
@@ -388,3 +389,9 @@ def test_a_picture_of_a_sample_shows_boxes_and_says_what_they_are(samples):
     assert (picture[:, 330:] < 128).any(), "words next to it"
     del sample.arrays["image"]
     assert family.picture(sample).shape == picture.shape
+
+
+def test_every_raw_file_but_the_lists_belongs_to_an_item(raw, samples, encoders, options):
+    write_precomputed(raw, samples, encoders, "flux")
+    job = MovieJob(raw, options(precomputed=PRECOMPUTED))
+    assert files_of_no_item(raw, job) == {"synthetic.json"}
