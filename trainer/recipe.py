@@ -16,6 +16,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from stagecoach.data.files import sha256_json
 from stagecoach.data.paths import expand_path
+from stagecoach.data.reading import read_regular
 from stagecoach.data.stores.storage import CacheOptions
 from stagecoach.data.streaming.mixture import Source
 from stagecoach.models import get_family
@@ -335,9 +336,9 @@ def read_ds_config(recipe: Recipe) -> dict[str, Any]:
     or is of another ZeRO stage."""
     path = recipe.deepspeed_file()
     try:
-        config = json.loads(path.read_text())
+        config = json.loads(read_regular(path))
         found = config.get("zero_optimization", {}).get("stage")
-    except (OSError, ValueError, AttributeError) as error:
+    except (ValueError, AttributeError, RecursionError) as error:
         raise RecipeError(
             f"{path}: not a DeepSpeed config ({error}), expected a JSON object like those in ds_configs/"
         ) from error
@@ -375,7 +376,12 @@ def _check(recipe: Recipe, family: Family, source: Callable[[tuple[str | int, ..
             if name not in known:
                 here = ("stages", number, "loss_weights", name)
                 raise RecipeError(f"{source(here)}: unknown key {dotted(here)}{did_you_mean(name, known)}")
-    read_ds_config(recipe)
+    try:
+        read_ds_config(recipe)
+    except RecipeError as error:
+        if recipe.ds_config is None:
+            raise
+        raise RecipeError(f"{source(('ds_config',))}: ds_config: {error}") from error
 
 
 def _profile_file(family: str, profile: str) -> Path:

@@ -308,3 +308,10 @@ def test_home_and_variables_of_paths_are_filled_in_and_an_unknown_one_is_named(m
 def test_a_stage_too_short_for_gradients_behind_a_zero_gate_is_not_checked_for_them(steps, asked, checked):
     stage = StageRecipe(steps=steps, global_batch=1, learning_rate=1.0, gradient_check_steps=asked)
     assert stage.checked_steps == checked
+
+
+def test_a_deepspeed_config_that_is_none_is_said_of_the_key_that_names_it(recipe_file, tmp_path):
+    (tmp_path / "deep.json").write_text("[" * 50_000)
+    words = refused(recipe_file, f"ds_config={tmp_path / 'deep.json'}")
+    assert "--set ds_config=" in words
+    assert "not a DeepSpeed config" in words
