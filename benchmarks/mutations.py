@@ -148,6 +148,7 @@ def resume(root: Path, stages: list[int]) -> tuple[int | None, str]:
         output = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(output, 1)
         os.dup2(output, 2)
+        sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115  # not pytest's
         code = 1
         try:
             run_main(lambda: _train(root, stages))
