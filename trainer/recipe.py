@@ -379,9 +379,7 @@ def _check(recipe: Recipe, family: Family, source: Callable[[tuple[str | int, ..
     try:
         read_ds_config(recipe)
     except RecipeError as error:
-        if recipe.ds_config is None:
-            raise
-        raise RecipeError(f"{source(('ds_config',))}: ds_config: {error}") from error
+        raise RecipeError(f"{source(('ds_config',))}: {error}") from error
 
 
 def _profile_file(family: str, profile: str) -> Path:
@@ -399,8 +397,4 @@ def _config_model(family: Family, path: tuple[str | int, ...]) -> type[BaseModel
 
 
 def _has(values: Any, path: tuple[str | int, ...]) -> bool:
-    for part in path:
-        if not isinstance(values, dict) or part not in values:
-            return False
-        values = values[part]
-    return True
+    return not path or (isinstance(values, dict) and path[0] in values and _has(values[path[0]], path[1:]))
