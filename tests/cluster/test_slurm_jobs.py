@@ -108,7 +108,14 @@ def test_a_chain_of_stages_trains_both(reference):
     assert reference[0] != reference[1]
 
 
-def test_signals_at_any_moment_and_a_killed_rank_cost_no_digit(jobs, reference):
+@pytest.fixture(scope="module")
+def limited(jobs, reference):
+    """A job of stage 1 that needs longer than its time limit of a minute, while other tests go on."""
+    options = ("--time", 1, "--signal", "USR1@10")
+    return jobs.submit("limited", *options, stages="1", HOLD=str(jobs.folder), STEP_SECONDS="8")
+
+
+def test_signals_at_any_moment_and_a_killed_rank_cost_no_digit(jobs, reference, limited):
     jobs.hold("build", "step2", "save3", "step5")
     job = jobs.submit("struck")
 
@@ -136,3 +143,21 @@ def test_signals_at_any_moment_and_a_killed_rank_cost_no_digit(jobs, reference):
     assert (facts["JobState"], facts["ExitCode"], facts["Restarts"]) == ("COMPLETED", "0:0", "4"), log
     assert jobs.all_losses("struck") == reference
     assert not list(jobs.folder.glob("*.state"))
+
+
+def test_a_time_limit_costs_no_digit(jobs, reference, limited):
+    facts = jobs.cluster.wait(limited, 240)
+    assert (facts["JobState"], facts["ExitCode"]) == ("COMPLETED", "0:0"), jobs.log("limited")
+    assert int(facts["Restarts"]) >= 1
+    assert "stopped by SIGUSR1 at step" in jobs.log("limited")
+    assert losses(jobs.folder / "limited", 1) == reference[0]
+
+
+def test_a_job_that_is_cancelled_does_not_come_back(jobs):
+    jobs.hold("step1")
+    job = jobs.submit("cancelled", stages="1")
+    jobs.reached("step1")
+    jobs.cluster.ask("scancel", job)
+    jobs.free("step1")
+    assert jobs.cluster.wait(job)["JobState"] == "CANCELLED"
+    assert "requeued" not in jobs.log("cancelled")
