@@ -23,6 +23,7 @@ SlurmdSpoolDir={dir}/spool%n
 StateSaveLocation={dir}/state
 SlurmUser=root
 SelectType=select/cons_tres
+SelectTypeParameters=CR_Core
 SlurmctldLogFile={dir}/ctld.log
 SlurmdLogFile={dir}/d%n.log
 SchedulerParameters=sched_interval=2
