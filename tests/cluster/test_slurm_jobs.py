@@ -110,9 +110,9 @@ def test_a_chain_of_stages_trains_both(reference):
 
 @pytest.fixture(scope="module")
 def limited(jobs, reference):
-    """A job of stage 1 that needs longer than its time limit of a minute, while other tests go on."""
-    options = ("--time", 1, "--signal", "USR1@10")
-    return jobs.submit("limited", *options, stages="1", HOLD=str(jobs.folder), STEP_SECONDS="8")
+    """A job of stage 1 that needs longer than until the signal, 60 to 90 s after its start, while other tests go on."""
+    options = ("--time", 2, "--signal", "USR1@30")
+    return jobs.submit("limited", *options, stages="1", HOLD=str(jobs.folder), STEP_SECONDS="14")
 
 
 def test_signals_at_any_moment_and_a_killed_rank_cost_no_digit(jobs, reference, limited):
@@ -142,7 +142,7 @@ def test_signals_at_any_moment_and_a_killed_rank_cost_no_digit(jobs, reference, 
     log = jobs.log("struck")
     assert (facts["JobState"], facts["ExitCode"], facts["Restarts"]) == ("COMPLETED", "0:0", "4"), log
     assert jobs.all_losses("struck") == reference
-    assert not list(jobs.folder.glob("*.state"))
+    assert not (jobs.folder / f"stagecoach_{job}.state").exists()
 
 
 def test_a_time_limit_costs_no_digit(jobs, reference, limited):
