@@ -15,7 +15,7 @@ from stagecoach import __version__
 from stagecoach.launch import shards
 from stagecoach.launch.paths import check_paths
 from stagecoach.trainer.cli import Outcome, RecipeFlags, command, new_app, run_app, single
-from stagecoach.trainer.environment import check_environment
+from stagecoach.trainer.environment import NodeError, check_environment, first_rank_answers
 from stagecoach.trainer.reporting.logs import log_to_run, process_rank
 from stagecoach.trainer.waiting import waiting
 
@@ -55,8 +55,14 @@ def _train(recipe_flags: RecipeFlags, flags: TrainFlags, stages: list[int] | Non
     if flags.dry_run and flags.resume != "auto":
         raise typer.BadParameter("--resume is not allowed with --dry-run, which takes the first step of a stage")
     check_environment(expect_ranks)
-    if process_rank() == 0:  # for all: what only another rank does not see it names after they have met
+    try:
         check_paths(recipe_flags, flags.init, flags.resume)
+    except (ValueError, OSError) as error:
+        # What only another rank does not see it names after they have met; what none sees ends all of them.
+        if process_rank() == 0:
+            raise
+        if not first_rank_answers(20.0):
+            raise NodeError(str(error)) from error
     with waiting("PyTorch and DeepSpeed to be imported"):
         recipe = recipe_flags.load()
         import stagecoach.trainer.run  # noqa: F401

@@ -18,7 +18,7 @@ import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
 from torch import Tensor
 
-from stagecoach.trainer.environment import resolve_environment
+from stagecoach.trainer.environment import meet_first_rank, resolve_environment
 from stagecoach.trainer.operators import guard_builds
 from stagecoach.trainer.settings import FirstRankError
 from stagecoach.trainer.waiting import waiting
@@ -53,6 +53,7 @@ def start(timeout_minutes: float = 30.0) -> World:
         guard_builds()
         where = f"{os.environ['MASTER_ADDR']}:{os.environ.get('MASTER_PORT')}"
         with waiting(f"the {os.environ['WORLD_SIZE']} ranks to meet at {where}"):
+            meet_first_rank()
             deepspeed.init_distributed(
                 dist_backend=accelerator.communication_backend_name(),
                 verbose=False,

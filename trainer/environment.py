@@ -14,6 +14,11 @@ RESOLVE_SECONDS = 20.0
 """How long a master's name may be unknown: name services of large clusters lag behind."""
 
 
+MEET_SECONDS = 600.0
+"""How long the first rank may take to where the ranks meet: imports from a shared file system take minutes. Behind a
+launcher that leaves the other nodes alone when one has ended they would wait for the process group's half hour."""
+
+
 class NodeError(ValueError):
     """Something is wrong on this node, and maybe on no other: the first rank of each says so."""
 
@@ -69,6 +74,33 @@ def check_environment(expect_ranks: int | None = None) -> None:
     # Under torchrun the agent holds the port already.
     if env["RANK"] == "0" and env.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         _check_port(port)
+
+
+def first_rank_answers(seconds: float) -> bool:
+    """Whether the first rank, or the agent that speaks for it, opens the port where the ranks meet within that time.
+    The first rank itself is not asked."""
+    env, end = os.environ, time.monotonic() + seconds
+    if env["RANK"] == "0":
+        return True
+    while True:
+        try:
+            socket.create_connection((env["MASTER_ADDR"], int(env.get("MASTER_PORT", 29500))), timeout=5.0).close()
+            return True
+        except OSError:
+            if time.monotonic() > end:
+                return False
+            time.sleep(0.2)
+
+
+def meet_first_rank() -> None:
+    """Wait for the first rank. Raises ``NodeError`` where it does not come within ``MEET_SECONDS``."""
+    if not first_rank_answers(MEET_SECONDS):
+        env = os.environ
+        raise NodeError(
+            f"{socket.gethostname()} waited {MEET_SECONDS:g} s for rank 0 at {env['MASTER_ADDR']}:"
+            f"{env.get('MASTER_PORT', 29500)}, expected it there; look at what rank 0 said, and at the network between "
+            "the nodes"
+        )
 
 
 def _resolve(address: str) -> None:

@@ -137,3 +137,21 @@ def test_a_hostfile_that_is_not_there_is_refused_and_not_taken_for_one_host(tmp_
     assert f"{tmp_path}/hosts: there is no such hostfile" in done.stderr
     (tmp_path / "hosts").write_text("localhost slots=1\n")
     assert subprocess.run([*done.args], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}).returncode == 0
+
+
+def test_a_rank_waits_for_the_first_one_no_longer_than_it_may(monkeypatch):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        for name, value in {
+            "RANK": "1",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(probe.getsockname()[1]),
+        }.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setattr(environment_module, "MEET_SECONDS", 0.3)
+        with pytest.raises(
+            environment_module.NodeError, match=r"waited 0.3 s for rank 0 at 127.0.0.1:\d+, expected it there"
+        ):
+            environment_module.meet_first_rank()
+        probe.listen()
+        environment_module.meet_first_rank()
