@@ -37,7 +37,9 @@ class SamplePlan:
     all together are one set, each sample of it once per epoch. ``active_shards``: see ``Order``.
     ``drop_last`` decides on the samples of a bucket that no whole batch is left for at the end of an epoch: False fills
     the batch with the first samples of the bucket's next epoch, so that nothing is left out; True leaves them out of
-    this epoch (different ones in each), so that a batch never straddles two.
+    this epoch (different ones in each), so that a batch never straddles two. The draws of each bucket, with weights of
+    each bucket of each set, hold all its samples once before any comes again; without weights all buckets end an epoch
+    together, each with the batch that holds its last sample.
 
     Raises ``ValueError`` for a bucket that is smaller than a batch under ``drop_last``, for weights that are not
     positive or not one per set, and for ``drop_last`` with weights (sets of unequal weight have no common epoch).
@@ -94,10 +96,9 @@ class SamplePlan:
         if weights is not None:
             self._steps = Turns(shares, seed, "buckets")
         elif drop_last:
-            batches = self._whole_batches()
-            self._steps = Turns(batches, seed, "buckets", Fraction(sum(batches)))
+            self._steps = Turns(self._whole_batches(), seed, "buckets", per_epoch=1)
         else:
-            self._steps = Turns(self.sizes, seed, "buckets", Fraction(sum(self.sizes), global_batch))
+            self._steps = Turns(self.sizes, seed, "buckets", per_epoch=global_batch)
 
     def _whole_batches(self) -> list[int]:
         """Batches of each bucket in an epoch under ``drop_last``."""
