@@ -66,7 +66,7 @@ def salvage_rows(tar: Path) -> list[Row] | None:
     of the file, so damage to one leaves the others."""
     try:
         lines = LocalStorage(tar.parent).read(index_path(tar).name).split(b"\n")
-    except ValueError:
+    except DamagedError:
         return None
     rows: dict[str, Row] = {}
     for line in lines:

@@ -75,7 +75,7 @@ def test_a_slow_a_stopped_and_a_killed_rank_are_named_and_the_job_can_be_started
     launch.until("straggler: rank 1 (")
     os.kill(launch.ranks[1].pid, signal.SIGSTOP)
     assert launch.until("the process has been stopped for") < SECONDS + 10
-    assert launch.codes() == [75, 75]
+    assert launch.codes() == [76, 76]
     text = launch.log()
     named = next(line for line in text.splitlines() if "has been stopped" in line)
     assert f"rank 1 ({socket.gethostname()}, pid {launch.ranks[1].pid}) in phase " in named
@@ -103,6 +103,6 @@ def test_a_slow_a_stopped_and_a_killed_rank_are_named_and_the_job_can_be_started
     while launch.log().count("stage 1 step 15/") == before:
         time.sleep(0.05)
     launch.ranks[1].kill()
-    assert launch.codes() == [75, -signal.SIGKILL]
+    assert launch.codes() == [76, -signal.SIGKILL]
     assert f"pid {launch.ranks[1].pid}) in phase" in launch.log()
     assert "the process is gone" in launch.log()

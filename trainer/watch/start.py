@@ -22,7 +22,7 @@ import torch
 import torch.distributed as dist
 
 from stagecoach.trainer.distributed import World, from_first
-from stagecoach.trainer.interrupt import EXIT_CODE, Interrupted
+from stagecoach.trainer.interrupt import EXIT_CODE, PEER_LOST, Interrupted
 from stagecoach.trainer.settings import FirstRankError
 from stagecoach.trainer.watch.heartbeat import Heartbeat
 from stagecoach.trainer.watch.judge import GONE, Bounds
@@ -63,7 +63,7 @@ def watching(
 ) -> Iterator[Watch]:
     """Watch all ranks while the block runs. A collective at its start.
 
-    Where a rank stands still or dies, the watcher ends this process with ``interrupt.EXIT_CODE`` (``on_hang: stop``).
+    Where a rank stands still or dies, the watcher ends this process with ``interrupt.PEER_LOST`` (``on_hang: stop``).
     """
     places, token = _places(world)
     me = places[world.rank]
@@ -71,7 +71,7 @@ def watching(
     folder.mkdir(mode=0o700, exist_ok=True)
     mine = [place.rank for place in places if place.node == me.node]
     config = WatchConfig(
-        token, str(folder), str(run), me.node, places, bounds, on_hang, EXIT_CODE, min(1.0, bounds.still / 10), copy
+        token, str(folder), str(run), me.node, places, bounds, on_hang, PEER_LOST, min(1.0, bounds.still / 10), copy
     )
     watcher = None
     if world.rank == mine[0]:
