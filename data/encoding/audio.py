@@ -6,6 +6,11 @@ beats. With 30 * 512 samples per second and a hop of 512 the rows are the frames
 row k is centred at k / 30 s. librosa puts an onset, and so a beat, at most one row after the sound.
 """
 
+import fcntl
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -63,26 +68,45 @@ def read_audio(path: Path, start: float | None = None) -> np.ndarray:
     return np.concatenate([np.zeros(offset, np.float32), samples]) if offset > 0 else samples[-offset:]
 
 
+_compiled = False
+
+
+@contextmanager
+def _compiling_alone() -> Iterator[None]:
+    """Until this process has analysed its first sound, let one process of this user do so at a time. numba compiles
+    librosa's kernels then, into a cache for all; two that fill it at once crash (numba 0.68.1, librosa 0.11.0)."""
+    with ExitStack() as stack:
+        if not _compiled:
+            lock = Path(tempfile.gettempdir(), f"stagecoach-numba-{os.getuid()}.lock")
+            fcntl.flock(stack.enter_context(open(lock, "w")), fcntl.LOCK_EX)
+        yield
+
+
 def edge_rows(samples: np.ndarray, bpm: float | None = None) -> np.ndarray:
     """Samples [n] at ``SAMPLE_RATE`` -> float32 [n // 512 + 1, 35].
 
     ``bpm`` is where the beat tracker looks first; None estimates it from the onset strength. (EDGE reads it from AIST's
     file names, or estimates it from the file at 22,050 Hz.) Silence has no beats and rows that say so.
     """
-    librosa = import_extra("librosa", "rows of music", "dance")
-    envelope = librosa.onset.onset_strength(y=samples, sr=SAMPLE_RATE, hop_length=HOP)
-    mfcc = librosa.feature.mfcc(y=samples, sr=SAMPLE_RATE, hop_length=HOP, n_mfcc=MFCCS)
-    chroma = librosa.feature.chroma_cens(y=samples, sr=SAMPLE_RATE, hop_length=HOP, n_chroma=CHROMAS)
-    peaks, beats = np.zeros_like(envelope), np.zeros_like(envelope)
-    if envelope.any():
-        start = (
-            bpm
-            or librosa.feature.tempo(onset_envelope=envelope, sr=SAMPLE_RATE, hop_length=HOP, start_bpm=DEFAULT_BPM)[0]
-        )
-        peaks[librosa.onset.onset_detect(onset_envelope=envelope, sr=SAMPLE_RATE, hop_length=HOP)] = 1
-        _, found = librosa.beat.beat_track(
-            onset_envelope=envelope, sr=SAMPLE_RATE, hop_length=HOP, start_bpm=start, tightness=100
-        )
-        beats[found] = 1
+    global _compiled
+    with _compiling_alone():
+        librosa = import_extra("librosa", "rows of music", "dance")
+        envelope = librosa.onset.onset_strength(y=samples, sr=SAMPLE_RATE, hop_length=HOP)
+        mfcc = librosa.feature.mfcc(y=samples, sr=SAMPLE_RATE, hop_length=HOP, n_mfcc=MFCCS)
+        chroma = librosa.feature.chroma_cens(y=samples, sr=SAMPLE_RATE, hop_length=HOP, n_chroma=CHROMAS)
+        peaks, beats = np.zeros_like(envelope), np.zeros_like(envelope)
+        if envelope.any():
+            start = (
+                bpm
+                or librosa.feature.tempo(
+                    onset_envelope=envelope, sr=SAMPLE_RATE, hop_length=HOP, start_bpm=DEFAULT_BPM
+                )[0]
+            )
+            peaks[librosa.onset.onset_detect(onset_envelope=envelope, sr=SAMPLE_RATE, hop_length=HOP)] = 1
+            _, found = librosa.beat.beat_track(
+                onset_envelope=envelope, sr=SAMPLE_RATE, hop_length=HOP, start_bpm=start, tightness=100
+            )
+            beats[found] = 1
+            _compiled = True  # silence needs no beat tracker
     rows = np.concatenate([envelope[:, None], mfcc.T, chroma.T, peaks[:, None], beats[:, None]], 1)
     return rows.astype(np.float32)

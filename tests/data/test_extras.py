@@ -28,7 +28,7 @@ def test_families_and_builders_import_without_video_and_sound_packages():
     done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("av cannot be imported (")
-    assert done.stdout.rstrip().endswith("expected it for sound; pip install 'stagecoach[build]'")
+    assert done.stdout.rstrip().endswith("expected it for video and sound; pip install 'stagecoach[build]'")
 
 
 def test_a_package_that_is_not_there_is_named_with_its_extra():

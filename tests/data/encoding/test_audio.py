@@ -1,5 +1,8 @@
 """Rows of music belong to frames by construction, and are those of EDGE's published features."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import av
@@ -149,3 +152,18 @@ def test_audio_with_a_hole_is_refused(tmp_path):
         container.mux(stream.encode())
     with pytest.raises(RawError, match=r"hole\.mkv: its audio jumps from 0\.500 s to 1\.000 s"):
         read_audio(tmp_path / "hole.mkv")
+
+
+FIRST_USE = """
+import numpy as np
+from stagecoach.data.encoding.audio import edge_rows
+edge_rows(np.random.default_rng(0).standard_normal(30 * 512).astype(np.float32))
+"""
+
+
+@pytest.mark.slow
+def test_processes_that_analyse_their_first_sound_at_once_do_not_crash(tmp_path):
+    """With a cache that is still empty; numba's files in it would be read half written."""
+    environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
+    children = [subprocess.Popen([sys.executable, "-c", FIRST_USE], env=environment) for _ in range(2)]
+    assert [child.wait(200) for child in children] == [0, 0]
