@@ -5,9 +5,9 @@
 A toy run whose second stage was stopped after 4 of 6 steps lies in a folder with its shards. Each trial copies it,
 changes one file, and goes on with the command that a person would give again, in a forked process of its own. What may
 come of it: one sentence that names the file, a warning that names it and the result of the untouched run, or that
-result alone where the file decides nothing. Faults: a traceback, a refusal without a name, another result without a
-word, and a process that does not end. A folder whose manifest was made anew over the change is no damage but another's
-work, which a manifest cannot show: there another result counts as ``another's``, the rest as above.
+result alone where the file decides nothing. Faults: a traceback, a refusal without a name, another result that
+nothing announces, and a process that does not end. A folder whose manifest was written again after the change is not
+damaged but edited, which a manifest cannot show: there another result counts as ``another's``, the rest as above.
 """
 
 import json

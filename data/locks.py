@@ -5,7 +5,7 @@ fails while one is there, and needs no ``flock``. An owner is taken for dead whe
 machine, when it belonged to an earlier start of this same Slurm job, or when it has not touched its file for ``STALE``
 seconds by the clock of the one who waits (clocks of two machines are not compared). Then the folder is renamed to a
 name that holds the owner's token: of several that wait only one can do so, and none can by mistake remove the lock of
-the one after. Such a folder stays until whatever is locked is done.
+the one after. Such a folder stays until the work under the lock is done.
 """
 
 import errno

@@ -102,8 +102,8 @@ def on_first(world: World, function, *args: Any) -> Any:
             result = function(*args)
         except Exception as error:
             failure = error
-    told = None if failure is None else f"{type(failure).__name__}: {failure}"
-    result, message = from_first((result, told), world.group)
+    message = None if failure is None else f"{type(failure).__name__}: {failure}"
+    result, message = from_first((result, message), world.group)
     if failure is not None:
         raise failure
     if message is not None:
@@ -126,7 +126,7 @@ def attempt(function, *args: Any, **kwargs: Any) -> Exception | None:
     """Call a function that one rank or each runs for itself; its failure, for ``together``."""
     try:
         function(*args, **kwargs)
-    except Exception as error:  # whatever it is, the other ranks must not wait for this one
+    except Exception as error:  # of any kind: the other ranks must not wait for this one
         return error
     return None
 

@@ -1,4 +1,4 @@
-"""Secrets are taken out of whatever a run writes: keys, tokens, passwords, credentials and signatures in URLs."""
+"""Secrets are taken out of all that a run writes: keys, tokens, passwords, credentials and signatures in URLs."""
 
 import os
 import re

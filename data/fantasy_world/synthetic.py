@@ -61,7 +61,7 @@ def write_synthetic(
 
 
 def render_clip(seed: int, index: int, frames: int, height: int, width: int) -> SyntheticClip:
-    """Clip ``index`` of a seed: a room with solids, seen along one of ``PATHS``."""
+    """Clip ``index`` of a seed: an interior with solids, seen along one of ``PATHS``."""
     random = np.random.default_rng([seed, index])
     path = list(PATHS)[index % len(PATHS)]
     vertical_fov = np.radians(random.uniform(42, 64))

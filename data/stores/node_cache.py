@@ -123,11 +123,11 @@ class NodeCache:
         return self.directory / f"{key}.file"
 
     def _reserve(self, path: Path, expected_bytes: int, until: float) -> Path | None:
-        """An empty file of full length, for which older ones made room. The caller holds the lock of ``path``."""
+        """An empty file of full length, for which older ones were removed. The caller holds the lock of ``path``."""
         temporary = temporary_name(path)
         while True:
             with self._counting():
-                if self._make_room(expected_bytes, path):
+                if self._free_space(expected_bytes, path):
                     try:
                         with open(temporary, "xb") as handle:
                             _take_space(handle.fileno(), expected_bytes)
@@ -135,14 +135,14 @@ class NodeCache:
                         temporary.unlink(missing_ok=True)
                         raise DiskError(
                             f"{self.directory}: {expected_bytes} bytes cannot be written ({error.strerror}), expected "
-                            f"room for a shard; free that disk, lower max_bytes or leave the cache out"
+                            f"space for a shard; free some, lower max_bytes or leave the cache out"
                         ) from error
                     return temporary
             if time.monotonic() > until:
                 return None
             time.sleep(POLL)
 
-    def _make_room(self, needed: int, path: Path) -> bool:
+    def _free_space(self, needed: int, path: Path) -> bool:
         """Remove leftovers, then the least recently used, until ``needed`` bytes fit; whether they do. ``path`` is the
         file to come: what is left of earlier downloads of it is removed too."""
         found, total = [], 0
@@ -223,7 +223,7 @@ def _removed(path: Path) -> bool:
 
 
 def _take_space(handle: int, size: int) -> None:
-    """Give a file its length, on the disk where the file system can. Raises ``OSError`` where there is no room."""
+    """Give a file its length, on the disk where the file system can. Raises ``OSError`` where there is no space."""
     try:
         os.posix_fallocate(handle, 0, size)
     except OSError as error:

@@ -143,7 +143,7 @@ class LocalStorage(Storage):
             try:
                 total = os.fstat(handle).st_size
                 wanted = total if size is None else size
-                # No read of a size that the file does not have, whatever an index says.
+                # An index may ask for more than the file has.
                 if size is None and total > SMALL:
                     raise DamagedError(f"{where}: {total:,} bytes, expected at most {SMALL:,}; it is none of ours")
                 data = read_at(handle, offset, wanted) if offset + wanted <= total else b""

@@ -2,7 +2,7 @@
 
     python -m tests.cluster.held SCRIPT [ARGUMENT ...]
 
-At a point (``build``, ``step3``, ``save3``) a rank that finds a file of that name in $HOLD writes ``NAME.rank`` beside
+At a point (``build``, ``step3``, ``save3``) a rank that finds a file of that name in $HOLD writes ``NAME.rank`` next to
 it and stays until the file is gone.
 """
 

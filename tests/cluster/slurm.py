@@ -34,7 +34,7 @@ PartitionName=gpu Nodes=ALL Default=YES MaxTime=INFINITE OverSubscribe=YES State
 """
 START = """set -e
 ip link set lo up
-# Names are resolved where there is an address besides the loopback's only.
+# Names are resolved where there is an address other than the loopback's.
 ip link add sc0 type bridge
 ip address add 198.18.251.1/24 dev sc0
 ip link set sc0 up

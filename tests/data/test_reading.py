@@ -1,4 +1,4 @@
-"""A JSON file of ours is of its declared shape or is refused in one sentence, whatever has become of it."""
+"""A JSON file of ours is of its declared shape or is refused in one sentence, however it was damaged."""
 
 import json
 import math

@@ -77,10 +77,10 @@ def fill_and_save(recipe: dict, disk: str, asynchronous: bool) -> list[tuple[str
     save_and_wait(1)
     with full(Path(disk), 300_000):
         failing(2)  # known before a file is written
-    check, save.check_room = save.check_room, lambda *_: None
+    check, save.check_space = save.check_space, lambda *_: None
     with full(Path(disk), 8_000):
         failing(3)  # found out by a write
-    save.check_room = check
+    save.check_space = check
     with file_size(2_000, here=setup.world.rank == setup.world.size - 1):
         failing(4)  # one rank alone
     save.dist.barrier()
@@ -117,14 +117,14 @@ def test_a_full_or_read_only_disk_is_one_sentence_on_all_ranks_and_the_last_chec
         for _, text, left in (found[number] for found in every):
             assert f"checkpoint_{step}: cannot be written ({reason}" in text
             assert "bytes, and" in text
-            assert "checkpoint_1; make room" in text
+            assert "checkpoint_1; free space there" in text
             assert "\n" not in text
             assert left == ["checkpoint_1"]
     assert all(found[4][2] == ["checkpoint_1", "checkpoint_6"] for found in every)
 
 
 def train_with_a_failing_metrics_file(recipe: dict) -> str:
-    """The run's failure on this rank; the third line of metrics finds no room."""
+    """The run's failure on this rank; the third line of metrics finds no space."""
     original, lines = MetricsFile.log, []
 
     def log(self, step, values):

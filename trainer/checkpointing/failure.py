@@ -29,7 +29,7 @@ def free_bytes(directory: Path) -> int | None:
     return found.f_bavail * found.f_frsize if found.f_blocks else None
 
 
-def check_room(directory: Path, needed: int) -> None:
+def check_space(directory: Path, needed: int) -> None:
     """Raise ``OSError`` where ``needed`` bytes will not fit."""
     free = free_bytes(directory)
     if free is not None and free < needed:
@@ -40,7 +40,7 @@ def explained(function: Callable, final: Path, needed: int, store: CheckpointSto
     """``function``, whose failures to write are raised as ``SaveError`` about the checkpoint ``final``."""
 
     @wraps(function)
-    def told(*args: Any, **kwargs: Any) -> Any:
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
         try:
             return function(*args, **kwargs)
         except (OSError, SafetensorError) as error:
@@ -50,10 +50,10 @@ def explained(function: Callable, final: Path, needed: int, store: CheckpointSto
                 f"{final}: cannot be written ({_reason(error)}); it takes {needed:,} bytes, and "
                 f"{'an unknown number' if free is None else f'{free:,}'} are free there; "
                 + (f"the last good checkpoint is {store.path(steps[-1])}" if steps else "there is no checkpoint yet")
-                + "; make room or choose another `run`, then give the same command with --resume auto"
+                + "; free space there or choose another `run`, then give the same command with --resume auto"
             ) from error
 
-    return told
+    return wrapper
 
 
 def _reason(error: Exception) -> str:

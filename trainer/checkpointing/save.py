@@ -27,7 +27,7 @@ from stagecoach.data.files import (
     write_json,
 )
 from stagecoach.data.tensors import save_tensors
-from stagecoach.trainer.checkpointing.failure import check_room, explained
+from stagecoach.trainer.checkpointing.failure import check_space, explained
 from stagecoach.trainer.checkpointing.partition import (
     MOMENTS,
     adam_states,
@@ -117,7 +117,7 @@ class Saver:
             raise failure
 
     def close(self) -> None:
-        """End of the stage, in whatever way: what is being written is finished, and its failure said where it is not
+        """End of the stage, also by an error: what is being written is finished, and its failure said where it is not
         raised."""
         try:
             self.wait()
@@ -186,21 +186,21 @@ class Saver:
         world, final = self.world, self.store.path(state.step)
         needed = HEADERS + 4 * len(flats) * sum(sum(sizes) for sizes, _ in self.ranks)
 
-        def told(function: Callable) -> Callable:
+        def explain(function: Callable) -> Callable:
             return explained(function, final, needed, self.store)
 
         together(world, attempt(self._check_finite, flats["model"]))
-        temporary = Path(on_first(world, told(_prepare), final, needed))
+        temporary = Path(on_first(world, explain(_prepare), final, needed))
         try:
-            together(world, attempt(told(self._save_moments), temporary, flats))
+            together(world, attempt(explain(self._save_moments), temporary, flats))
             for file, part in ((WEIGHTS, flats["model"]), (AVERAGE, flats.get("ema"))):
                 if part is not None:
                     whole = self._gather(part)
-                    together(world, attempt(told(save_tensors), whole, temporary / file) if world.is_first else None)
+                    together(world, attempt(explain(save_tensors), whole, temporary / file) if world.is_first else None)
                     del whole
-            on_first(world, told(_describe), temporary, state, config)
-            seal_together(temporary, world, told)
-            on_first(world, told(_commit), self.store, temporary, final)
+            on_first(world, explain(_describe), temporary, state, config)
+            seal_together(temporary, world, explain)
+            on_first(world, explain(_commit), self.store, temporary, final)
         except BaseException:
             if world.is_first:
                 shutil.rmtree(temporary, ignore_errors=True)
@@ -241,7 +241,7 @@ def _prepare(final: Path, needed: int) -> str:
     for leftover in directory.glob(f"{TEMPORARY}*"):
         # Only one run owns this directory, so what an earlier, killed one left half-written is nobody's.
         shutil.rmtree(leftover, ignore_errors=True)
-    check_room(directory, needed)
+    check_space(directory, needed)
     temporary = temporary_name(final)
     temporary.mkdir()
     try:
@@ -262,15 +262,15 @@ def _commit(store: CheckpointStore, temporary: Path, final: Path) -> None:
     store.retire()
 
 
-def seal_together(directory: Path, world: World, told: Callable[[Callable], Callable]) -> None:
+def seal_together(directory: Path, world: World, explain: Callable[[Callable], Callable]) -> None:
     """Seal a directory that all ranks see; each hashes its part of the files, since optimizer shards are large."""
-    names = on_first(world, told(list_files), directory)
+    names = on_first(world, explain(list_files), directory)
     own: dict[str, dict] = {}
 
     def describe() -> None:
         own.update(describe_files(directory, names[world.rank :: world.size]))
 
-    together(world, attempt(told(describe)))
+    together(world, attempt(explain(describe)))
     parts: list[dict] = [{} for _ in range(world.size)]
     dist.all_gather_object(parts, own, group=world.group)
-    on_first(world, told(seal_directory), directory, {k: v for part in parts for k, v in part.items()})
+    on_first(world, explain(seal_directory), directory, {k: v for part in parts for k, v in part.items()})

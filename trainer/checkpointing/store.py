@@ -46,7 +46,7 @@ class CheckpointStore:
         return None
 
     def retire(self) -> None:
-        """Remove those that were written first beyond ``keep``, whatever their steps."""
+        """Remove those that were written first beyond ``keep``; their steps do not matter."""
 
         def written(step: int) -> tuple[int, int]:
             manifest = self.path(step) / MANIFEST  # the last file of a checkpoint

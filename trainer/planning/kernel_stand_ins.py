@@ -7,7 +7,7 @@ matrix of scores, and into fp32 copies. Inside ``KernelStandIns`` both are one o
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, library
 from torch.overrides import TorchFunctionMode
 
 
@@ -23,7 +23,7 @@ class KernelStandIns(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-@torch.library.custom_op("stagecoach_attention::forward", mutates_args=())
+@library.custom_op("stagecoach_attention::forward", mutates_args=())
 def attention_forward(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     """Attention of ``[B, heads, N, d]`` over ``[B, heads, M, d]``: output, and log-sum-exp fp32 ``[B, heads, N]``. A
     mask neither saves nor costs anything here."""
@@ -37,7 +37,7 @@ def _(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     return out, q.new_empty(q.shape[:-1], dtype=torch.float32)
 
 
-@torch.library.custom_op("stagecoach_attention::backward", mutates_args=())
+@library.custom_op("stagecoach_attention::backward", mutates_args=())
 def attention_backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, sums: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -61,7 +61,7 @@ def _attention_gradients(ctx: Any, grad: Tensor, _sums: Tensor) -> tuple[Tensor,
 attention_forward.register_autograd(_attention_gradients, setup_context=_keep_attention)
 
 
-@torch.library.custom_op("stagecoach_rms_norm::forward", mutates_args=())
+@library.custom_op("stagecoach_rms_norm::forward", mutates_args=())
 def rms_norm_forward(x: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor]:
     """RMSNorm over the last dimension of ``x``: output, and one fp32 factor per row."""
     raise NotImplementedError("a stand-in has shapes only")
@@ -72,7 +72,7 @@ def _(x: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor]:
     return torch.empty_like(x), x.new_empty((*x.shape[:-1], 1), dtype=torch.float32)
 
 
-@torch.library.custom_op("stagecoach_rms_norm::backward", mutates_args=())
+@library.custom_op("stagecoach_rms_norm::backward", mutates_args=())
 def rms_norm_backward(grad: Tensor, x: Tensor, weight: Tensor | None, factors: Tensor) -> tuple[Tensor, Tensor]:
     """Gradients of ``x`` and the weight (of nothing where there is no weight)."""
     raise NotImplementedError("a stand-in has shapes only")

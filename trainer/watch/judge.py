@@ -65,7 +65,7 @@ class Bounds:
 @dataclass(frozen=True)
 class Finding:
     """What is wrong: the ranks to blame, and a sentence. A ``final`` one ends the job with ``code`` (unless the recipe
-    says wait), any other is only told."""
+    says wait), any other is only logged."""
 
     kind: str
     ranks: tuple[int, ...]

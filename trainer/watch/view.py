@@ -43,7 +43,7 @@ class ClusterReducer:
         self.firsts = [self.hosts.index(host) for host in dict.fromkeys(self.hosts)]
         self.slow: list[deque[bool]] = [deque(maxlen=OF_WINDOWS) for _ in hosts]
         self.stragglers: set[int] = set()
-        self.told: dict[tuple[str, int], float] = {}
+        self.reported: dict[tuple[str, int], float] = {}
 
     def reduce(self, rows: Sequence[Sequence[float]]) -> ClusterView:
         table: dict[str, Sequence[float]] = dict(zip(COLUMNS, zip(*rows, strict=True), strict=True))
@@ -114,8 +114,8 @@ class ClusterReducer:
         said = []
         for name, what in (("gpu_xid", "XID {:.0f}"), ("gpu_ecc_errors", "{:.0f} uncorrected ECC errors")):
             for rank, value in enumerate(table[name]):
-                if value > 0 and self.told.get((name, rank)) != value:
-                    self.told[name, rank] = value
+                if value > 0 and self.reported.get((name, rank)) != value:
+                    self.reported[name, rank] = value
                     said.append(f"the GPU of {self._who(rank)} reports {what.format(value)}")
         return said
 

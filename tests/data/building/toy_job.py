@@ -14,9 +14,12 @@ import numpy as np
 from stagecoach.data.building.build import build
 from stagecoach.data.building.jobs import BuildJob, EncodedSample, RawError, RawItem, Statistics
 from stagecoach.data.building.options import BuildOptions
-from stagecoach.data.files import sha256_file
+from stagecoach.data.building.worker_rank import WorkerRank
+from stagecoach.data.files import TEMPORARY, sha256_file
 from stagecoach.data.format.schema import Field, SampleSchema
 
+OPTIONS = BuildOptions(holdout=0.3, skip_bad=True)
+ROOT = Path(__file__).parents[3]
 SCHEMA = SampleSchema("toy_build", 1, (Field("values", "f32", ("n", 4)), Field("place", "i64", ())))
 
 
@@ -112,6 +115,23 @@ def hashes(folder: Path) -> dict[str, str]:
     return {str(path.relative_to(folder)): sha256_file(path) for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
+def job(**changes) -> ToyJob:
+    return ToyJob(**{"bad": ("item005",), **changes})
+
+
+def run(output, worker_rank=None, made=None, options=OPTIONS):
+    return build(made or job(), output, options, worker_rank=worker_rank or WorkerRank())
+
+
+def assert_whole(output: Path, expected: dict[str, str]) -> None:
+    assert hashes(output) == expected
+    assert [p for p in output.parent.rglob("*") if p.name.startswith(TEMPORARY) or p.name == ".build"] == []
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(ROOT)}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("output", type=Path)
@@ -120,8 +140,8 @@ def main() -> None:
     parser.add_argument("--delay", type=float, default=0.0)
     parser.add_argument("--raw", type=Path)
     arguments = parser.parse_args()
-    job = ToyJob(arguments.count, delay=arguments.delay, bad=("item005",), raw=arguments.raw)
-    report = build(job, arguments.output, BuildOptions(workers=arguments.workers, skip_bad=True, holdout=0.3))
+    made = job(count=arguments.count, delay=arguments.delay, raw=arguments.raw)
+    report = build(made, arguments.output, BuildOptions(workers=arguments.workers, skip_bad=True, holdout=0.3))
     print(json.dumps(report.as_dict()))
 
 

@@ -1,4 +1,4 @@
-"""A remote folder with a node cache: samples come in ranges until the copy is there, and whatever fails is named."""
+"""A remote folder with a node cache: samples come in ranges until the copy is there, and each failure is named."""
 
 import errno
 import hashlib

@@ -7,7 +7,7 @@ import re
 import pytest
 from safetensors import SafetensorError
 
-from stagecoach.trainer.checkpointing.failure import SaveError, check_room, explained, free_bytes
+from stagecoach.trainer.checkpointing.failure import SaveError, check_space, explained, free_bytes
 from stagecoach.trainer.checkpointing.store import CheckpointStore
 
 
@@ -21,9 +21,9 @@ def test_path_reason_bytes_and_last_checkpoint_are_said(tmp_path, code, library)
             raise SafetensorError(f"Error while serializing: I/O error: some words (os error {code})")
         raise OSError(code, os.strerror(code), "optimizer/rank_00003.safetensors")
 
-    told = explained(write, store.path(30), 123_456, store)
+    write_explained = explained(write, store.path(30), 123_456, store)
     with pytest.raises(SaveError) as caught:
-        told()
+        write_explained()
     text = str(caught.value)
     assert text.startswith(f"{store.path(30)}: cannot be written ({os.strerror(code)}")
     assert ("rank_00003" in text) is not library
@@ -31,8 +31,8 @@ def test_path_reason_bytes_and_last_checkpoint_are_said(tmp_path, code, library)
     assert re.search(r"and [\d,]+ are free there", text)
     assert "there is no checkpoint yet" in text
     store.path(20).mkdir(parents=True)
-    with pytest.raises(SaveError, match=r"the last good checkpoint is .*checkpoint_20; make room"):
-        told()
+    with pytest.raises(SaveError, match=r"the last good checkpoint is .*checkpoint_20; free space there"):
+        write_explained()
 
 
 def test_other_mistakes_are_left_as_they_are(tmp_path):
@@ -42,10 +42,10 @@ def test_other_mistakes_are_left_as_they_are(tmp_path):
 
 
 def test_room_is_looked_for_where_the_file_system_tells(tmp_path, monkeypatch):
-    check_room(tmp_path / "not" / "yet", 1)
+    check_space(tmp_path / "not" / "yet", 1)
     with pytest.raises(OSError, match="No space left"):
-        check_room(tmp_path / "not" / "yet", free_bytes(tmp_path) * 2)
+        check_space(tmp_path / "not" / "yet", free_bytes(tmp_path) * 2)
     # Some network file systems say that they have no blocks at all.
     monkeypatch.setattr(os, "statvfs", lambda path: os.statvfs_result((0,) * 10))
     assert free_bytes(tmp_path) is None
-    check_room(tmp_path, 2**60)
+    check_space(tmp_path, 2**60)

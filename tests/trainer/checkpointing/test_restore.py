@@ -83,7 +83,7 @@ RANKS = st.integers(1, 5)
     before=st.tuples(CUTS, RANKS),
     after=st.tuples(CUTS, RANKS),
 )
-def test_every_element_is_found_again_whatever_the_layouts(sizes, data, before, after):
+def test_every_element_is_found_again_between_any_two_layouts(sizes, data, before, after):
     groups = data.draw(st.lists(st.integers(0, 2), min_size=len(sizes), max_size=len(sizes)))
     moments = {m: {f"p{i}": torch.rand(size) for i, size in enumerate(sizes)} for m in MOMENTS}
     with tempfile.TemporaryDirectory() as folder:

@@ -15,7 +15,7 @@ def test_progress_is_on_the_standard_output_and_warnings_are_on_the_standard_err
     log_to_terminal()
     log.info("step 3")
     log.warning("a sample is damaged")
-    logging.getLogger("another.library").info("chatter")
+    logging.getLogger("another.package").info("chatter")
     captured = capsys.readouterr()
     assert captured.out == "step 3\n"
     assert captured.err == "warning: a sample is damaged\n"
