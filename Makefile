@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 DEMO ?= demo
 # A test has one thread; those that start several ranks follow one another (tests/conftest.py).
-TWO_AT_ONCE := -n 2 --dist loadgroup --durations 20
+TWO_AT_ONCE := -n 2 --dist loadscope --durations 20
 # Two ranks share a laptop's cores: one thread each.
 export OMP_NUM_THREADS ?= 1
 export HF_HUB_OFFLINE = 1

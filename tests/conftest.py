@@ -18,16 +18,22 @@ os.environ.setdefault(
 
 import pytest
 import torch
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
 torch.set_num_threads(1)
 SEVERAL_RANKS = ("tests/cluster", "tests/distributed", "tests/launch")
-"""Their tests start processes of their own and follow one another; those of a file share its fixtures."""
+"""Their tests start processes of their own, so they follow one another."""
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist writes the groups into the names
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Give each test the group that ``pytest -n 2 --dist loadgroup`` keeps in one process."""
-    for item in items:
-        name = Path(item.path).relative_to(config.rootpath).as_posix()
-        group = "several ranks" if name.startswith(SEVERAL_RANKS) else name
-        item.add_marker(pytest.mark.xdist_group(group))
+class ByFile(LoadScopeScheduling):
+    """The tests of a file, which share its fixtures, in one process, and those of several ranks in one as well."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        return "several ranks" if file.startswith(SEVERAL_RANKS) else file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> ByFile:
+    """For ``pytest -n 2 --dist loadscope``. xdist's own groups (``loadgroup``) do nothing under pytest 9.2."""
+    return ByFile(config, log)
