@@ -15,7 +15,6 @@ import os
 import random
 import shutil
 import signal
-import socket
 import sys
 import tempfile
 import time
@@ -28,16 +27,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import torch
+import torch  # noqa: F401  # before the forks
 from safetensors.torch import load_file
 
 from stagecoach.data.files import TEMPORARY
-from stagecoach.models import FAMILIES
 from stagecoach.trainer.cli import json_output, run_main
 from stagecoach.trainer.recipe import Recipe
 from stagecoach.trainer.run import run_stages
 from stagecoach.trainer.stage import StageLoop
 from tests.distributed.cases import losses, toy_recipe
+from tests.pair import become_rank, free_port
 from tests.toy import write_toy_shards
 
 STEPS, EVERY, KILLS = 24, 3, 3
@@ -76,18 +75,7 @@ def rank_main(rank: int, ranks: int, port: int, recipe: Recipe) -> None:
     output = os.open(run / f"output_{rank}.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(output, 1)
     os.dup2(output, 2)
-    os.environ.update(
-        RANK=str(rank),
-        WORLD_SIZE=str(ranks),
-        LOCAL_RANK=str(rank),
-        LOCAL_SIZE=str(ranks),
-        MASTER_ADDR="127.0.0.1",
-        MASTER_PORT=str(port),
-        CROSS_RANK="0",
-        CROSS_SIZE="1",
-    )
-    torch.set_num_threads(1)
-    FAMILIES["toy"] = "tests.toy:ToyFamily"
+    become_rank(rank, ranks, port)
     taken = open(run / f"samples_{rank}.jsonl", "a")  # noqa: SIM115  # until the process ends
     original = StageLoop.micro_step
     taken.write("[-1, []]\n")
@@ -103,10 +91,7 @@ def rank_main(rank: int, ranks: int, port: int, recipe: Recipe) -> None:
 
 def start(recipe: Recipe, ranks: int) -> list[int]:
     """Fork the ranks; their process ids."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    processes = []
+    port, processes = free_port(), []
     for rank in range(ranks):
         process = os.fork()
         if process == 0:
@@ -239,7 +224,7 @@ def trial(kind: tuple[int, int, bool, bool], shards: Path, run: Path, chance: ra
         if inside is None:
             count["ended_before_the_kill"] += 1
         else:
-            count.update(kills=1, kills_inside_a_save=inside, kills_of_one_rank=0)
+            count.update(kills=1, kills_inside_a_save=inside)
     status = finish(processes, PATIENCE)
     if any(status):
         count["runs_that_did_not_end"] += 1

@@ -21,6 +21,7 @@ from statistics import median
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from stagecoach.trainer.cli import json_output, run_main
+from stagecoach.trainer.interrupt import PEER_LOST
 from stagecoach.trainer.reporting.sinks import MetricsFile, TensorBoard
 from stagecoach.trainer.watch.heartbeat import Heartbeat
 from stagecoach.trainer.watch.judge import Bounds
@@ -90,7 +91,7 @@ def watcher_turns(folder: Path, ranks: int) -> dict[str, float]:
     places = tuple(RankPlace(r, f"node{r // PER_NODE:02d}", r // PER_NODE, os.getpid()) for r in range(ranks))
     nodes = math.ceil(ranks / PER_NODE)
     watchers = [
-        Watcher(WatchConfig("t", str(memory), str(run), node, places, Bounds(), "stop", 75, copy=0.0))
+        Watcher(WatchConfig("t", str(memory), str(run), node, places, Bounds(), "stop", PEER_LOST, copy=0.0))
         for node in range(nodes)
     ]
     for watcher in watchers[1:]:

@@ -17,9 +17,7 @@ class Pair:
         self.start()
 
     def start(self) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        port = free_port()
         context = multiprocessing.get_context("spawn")
         self.pipes: list[Connection] = []
         self.processes = []
@@ -78,7 +76,14 @@ class Pair:
                 process.kill()
 
 
-def _serve(pipe: Connection, rank: int, size: int, port: int) -> None:
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def become_rank(rank: int, size: int, port: int) -> None:
+    """Make this process one of ``size`` on this machine, of one thread, that knows the toy family."""
     os.environ.update(
         RANK=str(rank),
         WORLD_SIZE=str(size),
@@ -97,6 +102,10 @@ def _serve(pipe: Connection, rank: int, size: int, port: int) -> None:
     from stagecoach.models import FAMILIES
 
     FAMILIES["toy"] = "tests.toy:ToyFamily"
+
+
+def _serve(pipe: Connection, rank: int, size: int, port: int) -> None:
+    become_rank(rank, size, port)
     while True:
         try:
             function, args = pipe.recv()

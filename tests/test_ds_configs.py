@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from stagecoach.trainer.recipe import DS_CONFIGS, OWNED
+from stagecoach.trainer.ds_config import OWNED
+from stagecoach.trainer.recipe import DS_CONFIGS
 
 FILES = sorted(DS_CONFIGS.glob("*.json"))
 NAMES = ["zero1", "zero2", "zero3", "zero3_cpu", "zero3_hpz", "zero3_offload"]

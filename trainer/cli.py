@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import inspect
 import json
 import logging
@@ -164,7 +165,7 @@ def run_main(function: Callable[[], int | None]) -> NoReturn:
     A wrong flag exits with 2. A mistake of the user (a ``ValueError`` or ``OSError`` that this project's code raised,
     or a pydantic error) becomes one sentence on the standard error and exit code 1, an interruption 130; anything else
     shows its traceback. Rank 0 speaks for all, but for an error that befell another rank after they had joined. Where
-    another rank is gone without a word the code is ``PEER_LOST``.
+    another rank is gone without a word, or a GPU or a file system failed under this one, the code is ``PEER_LOST``.
     """
     log_to_terminal()
     try:
@@ -180,6 +181,9 @@ def run_main(function: Callable[[], int | None]) -> NoReturn:
         code = 1
         if _lost_a_peer(error):
             _say(f"another rank is gone, or cannot be reached any more: {_one_line(error)}")
+            code = PEER_LOST
+        elif _is_of_the_machine(error):
+            log.exception("a fault of this machine, or of a file system: %s", type(error).__name__)
             code = PEER_LOST
         elif isinstance(error, FirstRankError):
             _say(_one_line(error), elsewhere=True)
@@ -238,6 +242,14 @@ def _lost_a_peer(error: BaseException) -> bool:
             return True
         seen = seen.__cause__ or seen.__context__
     return False
+
+
+def _is_of_the_machine(error: BaseException) -> bool:
+    """Whether hardware or a mount failed, so that the same command may succeed, elsewhere maybe."""
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(error, torch.AcceleratorError):
+        return True
+    return isinstance(error, OSError) and error.errno in (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EREMOTEIO)
 
 
 def _has_joined() -> bool:

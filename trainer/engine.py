@@ -9,8 +9,9 @@ import torch
 from torch import nn
 
 from stagecoach.models.family import Trainable, has_started
+from stagecoach.trainer.ds_config import read_ds_config
 from stagecoach.trainer.freeze import parameter_count
-from stagecoach.trainer.recipe import OptimizerRecipe, StageRecipe, read_ds_config
+from stagecoach.trainer.recipe import OptimizerRecipe, StageRecipe
 from stagecoach.trainer.stage_plan import StagePlan
 
 
@@ -135,6 +136,8 @@ def push_masters(engine: deepspeed.DeepSpeedEngine) -> None:
     if hasattr(optimizer, "fp32_partitioned_groups_flat"):
         # A forward leaves parameters gathered (reuse distance); they would go on being used as they were.
         engine.empty_partition_cache()
+        # A node's second copy (zero_hpz_partition_size) would be gathered in the place of what is written now.
+        optimizer.invalidate_secondary_tensor()
         for group in range(len(optimizer.fp32_partitioned_groups_flat)):
             optimizer._reassign_or_swap_out_partitioned_parameters(group)
         if optimizer.persistent_parameters:

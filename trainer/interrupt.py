@@ -20,7 +20,8 @@ EARLY_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 EXIT_CODE = 75
 """EX_TEMPFAIL: stopped on request, and saved if there was anything to save; the same command continues the run."""
 PEER_LOST = 76
-"""Another rank is gone without a word, killed by the system or with its node; the same command may succeed."""
+"""Another rank is gone without a word, killed by the system or with its node, or a machine failed under this one; the
+same command may succeed."""
 
 
 class Interrupted(Exception):

@@ -6,7 +6,6 @@ stage) overlays the config of the family's size.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -16,12 +15,12 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from stagecoach.data.files import sha256_json
 from stagecoach.data.paths import expand_path
-from stagecoach.data.reading import read_regular
 from stagecoach.data.stores.storage import CacheOptions
 from stagecoach.data.streaming.mixture import Source
 from stagecoach.models import get_family
 from stagecoach.models.common.config import PathText, Section
 from stagecoach.models.family import Family
+from stagecoach.trainer.ds_config import read_ds_config
 from stagecoach.trainer.redact import redact_values
 from stagecoach.trainer.settings import (
     RecipeError,
@@ -40,17 +39,6 @@ ROOT = Path(__file__).resolve().parents[1]
 RECIPES = ROOT / "launch" / "recipes"
 DS_CONFIGS = ROOT / "ds_configs"
 
-OWNED = (
-    "train_batch_size",
-    "train_micro_batch_size_per_gpu",
-    "gradient_accumulation_steps",
-    "bf16",
-    "fp16",
-    "optimizer",
-    "scheduler",
-    "gradient_clipping",
-)
-"""Keys of a DeepSpeed config that the recipe decides; in the JSON file they would be a second truth."""
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 
@@ -329,28 +317,6 @@ def load_recipe(
         raise explain(error, source) from error
     _check(result, known, source)
     return result
-
-
-def read_ds_config(recipe: Recipe) -> dict[str, Any]:
-    """The DeepSpeed JSON of a recipe. Raises ``RecipeError`` where it is unreadable, decides what the recipe decides,
-    or is of another ZeRO stage."""
-    path = recipe.deepspeed_file()
-    try:
-        config = json.loads(read_regular(path))
-        found = config.get("zero_optimization", {}).get("stage")
-    except (ValueError, AttributeError, RecursionError) as error:
-        raise RecipeError(
-            f"{path}: not a DeepSpeed config ({error}), expected a JSON object like those in ds_configs/"
-        ) from error
-    owned = [key for key in OWNED if key in config]
-    if owned:
-        raise RecipeError(f"{path}: holds {', '.join(owned)}, which the recipe decides; expected none of them there")
-    if found != recipe.zero:
-        raise RecipeError(
-            f"{path}: zero_optimization.stage is {found}, expected {recipe.zero} as the recipe's `zero` "
-            "says; make them agree"
-        )
-    return config
 
 
 def _check(recipe: Recipe, family: Family, source: Callable[[tuple[str | int, ...]], str]) -> None:

@@ -98,6 +98,7 @@ class StageLoop:
 
     def _run(self) -> Path:
         s, plan, network = self.s, self.s.plan, self.s.engine.network
+        self.saver.meet()
         self.monitor.start(plan.stage.steps, self.step)
         beat(step=self.step)
         before = frozen_checksums(network)

@@ -4,6 +4,7 @@ import errno
 import os
 import resource
 import subprocess
+import threading
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from stagecoach.trainer.distributed import attempt, start
 from stagecoach.trainer.recipe import Recipe
 from stagecoach.trainer.reporting.sinks import MetricsFile
 from stagecoach.trainer.run import run_stages
+from stagecoach.trainer.stage import StageLoop
 from tests.distributed import cases
 from tests.pair import Pair
 
@@ -156,6 +158,32 @@ def test_what_rank_0_cannot_write_ends_all_ranks_with_its_sentence(pair, shards,
         assert os.strerror(errno.ENOSPC) in text
 
 
+def train_and_write_late(recipe: dict, steps: int) -> None:
+    """Each checkpoint but the last is written when training has gone on for a step."""
+    micro_step, write, taken = StageLoop.micro_step, save.Saver._write, threading.Condition()
+    counted = 0
+
+    def count(loop, batch):
+        nonlocal counted
+        micro_step(loop, batch)
+        with taken:
+            counted += 1
+            taken.notify_all()
+
+    def late(saver, flats, state, *args):
+        if saver.asynchronous and state.step < steps:
+            with taken:
+                here = counted
+                # The next micro-step after this one has begun with the weights that the step in between made.
+                assert taken.wait_for(lambda: counted > here + 3, 60)
+        write(saver, flats, state, *args)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(StageLoop, "micro_step", count)
+        patch.setattr(save.Saver, "_write", late)
+        cases.train(recipe, [1])
+
+
 @pytest.mark.parametrize("zero", [1, 3])
 def test_an_asynchronous_checkpoint_is_the_one_that_is_written_in_the_step(pair, shards, tmp_path, zero):
     files = {}
@@ -166,14 +194,14 @@ def test_an_asynchronous_checkpoint_is_the_one_that_is_written_in_the_step(pair,
             zero=zero,
             ema={"decay": 0.9},
             steps=6,
-            checkpoint_every=2,
+            checkpoint_every=3,
             checkpoint={"asynchronous": asynchronous},
         )
-        pair.run(cases.train, recipe.model_dump(), [1])
+        pair.run(train_and_write_late, recipe.model_dump(), 6)
         folder = tmp_path / name / "stage1" / "checkpoints"
-        assert sorted(p.name for p in folder.iterdir()) == ["checkpoint_2", "checkpoint_4", "checkpoint_6"]
+        assert sorted(p.name for p in folder.iterdir()) == ["checkpoint_3", "checkpoint_6"]
         files[name] = sorted(folder.rglob("*.safetensors"))
-    assert len(files["behind"]) == 3 * 4
+    assert len(files["behind"]) == 2 * 4
     for one, other in zip(*files.values(), strict=True):
         found, expected = load_file(one), load_file(other)
         assert found.keys() == expected.keys()

@@ -27,7 +27,8 @@ class Submitted:
             if text
         )
         commands = {
-            "srun": f'echo "srun $MASTER_ADDR $MASTER_PORT $*" >>{self.calls}; {leave}exit {code}',
+            "srun": f'echo "srun $MASTER_ADDR $MASTER_PORT $* cpus ${{SRUN_CPUS_PER_TASK:-unset}}" >>{self.calls}; '
+            f"{leave}exit {code}",
             "scontrol": f'echo "scontrol $*" >>{self.calls}; [ "$1" = show ] && printf "node7\\nnode8\\n"; true',
             "sinfo": f'echo "{gres}"',
         }
@@ -60,21 +61,40 @@ def test_a_finished_job_is_not_requeued_and_the_ranks_know_the_first_node(submit
     assert code == 0
     assert calls == [
         "scontrol show hostnames node[7-8]",
-        "srun node7 23456 --wait=120 .venv/bin/python launch/pipeline.py --family fantasy_world --run a b",
+        "srun node7 23456 --wait=120 .venv/bin/python launch/pipeline.py --family fantasy_world --run a b cpus unset",
     ]
     assert said.endswith("finished")
     assert not submit.state.exists()
 
 
 @pytest.mark.parametrize("code", [EXIT_CODE, 128 + signal.SIGUSR1, 128 + signal.SIGTERM])
-def test_a_job_that_was_asked_to_stop_is_requeued_however_often(submit, code):
-    for _ in range(5):
-        found, calls, said = submit(code, progress="stage 1, step 40")
+def test_a_job_that_was_asked_to_stop_is_requeued_while_checkpoints_come_and_then_three_times(submit, code):
+    """A job that never gets to its first checkpoint within its time limit would come back for ever."""
+    for step in range(5):
+        found, calls, said = submit(code, progress=f"stage 1, step {step}")
         assert (found, calls[-1]) == (code, "scontrol requeue 123456")
-        assert said.endswith("requeued: stopped on request, and goes on from stage 1, step 40")
+        assert said.endswith(f"requeued: stopped on request, and goes on from stage 1, step {step}")
+    for restart in (1, 2, 3):
+        _, calls, said = submit(code)
+        assert calls[-1] == "scontrol requeue 123456"
+        assert said.endswith(f"stopped on request at stage 1, step 4, restart {restart} of 3 without a new checkpoint")
+    _, calls, said = submit(code)
+    assert calls[-1] != "scontrol requeue 123456"
+    assert said.endswith("not requeued: stopped on request 4 times at stage 1, step 4")
 
 
-def test_an_error_of_a_rank_is_not_repeated_whatever_became_of_the_others(submit):
+def test_an_error_that_a_rank_named_is_not_repeated_where_others_were_asked_to_stop(submit):
+    _, calls, said = submit(EXIT_CODE, progress="stage 1, step 40", error="rank 3 on node8: ValueError: no")
+    assert calls[-1] != "scontrol requeue 123456"
+    assert said.endswith("not requeued, exit code 75: rank 3 on node8: ValueError: no")
+
+
+def test_a_step_gets_the_cpus_that_were_asked_for_and_no_number_where_none_was(submit):
+    assert submit(0, SLURM_CPUS_PER_TASK="12")[1][-1].endswith("cpus 12")
+    assert submit(0)[1][-1].endswith("cpus unset")
+
+
+def test_an_error_of_a_rank_is_not_repeated_when_others_were_killed(submit):
     code, calls, said = submit(137, progress="stage 1, step 40", error="rank 3 on node8: ValueError: no")
     assert code == 137
     assert "requeue" not in calls[-1]
@@ -87,16 +107,16 @@ def test_a_job_that_breaks_off_is_requeued_while_checkpoints_come_and_then_three
     for step in (10, 20):
         _, calls, said = submit(137, progress=f"stage 1, step {step}")
         assert calls[-1] == "scontrol requeue 123456"
-        assert said.endswith(f"broke off (exit code 137) after new checkpoints, and goes on from stage 1, step {step}")
+        assert said.endswith(f"broke off (exit code 137), and goes on from stage 1, step {step}")
     for restart in (1, 2, 3):
         _, calls, said = submit(PEER_LOST)
         assert calls[-1] == "scontrol requeue 123456"
         assert said.endswith(f"at stage 1, step 20, restart {restart} of 3 without a new checkpoint")
     _, calls, said = submit(137)
     assert "requeue" not in calls[-1]
-    assert said.endswith("not requeued: broke off 4 times (exit code 137) at stage 1, step 20")
+    assert said.endswith("not requeued: broke off (exit code 137) 4 times at stage 1, step 20")
     assert not submit.state.exists()
-    assert submit(137, STAGECOACH_RESTARTS="0")[2].endswith("broke off 1 times (exit code 137) at the beginning")
+    assert submit(137, STAGECOACH_RESTARTS="0")[2].endswith("broke off (exit code 137) 1 times at the beginning")
 
 
 def test_a_cluster_without_gres_takes_the_script_and_one_with_gpus_wants_some_asked_for(submit):

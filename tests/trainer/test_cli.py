@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import subprocess
@@ -5,11 +6,13 @@ import sys
 from typing import Annotated
 
 import pytest
+import torch
 from pydantic import TypeAdapter
 from typer import Option
 
 from stagecoach.data.files import DamagedError, check_directory
 from stagecoach.trainer.cli import Outcome, RecipeFlags, command, invoke, json_output, run_main, single
+from stagecoach.trainer.interrupt import PEER_LOST
 from stagecoach.trainer.recipe import ROOT
 from stagecoach.trainer.settings import RecipeError
 
@@ -210,3 +213,19 @@ def test_help_comes_without_importing_torch():
         "sys.exit(any(name in sys.modules for name in ('torch', 'deepspeed', 'av')))"
     )
     assert subprocess.run([sys.executable, "-c", code, str(ROOT)], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(errno.EIO, "gone"), OSError(errno.ESTALE, "gone"), torch.AcceleratorError("ECC")]
+)
+def test_a_fault_of_the_machine_is_not_noted_as_an_error_that_would_happen_again(monkeypatch, tmp_path, capsys, error):
+    monkeypatch.setenv("STAGECOACH_STATE", str(tmp_path))
+
+    def fail() -> None:
+        raise error
+
+    with pytest.raises(SystemExit) as left:
+        run_main(fail)
+    assert left.value.code == PEER_LOST
+    assert list(tmp_path.iterdir()) == []
+    assert "a fault of this machine" in capsys.readouterr().err

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from stagecoach.models import get_family
-from stagecoach.trainer.recipe import DS_CONFIGS, OWNED, RECIPES, Recipe, StageRecipe, load_recipe, read_ds_config
+from stagecoach.trainer.ds_config import OWNED, read_ds_config
+from stagecoach.trainer.recipe import DS_CONFIGS, RECIPES, Recipe, StageRecipe, load_recipe
 from stagecoach.trainer.settings import RecipeError, overlay, parse_override, read_yaml
 from stagecoach.trainer.stage_plan import StagePlan
 
@@ -229,6 +230,15 @@ def test_a_deepspeed_file_of_another_stage_or_none_is_refused(recipe_file, tmp_p
     assert "not a DeepSpeed config" in refused(recipe_file, f"ds_config={tmp_path / 'none.json'}")
     (tmp_path / "list.json").write_text("[]")
     assert "not a DeepSpeed config" in refused(recipe_file, f"ds_config={tmp_path / 'list.json'}")
+
+
+@pytest.mark.parametrize("offload", [{"device": "cpu", "ratio": 0.5}, {"device": "nvme"}])
+def test_an_optimizer_that_checkpoints_do_not_find_is_refused(recipe_file, tmp_path, offload):
+    path = tmp_path / "own.json"
+    path.write_text(json.dumps({"zero_optimization": {"stage": 3, "offload_optimizer": offload}}))
+    assert "offload_optimizer has device" in refused(recipe_file, f"ds_config={path}")
+    path.write_text(json.dumps({"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "cpu"}}}))
+    load_recipe(recipe=recipe_file, overrides=[f"ds_config={path}"])
 
 
 def test_an_overlay_changes_neither_of_its_sources():

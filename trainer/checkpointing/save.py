@@ -43,6 +43,8 @@ from stagecoach.trainer.ema import Ema
 from stagecoach.trainer.engine import master_partitions
 from stagecoach.trainer.freeze import parameter_count, parameter_shape
 from stagecoach.trainer.job_state import note_progress
+from stagecoach.trainer.waiting import waiting
+from stagecoach.trainer.watch.heartbeat import UNCOUNTED
 
 log = logging.getLogger(__name__)
 
@@ -93,10 +95,12 @@ class Saver:
         self.wait()
         started = time.monotonic()
         if not self.ranks:
-            self._meet()
+            self.meet()
         state = replace(state, adam_steps=adam_steps(self.engine), loss_scale=loss_scaler_state(self.engine))
         flats = self._flats()
         if self.asynchronous:
+            if self.buffers.keys() != flats.keys():
+                together(self.world, attempt(self._make_buffers, flats))
             flats = self._copied(flats)
             self.stalled = time.monotonic() - started
             self.thread = threading.Thread(
@@ -110,7 +114,8 @@ class Saver:
     def wait(self) -> None:
         """Wait for the checkpoint that is being written, if any. Every rank calls it; raises what ``save`` does."""
         if self.thread is not None:
-            self.thread.join()
+            with waiting("the checkpoint before to be written"):
+                self.thread.join()
             self.thread = None
         failure, self.failure = self.failure, None
         if failure is not None:
@@ -128,11 +133,13 @@ class Saver:
             self.world = replace(self.world, group=None)
         self.ranks, self.buffers = [], {}
 
-    def _meet(self) -> None:
-        """A process group of its own (gloo, since files are written from host memory), so that its messages never mix
-        with those of training, and what each rank holds."""
+    def meet(self) -> None:
+        """Make a process group of its own (gloo, since files are written from host memory), so that its messages never
+        mix with those of training, and learn what each rank holds. Every rank calls it, before the first step: a
+        network on which gloo cannot meet is found there and not at the first save, hours later."""
         if self.world.size > 1:
-            self.world = replace(self.world, group=dist.new_group(backend="gloo", timeout=timedelta(hours=2)))
+            group = dist.new_group(backend="gloo", timeout=timedelta(hours=2), group_desc=UNCOUNTED)
+            self.world = replace(self.world, group=group)
         own = [flat.numel() for flat in master_partitions(self.engine)], find_fragments(self.engine, self.parameters)
         ranks: list[Any] = [None] * self.world.size
         dist.all_gather_object(ranks, own, group=self.world.group)
@@ -161,18 +168,19 @@ class Saver:
             if not torch.isfinite(flats[group][offset : offset + numel]).all():
                 raise ValueError(f"{name}: holds non-finite values, so nothing is written; resume an older checkpoint")
 
+    def _make_buffers(self, flats: dict[str, list[Tensor]]) -> None:
+        """Host memory for copies, which is kept for all checkpoints: page-locked memory is slow to get."""
+        self.buffers = {
+            key: [torch.empty(flat.shape, dtype=flat.dtype, pin_memory=flat.is_cuda) for flat in part]
+            for key, part in flats.items()
+        }
+
     def _copied(self, flats: dict[str, list[Tensor]]) -> dict[str, list[Tensor]]:
-        """A copy in host memory, which is kept for the next checkpoint: page-locked memory is slow to get."""
-        cuda = any(flat.is_cuda for part in flats.values() for flat in part)
-        if self.buffers.keys() != flats.keys():
-            self.buffers = {
-                key: [torch.empty(flat.shape, dtype=flat.dtype, pin_memory=cuda) for flat in part]
-                for key, part in flats.items()
-            }
+        """A copy in host memory."""
         for key, part in flats.items():
             for target, flat in zip(self.buffers[key], part, strict=True):
                 target.copy_(flat, non_blocking=True)
-        if cuda:
+        if any(flat.is_cuda for part in flats.values() for flat in part):
             torch.cuda.synchronize()
         return self.buffers
 
@@ -219,13 +227,18 @@ class Saver:
 
     def _gather(self, flats: list[Tensor]) -> dict[str, Tensor]:
         """Whole fp32 tensors on rank 0; nothing elsewhere."""
+        shapes = {name: parameter_shape(parameter) for name, parameter in self.parameters.items()}
+        whole: dict[str, Tensor] = {}
+
+        def allocate() -> None:
+            whole.update({name: torch.empty(math.prod(shape)) for name, shape in shapes.items()})
+
+        together(self.world, attempt(allocate) if self.world.is_first else None)
         if not self.world.is_first:
             for flat in flats:
                 for piece in flat.cpu().split(PIECE):
                     dist.send(piece, 0, group=self.world.group)
             return {}
-        shapes = {name: parameter_shape(parameter) for name, parameter in self.parameters.items()}
-        whole = {name: torch.empty(math.prod(shape)) for name, shape in shapes.items()}
         for rank, (sizes, fragments) in enumerate(self.ranks):
             received = flats if rank == 0 else [torch.empty(size) for size in sizes]
             for flat in received if rank else []:

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from stagecoach.data.files import check_directory
-from stagecoach.data.reading import Count, read_json
+from stagecoach.data.reading import Count, DamagedError, read_json
 
 OPTIMIZER = "optimizer"
 WEIGHTS = "model.safetensors"
@@ -42,6 +42,11 @@ class TrainingState:
 def read_state(directory: Path) -> TrainingState:
     """State of an undamaged checkpoint. Raises ``DamagedError``."""
     check_directory(directory)
+    if not (directory / OPTIMIZER).is_dir():
+        raise DamagedError(
+            f"{directory}: holds no {OPTIMIZER}/, so an earlier version wrote it, which cannot be gone on from; start "
+            "the stage again with --resume never"
+        )
     return read_json(directory / STATE, TrainingState)
 
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from stagecoach.data.files import atomic_file
 from stagecoach.data.reading import read_regular
+from stagecoach.trainer.interrupt import signals_held
 from stagecoach.trainer.redact import redact
 
 log = logging.getLogger(__name__)
@@ -171,7 +172,8 @@ class WeightsAndBiases:
         }
         possible = _possible_mode(mode)
         self.is_shared = possible == "online" and node is not None
-        with _redacted_command():
+        # Its service is a process of its own, which must outlive the signal at a time limit.
+        with signals_held(), _redacted_command():
             try:
                 if self.is_shared:
                     roles = {"x_label": node, "x_primary": primary, "x_update_finish_state": primary}

@@ -77,7 +77,7 @@ class Finding:
         return asdict(self)
 
 
-def judge(states: Sequence[RankState], bounds: Bounds, requeue: int = 75) -> Finding | None:
+def judge(states: Sequence[RankState], bounds: Bounds, lost_code: int) -> Finding | None:
     """The worst that can be said of the ranks, None where all is well."""
     alive = [state for state in states if not state.ended]
     if not alive:
@@ -86,17 +86,17 @@ def judge(states: Sequence[RankState], bounds: Bounds, requeue: int = 75) -> Fin
     heard = [state for state in alive if state not in silent]
     died = [state for state in heard if state.process in GONE]
     if died:
-        return _finding("died", died, "the process is gone (killed, out of memory or a crash)", states, True, requeue)
+        return _finding("died", died, "the process is gone (killed, out of memory or a crash)", states, True, lost_code)
     waiting = [state for state in heard if state.silent > bounds.still]
     if silent and len(waiting) == len(heard):  # as long as others make steps the node makes them too
         seconds = min(state.node_silent for state in silent)
         final = all(state.silent > bounds.stopped_after(state) for state in heard)
         why = f"nothing has been heard of the node for {seconds:.0f} s"
-        return _finding("silent", silent, why, states, final, requeue)
+        return _finding("silent", silent, why, states, final, lost_code)
     stopped = [state for state in heard if state.process == STOPPED and state.frozen > bounds.still]
     if stopped:
-        seconds = min(state.frozen for state in stopped)
-        return _finding("stopped", stopped, f"the process has been stopped for {seconds:.0f} s", states, True, requeue)
+        why = f"the process has been stopped for {min(state.frozen for state in stopped):.0f} s"
+        return _finding("stopped", stopped, why, states, True, lost_code)
     behind = furthest_behind(heard)
     first = min(behind, key=lambda state: bounds.stopped_after(state) - state.silent)
     failed = [state for state in states if state.ended and state.code]
@@ -113,7 +113,7 @@ def judge(states: Sequence[RankState], bounds: Bounds, requeue: int = 75) -> Fin
         why = f"no beat for {first.silent:.0f} s"
     if any(state.frozen > FROZEN_SECONDS for state in behind):
         why += ", its interpreter does not run (native code or a file system holds it)"
-    return _finding("still", behind, why, states, final, requeue)
+    return _finding("still", behind, why, states, final, lost_code)
 
 
 def furthest_behind(states: Sequence[RankState]) -> list[RankState]:

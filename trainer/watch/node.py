@@ -52,7 +52,7 @@ class WatchConfig:
     ranks: tuple[RankPlace, ...]
     bounds: Bounds
     on_hang: str
-    requeue: int
+    lost_code: int
     poll: float = 1.0
     copy: float = 3.0
 
@@ -189,7 +189,7 @@ class Watcher:
 
     def _lead(self, states: list[RankState], now: float) -> bool:
         """On rank 0's node: judge all ranks, have their stacks collected, say what is wrong, and end the job."""
-        finding = judge(self._all_states(states, now), self.config.bounds, self.config.requeue)
+        finding = judge(self._all_states(states, now), self.config.bounds, self.config.lost_code)
         if finding is None:
             self.died_at = None
             if self.named is not None:
@@ -248,7 +248,7 @@ class Watcher:
             f"nothing has been heard of {host}, the node of rank 0, for {silent:.0f} s; stacks of this "
             f"node's ranks are in {folder}",
         )
-        return not stop or self._end(self.config.requeue)
+        return not stop or self._end(self.config.lost_code)
 
     def _collect(self, folder: Path, states: list[RankState], stop: bool) -> None:
         """Stacks and flight recorders of this node's ranks. A stopped one gives its stacks only when it is continued,

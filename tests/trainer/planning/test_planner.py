@@ -7,6 +7,7 @@ import torch
 import yaml
 
 from stagecoach.models import FAMILIES
+from stagecoach.trainer.ds_config import read_ds_config
 from stagecoach.trainer.planning import planner
 from stagecoach.trainer.planning.meter import ModuleRow, StepCosts
 from stagecoach.trainer.planning.op_work import Amount
@@ -22,7 +23,7 @@ from stagecoach.trainer.planning.planner import (
     traffic_bytes,
 )
 from stagecoach.trainer.planning.saved_bytes import KeptBytes
-from stagecoach.trainer.recipe import Recipe, read_ds_config
+from stagecoach.trainer.recipe import Recipe
 from tests.commands import run_stagecoach
 from tests.toy import ToyConfig, ToyFamily
 
