@@ -121,7 +121,7 @@ def test_signals_at_any_moment_and_a_killed_rank_cost_no_digit(jobs, reference, 
 
     jobs.reached("build")
     jobs.signal(job)  # before the first step
-    jobs.cluster.until(lambda: "goes on from the beginning" in jobs.log("struck"), "the first requeue")
+    jobs.cluster.until(lambda: "requeued: stopped on request at the beginning" in jobs.log("struck"), "the first requeue")
     jobs.free("build")
 
     jobs.reached("step2")
