@@ -17,6 +17,12 @@ def rng_keys(seed: int, stage: int, uids: Iterable[int]) -> Tensor:
     return torch.tensor([_hash(f"{seed}/{stage}/{uid}") for uid in uids], dtype=torch.int64)
 
 
+def request_generators(seed: int, request: str, samples: Iterable[int]) -> list[torch.Generator]:
+    """A generator on the CPU for each sample (0, 1, ...) that a request asks for, as pipelines take them: the noise
+    depends on seed, request and sample, and on no batch, rank or device."""
+    return [torch.Generator().manual_seed(_hash(f"{seed}/{request}/{sample}")) for sample in samples]
+
+
 def keyed_randn(batch: dict, purpose: str, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
     """Standard normal ``[B, *shape]`` on the device of ``batch["uid"]``; row b depends on its key and purpose only."""
     return _draw(torch.randn, batch, purpose, shape, dtype)

@@ -64,6 +64,8 @@ class NoiseProcess(ABC):
     solver: str
     """diffusers' scheduler that samples by default, and below the settings that any of them takes."""
     settings: Mapping[str, Any]
+    solvers: tuple[str, ...] = ()
+    """Schedulers of diffusers that step over this process's own levels; empty where any may be tried."""
 
     def draw(self, batch: dict, purpose: str) -> Tensor:
         """A level per sample, ``[B]``, keyed by the sample and ``purpose``."""
@@ -86,12 +88,24 @@ class NoiseProcess(ABC):
         return self.noised(batch, x0, self.draw(batch, "level"), "noise")
 
     def scheduler(self, steps: int, solver: str | None = None) -> Any:
-        """A scheduler of diffusers by its name (None: ``self.solver``), set to ``steps`` steps over this process."""
-        kind = getattr(diffusers, solver or self.solver)
+        """A scheduler of diffusers by its name (None: ``self.solver``), set to ``steps`` steps over this process.
+        Raises ``ValueError`` for a name that is not among ``solvers``, or that diffusers does not have."""
+        kind = self._solver(solver or self.solver)
         known = inspect.signature(kind.__init__).parameters
         scheduler = kind(**{name: value for name, value in self.settings.items() if name in known})
         self._set_steps(scheduler, steps)
         return scheduler
+
+    def _solver(self, name: str) -> type:
+        kind = getattr(diffusers, name, None)
+        steps = isinstance(kind, type) and hasattr(kind, "set_timesteps")
+        if not steps or name not in (self.solvers or (name,)):
+            known = self.solvers or [n for n in dir(diffusers) if n.endswith("Scheduler")]
+            raise ValueError(
+                f"scheduler {name!r} does not sample {type(self).__name__}, expected one of {', '.join(known)}, as "
+                "diffusers calls them"
+            )
+        return kind
 
     def _set_steps(self, scheduler: Any, steps: int) -> None:
         scheduler.set_timesteps(steps)
@@ -101,6 +115,9 @@ class NoiseProcess(ABC):
         return float(scheduler.timesteps[k])
 
 
+OnStep = Callable[[int, Tensor, Tensor], Tensor | None]
+
+
 @torch.no_grad()
 def denoise(
     process: NoiseProcess,
@@ -108,15 +125,19 @@ def denoise(
     noise: Tensor,
     steps: int,
     solver: str | None = None,
+    on_step: OnStep | None = None,
 ) -> Tensor:
     """Clean samples, shaped as the standard normal ``noise`` ``[B, ...]``. ``predict(x, level, k)`` is the network at
-    step ``k``, ``level`` ``[B]``. The one loop of previews, validation and sampling."""
+    step ``k``, ``level`` ``[B]``. ``on_step(k, t, x)`` follows each step with the scheduler's timestep ``t`` and what
+    came of it; a tensor that it returns goes on instead. The one loop of previews, validation and sampling."""
     scheduler = process.scheduler(steps, solver)
     x = noise.float() * float(getattr(scheduler, "init_noise_sigma", 1.0))
     for k, t in enumerate(scheduler.timesteps):
         scaled = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
         level = torch.full((len(x),), process._level(scheduler, k), device=x.device)
         x = scheduler.step(predict(scaled, level, k).float(), t, x).prev_sample
+        changed = on_step(k, t, x) if on_step is not None else None
+        x = x if changed is None else changed
     return x
 
 
@@ -150,6 +171,7 @@ class FlowMatching(NoiseProcess):
 
     solver = "FlowMatchEulerDiscreteScheduler"
     settings = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}  # noqa: RUF012
+    solvers = (solver, "UniPCMultistepScheduler", "DPMSolverMultistepScheduler")
 
     def draw(self, batch: dict, purpose: str) -> Tensor:
         if self.sampling == "logit_normal":
@@ -193,7 +215,13 @@ class FlowMatching(NoiseProcess):
         return ((_bell(sigma * TIMESTEPS) - lowest) / mean).clamp_min(0)
 
     def _set_steps(self, scheduler: Any, steps: int) -> None:
-        scheduler.set_timesteps(sigmas=self.sigmas(steps).double().numpy())
+        if "sigmas" in inspect.signature(scheduler.set_timesteps).parameters:
+            scheduler.set_timesteps(sigmas=self.sigmas(steps).double().numpy())
+            return
+        scheduler.set_timesteps(steps)
+        # Log SNR is infinite at sigma 1; UniPC steps from as far below it.
+        scheduler.sigmas = torch.cat([self.sigmas(steps).clamp_max(1 - 1e-6), torch.zeros(1)])
+        scheduler.timesteps = scheduler.sigmas[:-1] * TIMESTEPS
 
     def _level(self, scheduler: Any, k: int) -> float:
         return float(scheduler.sigmas[k] * self.timesteps)

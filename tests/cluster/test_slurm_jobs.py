@@ -121,7 +121,8 @@ def test_signals_at_any_moment_and_a_killed_rank_cost_no_digit(jobs, reference, 
 
     jobs.reached("build")
     jobs.signal(job)  # before the first step
-    jobs.cluster.until(lambda: "requeued: stopped on request at the beginning" in jobs.log("struck"), "the first requeue")
+    said = "requeued: stopped on request at the beginning"
+    jobs.cluster.until(lambda: said in jobs.log("struck"), "the first requeue")
     jobs.free("build")
 
     jobs.reached("step2")

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from stagecoach.models.common.keyed import keyed_drop, rng_keys, withheld
+from stagecoach.models.common.keyed import keyed_drop, request_generators, rng_keys, withheld
 
 
 def batch(*uids: int) -> dict:
@@ -30,3 +30,13 @@ def test_withheld_conditions_are_zeros_where_they_are_dropped_and_the_batch_stay
     assert found["latent"] is batch["latent"]
     assert not withheld(batch, ["text"])["text"].any()
     assert batch["text"].all()
+
+
+def test_noise_of_a_request_depends_on_seed_request_and_sample_alone():
+    def draws(*of):
+        return [torch.randn(3, generator=g).tolist() for g in request_generators(*of)]
+
+    several = draws(7, "orbit", range(3))
+    assert draws(7, "orbit", [2]) == several[2:]
+    others = [draws(8, "orbit", [2]), draws(7, "pan", [2]), several[:1], several[1:2], several[2:]]
+    assert len({str(x) for x in others}) == 5

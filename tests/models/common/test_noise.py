@@ -220,7 +220,44 @@ def test_levels_are_those_of_the_pipeline_of_diffusers(steps, tokens):
     assert torch.allclose(own.sigmas, scheduler.sigmas.float(), atol=1e-6)
 
 
-@pytest.mark.parametrize("solver", [None, "UniPCMultistepScheduler"])
+@pytest.mark.parametrize("solver", FlowMatching.solvers)
+def test_every_solver_steps_over_the_published_levels_which_are_not_those_of_diffusers(solver):
+    process, levels = FlowMatching(5.0), []
+
+    def velocity(x, level, k):
+        levels.append(level.item() / 1000)
+        return torch.zeros_like(x)
+
+    denoise(process, velocity, torch.zeros(1, 2), 50, solver)
+    assert levels[:3] == pytest.approx([1, 0.995935, 0.991735], abs=2e-6)
+    assert levels[-2:] == pytest.approx([0.172414, 0.092593], abs=2e-6)
+    assert process.scheduler(50, solver).sigmas[-1] == 0
+    theirs = FlowMatchEulerDiscreteScheduler(shift=5.0)
+    theirs.set_timesteps(50)
+    assert theirs.sigmas[-2].item() == pytest.approx(0.0244, abs=1e-4)
+
+
+def test_an_unknown_scheduler_is_refused_by_a_sentence_that_names_those_there_are():
+    with pytest.raises(ValueError, match="'DDIMScheduler' does not sample FlowMatching, expected one of FlowMatchEul"):
+        FlowMatching().scheduler(4, "DDIMScheduler")
+    with pytest.raises(ValueError, match=r"'Euler' does not sample Ddpm, expected one of .*DDIMScheduler"):
+        Ddpm().scheduler(4, "Euler")
+
+
+def test_a_callback_sees_each_step_and_may_change_what_goes_on():
+    seen = []
+
+    def on_step(k, t, x):
+        seen.append((k, round(t.item()), x.clone()))
+        return x + 1 if k == 1 else None
+
+    found = denoise(FlowMatching(), lambda x, level, k: torch.ones_like(x), torch.zeros(1, 2), 4, on_step=on_step)
+    assert [(k, t) for k, t, _ in seen] == [(0, 1000), (1, 750), (2, 500), (3, 250)]
+    torch.testing.assert_close(torch.cat([x for _, _, x in seen])[:, 0], torch.tensor([-0.25, -0.5, 0.25, 0.0]))
+    assert torch.equal(found, seen[-1][2])
+
+
+@pytest.mark.parametrize("solver", FlowMatching.solvers)
 def test_flow_matching_reaches_the_picture_whose_velocity_it_follows(solver):
     x0, noise = torch.randn(2, 4, 3, 3), torch.randn(2, 4, 3, 3)
     seen = []
