@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageDraw, ImageOps
 
 from stagecoach.data.building.jobs import RawError
 from stagecoach.data.building.options import Argument
@@ -31,6 +31,10 @@ MAX_ENLARGED = 2.0
 """A picture that would have to grow by more has no detail for the size that was asked for."""
 
 INVALID = (96, 96, 96)
+MOST_VALUES = 4_000_000
+"""Of a clip's depth whose percentiles are taken."""
+TITLE = 16
+"""Height of a title in pixels."""
 
 # Polynomial fit of Google's Turbo colour map (R. Du, A. Mikhailov, 2019; Apache-2.0): rows are red, green, blue,
 # columns the powers 0 to 5.
@@ -225,14 +229,24 @@ def turbo(x: np.ndarray) -> np.ndarray:
     return (np.clip(powers @ _TURBO.T, 0, 1) * 255).round().astype(np.uint8)
 
 
-def depth_colours(depth: np.ndarray) -> np.ndarray:
-    """Depth [..., H, W] (0 is invalid, grey) -> uint8 [..., H, W, 3]: near is red; by 1 / depth, one range
-    for all."""
+def depth_limits(depth: np.ndarray) -> tuple[float, float] | None:
+    """The 2nd and the 98th percentile of 1 / depth over all valid values (above 0, finite) of a clip, float; None where
+    there is none. Of a long clip about ``MOST_VALUES`` values count, evenly spread over it (by an odd step, which no
+    usual width is a multiple of)."""
+    values = depth.reshape(-1)[:: max(depth.size // MOST_VALUES, 1) | 1].astype(np.float32)
+    values = values[(values > 0) & np.isfinite(values)]
+    if not len(values):
+        return None
+    low, high = np.percentile(1 / values, (2, 98))
+    return float(low), float(high)
+
+
+def depth_colours(depth: np.ndarray, limits: tuple[float, float] | None = None) -> np.ndarray:
+    """Depth [..., H, W] (0 is invalid, grey) -> uint8 [..., H, W, 3]: near is red; by 1 / depth, one range for all:
+    ``limits``, or else that of this depth (``depth_limits``)."""
     depth = depth.astype(np.float32)
-    valid = depth > 0
-    if not valid.any():
-        return np.broadcast_to(np.array(INVALID, np.uint8), (*depth.shape, 3)).copy()
-    low, high = np.percentile(1 / depth[valid], (2, 98))
+    valid = (depth > 0) & np.isfinite(depth)
+    low, high = limits or depth_limits(depth) or (0.0, 1.0)
     colours = turbo((1 / np.where(valid, depth, 1) - low) / max(high - low, 1e-6))
     colours[~valid] = INVALID
     return colours
@@ -247,3 +261,34 @@ def sheet(pictures: list[np.ndarray], columns: int) -> np.ndarray:
         row, column = divmod(index, columns)
         out[row, : picture.shape[0], column, : picture.shape[1]] = picture
     return out.reshape(rows * height, columns * width, 3)
+
+
+def titled(picture: np.ndarray, title: str) -> np.ndarray:
+    """The picture under a line of text."""
+    image = Image.new("RGB", (picture.shape[1], picture.shape[0] + TITLE), "white")
+    image.paste(Image.fromarray(picture), (0, TITLE))
+    ImageDraw.Draw(image).text((4, 2), title, fill="black")
+    return np.asarray(image)
+
+
+def resized(
+    picture: np.ndarray, width: int | None = None, height: int | None = None, nearest: bool = False
+) -> np.ndarray:
+    """The picture at ``width`` x ``height``; where one is None, at its own aspect ratio. Bicubic, or ``nearest``."""
+    if width is None:
+        if height is None:
+            raise ValueError("a picture is resized to no width and no height, expected at least one of them")
+        width = max(round(picture.shape[1] * height / picture.shape[0]), 1)
+    elif height is None:
+        height = max(round(picture.shape[0] * width / picture.shape[1]), 1)
+    kind = Image.Resampling.NEAREST if nearest else Image.Resampling.BICUBIC
+    return np.asarray(Image.fromarray(picture).resize((width, height), kind))
+
+
+def column(pictures: Sequence[np.ndarray], right: bool = False) -> np.ndarray:
+    """Pictures below each other, the narrower filled up with white on the right (``right``: aligned there instead)."""
+    width = max(picture.shape[1] for picture in pictures)
+    missing = [(width - picture.shape[1]) * np.array([right, not right]) for picture in pictures]
+    return np.concatenate(
+        [np.pad(p, ((0, 0), tuple(m), (0, 0)), constant_values=255) for p, m in zip(pictures, missing, strict=True)]
+    )
