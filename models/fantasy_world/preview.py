@@ -7,11 +7,12 @@ from torch import Tensor
 
 from stagecoach.data.fantasy_world.cameras import decode_pose
 from stagecoach.data.pictures import INVALID, turbo
+from stagecoach.models.common.keyed import keyed_randn
 from stagecoach.models.common.pictures import resized, titled
 from stagecoach.models.family import Batch, Progress
 from stagecoach.models.fantasy_world.heads.targets import make_targets
-from stagecoach.models.fantasy_world.step import make_process, predict
-from stagecoach.models.fantasy_world.validate import INFERENCE_SIGMA
+from stagecoach.models.fantasy_world.sampler import read_geometry
+from stagecoach.models.fantasy_world.step import conditions, make_process
 
 PANEL_WIDTH = 240
 _TRUE, _PREDICTED = (40, 160, 60), (220, 90, 20)
@@ -29,10 +30,10 @@ def preview(network: torch.nn.Module, batch: Batch, progress: Progress) -> dict[
     count, total = batch["depth"].shape[:2]
     device = batch["uid"].device
     frames = torch.tensor([0, total - 1], device=device).expand(count, 2)
-    sigma = torch.full((count,), INFERENCE_SIGMA, device=device)
-    noised = make_process(network.config.losses).noised(batch, batch["latent"], sigma, "val_noise")
     withheld = torch.zeros(count, dtype=torch.bool, device=device)
-    prediction = predict(network, batch, noised, withheld, frames)
+    latent, process = batch["latent"], make_process(network.config.losses)
+    noise = keyed_randn(batch, "val_noise", latent.shape[1:])
+    prediction = read_geometry(network.predict, conditions(batch, withheld), latent, noise, process, frames)
     targets = make_targets(batch, frames)
     height, width = targets.depth.shape[-2:]
     true_path = camera_path(batch["extrinsics"].float())

@@ -58,22 +58,24 @@ def predict(
     frames: Tensor,
     text_given: Tensor | None = None,
 ) -> dict[str, Tensor | list[Tensor]]:
-    """What the network predicts of ``batch`` and its ``noised`` latents.
-    ``camera_given`` and ``text_given`` are bool ``[B]``; withheld text is all zeros, as padding is."""
+    """What the network predicts of ``batch`` and its ``noised`` latents, given the ``conditions`` of the batch."""
+    return network.predict(noised.x, noised.level, frames=frames, **conditions(batch, camera_given, text_given))
+
+
+def conditions(batch: Batch, camera_given: Tensor, text_given: Tensor | None = None) -> dict[str, Tensor | None]:
+    """What ``FantasyWorld.predict`` is given besides the latents. ``camera_given`` and ``text_given`` (None: all) are
+    bool ``[B]``; withheld text is all zeros, as padding is."""
     text = batch["text"]
     if text_given is not None:
         text = text * text_given.to(text.dtype)[:, None, None]
-    return network.predict(
-        noised.x,
-        noised.level,
-        text,
-        batch["extrinsics"],
-        batch["intrinsics"],
-        camera_given,
-        frames,
-        image_latent=batch.get("image_latent"),
-        image_states=batch.get("clip"),
-    )
+    return {
+        "text": text,
+        "extrinsics": batch["extrinsics"],
+        "intrinsics": batch["intrinsics"],
+        "camera_given": camera_given,
+        "image_latent": batch.get("image_latent"),
+        "image_states": batch.get("clip"),
+    }
 
 
 @torch.no_grad()

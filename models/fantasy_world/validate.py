@@ -6,15 +6,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from stagecoach.models.common.keyed import keyed_randn
 from stagecoach.models.common.reduce import Measured, sum_count
 from stagecoach.models.family import Batch, Progress
 from stagecoach.models.fantasy_world import losses
 from stagecoach.models.fantasy_world.heads.targets import Targets, all_frames, make_targets
-from stagecoach.models.fantasy_world.step import make_process, predict
+from stagecoach.models.fantasy_world.sampler import read_geometry
+from stagecoach.models.fantasy_world.step import conditions, make_process, predict
 
-INFERENCE_STEPS = 50
-INFERENCE_SIGMA = 5 / (INFERENCE_STEPS + 4)
-"""0.0926: the last of 50 steps at shift 5, where the published inference reads the geometry."""
 DIFFUSION_QUANTILES = (0.125, 0.375, 0.625, 0.875)
 """u of the sigmas at which the flow-matching loss is measured: the middles of four equally likely parts of training."""
 
@@ -26,8 +25,8 @@ def validate(network: torch.nn.Module, batch: Batch, progress: Progress, statist
     """Sums and counts (fp32 scalars) by name, over all frames of ``batch``, with noise keyed by the sample.
 
     - ``val_depth_error`` (over valid pixels, mean |d - g|) and ``val_point_error`` (mean distance) at
-      ``INFERENCE_SIGMA``, the camera given; with ``_withheld`` appended, the camera not given. Units of the scene
-      scale.
+      ``sampler.INFERENCE_SIGMA``, the camera given; with ``_withheld`` appended, the camera not given. Units of the
+      scene scale.
     - ``val_camera_error``: mean absolute error over the 9 numbers of the pose encoding of all frames, the camera
       withheld; ``val_path_error``: over the 7 of the camera's path (translation in units of the scene scale, sign-safe
       quaternion); ``val_fov_error``: over the two fields of view, in radians, which are one number of the lens and of
@@ -43,13 +42,13 @@ def validate(network: torch.nn.Module, batch: Batch, progress: Progress, statist
     device = batch["uid"].device
     latent = batch["latent"]
     process = make_process(config.losses)
-    noised = process.noised(batch, latent, torch.full((count,), INFERENCE_SIGMA, device=device), "val_noise")
+    noise = keyed_randn(batch, "val_noise", latent.shape[1:])
     frames = all_frames(batch, total)
     targets = make_targets(batch, frames)
     metrics = baselines(targets, statistics)
     given = torch.ones(count, dtype=torch.bool, device=device)
     for camera_given, dense_suffix, camera_suffix in ((given, "", "_given"), (~given, "_withheld", "")):
-        prediction = predict(network, batch, noised, camera_given, frames)
+        prediction = read_geometry(network.predict, conditions(batch, camera_given), latent, noise, process, frames)
         depth = losses.depth_error(prediction["depth"], targets)
         points = losses.points_error(prediction["points"], targets)
         metrics[f"val_depth_error{dense_suffix}"] = sum_count(depth, targets.valid)
@@ -60,7 +59,7 @@ def validate(network: torch.nn.Module, batch: Batch, progress: Progress, statist
         for index, u in enumerate(DIFFUSION_QUANTILES):
             level = process.level_at(torch.full((count,), u, device=device))
             noised = process.noised(batch, latent, level, f"val_noise/{index}")
-            errors.append(noised.error(predict(network, batch, noised, given, frames[:, :1])["video"]))
+            errors.append(noised.error(predict(network, batch, noised, given, frames[:, :0])["video"]))
         metrics["val_diffusion_loss"] = sum_count(torch.cat(errors))
     return metrics
 

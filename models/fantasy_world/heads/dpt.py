@@ -195,7 +195,12 @@ class DenseHeads(nn.Module):
     def forward(
         self, taps: Sequence[Tensor], frames: Tensor, grid: tuple[int, int, int], height: int, width: int
     ) -> dict[str, Tensor]:
-        """fp32: depth (positive) and its confidence (over 1) ``[B, K, H, W]``, points ``[B, K, H, W, 3]`` and its."""
+        """fp32: depth (positive) and its confidence (over 1) ``[B, K, H, W]``, points ``[B, K, H, W, 3]`` and its. With
+        no frames (K = 0) no head is called."""
+        if not frames.shape[1]:
+            none = torch.zeros(len(frames), 0, height, width, device=frames.device)
+            dense = dict.fromkeys(("depth", "depth_confidence", "points_confidence"), none)
+            return dense | {"points": none[..., None].expand(*none.shape, 3)}
         raw: dict[str, Tensor] = {}
         for head in self.heads.values():
             raw |= head(taps, frames, grid, height, width)
