@@ -6,6 +6,7 @@ Each raises ``RawError`` with one sentence that names the file, what was found a
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Literal
 
@@ -61,19 +62,40 @@ def read_cameras(path: Path, frames: int, unit: IntrinsicsUnit) -> CameraTrack:
 
     A first line that holds an address, as RealEstate10K's files have, is left out; so are empty lines.
     """
-    rows: list[list[float]] = []
+    rows = [values for _, values in islice(_camera_rows(path, unit), frames)]
+    if len(rows) < frames:
+        raise RawError(f"{path}: {len(rows)} cameras found, expected at least {frames}, one per frame of the clip")
+    return _track(rows)
+
+
+def read_timed_cameras(path: Path, unit: IntrinsicsUnit) -> tuple[np.ndarray, CameraTrack]:
+    """All cameras of such a file in the order of their first column, and that column, float64 [N], rising: what time
+    or frame each belongs to, in the file's unit (RealEstate10K: microseconds). Raises ``RawError``, also where two
+    cameras have one time."""
+    lines = sorted(_camera_rows(path, unit), key=lambda line: line[1][0])
+    if not lines:
+        raise RawError(f"{path}: no camera found, expected lines of {len(COLUMNS)} columns")
+    for (before, first), (number, second) in pairwise(lines):
+        if first[0] == second[0]:
+            raise RawError(
+                f"{path}:{number}: the time {second[0]:g} of line {before} again, expected one camera for each time"
+            )
+    rows = [values for _, values in lines]
+    return np.array(rows)[:, 0], _track(rows)
+
+
+def _camera_rows(path: Path, unit: IntrinsicsUnit) -> Iterator[tuple[int, list[float]]]:
+    """The numbers of each line, with its own."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise RawError(f"{path}: not readable as text ({error}), expected a camera file") from error
     for number, line in enumerate(lines, 1):
-        if not line.strip() or (number == 1 and "://" in line):
-            continue
-        if len(rows) == frames:
-            break
-        rows.append(_camera_row(line.split(), f"{path}:{number}", unit))
-    if len(rows) < frames:
-        raise RawError(f"{path}: {len(rows)} cameras found, expected at least {frames}, one per frame of the clip")
+        if line.strip() and not (number == 1 and "://" in line):
+            yield number, _camera_row(line.split(), f"{path}:{number}", unit)
+
+
+def _track(rows: list[list[float]]) -> CameraTrack:
     table = np.array(rows)
     return CameraTrack(table[:, 1:5], table[:, 7:].reshape(-1, 3, 4), bool(np.any(table[:, 5:7] != 0)))
 
@@ -103,14 +125,19 @@ def _camera_row(words: list[str], where: str, unit: IntrinsicsUnit) -> list[floa
             f"{where}: focal length {focal:g} found, expected pixels (above {MAX_NORMALISED_FOCAL:g}); if "
             f"the file divides by the image size, give --intrinsics normalised"
         )
-    rotation = np.array(values[7:]).reshape(3, 4)[:, :3]
-    error = max(np.abs(rotation @ rotation.T - np.eye(3)).max(), abs(np.linalg.det(rotation) - 1))
-    if error > ROTATION_TOLERANCE:
-        raise RawError(
-            f"{where}: the left 3 x 3 of w2c is off a rotation by {error:.3g}, expected a world-to-camera "
-            f"matrix, row by row"
-        )
+    check_rotation(np.array(values[7:]).reshape(3, 4), where)
     return values
+
+
+def check_rotation(matrix: np.ndarray, where: str, name: str = "w2c") -> None:
+    """Raises ``RawError`` where the left 3 x 3 of a matrix [3 or 4, 4] is no rotation."""
+    rotation = matrix[:3, :3]
+    error = max(np.abs(rotation @ rotation.T - np.eye(3)).max(), abs(np.linalg.det(rotation) - 1))
+    if not error <= ROTATION_TOLERANCE:
+        raise RawError(
+            f"{where}: the left 3 x 3 of {name} is off a rotation by {error:.3g}, expected a "
+            f"{'world-to-camera' if name == 'w2c' else 'rigid'} matrix, row by row"
+        )
 
 
 def read_maps(path: Path, frames: int, what: str, channels: int = 0) -> np.ndarray:
