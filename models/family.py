@@ -21,6 +21,7 @@ from stagecoach.data.streaming.windows import Window
 from stagecoach.models.common.example_batch import random_batch
 from stagecoach.models.common.lora import PREFIX, export_lora
 from stagecoach.models.common.materialise import OnLoaded, WeightSource, load_base, without_lora
+from stagecoach.models.metrics.metric import Metric
 
 Batch = dict[str, Any]
 """Tensors of one micro-batch, each ``[B, ...]`` on the compute device, but for ``rng_key`` (int64 ``[B]``, on the CPU;
@@ -79,17 +80,6 @@ class LossTerm:
 
     name: str
     weight: Schedule
-
-
-@dataclass(frozen=True)
-class Metric:
-    """What a name of the metrics file means. ``higher_is_better`` is None for a quantity that is neither good nor bad;
-    ``baseline`` is the name of the metric that holds what the best trivial predictor reaches on the same numbers."""
-
-    name: str
-    unit: str = ""
-    higher_is_better: bool | None = False
-    baseline: str | None = None
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,10 @@ from stagecoach.models.common.pictures import column, resized, titled, to_uint8
 from stagecoach.models.dance_with_music.clip import Clip, References, take
 from stagecoach.models.dance_with_music.conditions import make_conditions, predict_poses, read_batch
 from stagecoach.models.dance_with_music.metrics import identity_cosine
-from stagecoach.models.dance_with_music.music_to_pose.beats import motion_beats
 from stagecoach.models.dance_with_music.music_to_pose.heatmaps import coordinates
 from stagecoach.models.dance_with_music.sampler import draw
 from stagecoach.models.family import Batch, Progress
+from stagecoach.models.metrics.dance import motion_beats
 
 PANEL = 160
 """Height of a panel."""

@@ -35,19 +35,21 @@ from stagecoach.models.family import (
     loss_terms,
     trainables,
 )
+from stagecoach.models.metrics.dance import BEAT_ALIGNMENT, POSE_ERROR
+from stagecoach.models.metrics.pictures import PSNR
+from stagecoach.models.metrics.temporal import MOTION_AMOUNT, MOTION_AMOUNT_TRUE, MOTION_ERROR
 
 METRICS = (
-    Metric("pose_error_px", "px"),
-    Metric("beat_alignment", higher_is_better=True),
+    POSE_ERROR,
+    BEAT_ALIGNMENT,
     Metric("signal_mean", higher_is_better=None),
-    Metric("val_pose_error_px", "px", False, "val_pose_error_px_baseline"),
-    Metric("val_beat_alignment", higher_is_better=True),
+    POSE_ERROR.held_out(baseline=True),
+    BEAT_ALIGNMENT.held_out(),
     *(Metric(name) for name in ("val_pose_loss", "val_face_loss")),
     *(Metric(f"val_{name}_loss", "", False, f"val_{name}_loss_baseline") for name in ("diffusion", "temporal")),
-    Metric("val_psnr", "dB", True),
+    PSNR.held_out(),
     Metric("val_identity_cosine", "cosine", True),
-    Metric("val_motion_error", "of full brightness"),
-    *(Metric(f"val_motion_amount{end}", "of full brightness", None) for end in ("", "_true")),
+    *(metric.held_out() for metric in (MOTION_ERROR, MOTION_AMOUNT, MOTION_AMOUNT_TRUE)),
     *(Metric(f"val_{name}_true", higher_is_better=None) for name in ("beat_alignment", "identity_cosine")),
 )
 

@@ -19,11 +19,10 @@ from stagecoach.models.dance_with_music.losses import (
     pose_loss,
     temporal_loss,
 )
-from stagecoach.models.dance_with_music.metrics import pose_error_px
-from stagecoach.models.dance_with_music.music_to_pose.beats import beat_alignment
 from stagecoach.models.dance_with_music.music_to_pose.heatmaps import coordinates
 from stagecoach.models.dance_with_music.sampler import make_process
 from stagecoach.models.family import Batch, Progress
+from stagecoach.models.metrics.dance import beat_alignment, pose_error_px
 
 Result = dict[str, dict]
 

@@ -11,11 +11,11 @@ from stagecoach.models.common.reduce import Measured, sum_count, total
 from stagecoach.models.dance_with_music.clip import Clip
 from stagecoach.models.dance_with_music.conditions import Conditions, Inputs, make_conditions, predict_poses, read_batch
 from stagecoach.models.dance_with_music.losses import diffusion_loss, temporal_loss
-from stagecoach.models.dance_with_music.metrics import decoded_metrics, pose_error_px
-from stagecoach.models.dance_with_music.music_to_pose.beats import beat_alignment
+from stagecoach.models.dance_with_music.metrics import decoded_metrics
 from stagecoach.models.dance_with_music.sampler import make_process
 from stagecoach.models.dance_with_music.step import pose_metrics, pose_terms
 from stagecoach.models.family import Batch, Progress
+from stagecoach.models.metrics.dance import beat_alignment, pose_error_px
 
 QUANTILES = (0.1, 0.3, 0.5, 0.7, 0.9)
 """Noise levels at which the denoiser is measured: parts of the drawn timesteps or sigmas that are smaller."""

@@ -10,7 +10,7 @@ from scipy.signal import argrelextrema
 
 from stagecoach.data.dance_with_music.dancer import Looks, dancer_points, pose_angles
 from stagecoach.data.dance_with_music.song import Song
-from stagecoach.models.dance_with_music.music_to_pose.beats import beat_alignment, motion_beats, smooth
+from stagecoach.models.metrics.dance import beat_alignment, motion_beats, smooth
 
 
 def _published(points: np.ndarray, beats: np.ndarray, smoothing: float, tolerance: float) -> float:
