@@ -20,10 +20,12 @@ import pytest
 import torch
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
+from xdist.workermanage import WorkerController
 
 torch.set_num_threads(1)
 SEVERAL_RANKS = ("tests/cluster", "tests/distributed", "tests/launch")
 """Their tests start processes of their own, so they follow one another."""
+CHAIN, LONGEST = "several ranks", "tests/learning"
 
 
 class ByFile(LoadScopeScheduling):
@@ -31,7 +33,14 @@ class ByFile(LoadScopeScheduling):
 
     def _split_scope(self, nodeid: str) -> str:
         file = nodeid.partition("::")[0]
-        return "several ranks" if file.startswith(SEVERAL_RANKS) else file
+        return CHAIN if file.startswith(SEVERAL_RANKS) else file
+
+    def _assign_work_unit(self, node: WorkerController) -> None:
+        """xdist begins with the files of most tests; those that take minutes hold one or two and would come last."""
+        for first in (LONGEST, CHAIN):
+            for scope in [scope for scope in self.workqueue if scope.startswith(first)]:
+                self.workqueue.move_to_end(scope, last=False)
+        super()._assign_work_unit(node)
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> ByFile:
