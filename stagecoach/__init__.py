@@ -1,3 +1,14 @@
 """Stagecoach: a DeepSpeed trainer for diffusion adapters, in stages."""
 
+from importlib import import_module
+from typing import Any
+
 __version__ = "0.2.0"
+_PIPELINES = {"FantasyWorldPipeline": "stagecoach.models.fantasy_world.pipeline"}
+
+
+def __getattr__(name: str) -> Any:
+    """Pipelines are imported when they are asked for: they need diffusers and torch."""
+    if name in _PIPELINES:
+        return getattr(import_module(_PIPELINES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -70,8 +70,8 @@ def read_config(path: Path, name: str = "config.json") -> dict[str, Any]:
     return config if isinstance(config, dict) else {}
 
 
-def load_model(kind: type, path: Path, device: torch.device):
-    """A frozen model of class ``kind`` on ``device``, in the dtype that encoders compute in.
+def load_model(kind: type, path: Path, device: torch.device, dtype: torch.dtype | None = None):
+    """A frozen model of class ``kind`` on ``device``, in ``dtype`` (None: that which encoders compute in there).
 
     Raises ``EncoderError`` for a folder that does not hold such a model, and for weights that lack a part of it, which
     the libraries would make up at random.
@@ -79,7 +79,7 @@ def load_model(kind: type, path: Path, device: torch.device):
     encoder_folder(path)
     try:
         model, found = kind.from_pretrained(
-            path, local_files_only=True, output_loading_info=True, torch_dtype=compute_dtype(device)
+            path, local_files_only=True, output_loading_info=True, torch_dtype=dtype or compute_dtype(device)
         )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise EncoderError(f"{path}: {kind.__name__} cannot be loaded from it ({short_error(error)})") from error

@@ -4,14 +4,15 @@ embedding, DINOv2's class token."""
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from diffusers.utils.torch_utils import get_module_execution_device
 from PIL import Image
 from torch import Tensor
-from transformers import CLIPVisionModel, CLIPVisionModelWithProjection, Dinov2Model
+from transformers import CLIPVisionModel, CLIPVisionModelWithProjection, Dinov2Model, PreTrainedModel
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
@@ -27,6 +28,19 @@ ClipResize = Literal["crop", "squash"]
 (Stable Video Diffusion's pipeline, StableAnimator's)."""
 
 
+def load_processor(path: Path) -> CLIPImageProcessorPil:
+    """The processor of the image encoder ``path``, in its folder or in one of the usual names beside it. Raises
+    ``EncoderError``."""
+    folders = [path, path.parent / "image_processor", path.parent / "feature_extractor"]
+    found = next((f for f in folders if (f / "preprocessor_config.json").is_file()), None)
+    if found is None:
+        raise EncoderError(
+            f"{path}: no preprocessor_config.json found in it or in {folders[1]} or {folders[2]}, expected the one "
+            "of the image encoder"
+        )
+    return CLIPImageProcessorPil.from_pretrained(found, local_files_only=True)
+
+
 class ImageEncoder:
     """CLIP's vision model with its processor; the last hidden states but one, as Wan2.1's image-to-video models take
     them: [257, dim] of a picture."""
@@ -34,23 +48,23 @@ class ImageEncoder:
     KIND: type = CLIPVisionModel
 
     def __init__(self, path: Path, device: torch.device) -> None:
-        self._model = load_model(self.KIND, path, device)
-        folders = [path, path.parent / "image_processor", path.parent / "feature_extractor"]
-        found = next((f for f in folders if (f / "preprocessor_config.json").is_file()), None)
-        if found is None:
-            raise EncoderError(
-                f"{path}: no preprocessor_config.json found in it or in {folders[1]} or {folders[2]}, expected the one "
-                "of the image encoder"
-            )
-        self._processor = CLIPImageProcessorPil.from_pretrained(found, local_files_only=True)
+        self._model, self._processor = load_model(self.KIND, path, device), load_processor(path)
 
-    @torch.inference_mode()
+    @classmethod
+    def of(cls, model: PreTrainedModel, processor: CLIPImageProcessorPil) -> Self:
+        """An encoder of a model and a processor that are loaded, as pipelines hold them."""
+        encoder = cls.__new__(cls)
+        encoder._model, encoder._processor = model, processor
+        return encoder
+
+    @torch.no_grad()
     def encode(self, pictures: Sequence[np.ndarray]) -> Tensor:
         """uint8 [H, W, 3] each, of any size -> fp32 [N, ...]."""
         out = []
         for start in range(0, len(pictures), AT_ONCE):
             pixels = self._pixels(pictures[start : start + AT_ONCE])
-            out.append(self._read(pixels.to(self._model.device, self._model.dtype)).float().cpu())
+            device = get_module_execution_device(self._model)
+            out.append(self._read(pixels.to(device, self._model.dtype)).float().cpu())
         return torch.cat(out)
 
     def _pixels(self, pictures: Sequence[np.ndarray]) -> Tensor:

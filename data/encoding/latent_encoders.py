@@ -3,10 +3,12 @@ them."""
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, AutoencoderKLTemporalDecoder, AutoencoderKLWan
+from diffusers.utils.torch_utils import get_module_execution_device
 from torch import Tensor
 
 from stagecoach.data.encoding.encoders import EncoderError, load_model, read_config
@@ -35,16 +37,25 @@ class VideoEncoder:
     """Wan's VAE. Latents are the mode of the posterior, less ``latents_mean``, divided by ``latents_std``."""
 
     def __init__(self, path: Path, device: torch.device) -> None:
-        self._vae = load_model(AutoencoderKLWan, path, device)
+        self._use(load_model(AutoencoderKLWan, path, device))
         config = self._vae.config
-        self._mean = torch.tensor(config.latents_mean).view(1, -1, 1, 1, 1)
-        self._std = torch.tensor(config.latents_std).view(1, -1, 1, 1, 1)
         strides = config.scale_factor_spatial, config.scale_factor_temporal
         if strides != (SPATIAL_STRIDE, TEMPORAL_STRIDE):
             raise EncoderError(
                 f"{path}: a VAE with strides {strides} (space, time) found, expected "
                 f"{(SPATIAL_STRIDE, TEMPORAL_STRIDE)} as Wan2.1's"
             )
+
+    @classmethod
+    def of(cls, vae: AutoencoderKLWan) -> Self:
+        """An encoder of a VAE that is loaded, as pipelines hold it."""
+        encoder = cls.__new__(cls)
+        encoder._use(vae)
+        return encoder
+
+    def _use(self, vae: AutoencoderKLWan) -> None:
+        self._vae = vae
+        self._mean, self._std = wan_statistics(vae)
 
     def encode(self, clips: Sequence[np.ndarray]) -> list[Tensor]:
         """uint8 [F, H, W, 3] each, all of one size -> fp32 [16, f, h, w] each."""
@@ -63,16 +74,24 @@ class VideoEncoder:
             out.append(torch.cat([given, latent]))
         return out
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def _latents(self, videos: list[Tensor]) -> list[Tensor]:
         height, width = videos[0].shape[-2:]
-        together = max(VIDEO_PIXELS_AT_ONCE // (height * width), 1)
+        together, device = max(VIDEO_PIXELS_AT_ONCE // (height * width), 1), get_module_execution_device(self._vae)
         out: list[Tensor] = []
         for start in range(0, len(videos), together):
-            batch = torch.stack(videos[start : start + together]).to(self._vae.device, self._vae.dtype)
+            batch = torch.stack(videos[start : start + together]).to(device, self._vae.dtype)
             latents = self._vae.encode(batch).latent_dist.mode().float().cpu()
             out += ((latents - self._mean) / self._std).unbind(0)
         return out
+
+
+def wan_statistics(vae: AutoencoderKLWan) -> tuple[Tensor, Tensor]:
+    """Mean and deviation of a Wan VAE's latents, fp32 [1, C, 1, 1, 1] each."""
+    mean, std = (
+        torch.tensor(numbers).view(1, -1, 1, 1, 1) for numbers in (vae.config.latents_mean, vae.config.latents_std)
+    )
+    return mean, std
 
 
 class LatentEncoder:

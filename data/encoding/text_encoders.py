@@ -8,10 +8,19 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Self
 
 import torch
+from diffusers.utils.torch_utils import get_module_execution_device
 from torch import Tensor
-from transformers import BatchEncoding, CLIPTextModel, T5EncoderModel, UMT5EncoderModel
+from transformers import (
+    BatchEncoding,
+    CLIPTextModel,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    T5EncoderModel,
+    UMT5EncoderModel,
+)
 
 from stagecoach.data.encoding.encoders import EncoderError, load_model, load_tokenizer
 
@@ -33,7 +42,14 @@ class TokenEncoder(ABC):
         self._tokenizer, _ = load_tokenizer(tokenizer, self._model.config.vocab_size)
         self._length = length
 
-    @torch.inference_mode()
+    @classmethod
+    def of(cls, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, length: int) -> Self:
+        """An encoder of a model and a tokenizer that are loaded, as pipelines hold them."""
+        encoder = cls.__new__(cls)
+        encoder._model, encoder._tokenizer, encoder._length = model, tokenizer, length
+        return encoder
+
+    @torch.no_grad()
     def encode(self, texts: Sequence[str]) -> list[Tensor]:
         """The states of each text, fp32 on the CPU."""
         out: list[Tensor] = []
@@ -46,7 +62,7 @@ class TokenEncoder(ABC):
                 return_attention_mask=True,
                 return_tensors="pt",
             )
-            out += self._states(tokens.to(self._model.device))
+            out += self._states(tokens.to(get_module_execution_device(self._model)))
         return out
 
     @abstractmethod

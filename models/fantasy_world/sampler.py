@@ -20,7 +20,8 @@ INFERENCE_SIGMA = 5 / (INFERENCE_STEPS + 4)
 Predict = Callable[..., dict[str, Any]]
 Conditions = Mapping[str, Tensor | None]
 """``text``, ``extrinsics``, ``intrinsics``, ``camera_given``, ``image_latent``, ``image_states`` as ``FantasyWorld.
-predict`` takes them, ``[B, ...]`` each."""
+predict`` takes them, ``[B, ...]`` each; for ``sample`` besides ``negative_text``, shaped as the text, without which the
+negative pass has zeros, as training withholds the text."""
 
 
 @dataclass(frozen=True)
@@ -74,21 +75,19 @@ def sample(
     process: FlowMatching,
     steps: int = INFERENCE_STEPS,
     guidance: Guidance = Guidance(),
-    negative_text: Tensor | None = None,
     solver: str | None = None,
     frames: Tensor | None = None,
     on_step: OnStep | None = None,
 ) -> Sample:
     """Videos of the standard normal ``noise`` ``[B, 16, f, h, w]``, and the geometry of their ``frames`` ``[B, K]``.
 
-    ``negative_text`` is shaped as the text; None is all zeros, as training withholds the text. ``conditions`` are read
-    anew in every step. ``on_step`` and ``solver``: see ``denoise``, which calls the network."""
+    ``conditions`` are read anew in every step. ``on_step`` and ``solver``: see ``denoise``, which calls the network."""
     nothing = torch.zeros(len(noise), 0, dtype=torch.int64, device=noise.device)
     read: dict[str, Any] = {}
 
     def velocity(x: Tensor, level: Tensor, k: int) -> Tensor:
         reads = frames is not None and k == steps - 1
-        passes = [_given(conditions, negative_text, *which) for which in guidance.passes]
+        passes = [_given(conditions, *which) for which in guidance.passes]
         groups = [[each] for each in passes]
         if guidance.layout == "together":  # but for the pass that the geometry is read in
             groups = [group for group in (passes[:-1], passes[-1:]) if group] if reads else [passes]
@@ -129,11 +128,12 @@ def read_geometry(
     return predict(noised.x, noised.level, frames=frames, **conditions)
 
 
-def _given(conditions: Conditions, negative_text: Tensor | None, text: bool, camera: bool) -> dict[str, Tensor | None]:
+def _given(conditions: Conditions, text: bool, camera: bool) -> dict[str, Tensor | None]:
     """The conditions of one pass."""
     given = dict(conditions)
+    negative = given.pop("negative_text", None)
     if not text:
-        given["text"] = torch.zeros_like(given["text"]) if negative_text is None else negative_text
+        given["text"] = torch.zeros_like(given["text"]) if negative is None else negative
     if not camera:
         given["camera_given"] = torch.zeros_like(given["camera_given"])
     return given

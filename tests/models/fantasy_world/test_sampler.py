@@ -27,14 +27,14 @@ def make_request(config, batch=2):
 
 def draw(network, config, guidance, batch=2, only=None, **more):
     conditions, noise, frames = make_request(config, batch)
-    negative = torch.randn(conditions["text"].shape, generator=torch.Generator().manual_seed(3))
+    conditions["negative_text"] = torch.randn(conditions["text"].shape, generator=torch.Generator().manual_seed(3))
     if only is not None:
-        conditions, noise, frames, negative = (
+        conditions, noise, frames = (
             {name: value[only : only + 1] for name, value in conditions.items()},
-            *(x[only : only + 1] for x in (noise, frames, negative)),
+            *(x[only : only + 1] for x in (noise, frames)),
         )
     process = make_process(config.losses)
-    return sample(network.predict, conditions, noise, process, STEPS, guidance, negative, frames=frames, **more)
+    return sample(network.predict, conditions, noise, process, STEPS, guidance, frames=frames, **more)
 
 
 def test_dense_heads_run_in_the_last_step_only_and_once_for_its_full_pass(network, config):
