@@ -1,23 +1,28 @@
 """How long a checkpoint takes to write, and how long training stands still for it.
 
-    python benchmarks/save.py [--elements 100000000] [--zero 1] [--folder FOLDER]
-    deepspeed --num_gpus 8 benchmarks/save.py --folder FOLDER
+    python benchmarks/save.py [--elements 100000000] [--zero 1] [--saves 5] [--folder FOLDER]
+    torchrun --nproc_per_node 8 benchmarks/save.py --folder FOLDER
 
-A stack of linear layers is trained for a second, saved in the step, and saved behind the steps that follow (with an
-average: 16 bytes an element). Printed: seconds of each, the share of the write that training stands still for, and how
-much longer a step takes while a checkpoint is written.
+A stack of linear layers is trained for some steps, saved in the step, and saved behind the steps that follow (with an
+average: 16 bytes an element). Printed: seconds of each write and stall (of the slowest rank), the least stall as a
+share of the least write in the step, the median stall as a share of the median write behind, and how long a step takes
+while a checkpoint is written.
 """
 
+import shutil
 import sys
 import tempfile
 import time
 from argparse import ArgumentParser, Namespace
+from collections.abc import Callable
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from stagecoach.trainer.checkpointing.save import Saver
@@ -43,8 +48,7 @@ def measure(options: Namespace) -> dict[str, Any]:
         "zero_optimization": {"stage": options.zero},
     }
     engine = start_engine(network, [{"params": list(parameters.values())}], config)
-    store = CheckpointStore(folder, keep=1)
-    saver = Saver(store, engine, parameters, Ema(engine, 0.9), world)
+    store, ema = CheckpointStore(folder, keep=1), Ema(engine, 0.9)
 
     def step() -> float:
         began = time.monotonic()
@@ -52,38 +56,51 @@ def measure(options: Namespace) -> dict[str, Any]:
         engine.step()
         return time.monotonic() - began
 
-    def save(number: int) -> float:
+    def timed(function: Callable[..., Any], *args: Any) -> float:
+        """Seconds that the slowest rank takes."""
+        dist.barrier()
         began = time.monotonic()
-        state = TrainingState("none", "", 1, number, world.size, options.zero, "", "", 1, 0, "", None)
-        saver.save(state, "")
-        return time.monotonic() - began
+        function(*args)
+        seconds: list[float] = [0.0] * world.size
+        dist.all_gather_object(seconds, time.monotonic() - began)
+        return max(seconds)
+
+    def state(number: int) -> TrainingState:
+        return TrainingState("none", "", 1, number, world.size, options.zero, "", "", 1, 0, "", None)
 
     steps = [step() for _ in range(10)]
-    inside = [save(number) for number in (1, 2)]
-    saver.asynchronous = True
-    # The first one also gets the host memory.
-    first = save(3)
-    saver.wait()
-    began, during = time.monotonic(), []
-    stalled = save(4)
-    while saver.thread is not None and saver.thread.is_alive():
-        during.append(step())
-    behind = time.monotonic() - began
-    saver.wait()
-    size = sum(file.stat().st_size for file in store.path(4).rglob("*") if file.is_file())
+    saver = Saver(store, engine, parameters, ema, world)
+    saver.meet()
+    inside = [timed(saver.save, state(number), "") for number in range(1, options.saves + 1)]
+    saver.close()
+    saver = Saver(store, engine, parameters, ema, world, asynchronous=True)
+    prepared = timed(saver.meet)
+    stalls, behind, during = [], [], []
+    for number in range(options.saves + 1, 2 * options.saves + 1):
+        stalls.append(timed(saver.save, state(number), ""))
+        while not from_first(saver.writer is not None and saver.writer.has_answered()):
+            during.append(step())
+        saver.wait()
+        behind.append(saver.wrote)
+        steps += [step() for _ in range(2)]
+    size = sum(file.stat().st_size for file in store.path(2 * options.saves).rglob("*") if file.is_file())
     saver.close()
     engine.destroy()
+    if options.folder is None and world.is_first:
+        shutil.rmtree(folder)
     return {
+        "zero": options.zero,
         "ranks": world.size,
         "bytes": size,
-        "bytes_per_element": round(size / sum(p.numel() for p in parameters.values()), 2) if options.zero < 3 else None,
-        "write_seconds": round(min(inside), 3),
-        "first_stall_seconds": round(first, 3),
-        "stall_seconds": round(stalled, 3),
-        "stall_share_of_write": round(stalled / min(inside), 4),
-        "write_seconds_behind": round(behind, 3),
-        "step_seconds": round(sorted(steps[2:])[4], 4),
-        "step_seconds_during_a_write": round(sorted(during)[len(during) // 2], 4) if during else None,
+        "bytes_per_element": round(size / (options.elements // WIDTH**2 * (WIDTH + 1) * WIDTH), 2),
+        "preparation_seconds": round(prepared, 3),
+        "write_seconds_in_the_step": [round(seconds, 3) for seconds in inside],
+        "write_seconds_behind": [round(seconds, 3) for seconds in behind],
+        "stall_seconds": [round(seconds, 4) for seconds in stalls],
+        "stall_share_of_write_in_the_step": round(min(stalls) / min(inside), 4),
+        "stall_share_of_write_behind": round(median(stalls) / median(behind), 4),
+        "step_seconds": round(median(steps[2:]), 4),
+        "step_seconds_during_a_write": round(median(during), 4) if during else None,
         "longest_step_during_a_write": round(max(during), 4) if during else None,
     }
 
@@ -92,6 +109,7 @@ def main() -> int:
     parser = ArgumentParser(description=__doc__)
     parser.add_argument("--elements", type=int, default=100_000_000)
     parser.add_argument("--zero", type=int, choices=(1, 2, 3), default=1)
+    parser.add_argument("--saves", type=int, default=5, help="checkpoints of each kind")
     parser.add_argument("--folder", help="of the file system to measure (default: that of temporary files)")
     parser.add_argument("--local_rank", "--local-rank", type=int, help="of the launcher")
     options = parser.parse_args()

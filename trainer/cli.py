@@ -29,7 +29,7 @@ from stagecoach.trainer.flags import expand
 from stagecoach.trainer.interrupt import PEER_LOST
 from stagecoach.trainer.job_state import note_error
 from stagecoach.trainer.reporting.logs import log_to_terminal, process_rank
-from stagecoach.trainer.settings import FirstRankError, RecipeError
+from stagecoach.trainer.settings import FirstRankError, PeerLostError, RecipeError
 
 if TYPE_CHECKING:  # imports torch, which --help and shell completion do without
     from stagecoach.trainer.recipe import Recipe
@@ -236,7 +236,7 @@ def _lost_a_peer(error: BaseException) -> bool:
     """Whether a collective failed, or a later error came of one that did."""
     distributed = sys.modules.get("torch.distributed")
     seen: BaseException | None = error
-    lost = getattr(distributed, "DistError", ())
+    lost = (PeerLostError, getattr(distributed, "DistError", PeerLostError))
     while seen is not None:
         if isinstance(seen, lost) or (isinstance(seen, RuntimeError) and GLOO.search(str(seen))):
             return True

@@ -33,8 +33,6 @@ class World:
     size: int
     local_rank: int
     device: torch.device
-    group: Any = None
-    """Process group of the agreements below (None: that of training)."""
 
     @property
     def is_first(self) -> bool:
@@ -87,10 +85,10 @@ def stop() -> None:
         dist.destroy_process_group()
 
 
-def from_first(value: Any, group: Any = None) -> Any:
+def from_first(value: Any) -> Any:
     """``value`` of rank 0 on every rank (any picklable object)."""
     box = [value]
-    dist.broadcast_object_list(box, src=0, group=group)
+    dist.broadcast_object_list(box, src=0)
     return box[0]
 
 
@@ -103,7 +101,7 @@ def on_first(world: World, function, *args: Any) -> Any:
         except Exception as error:
             failure = error
     message = None if failure is None else f"{type(failure).__name__}: {failure}"
-    result, message = from_first((result, message), world.group)
+    result, message = from_first((result, message))
     if failure is not None:
         raise failure
     if message is not None:
@@ -114,7 +112,7 @@ def on_first(world: World, function, *args: Any) -> Any:
 def together(world: World, failure: Exception | None) -> None:
     """Raise on all ranks if one failed: its own error on the first that did, a ``FirstRankError`` elsewhere."""
     messages: list[Any] = [None] * world.size
-    dist.all_gather_object(messages, None if failure is None else str(failure), group=world.group)
+    dist.all_gather_object(messages, None if failure is None else str(failure))
     for rank, message in enumerate(messages):
         if message is not None:
             if rank == world.rank and failure is not None:

@@ -22,6 +22,10 @@ class FirstRankError(RuntimeError):
     """Another rank has failed; raised on the ranks that have not, so that none waits for ever."""
 
 
+class PeerLostError(RuntimeError):
+    """Another rank, or what writes for one, is gone without a word."""
+
+
 class Loader(yaml.SafeLoader):
     """YAML with the scalars of version 1.2, in which ``1e-5`` is a number and ``off`` is a word, and no key twice."""
 

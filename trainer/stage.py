@@ -211,6 +211,7 @@ class StageLoop:
         if damaged:
             self._report(self.bad.gather(bad, s.world))
         last = self.step == stage.steps
+        self.saver.look()
         due = {
             name: last or self.step % every == 0
             for name, every in (

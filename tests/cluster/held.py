@@ -25,11 +25,11 @@ def prepare() -> None:
     """Put the points into the trainer once it is there."""
     from stagecoach.models import FAMILIES
     from stagecoach.trainer import stage
-    from stagecoach.trainer.checkpointing import save
+    from stagecoach.trainer.checkpointing import write
     from tests.toy import ToyFamily
 
     FAMILIES["toy"] = "tests.toy:ToyFamily"
-    build, after, commit = ToyFamily.build, stage.StageLoop._after_step, save._commit
+    build, after, commit = ToyFamily.build, stage.StageLoop._after_step, write._commit
 
     def held_build(self, *args):
         hold("build")
@@ -44,7 +44,7 @@ def prepare() -> None:
         hold(final.name.replace("checkpoint_", "save"))
         commit(store, temporary, final)
 
-    ToyFamily.build, stage.StageLoop._after_step, save._commit = held_build, held_step, held_commit
+    ToyFamily.build, stage.StageLoop._after_step, write._commit = held_build, held_step, held_commit
 
 
 class _WithTheTrainer:

@@ -2,13 +2,10 @@
 
 import errno
 import os
-import re
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
 from typing import Any
-
-from safetensors import SafetensorError
 
 from stagecoach.trainer.checkpointing.store import CheckpointStore
 
@@ -43,21 +40,15 @@ def explained(function: Callable, final: Path, needed: int, store: CheckpointSto
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         try:
             return function(*args, **kwargs)
-        except (OSError, SafetensorError) as error:
+        except OSError as error:
+            where = f": {error.filename}" if error.filename else ""
             free = free_bytes(final)
             steps = store.steps()
             raise SaveError(
-                f"{final}: cannot be written ({_reason(error)}); it takes {needed:,} bytes, and "
+                f"{final}: cannot be written ({error.strerror or error}{where}); it takes {needed:,} bytes, and "
                 f"{'an unknown number' if free is None else f'{free:,}'} are free there; "
                 + (f"the last good checkpoint is {store.path(steps[-1])}" if steps else "there is no checkpoint yet")
                 + "; free space there or choose another `run`, then give the same command with --resume auto"
             ) from error
 
     return wrapper
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, OSError):
-        return f"{error.strerror or error}" + (f": {error.filename}" if error.filename else "")
-    code = re.search(r"os error (\d+)", str(error))
-    return os.strerror(int(code.group(1))) if code else str(error)

@@ -5,27 +5,16 @@ read into any of them, by any number of ranks.
 """
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import deepspeed
 import torch
-from torch import Tensor
 
+from stagecoach.trainer.checkpointing.layout import MOMENTS, Fragment
 from stagecoach.trainer.engine import master_partitions
 
-MOMENTS = ("exp_avg", "exp_avg_sq")
 SCALE = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 """What of a loss scaler changes in training."""
-
-
-class Fragment(NamedTuple):
-    """``numel`` elements of a flattened parameter, from ``start`` on, lie in flat partition ``group`` from ``offset``
-    on."""
-
-    group: int
-    offset: int
-    start: int
-    numel: int
 
 
 def find_fragments(engine: deepspeed.DeepSpeedEngine, parameters: Mapping[str, Any]) -> dict[str, Fragment]:
@@ -80,9 +69,3 @@ def set_loss_scaler_state(engine: deepspeed.DeepSpeedEngine, values: Mapping[str
     for name in SCALE:
         if name in values:
             setattr(engine.optimizer.loss_scaler, name, values[name])
-
-
-def assemble(flats: list[Tensor], fragments: Mapping[str, Fragment], whole: Mapping[str, Tensor]) -> None:
-    """Copy what one rank holds of each parameter into ``whole``, flattened parameters by name."""
-    for name, (group, offset, start, numel) in fragments.items():
-        whole[name][start : start + numel].copy_(flats[group][offset : offset + numel])

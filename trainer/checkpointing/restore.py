@@ -11,9 +11,8 @@ from torch import Tensor, nn
 from stagecoach.data.files import DamagedError
 from stagecoach.data.tensors import open_tensors
 from stagecoach.trainer.adapter import load_tensors
+from stagecoach.trainer.checkpointing.layout import MOMENTS, Fragment
 from stagecoach.trainer.checkpointing.partition import (
-    MOMENTS,
-    Fragment,
     adam_states,
     find_fragments,
     set_adam_steps,

@@ -37,8 +37,6 @@ log = logging.getLogger(__name__)
 STACKS = signal.SIGUSR2
 """``kill -USR2 PID`` writes a rank's Python stacks, also while it is inside native code, and leaves it running."""
 PULSE_SECONDS = 0.5
-UNCOUNTED = "checkpoint files"
-"""Description of the process groups that the watcher does not look at."""
 RECENT_STEPS = 31
 
 _current: Heartbeat | None = None
@@ -137,15 +135,13 @@ class Heartbeat:
 
 def collectives_started() -> int:
     """Collectives that this rank has started in its process groups: of ranks that wait for each other, the one that has
-    started fewest is waited for. ``UNCOUNTED`` groups have messages that not all ranks send, also between steps."""
+    started fewest is waited for."""
     distributed = sys.modules.get("torch.distributed.distributed_c10d")
     if distributed is None:
         return 0
     total = 0
     for group in list(distributed._world.pg_map):
         try:
-            if group.group_desc == UNCOUNTED:
-                continue
             total += group._get_sequence_number_for_group()
         except Exception:  # a group that is just being made or unmade
             continue

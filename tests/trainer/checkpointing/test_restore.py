@@ -1,7 +1,6 @@
 """Moments that some ranks wrote under one layout are read by other ranks under another."""
 
 import json
-import math
 import tempfile
 from pathlib import Path
 
@@ -12,44 +11,9 @@ from hypothesis import strategies as st
 
 from stagecoach.data.files import DamagedError
 from stagecoach.data.tensors import save_tensors
-from stagecoach.trainer.checkpointing.partition import MOMENTS, Fragment, assemble
+from stagecoach.trainer.checkpointing.layout import MOMENTS, Fragment
 from stagecoach.trainer.checkpointing.restore import _load_parts
-
-Layout = list[tuple[list[int], dict[str, Fragment]]]
-"""For each rank the sizes of its flat partitions and the fragments in them."""
-
-
-def cut_flat(sizes: list[int], groups: list[int], ranks: int) -> Layout:
-    """As ZeRO-1 and 2: the parameters of a group one after another, padded and cut into equal partitions."""
-    layout: Layout = [([], {}) for _ in range(ranks)]
-    for group in sorted(set(groups)):
-        members = [i for i, one in enumerate(groups) if one == group]
-        share = math.ceil(sum(sizes[i] for i in members) / ranks)
-        for rank, (flats, fragments) in enumerate(layout):
-            flats.append(share)
-            at = 0
-            for i in members:
-                first, last = max(at, rank * share), min(at + sizes[i], (rank + 1) * share)
-                if first < last:
-                    fragments[f"p{i}"] = Fragment(len(flats) - 1, first - rank * share, first - at, last - first)
-                at += sizes[i]
-    return layout
-
-
-def cut_each(sizes: list[int], groups: list[int], ranks: int) -> Layout:
-    """As ZeRO-3: each parameter is padded and cut."""
-    layout: Layout = [([], {}) for _ in range(ranks)]
-    for group in sorted(set(groups)):
-        for rank, (flats, fragments) in enumerate(layout):
-            at = 0
-            for i in [i for i, one in enumerate(groups) if one == group]:
-                share = math.ceil(sizes[i] / ranks)
-                numel = max(0, min(share, sizes[i] - rank * share))
-                if numel:
-                    fragments[f"p{i}"] = Fragment(len(flats), at, rank * share, numel)
-                at += share
-            flats.append(at)
-    return layout
+from tests.trainer.checkpointing.layouts import CUTS, Cut, cut_each
 
 
 def scatter(whole: dict[str, torch.Tensor], flats: list[int], fragments: dict[str, Fragment]) -> list[torch.Tensor]:
@@ -59,7 +23,12 @@ def scatter(whole: dict[str, torch.Tensor], flats: list[int], fragments: dict[st
     return parts
 
 
-def write(folder: Path, layout: Layout, moments: dict[str, dict[str, torch.Tensor]]) -> list[Path]:
+def assemble(flats: list[torch.Tensor], fragments: dict[str, Fragment], whole: dict[str, torch.Tensor]) -> None:
+    for name, (group, offset, start, numel) in fragments.items():
+        whole[name][start : start + numel] = flats[group][offset : offset + numel]
+
+
+def write(folder: Path, layout: Cut, moments: dict[str, dict[str, torch.Tensor]]) -> list[Path]:
     files = []
     for rank, (flats, fragments) in enumerate(layout):
         tensors = {
@@ -72,7 +41,6 @@ def write(folder: Path, layout: Layout, moments: dict[str, dict[str, torch.Tenso
     return files
 
 
-CUTS = st.sampled_from([cut_flat, cut_each])
 RANKS = st.integers(1, 5)
 
 
