@@ -197,6 +197,7 @@ def prepare_stage(
         seed=recipe.seed,
         shards=data.fingerprint(recipe.stream.active_shards),
         started_from=predecessor.sha256 if predecessor else None,
+        order=data.order.order_version,
     )
     store = checkpoint_store(recipe.run, index, recipe.keep_checkpoints)
     checkpoint = find_checkpoint(store, resume, state, plan.stage.steps, world)

@@ -17,6 +17,9 @@ from stagecoach.data.streaming.turns import Turns
 Bucket = tuple[int, ...]
 """Sizes of the dimensions that all samples of a batch must agree in."""
 
+TURNS_ORDER = 2
+"""Raised whenever buckets or weighted sets get their turns in another order, from which no run of before may go on."""
+
 ATTEMPTS = 16
 """Samples that are tried in place of a bad one before the run gives up."""
 
@@ -116,6 +119,12 @@ class SamplePlan:
     def left_out(self) -> int:
         """Samples that an epoch leaves out under ``drop``."""
         return sum(size % self.global_batch for size in self.sizes) if self.drop_last else 0
+
+    @property
+    def order_version(self) -> int:
+        """``TURNS_ORDER``, or 1 where nobody takes turns and the order has always been the same."""
+        turns = len(self.buckets) > 1 or any(len(orders) > 1 for orders in self._orders)
+        return TURNS_ORDER if turns else 1
 
     def bucket(self, step: int) -> Bucket:
         """What all samples of a step have in common."""

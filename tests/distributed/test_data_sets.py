@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 import webdataset as wds
 
+from stagecoach.data.files import seal_directory
 from stagecoach.data.maintenance.indexing import index_folder
 from stagecoach.data.streaming.dataset import ShardSet
+from stagecoach.data.streaming.plan import TURNS_ORDER
 from tests.distributed import cases
 from tests.toy import SCHEMA, write_toy_shards
 
@@ -46,6 +48,23 @@ def test_a_run_goes_on_only_over_the_same_data_in_the_same_order(pair, tmp_path)
     )
     with pytest.raises(AssertionError, match=f"shards.*{state['shards']}|{state['shards']}.*shards"):
         pair.run(cases.train, other.model_dump(), [1])
+
+
+def test_a_run_over_mixed_sets_does_not_go_on_from_a_checkpoint_of_another_order(pair, tmp_path):
+    sources = []
+    for number, weight in enumerate((0.75, 0.25)):
+        write_toy_shards(tmp_path / f"set{number}", samples=12, seed=number)
+        sources.append({"path": str(tmp_path / f"set{number}"), "weight": weight})
+    recipe = cases.toy_recipe(sources, str(tmp_path / "run"), steps=2, checkpoint_every=2)
+    pair.run(cases.train, recipe.model_dump(), [1])
+    checkpoint = Path(recipe.run) / "stage1/checkpoints/checkpoint_2"
+    state = json.loads((checkpoint / "training_state.json").read_text())
+    assert state.pop("order") == TURNS_ORDER  # versions before did not write it
+    (checkpoint / "training_state.json").write_text(json.dumps(state))
+    seal_directory(checkpoint)
+    longer = recipe.model_copy(update={"stages": {1: recipe.stages[1].model_copy(update={"steps": 4})}})
+    with pytest.raises(AssertionError, match=r"came in order 1 of buckets and weighted sets"):
+        pair.run(cases.train, longer.model_dump(), [1])
 
 
 def test_tars_of_webdatasets_own_writer_train_as_ours_do(pair, tmp_path):

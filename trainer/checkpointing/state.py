@@ -37,6 +37,8 @@ class TrainingState:
     """Updates that Adam has made: skipped steps are none."""
     loss_scale: dict[str, float] = field(default_factory=dict)
     """Of fp16, by the names of DeepSpeed's loss scaler."""
+    order: Count = 1
+    """``SamplePlan.order_version``: the same samples may have come in another order before."""
 
 
 def read_state(directory: Path) -> TrainingState:
@@ -53,6 +55,12 @@ def read_state(directory: Path) -> TrainingState:
 def check_resumable(directory: Path, found: TrainingState, expected: TrainingState) -> None:
     """Raise ``ValueError`` where going on from ``found`` would not continue the same training. World size, ZeRO stage
     and micro-batch may differ; the order of samples, the weights' origin and the family may not."""
+    if found.order != expected.order:
+        raise ValueError(
+            f"{directory}: its samples came in order {found.order} of buckets and weighted sets, expected order "
+            f"{expected.order} of this version, in which some would come again and others not at all; go on with the "
+            "version that wrote it, or start the stage again with --resume never"
+        )
     for name in ("family", "size", "stage", "global_batch", "seed", "shards", "started_from", "precision", "frozen"):
         if getattr(found, name) != getattr(expected, name):
             raise ValueError(
