@@ -18,7 +18,8 @@ from typing import Annotated, Any
 from pydantic import Field
 from typing_extensions import TypedDict  # pydantic takes the one of typing from Python 3.12 on
 
-from stagecoach.data.reading import Count, DamagedError, Sha256, inside, read_json
+from stagecoach.data.local_files import DamagedError, LocalFile, MissingError, retried
+from stagecoach.data.reading import Count, Sha256, inside, read_json
 
 __all__ = ["DamagedError"]
 
@@ -101,10 +102,17 @@ def sha256_json(value: Any) -> str:
 
 
 def list_files(directory: Path) -> list[str]:
-    """Relative names of all that lies below ``directory`` but folders and its manifest. Links are not followed."""
+    """Relative names of all that lies below ``directory`` but folders and its manifest. Links are not followed.
+
+    Raises ``OSError`` for a folder that cannot be listed.
+    """
+
+    def fail(error: OSError) -> None:
+        raise error
+
     names = [
         str(Path(folder, name).relative_to(directory))
-        for folder, folders, files in os.walk(directory)
+        for folder, folders, files in os.walk(directory, onerror=fail)
         for name in [*files, *(name for name in folders if Path(folder, name).is_symlink())]
         if not name.startswith(NFS_LEFTOVER)
     ]
@@ -172,7 +180,7 @@ def refuse_foreign(directory: Path, marker: str) -> None:
 
 def check_directory(directory: Path, hashes: bool = True) -> SealManifest:
     """Return the manifest of a sealed directory, which holds the files it lists and no others. Raises ``DamagedError``
-    naming the first bad file.
+    naming the first bad file, ``UnreachableError`` naming one that could not be asked.
 
     A manifest shows damage. It is no signature: whoever may write the folder may write another.
     """
@@ -184,13 +192,9 @@ def check_directory(directory: Path, hashes: bool = True) -> SealManifest:
         raise DamagedError(
             f"{path}: no readable manifest ({reason}), expected one next to the files it lists"
         ) from error
-    found = set(list_files(directory))
+    found = set(retried(str(directory), lambda: list_files(directory)))
     for name, entry in manifest["files"].items():
-        file = inside(directory, name)
-        try:
-            _check_file(file, entry, hashes)
-        except OSError as error:
-            raise DamagedError(f"{file}: cannot be read ({error.strerror}), expected {entry['bytes']} bytes") from error
+        _check_file(inside(directory, name), entry, hashes)
         found.discard(name)
     if found:
         raise DamagedError(
@@ -200,12 +204,14 @@ def check_directory(directory: Path, hashes: bool = True) -> SealManifest:
     return manifest
 
 
-def _check_file(file: Path, entry: FileEntry, hashes: bool) -> None:
-    if not file.exists():
-        raise DamagedError(f"{file}: missing, expected {entry['bytes']} bytes as its manifest lists")
-    if not file.is_file():
-        raise DamagedError(f"{file}: no regular file, expected one as its manifest lists; remove what lies there")
-    if file.stat().st_size != entry["bytes"]:
-        raise DamagedError(f"{file}: {file.stat().st_size} bytes, expected {entry['bytes']}; cut or replaced")
-    if hashes and sha256_file(file) != entry["sha256"]:
-        raise DamagedError(f"{file}: content differs from the sha256 in its manifest; it was damaged or replaced")
+def _check_file(path: Path, entry: FileEntry, hashes: bool) -> None:
+    try:
+        with LocalFile(path) as file:
+            if file.size != entry["bytes"]:
+                raise DamagedError(f"{path}: {file.size} bytes, expected {entry['bytes']}; cut or replaced")
+            if hashes and file.sha256() != entry["sha256"]:
+                raise DamagedError(
+                    f"{path}: content differs from the sha256 in its manifest; it was damaged or replaced"
+                )
+    except MissingError as error:
+        raise DamagedError(f"{path}: missing, expected {entry['bytes']} bytes as its manifest lists") from error

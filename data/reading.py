@@ -1,17 +1,20 @@
 """Small files of ours read strictly: regular files of bounded size, JSON of a declared shape, names inside a folder.
 
-Whatever is wrong with a file becomes one ``DamagedError`` that names it.
+Whatever is wrong with a file is one ``DamagedError`` that names it; a file system that gives no answer is no damage.
 """
 
 import json
 import math
 import os
-import stat
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field, TypeAdapter, ValidationError
+
+from stagecoach.data.local_files import DamagedError, LocalFile
+
+__all__ = ["DamagedError"]
 
 T = TypeVar("T")
 
@@ -22,35 +25,15 @@ Count = Annotated[int, Field(ge=0, lt=2**63)]
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
-class DamagedError(ValueError):
-    """A file or directory is not what its manifest says."""
-
-
-def read_regular(path: str | os.PathLike[str], limit: int = LIMIT) -> bytes:
+def read_regular(path: str | os.PathLike[str], limit: int = LIMIT, retries: int | None = None) -> bytes:
     """The content of a regular file of at most ``limit`` bytes. A pipe, a device or a socket is not waited for.
 
-    Raises ``DamagedError``.
+    Raises ``DamagedError``, and ``UnreachableError`` where the file system gives no answer (``local_files.retried``).
     """
-    try:
-        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        try:
-            found = os.fstat(handle)
-            if not stat.S_ISREG(found.st_mode):
-                raise DamagedError(f"{os.fspath(path)}: no regular file, expected one; remove what lies there")
-            if found.st_size > limit:
-                raise DamagedError(f"{os.fspath(path)}: {found.st_size:,} bytes, expected at most {limit:,}")
-            with os.fdopen(handle, "rb", closefd=False) as file:
-                content = file.read(limit + 1)
-        finally:
-            os.close(handle)
-    except (OSError, ValueError) as error:
-        if isinstance(error, DamagedError):
-            raise
-        reason = getattr(error, "strerror", None) or error  # a name with a NUL is a ValueError
-        raise DamagedError(f"{os.fspath(path)}: cannot be read ({reason}), expected a file") from error
-    if len(content) > limit:
-        raise DamagedError(f"{os.fspath(path)}: more than {limit:,} bytes, expected no more")
-    return content
+    with LocalFile(path, retries) as file:
+        if file.size > limit:
+            raise DamagedError(f"{file.path}: {file.size:,} bytes, expected at most {limit:,}")
+        return file.read(0, file.size)
 
 
 def parse_json(
@@ -77,8 +60,18 @@ def parse_json(
     raise DamagedError(f"{where}: not the JSON expected there ({reason:.300}); it was damaged or edited, restore it")
 
 
+def fits(value: Any, shape: Any) -> bool:
+    """Whether a value that was read from JSON is of a shape."""
+    try:
+        _adapter(shape).validate_python(value, strict=True, extra="forbid")
+    except ValidationError:
+        return False
+    return True
+
+
 def read_json(path: str | os.PathLike[str], shape: type[T], limit: int = LIMIT) -> T:
-    """``parse_json`` of a regular file of at most ``limit`` bytes. Raises ``DamagedError`` naming it."""
+    """``parse_json`` of a regular file of at most ``limit`` bytes. Raises ``DamagedError`` naming it, and as
+    ``read_regular``."""
     return parse_json(read_regular(path, limit), shape, os.fspath(path), limit)
 
 

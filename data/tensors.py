@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from stagecoach.data.files import sha256_json
-from stagecoach.data.reading import DamagedError
+from stagecoach.data.local_files import DamagedError, LocalFile
 
 
 def save_tensors(
@@ -42,13 +42,12 @@ def save_tensors(
 def open_tensors(path: str | os.PathLike[str]) -> Iterator[Any]:
     """What ``safe_open`` gives for a regular file.
 
-    Raises ``DamagedError`` naming it, also for what fails while the block reads from it.
+    Raises ``DamagedError`` naming it, also for what fails while the block reads from it, and ``UnreachableError`` where
+    it cannot be opened.
     """
     where = Path(path)
     try:
-        # Opening a pipe would wait for a writer.
-        if where.exists() and not where.is_file():
-            raise DamagedError(f"{where}: no regular file, expected weights; remove what lies there")
+        LocalFile(where).close()  # the library would wait for the writer of a pipe
         with safe_open(where, framework="pt") as file:
             yield file
     except (OSError, SafetensorError) as error:

@@ -19,24 +19,26 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, BinaryIO, TypedDict, cast
+from typing import (
+    Annotated,
+    Any,
+    BinaryIO,
+    Required,  # pydantic takes the one of typing from Python 3.12 on
+    cast,
+)
 
 import numpy as np
 from isal.isal_zlib import crc32
 from PIL import Image
+from pydantic import AfterValidator, Field
+from typing_extensions import TypedDict
 
-from stagecoach.data.files import (
-    MANIFEST,
-    DamagedError,
-    atomic_file,
-    sha256_json,
-    sync_directory,
-    temporary_name,
-    write_json,
-)
+from stagecoach.data.files import MANIFEST, atomic_file, sha256_json, sync_directory, temporary_name, write_json
 from stagecoach.data.format.schema import SampleSchema, SchemaError, check_sample, sample_sizes
+from stagecoach.data.local_files import DamagedError
+from stagecoach.data.reading import Count, Sha256, parse_json
 from stagecoach.data.stores.opening import open_storage
-from stagecoach.data.stores.storage import Storage, UnreachableError
+from stagecoach.data.stores.storage import SMALL, Storage
 
 FORMAT = 1
 """Version of the index and the manifest."""
@@ -45,14 +47,39 @@ JPEG_QUALITY = 95
 KEY = re.compile(r"[^./\\\s]+")
 
 
+def _plain(name: str) -> str:
+    if not name or name in (".", "..") or "/" in name or "\0" in name:
+        raise ValueError(f"it names {name[:120]!r}, expected names of files in its folder")
+    return name
+
+
 class ShardEntry(TypedDict):
     """One shard as the manifest lists it."""
 
-    name: str
-    samples: int
-    bytes: int
-    sha256: str
-    idx_sha256: str
+    name: Annotated[str, AfterValidator(_plain)]
+    samples: Count
+    bytes: Count
+    sha256: Sha256
+    idx_sha256: Sha256
+
+
+class FieldRecord(TypedDict, total=False):
+    """A field of the schema, as ``schema.Field``."""
+
+    name: Required[str]
+    dtype: Required[str]
+    shape: Required[list[int | str]]
+    pad: int | None
+    optional: bool
+
+
+class SchemaRecord(TypedDict, total=False):
+    """The schema that shards were built for, as ``SampleSchema``."""
+
+    name: Required[str]
+    version: Required[int]
+    fields: Required[list[FieldRecord]]
+    window: str | None
 
 
 class ShardWriter:
@@ -263,14 +290,14 @@ class Manifest:
     that ``repair`` left out since the statistics were taken, ``lost`` names parts that it could not bring back.
     """
 
-    schema: dict[str, Any]
-    shards: list[ShardEntry]
-    encoders: dict[str, Any]
+    schema: SchemaRecord
+    shards: Annotated[list[ShardEntry], Field(min_length=1)]
+    encoders: dict[str, dict[str, Any]]
     statistics: dict[str, Any]
     fingerprint: str
     checksums: dict[str, str]
     heads: bool = True
-    dropped: int = 0
+    dropped: Count = 0
     lost: tuple[str, ...] = ()
     version: int = FORMAT
 
@@ -281,7 +308,7 @@ def part_checksums(manifest: dict[str, Any]) -> dict[str, str]:
     return {name: sha256_json(value) for name, value in manifest.items() if name not in others}
 
 
-def describe_schema(schema: SampleSchema) -> dict[str, Any]:
+def describe_schema(schema: SampleSchema) -> SchemaRecord:
     """The schema as JSON holds it: name, version and the fields."""
     return json.loads(json.dumps(asdict(schema)))
 
@@ -315,38 +342,25 @@ def write_manifest(
     return manifest
 
 
-def _listed(entry: Any) -> ShardEntry:
-    """The entry of a shard as a manifest lists it. Raises ``ValueError`` for one that could not be read as it says."""
-    counts, words = [entry["samples"], entry["bytes"]], [entry["name"], entry["sha256"], entry["idx_sha256"]]
-    name = entry["name"]
-    if any(type(n) is not int or not 0 <= n < 2**63 for n in counts) or any(type(w) is not str for w in words):
-        raise ValueError(f"{str(entry)[:120]} is no shard, expected its name, samples, bytes and hashes")
-    if not name or name in (".", "..") or "/" in name or "\0" in name:
-        raise ValueError(f"it names {name[:120]!r}, expected names of files in its folder")
-    return entry
-
-
 def read_manifest(directory: str | os.PathLike[str] | Storage) -> Manifest:
     """Raises ``DamagedError`` naming the manifest if it is missing, unreadable or not what its fingerprint says."""
     storage = directory if isinstance(directory, Storage) else open_storage(directory)
     path = storage.describe(MANIFEST)
     try:
-        content = json.loads(storage.read(MANIFEST))
-        manifest = Manifest(**{**content, "lost": tuple(content.get("lost", ()))})
-        checksums, fingerprint = part_checksums(content), sha256_json(manifest.shards)
-        listed = [_listed(entry) for entry in manifest.shards]
-    except UnreachableError:
-        raise
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        data = storage.read(MANIFEST)
+        manifest = parse_json(data, Manifest, path, SMALL)
+    except DamagedError as error:
+        reason = str(error).removeprefix(f"{path}: ")
         raise DamagedError(
-            f"{path}: no readable manifest of shards ({type(error).__name__}: {error}); build the "
-            f"shards or give the folder that holds manifest.json"
+            f"{path}: no readable manifest of shards ({reason}); build the shards or give the folder that holds "
+            "manifest.json"
         ) from error
+    checksums, fingerprint = part_checksums(json.loads(data)), sha256_json(manifest.shards)
     if manifest.version != FORMAT:
         raise DamagedError(f"{path}: format version {manifest.version}, expected {FORMAT}; rebuild the shards")
-    if manifest.fingerprint != fingerprint or not listed:
+    if manifest.fingerprint != fingerprint:
         raise DamagedError(
-            f"{path}: its list of {len(listed)} shards does not match its fingerprint; it was damaged "
+            f"{path}: its list of {len(manifest.shards)} shards does not match its fingerprint; it was damaged "
             f"or edited, restore it or run build_shards.py repair"
         )
     if manifest.checksums != checksums:

@@ -13,8 +13,7 @@ from typing import BinaryIO, cast
 
 from isal.isal_zlib import crc32
 
-from stagecoach.data.files import DamagedError
-from stagecoach.data.stores.storage import open_regular
+from stagecoach.data.local_files import DamagedError, LocalFile, UnreachableError
 
 NAME = re.compile(r"(?P<key>(?:.*/|)[^./]+)\.(?P<member>[^/]*)", re.DOTALL)
 """``<folders>/<key>.<member>``; the key ends at the first dot of the base name."""
@@ -56,7 +55,7 @@ class TarWalk:
     Names are split as webdataset splits them; what it passes over (folders, links, names without an extension,
     ``__meta__`` files) is passed over, and all but folders are counted in ``passed_over``. Raises ``DamagedError``
     naming the tar where it cannot be read to its end mark, where something follows the mark, and where the members of a
-    sample are not neighbours or come twice.
+    sample are not neighbours or come twice; ``UnreachableError`` where the file system gives no answer.
 
     A context manager. ``digest()`` reads what is left, also after a failure, and returns the sha256 of the whole file.
     """
@@ -66,22 +65,16 @@ class TarWalk:
         self.passed_over = PassedOver()
 
     def __enter__(self) -> TarWalk:
-        self._handle = cast(BinaryIO, os.fdopen(open_regular(self.path), "rb", buffering=CHUNK))
-        self._file = _Hashed(self._handle)
+        self._local = LocalFile(self.path)
+        self._file = _Hashed(self._local)
         self.bytes = self._file.size
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._handle.close()
+        self._local.close()
 
     def digest(self) -> str:
-        try:
-            self._file.seek(self.bytes)
-        except OSError as error:
-            raise DamagedError(
-                f"{self.path}: cannot be read behind byte {self._file.tell()} ({error.strerror}), "
-                f"expected {self.bytes} bytes; copy or build it again"
-            ) from error
+        self._file.seek(self.bytes)
         return self._file.hash.hexdigest()
 
     def __iter__(self) -> Iterator[TarSample]:
@@ -130,6 +123,8 @@ class TarWalk:
             rest, zeros = self._file.last, bytes(tarfile.BLOCKSIZE)
             marked = rest == zeros and self._file.read(tarfile.BLOCKSIZE) == zeros
             clean = marked and all(not any(rest) for rest in iter(lambda: self._file.read(CHUNK), b""))
+        except UnreachableError:
+            raise
         except (OSError, EOFError, OverflowError, tarfile.TarError, ValueError) as error:
             raise DamagedError(
                 f"{self.path}: not a readable, uncompressed tar behind {last} ({error}); build or copy "
@@ -146,9 +141,9 @@ class TarWalk:
 class _Hashed:
     """A file that is only read forwards, and hashed on the way."""
 
-    def __init__(self, handle: BinaryIO) -> None:
-        self._handle, self._position = handle, 0
-        self.size = os.fstat(handle.fileno()).st_size
+    def __init__(self, file: LocalFile) -> None:
+        self._file, self._position = file, 0
+        self.size = file.size
         self.hash, self.last = sha256(), b""
 
     def tell(self) -> int:
@@ -156,7 +151,7 @@ class _Hashed:
 
     def read(self, size: int) -> bytes:
         # A damaged header may tell of any size: no more is asked for than there is.
-        self.last = self._handle.read(max(min(size, self.size - self._position), 0))
+        self.last = self._file.read(self._position, size)
         self._position += len(self.last)
         self.hash.update(self.last)
         return self.last

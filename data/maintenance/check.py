@@ -4,11 +4,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from stagecoach.data.files import MANIFEST, DamagedError
+from stagecoach.data.files import MANIFEST
 from stagecoach.data.format.decode import decode_sample
 from stagecoach.data.format.index import Row, read_index, read_row
 from stagecoach.data.format.schema import Field, SampleSchema
 from stagecoach.data.format.shards import Manifest, ShardEntry, index_path, read_manifest
+from stagecoach.data.local_files import DamagedError, LocalFile, UnreachableError, is_file
 from stagecoach.data.maintenance.parallel import map_shards
 from stagecoach.data.maintenance.rebuild import FOLDER, is_pending
 from stagecoach.data.maintenance.scan import TarScan, scan_tar
@@ -56,13 +57,15 @@ def schema_from(described: dict[str, Any]) -> SampleSchema:
 @dataclass
 class ShardReport:
     """``problems``: one sentence each. ``keys``: of all samples that the index lists (or, without an index, the tar
-    holds), ``bad`` those of them that are not as they should be. ``sha256``: of the tar as it is, if it is there."""
+    holds), ``bad`` those of them that are not as they should be. ``sha256``: of the tar as it is, if it is there.
+    ``unreachable``: nothing is known of the shard, as its storage gave no answer."""
 
     name: str
     sha256: str = ""
     problems: list[str] = field(default_factory=list)
     keys: list[str] = field(default_factory=list)
     bad: set[str] = field(default_factory=set)
+    unreachable: bool = False
 
     def blame(self, key: str, problem: str) -> None:
         if key not in self.bad:
@@ -94,7 +97,7 @@ def check(directory: Path, jobs: int | None = None, track: Track = untracked) ->
         try:
             manifest = read_manifest(path)
             schema = built_schema(manifest)
-        except DamagedError as error:
+        except (DamagedError, UnreachableError) as error:
             problems.append(str(error))
             continue
         except (TypeError, KeyError) as error:
@@ -162,6 +165,13 @@ def duplicates(directory: Path, reports: list[ShardReport]) -> list[tuple[str, s
 
 def check_shard(task: ShardTask) -> ShardReport:
     """One tar and its index."""
+    try:
+        return _check_shard(task)
+    except UnreachableError as error:
+        return ShardReport(task.entry["name"], problems=[str(error)], unreachable=True)
+
+
+def _check_shard(task: ShardTask) -> ShardReport:
     entry, path = task.entry, task.directory / task.entry["name"]
     report = ShardReport(entry["name"])
     index = None
@@ -170,7 +180,7 @@ def check_shard(task: ShardTask) -> ShardReport:
         report.keys = [row["key"] for row in index["samples"]]
     except DamagedError as error:
         report.problems.append(str(error))
-    if not path.is_file():
+    if not is_file(path):
         report.problems.append(
             f"{path}: missing, expected {entry['bytes']} bytes as the manifest lists; copy or build "
             f"it again, or run build_shards.py repair"
@@ -213,7 +223,7 @@ def _check_rows(report: ShardReport, task: ShardTask, path: Path, index: dict[st
     idx, real = index_path(path), {row["key"]: row for row in scan.rows}
     cut = scan.bytes != task.entry["bytes"]
     dims = index.get("dims")
-    with open(path, "rb") as handle:
+    with LocalFile(path) as file:
         for row in rows:
             key, found = row["key"], real.get(row["key"])
             where = f"{path}: sample {key!r}"
@@ -229,7 +239,9 @@ def _check_rows(report: ShardReport, task: ShardTask, path: Path, index: dict[st
                 )
             else:  # behind the byte where the walk ended
                 try:
-                    decode_sample(task.schema, read_row(handle, row, where), where, task.heads)
+                    decode_sample(task.schema, read_row(file, row, where), where, task.heads)
+                except UnreachableError:
+                    raise
                 except ValueError as error:
                     if cut:
                         report.bad.add(key)  # the sentence on the tar says it for all of them

@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stagecoach.data.files import MANIFEST, DamagedError, atomic_file
+from stagecoach.data.files import MANIFEST, atomic_file
 from stagecoach.data.format.schema import SampleSchema
 from stagecoach.data.format.shards import ShardEntry, index_shard, read_manifest, write_manifest
 from stagecoach.data.format.tar_walk import PassedOver
+from stagecoach.data.local_files import DamagedError, UnreachableError
 from stagecoach.data.maintenance.check import built_schema, find_sets, list_tars
 from stagecoach.data.maintenance.parallel import map_shards
 from stagecoach.data.maintenance.recompute_statistics import Counted, RecomputedStatistics, merge
@@ -81,7 +82,7 @@ def index_folder(
     Every sample is decoded once, and counted as its family counts (``Builder.count``). With ``skip_bad`` those that do
     not fit, and those whose key came before, are left out of the index and listed in ``skipped.jsonl``; otherwise the
     first is an error. The manifest is written last; it names no encoders. What is indexed already is left as it is
-    unless ``replace``. Raises ``DamagedError`` naming the tar.
+    unless ``replace``. Raises ``DamagedError`` naming the tar, ``UnreachableError`` where its storage gives no answer.
     """
     return {name: _index_set(path, schema, skip_bad, replace, jobs, track) for name, path in find_sets(folder).items()}
 
@@ -196,6 +197,8 @@ def _indexed_before(path: Path, schema: SampleSchema, tars: list[str]) -> dict[s
     again = "give --replace to index the folder again"
     try:
         shards = ShardSet.open(path, schema)
+    except UnreachableError:
+        raise
     except ValueError as error:
         raise DamagedError(f"{error}; or {again}") from error
     listed = [entry["name"] for entry in shards.manifest.shards]

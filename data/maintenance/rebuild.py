@@ -4,7 +4,6 @@ New files and a plan are made in a temporary folder, which becomes ``.repair`` i
 pending: whoever finds that folder moves the files where they belong, the manifest last, and removes it.
 """
 
-import json
 import os
 import re
 import shutil
@@ -13,12 +12,24 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from stagecoach.data.files import MANIFEST, TEMPORARY, DamagedError, sync_directory, temporary_name, write_json
+from typing_extensions import TypedDict
+
+from stagecoach.data.files import MANIFEST, TEMPORARY, sync_directory, temporary_name, write_json
+from stagecoach.data.local_files import DamagedError, is_file
 from stagecoach.data.locks import process_exists
+from stagecoach.data.reading import below, read_json
 
 FOLDER = ".repair"
 PLAN = "plan.json"
 OWNER = re.compile(rf"{re.escape(TEMPORARY + FOLDER)}\.(?P<host>.+)\.(?P<process>\d+)\.[0-9a-f]+")
+
+
+class Plan(TypedDict):
+    """``plan.json``: what is to be done with which files."""
+
+    files: list[str]
+    remove: list[str]
+    aside: dict[str, str]
 
 
 def is_pending(directory: Path) -> bool:
@@ -60,16 +71,17 @@ def commit_change(folder: Path, directory: Path, remove: Iterable[str], aside: d
 def finish_change(directory: Path) -> None:
     """Do what was committed; may be interrupted and called again at any point."""
     folder = directory / FOLDER
-    if not (folder / PLAN).is_file():  # all was done, only the folder was left
+    if not is_file(folder / PLAN):  # all was done, only the folder was left
         shutil.rmtree(folder)
         return
     try:
-        plan = json.loads((folder / PLAN).read_bytes())
-        files, remove, aside = list(plan["files"]), list(plan["remove"]), dict(plan["aside"])
-    except (ValueError, KeyError, TypeError) as error:
+        plan = read_json(folder / PLAN, Plan)
+        files, remove, aside = plan["files"], plan["remove"], plan["aside"]
+        for name in [*files, *remove, *aside, *aside.values()]:
+            below(directory, name)
+    except DamagedError as error:
         raise DamagedError(
-            f"{folder / PLAN}: cannot be read ({type(error).__name__}: {error}), expected what an "
-            f"interrupted repair left; move that folder away and run repair again"
+            f"{error}, expected what an interrupted repair left; move that folder away and run repair again"
         ) from error
     for name, other in aside.items():
         (directory / other).parent.mkdir(exist_ok=True)

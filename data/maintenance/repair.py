@@ -6,11 +6,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from stagecoach.data.files import MANIFEST, DamagedError, sha256_file, sha256_json
+from stagecoach.data.files import MANIFEST, sha256_json
 from stagecoach.data.format.decode import has_head
 from stagecoach.data.format.schema import SampleSchema
 from stagecoach.data.format.shards import ShardEntry, index_path, part_checksums, read_manifest, write_manifest
 from stagecoach.data.format.tar_walk import TarWalk
+from stagecoach.data.local_files import DamagedError, LocalFile, UnreachableError, is_file
 from stagecoach.data.maintenance.check import (
     ShardReport,
     built_schema,
@@ -24,6 +25,8 @@ from stagecoach.data.maintenance.parallel import map_shards
 from stagecoach.data.maintenance.rebuild import change_folder, commit_change, finish_change, is_pending
 from stagecoach.data.maintenance.repair_shard import Repaired, RepairTask, repair_shard
 from stagecoach.data.progress import Track, untracked
+from stagecoach.data.reading import fits
+from stagecoach.data.stores.storage import LocalStorage
 
 DROPPED = "dropped.jsonl"
 ASIDE = "unlisted"
@@ -60,7 +63,8 @@ def repair(
     another split or from ``schema_set``, a folder of shards. Statistics and encoders that are not proven are empty
     afterwards, and the manifest says so. It is written last; killed at any moment, run it again.
 
-    Raises ``DamagedError`` for a split of which no sample is proven or whose schema is lost; nothing of it is changed.
+    Raises ``DamagedError`` for a split of which no sample is proven or whose schema is lost, and ``UnreachableError``
+    where the storage of a file gives no answer; nothing of the split is changed.
     """
     return {name: _repair_set(path, dry_run, schema_set, jobs, track) for name, path in find_sets(directory).items()}
 
@@ -76,6 +80,8 @@ def _repair_set(path: Path, dry_run: bool, schema_set: Path | None, jobs: int | 
     if known.proven:
         entries = list(known.entries.values())
         reports = check_shards(path, entries, known.schema, known.heads, jobs, track)
+        if unreachable := [report.problems[0] for report in reports if report.unreachable]:
+            raise UnreachableError(f"{unreachable[0]} (and {len(unreachable) - 1} more shards); nothing was changed")
         doubles = _doubles(path, reports)
         bad = {r.name: doubles.get(r.name, frozenset()) for r in reports if r.problems or r.name in doubles}
     else:
@@ -137,7 +143,7 @@ def _misnamed(path: Path, known: Known, reports: list[ShardReport], unlisted: It
     wanted = {known.entries[report.name]["sha256"] for report in reports} - set(files)
     sizes = {entry["bytes"] for entry in known.entries.values() if entry["sha256"] in wanted}
     files |= {
-        sha256_file(path / name): name
+        _sha256(path / name): name
         for name in unlisted
         if name.endswith(".tar") and (path / name).stat().st_size in sizes
     }
@@ -145,10 +151,15 @@ def _misnamed(path: Path, known: Known, reports: list[ShardReport], unlisted: It
     return {name: file for name, file in found.items() if name != file}
 
 
+def _sha256(path: Path) -> str:
+    with LocalFile(path) as file:
+        return file.sha256()
+
+
 def _missing(path: Path, known: Known) -> list[str]:
     """Names in a list that nothing proves of which there is no tar, unless it is the name that is wrong."""
     names = sorted(set(known.entries) - set(list_tars(path)))
-    hashes = {sha256_file(path / name) for name in list_tars(path)} if names else set()
+    hashes = {_sha256(path / name) for name in list_tars(path)} if names else set()
     return [name for name in names if known.entries[name]["sha256"] not in hashes]
 
 
@@ -175,7 +186,7 @@ def _repair_shards(
             )
             for name in names
         ]
-        size = sum((path / name).stat().st_size for name in names if (path / name).is_file())
+        size = sum((path / name).stat().st_size for name in names if is_file(path / name))
         return map_shards(repair_shard, tasks, jobs=jobs, size=2 * size, title=f"repairing {path.name}", track=track)
 
     repaired = {shard.name: shard for shard in run(list(bad), bad)}
@@ -246,8 +257,10 @@ def _known(path: Path, schema_set: Path | None) -> Known:
     except (DamagedError, TypeError, KeyError) as error:
         problem = str(error)
     try:
-        content = json.loads((path / MANIFEST).read_bytes())
-    except (OSError, ValueError, RecursionError):
+        content = json.loads(LocalStorage(path).read(MANIFEST))
+    except UnreachableError:
+        raise
+    except (ValueError, RecursionError):
         content = {}
     content = content if isinstance(content, dict) else {}
     written = content.get("checksums") if isinstance(content.get("checksums"), dict) else {}
@@ -255,7 +268,7 @@ def _known(path: Path, schema_set: Path | None) -> Known:
         name: content[name] for name, checksum in part_checksums(content).items() if written.get(name) == checksum
     }
     shards = (
-        [entry for entry in content.get("shards", []) if _is_entry(entry)]
+        [entry for entry in content.get("shards", []) if fits(entry, ShardEntry)]
         if isinstance(content.get("shards"), list)
         else []
     )
@@ -273,11 +286,6 @@ def _known(path: Path, schema_set: Path | None) -> Known:
         tuple(sorted(lost)),
         problem,
     )
-
-
-def _is_entry(entry: Any) -> bool:
-    kinds = {"name": str, "samples": int, "bytes": int, "sha256": str, "idx_sha256": str}
-    return isinstance(entry, dict) and all(isinstance(entry.get(name), kind) for name, kind in kinds.items())
 
 
 def _schema(path: Path, proven: dict[str, Any], schema_set: Path | None, problem: str) -> tuple[SampleSchema, bool]:

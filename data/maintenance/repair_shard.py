@@ -10,14 +10,15 @@ import shutil
 import tarfile
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-from stagecoach.data.files import DamagedError
 from stagecoach.data.format.decode import decode_sample
 from stagecoach.data.format.index import Row, read_index, read_row, salvage_rows
 from stagecoach.data.format.schema import SampleSchema, sample_sizes
 from stagecoach.data.format.shards import ShardEntry, ShardTar, index_path, index_shard
+from stagecoach.data.local_files import DamagedError, LocalFile, UnreachableError, is_file
 from stagecoach.data.maintenance.scan import TarScan, scan_tar
+from stagecoach.data.stores.storage import LocalStorage
 
 
 @dataclass(frozen=True)
@@ -55,15 +56,15 @@ class Repaired:
 
 def repair_shard(task: RepairTask) -> Repaired:
     """Write what is needed into ``task.scratch`` and say what was done. Reads the tar at most twice, a sample at a
-    time."""
+    time. Raises ``UnreachableError`` where its storage gives no answer, which proves nothing against a sample."""
     path = task.directory / task.source
     index = _trusted_index(task)
     rows: list[Row] = index["samples"] if index else salvage_rows(task.directory / task.name) or []
-    if not path.is_file():
+    if not is_file(path):
         return _gone(task, rows, f"{path} is missing")
     scan = scan_tar(path, task.schema, task.heads)
-    with open(path, "rb") as handle:
-        kept, dropped = _sort_out(task, scan, rows, index, handle)
+    with LocalFile(path) as file:
+        kept, dropped = _sort_out(task, scan, rows, index, file)
         missing = 0
         if task.entry is not None and index is None and scan.sha256 != task.entry["sha256"]:
             missing = max(task.entry["samples"] - len(kept) - len(dropped), 0)
@@ -77,7 +78,7 @@ def repair_shard(task: RepairTask) -> Repaired:
         if scan.error or not intact or unlike or (dropped and task.heads):
             result.action = "written again"
             if task.scratch:
-                result.entry = _write_tar(task, kept, handle)
+                result.entry = _write_tar(task, kept, file)
         else:
             result.action = "indexed again" if task.source == task.name else "found under another name"
             if task.scratch:
@@ -112,7 +113,7 @@ def _unlike(kept: list[Row], scan: TarScan) -> bool:
 
 
 def _sort_out(
-    task: RepairTask, scan: TarScan, rows: list[Row], index: dict[str, Any] | None, handle: BinaryIO
+    task: RepairTask, scan: TarScan, rows: list[Row], index: dict[str, Any] | None, file: LocalFile
 ) -> tuple[list[Row], list[tuple[str | None, str]]]:
     """The rows of all proven samples in the order of the tar, and the others with the reason."""
     path = task.directory / task.source
@@ -140,14 +141,16 @@ def _sort_out(
             elif row is not None:
                 members = row["members"]
                 if index is None and (found is None or _extents(found) != _extents(row)):
-                    _check_names(handle, row, where)
-                arrays, _ = decode_sample(task.schema, read_row(handle, row, where), where, task.heads)
+                    _check_names(file, row, where)
+                arrays, _ = decode_sample(task.schema, read_row(file, row, where), where, task.heads)
                 sizes = sample_sizes(task.schema, {name: array.shape for name, array in arrays.items()})
             else:
                 raise DamagedError(
                     f"{where}: the tar differs from its sha256 or does not read to its end, and no "
                     f"crc32 of this sample is left"
                 )
+        except UnreachableError:
+            raise
         except ValueError as error:
             dropped.append((key, str(error).removeprefix(f"{where}: ")))
             continue
@@ -164,19 +167,19 @@ def _extents(row: Row) -> dict[str, list[int]]:
     return {name: extent[:2] for name, extent in row["members"].items()}
 
 
-def _check_names(handle: BinaryIO, row: Row, where: str) -> None:
+def _check_names(file: LocalFile, row: Row, where: str) -> None:
     """A row that nothing proves may tell a wrong key: the header before the data must tell the same."""
     for name, (offset, _, _) in row["members"].items():
-        handle.seek(max(offset - tarfile.BLOCKSIZE, 0))
+        header = file.read(max(offset - tarfile.BLOCKSIZE, 0), tarfile.BLOCKSIZE)
         try:
-            found = tarfile.TarInfo.frombuf(handle.read(tarfile.BLOCKSIZE), "utf-8", "surrogateescape").name
+            found = tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape").name
         except tarfile.HeaderError:
             found = None
         if found != f"{row['key']}.{name}":
             raise DamagedError(f"{where}: neither its index nor the header of {name!r} can be trusted")
 
 
-def _write_tar(task: RepairTask, kept: list[Row], handle: BinaryIO) -> ShardEntry:
+def _write_tar(task: RepairTask, kept: list[Row], file: LocalFile) -> ShardEntry:
     # Names of others may be longer than USTAR allows.
     tar_format = tarfile.USTAR_FORMAT if task.heads else tarfile.PAX_FORMAT
     (task.scratch / task.name).unlink(missing_ok=True)  # of a first try, before a key was found twice
@@ -184,9 +187,7 @@ def _write_tar(task: RepairTask, kept: list[Row], handle: BinaryIO) -> ShardEntr
     try:
         for row in kept:
             tar.add(
-                row["key"],
-                read_row(handle, row, f"{task.directory / task.source}: sample {row['key']!r}"),
-                row["sizes"],
+                row["key"], read_row(file, row, f"{task.directory / task.source}: sample {row['key']!r}"), row["sizes"]
             )
             tar.samples[-1] = {**row, **tar.samples[-1]}
         return tar.finish()
@@ -214,6 +215,6 @@ def _write_index(
     entry = index_shard(task.scratch / task.name, task.schema.dims, scan.bytes, scan.sha256, kept, skipped)
     old = index_path(task.directory / task.name)
     new = index_path(task.scratch / task.name)
-    if old.is_file() and old.read_bytes() == new.read_bytes():
+    if is_file(old) and LocalStorage(old.parent).read(old.name) == new.read_bytes():
         new.unlink()
     return entry

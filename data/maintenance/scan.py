@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from stagecoach.data.files import DamagedError
 from stagecoach.data.format.decode import decode_sample, has_head, member_names
 from stagecoach.data.format.index import Row
 from stagecoach.data.format.schema import SampleSchema, sample_sizes
 from stagecoach.data.format.tar_walk import PassedOver, TarSample, TarWalk
+from stagecoach.data.local_files import DamagedError
 
 Take = Callable[[str, dict[str, np.ndarray], dict[str, Any]], None]
 """Given key, arrays and meta of a sample."""
@@ -33,7 +33,7 @@ class TarScan:
 
 def scan_tar(path: Path, schema: SampleSchema, heads: bool, take: Take | None = None) -> TarScan:
     """Read a tar once, from end to end, holding one sample at a time; ``take`` is given each that fits the schema.
-    Damage is reported, not raised."""
+    Damage is reported, not raised; where the storage gives no answer ``UnreachableError`` is."""
     found = TarScan()
     try:
         with TarWalk(path) as walk:

@@ -12,11 +12,11 @@ import os
 import time
 from threading import Thread
 
-from stagecoach.data.files import DamagedError
+from stagecoach.data.local_files import DamagedError, UnreachableError, read_at
 from stagecoach.data.stores.drivers import SLOWEST, NoRangesError
 from stagecoach.data.stores.node_cache import NodeCache
 from stagecoach.data.stores.remote import RemoteStorage
-from stagecoach.data.stores.storage import CacheOptions, Storage, UnreachableError, read_at
+from stagecoach.data.stores.storage import CacheOptions, Storage
 
 _log = logging.getLogger(__name__)
 

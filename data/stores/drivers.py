@@ -21,8 +21,8 @@ from urllib.parse import unquote, urlsplit
 import fsspec
 from fsspec.asyn import sync
 
-from stagecoach.data.files import DamagedError
-from stagecoach.data.stores.storage import SMALL, UnreachableError
+from stagecoach.data.local_files import DamagedError, UnreachableError
+from stagecoach.data.stores.storage import SMALL
 
 _PACKAGES = {"http": "aiohttp", "https": "aiohttp", "s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs"}
 _CONTENT_RANGE = re.compile(r"bytes (?:(\d+)-(\d+)|\*)/(\d+|\*)")

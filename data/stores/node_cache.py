@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from stagecoach.data.files import TEMPORARY, DamagedError, sha256_file, sync_directory, temporary_name
+from stagecoach.data.local_files import UnreachableError
 from stagecoach.data.stores.drivers import DiskError
-from stagecoach.data.stores.storage import UnreachableError
 
 Download = Callable[[BinaryIO], None]
 

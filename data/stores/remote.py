@@ -13,9 +13,9 @@ from threading import Thread
 from typing import BinaryIO, TypeVar
 from urllib.parse import quote, urlsplit
 
-from stagecoach.data.files import DamagedError
+from stagecoach.data.local_files import DamagedError, UnreachableError, pause
 from stagecoach.data.stores.drivers import SLOWEST, Driver, NoRangesError, driver, write_at
-from stagecoach.data.stores.storage import Storage, UnreachableError, pause
+from stagecoach.data.stores.storage import Storage
 
 T = TypeVar("T")
 

@@ -10,10 +10,11 @@ import fsspec
 import pytest
 
 from stagecoach.data.files import DamagedError
+from stagecoach.data.local_files import read_at
 from stagecoach.data.stores import drivers
 from stagecoach.data.stores.drivers import DiskError
 from stagecoach.data.stores.opening import open_storage
-from stagecoach.data.stores.storage import CacheOptions, read_at
+from stagecoach.data.stores.storage import CacheOptions
 
 SIZE = 20_000
 

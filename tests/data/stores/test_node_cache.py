@@ -16,10 +16,10 @@ from pathlib import Path
 import pytest
 
 from stagecoach.data.files import DamagedError
+from stagecoach.data.local_files import UnreachableError, read_at
 from stagecoach.data.stores import node_cache
 from stagecoach.data.stores.drivers import DiskError
 from stagecoach.data.stores.node_cache import NodeCache
-from stagecoach.data.stores.storage import UnreachableError, read_at
 
 SIZE = 20_000
 ROOT = Path(__file__).parents[3]

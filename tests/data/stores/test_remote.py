@@ -15,11 +15,13 @@ from pathlib import Path
 import fsspec
 import pytest
 
+from stagecoach.data import local_files
 from stagecoach.data.files import DamagedError
-from stagecoach.data.stores import drivers, remote, storage
+from stagecoach.data.local_files import UnreachableError
+from stagecoach.data.stores import drivers, remote
 from stagecoach.data.stores.opening import open_storage
 from stagecoach.data.stores.remote import RemoteStorage
-from stagecoach.data.stores.storage import CacheOptions, UnreachableError
+from stagecoach.data.stores.storage import CacheOptions
 
 CONTENT = os.urandom(300_000)
 FILES = {
@@ -105,7 +107,7 @@ class Handler(BaseHTTPRequestHandler):
 def server(monkeypatch):
     """``faults``: one per request to come; ``always``: all requests after; ``requests``: what was asked."""
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setattr(storage, "FIRST_DELAY", 0.01)
+    monkeypatch.setattr(local_files, "FIRST_DELAY", 0.01)
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
     server.faults, server.always, server.requests, server.ended, server.sent = [], None, [], threading.Event(), 0
@@ -208,7 +210,7 @@ def test_server_that_stalls_once_is_asked_again(server):
 
 
 def test_unreachable_host_ends(monkeypatch):
-    monkeypatch.setattr(storage, "FIRST_DELAY", 0.01)
+    monkeypatch.setattr(local_files, "FIRST_DELAY", 0.01)
     with pytest.raises(UnreachableError, match=r"not read in 2 attempts.*Cannot connect"):
         open_storage("http://127.0.0.1:9/set", timeout=5, retries=1).read("manifest.json")
 
@@ -364,7 +366,7 @@ def test_other_drivers_are_measured_read_and_listed(memory, tmp_path):
 
 
 def test_driver_without_deadlines_of_its_own_is_left_after_ours(memory, monkeypatch):
-    monkeypatch.setattr(storage, "FIRST_DELAY", 0.01)
+    monkeypatch.setattr(local_files, "FIRST_DELAY", 0.01)
     ended = threading.Event()
     monkeypatch.setattr(type(memory), "cat_file", lambda *_, **__: ended.wait(20))
     with pytest.raises(

@@ -12,12 +12,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from stagecoach.data import local_files
 from stagecoach.data.files import DamagedError
-from stagecoach.data.stores import storage as local_storage
+from stagecoach.data.local_files import UnreachableError
 from stagecoach.data.stores.cached import CachedStorage
 from stagecoach.data.stores.opening import open_storage
 from stagecoach.data.stores.remote import RemoteStorage
-from stagecoach.data.stores.storage import CacheOptions, LocalStorage, UnreachableError
+from stagecoach.data.stores.storage import CacheOptions, LocalStorage
 
 CONTENT = os.urandom(5000)
 
@@ -152,14 +153,14 @@ def troubled(monkeypatch):
             raise OSError(number, os.strerror(number), path)
         return real(path, *args, **options)
 
-    monkeypatch.setattr(local_storage.os, "open", open_)
-    monkeypatch.setattr(local_storage, "FIRST_DELAY", 0.001)
+    monkeypatch.setattr(local_files.os, "open", open_)
+    monkeypatch.setattr(local_files, "FIRST_DELAY", 0.001)
     return failures.extend
 
 
 @pytest.mark.parametrize("number", [errno.ESTALE, errno.EMFILE, errno.EIO, errno.ETIMEDOUT])
 def test_a_moment_of_trouble_on_a_file_system_is_waited_out(folder, troubled, number):
-    troubled([number] * local_storage.LOCAL_RETRIES)
+    troubled([number] * local_files.RETRIES)
     assert open_storage(folder / "train").read_range("a.tar", 0, 10) == CONTENT[:10]
 
 
@@ -184,7 +185,7 @@ def test_a_pipe_in_the_place_of_a_file_is_refused_and_not_waited_for(tmp_path):
     for read in (
         lambda: local.read("a.tar"),
         lambda: local.read_range("a.tar", 0, 10),
-        lambda: local_storage.open_regular(tmp_path / "a.tar"),
+        lambda: local_files.LocalFile(tmp_path / "a.tar"),
     ):
         with pytest.raises(DamagedError, match=r"a\.tar: no regular file"):
             read()

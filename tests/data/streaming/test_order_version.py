@@ -27,9 +27,7 @@ PLANS = {
     "buckets": SamplePlan([cut([301, 77, 20])], global_batch=BATCH, seed=3),
     "buckets without tails": SamplePlan([cut([301, 77, 20])], global_batch=BATCH, seed=3, drop_last=True),
     "weights": SamplePlan([cut([301]), cut([90], 301)], global_batch=BATCH, seed=3, weights=(0.3, 0.7)),
-    "weights and buckets": SamplePlan(
-        [cut([301, 20]), cut([90], 321)], global_batch=BATCH, seed=3, weights=(0.3, 0.7)
-    ),
+    "weights and buckets": SamplePlan([cut([301, 20]), cut([90], 321)], global_batch=BATCH, seed=3, weights=(0.3, 0.7)),
 }
 HASHES = {
     ("one set", 1): "7cae84cff5010e90",

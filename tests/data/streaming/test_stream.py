@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from stagecoach.data.files import DamagedError
 from stagecoach.data.format.schema import SchemaError
-from stagecoach.data.stores.storage import UnreachableError
+from stagecoach.data.local_files import UnreachableError
 from stagecoach.data.streaming.mixture import DatasetMixture
 from stagecoach.data.streaming.order import Order
 from stagecoach.data.streaming.plan import ATTEMPTS, SamplePlan

@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from itertools import cycle
+from itertools import cycle, pairwise
 
 import numpy as np
 import pytest
@@ -50,7 +50,7 @@ def test_an_epoch_holds_each_sample_once_and_the_tails_of_the_next(sizes, batch,
         end = sum(-(-epoch * size // batch) for size in sizes)
         counts += np.bincount(seen_by_ranks(plan, begin, end), minlength=len(counts))
         begin = end
-        for first, last in zip(ends[:-1], ends[1:], strict=True):
+        for first, last in pairwise(ends):
             bucket = counts[first:last]
             assert bucket.min() >= epoch
             assert bucket.max() - bucket.min() <= 1
