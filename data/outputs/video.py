@@ -90,7 +90,7 @@ class VideoWriter:
         self._container, self._rate, self._crf, self._name = container, rate, crf, name
         self._sound, self._written = sound, 0
         self._video: Any = None
-        self._audio: Any = container.add_stream("aac", rate=SOUND_RATE, layout="stereo") if sound else None
+        self._audio: Any = None
 
     def add(self, frame: np.ndarray) -> None:
         """Append one frame, uint8 [H, W, 3] RGB, and the sound up to its end. 4:2:0 video has even sides only: the last
@@ -142,6 +142,8 @@ class VideoWriter:
         context = stream.codec_context
         context.color_range, context.colorspace = colours.ColorRange.MPEG, colours.Colorspace.ITU709
         context.color_primaries, context.color_trc = colours.ColorPrimaries.BT709, colours.ColorTrc.BT709
+        if self._sound is not None:
+            self._audio = self._container.add_stream("aac", rate=SOUND_RATE, layout="stereo")
         return stream
 
     def _add_sound(self) -> None:

@@ -144,6 +144,14 @@ def test_frame_numbers_seconds_and_microseconds_are_told_apart(cameras, tmp_path
     assert_same(load(tmp_path / "c.txt"), cameras)
 
 
+def test_intrinsics_in_pixels_are_those_of_the_clip_where_the_file_is_said_to_have_them(cameras, tmp_path):
+    pixels = Cameras(cameras.extrinsics, cameras.intrinsics, 1, 1)
+    (tmp_path / "c.txt").write_text(rows(pixels, range(FRAMES)))
+    assert_same(load(tmp_path / "c.txt", unit="pixel"), cameras)
+    with pytest.raises(RawError, match=r"c.txt:2: focal length .* found, expected one divided by the image size"):
+        load(tmp_path / "c.txt")
+
+
 def test_a_file_of_wider_pictures_is_cropped_in_the_middle(tmp_path):
     wide = preset("still:fov=60", FRAMES, 90, 160)
     write_realestate10k(tmp_path / "c.txt", wide, RATE)

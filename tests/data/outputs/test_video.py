@@ -52,6 +52,7 @@ def test_33_frames_back_are_33_with_sound_as_long(tmp_path, song):
     assert [path.name for path in tmp_path.iterdir()] == ["v.mp4"]
     with av.open(str(tmp_path / "v.mp4")) as container:
         video = container.streams.video[0]
+        assert [stream.type for stream in container.streams] == ["video", "audio"]
         assert (video.codec_context.name, video.pix_fmt, video.average_rate) == ("h264", "yuv420p", RATE)
         assert float(container.duration / av.time_base) == pytest.approx(33 / RATE, abs=0.03)
     content = (tmp_path / "v.mp4").read_bytes()
