@@ -23,9 +23,9 @@ from typer import Option
 from stagecoach.models import get_family
 from stagecoach.models.common.attention import resolve_backend, set_backend
 from stagecoach.models.family import Batch, Progress, Trainable
+from stagecoach.models.trainable import freeze
 from stagecoach.trainer.activation_checkpointing import apply_activation_checkpointing
 from stagecoach.trainer.cli import Outcome, RecipeFlags, command, run_app, single
-from stagecoach.trainer.freeze import freeze
 from stagecoach.trainer.hardware import device_name, peak_flops, peak_memory_bytes
 from stagecoach.trainer.objective import weighted_total
 from stagecoach.trainer.planning.meter import step_costs

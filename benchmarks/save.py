@@ -25,6 +25,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from stagecoach.models.weights import AdapterCard
 from stagecoach.trainer.checkpointing.save import Saver
 from stagecoach.trainer.checkpointing.state import TrainingState
 from stagecoach.trainer.checkpointing.store import CheckpointStore
@@ -34,6 +35,7 @@ from stagecoach.trainer.ema import Ema
 from stagecoach.trainer.engine import start_engine
 
 WIDTH = 1024
+CARD = AdapterCard("none", "", 1, "", 0, "", "", None, "raw", {})
 
 
 def measure(options: Namespace) -> dict[str, Any]:
@@ -71,13 +73,13 @@ def measure(options: Namespace) -> dict[str, Any]:
     steps = [step() for _ in range(10)]
     saver = Saver(store, engine, parameters, ema, world)
     saver.meet()
-    inside = [timed(saver.save, state(number), "") for number in range(1, options.saves + 1)]
+    inside = [timed(saver.save, state(number), "", CARD) for number in range(1, options.saves + 1)]
     saver.close()
     saver = Saver(store, engine, parameters, ema, world, asynchronous=True)
     prepared = timed(saver.meet)
     stalls, behind, during = [], [], []
     for number in range(options.saves + 1, 2 * options.saves + 1):
-        stalls.append(timed(saver.save, state(number), ""))
+        stalls.append(timed(saver.save, state(number), "", CARD))
         while not from_first(saver.writer is not None and saver.writer.has_answered()):
             during.append(step())
         saver.wait()

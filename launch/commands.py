@@ -25,9 +25,10 @@ RecipeGpus = Annotated[int | None, typer.Option(help="GPUs; as many as take one 
 Init = Annotated[
     Path | None,
     typer.Option(
-        metavar="ADAPTER",
-        help="adapter that the first stage starts from, of the stage before it or of the same one (a warm start), "
-        "instead of the one that the stage before left in the run",
+        metavar="ADAPTER|FILE|CHECKPOINT|base",
+        help="what the first stage starts from instead of the adapter that the stage before left in the run: an "
+        "adapter, a file of export.py or a checkpoint, of the stage before it or of the same one (a warm start), or "
+        "base for no adapter",
     ),
 ]
 
@@ -180,9 +181,12 @@ def _show_export(result: dict[str, Any]) -> None:
 
 @command(_show_export)
 def export(
-    adapter: Annotated[Path, typer.Option(metavar="DIR", help="a run's stage<N>/adapter")],
+    adapter: Annotated[
+        Path,
+        typer.Option(metavar="DIR|FILE", help="a run's stage<N>/adapter, one of its checkpoints, or an exported file"),
+    ],
     output: Annotated[Path, typer.Option(metavar="FILE.safetensors", help="file to be made or replaced")],
-    dtype: Annotated[Literal["bf16", "fp32"], typer.Option()] = "bf16",
+    dtype: Annotated[Literal["bf16", "fp16", "fp32"], typer.Option()] = "bf16",
     layout: Annotated[
         Literal["adapter", "diffusers"],
         typer.Option(
@@ -190,12 +194,19 @@ def export(
             "a pipeline"
         ),
     ] = "adapter",
+    average: Annotated[bool, typer.Option("--average", help="of a checkpoint, its moving average")] = False,
+    predecessor: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="ADAPTER", help="what a checkpoint's stage started from, where it is not found in the run"
+        ),
+    ] = None,
 ) -> Outcome:
-    """Write an adapter as one file."""
+    """Write an adapter, or the weights in a checkpoint, as one file."""
     from stagecoach.data.files import sha256_file
     from stagecoach.trainer.export import export_adapter
 
-    metadata = export_adapter(adapter, output, dtype, layout)
+    metadata = export_adapter(adapter, output, dtype, layout, "ema" if average else "raw", predecessor)
     return Outcome({"output": str(output), "sha256": sha256_file(output), "metadata": metadata})
 
 

@@ -23,8 +23,11 @@ def check_paths(flags: RecipeFlags, init: Path | None, resume: str) -> None:
     for source in [data] if isinstance(data, str) else [part.get("path") for part in _mappings(data)]:
         if isinstance(source, str) and "://" not in source and not _path(source).is_dir():
             raise RecipeError(f"data: {source} is not there, expected a folder of shards that this host sees")
-    if init is not None and not _path(init).exists():
-        raise ValueError(f"--init {init}: there is no such folder, expected an adapter, such as RUN/stage1/adapter")
+    if init is not None and str(init) != "base" and not _path(init).exists():
+        raise ValueError(
+            f"--init {init}: there is nothing, expected an adapter such as RUN/stage1/adapter, an exported file, a "
+            "checkpoint, or base"
+        )
     if resume not in ("auto", "never") and not _path(resume).exists():
         raise ValueError(f"--resume {resume}: there is no such folder, expected auto, never or a checkpoint's path")
     if isinstance(values.get("run"), str):

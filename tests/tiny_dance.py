@@ -19,7 +19,7 @@ from stagecoach.models.common.keyed import rng_keys
 from stagecoach.models.dance_with_music.config import DanceConfig
 from stagecoach.models.dance_with_music.family import DanceWithMusicFamily
 from stagecoach.models.family import Batch, Progress
-from stagecoach.trainer.freeze import freeze
+from stagecoach.models.trainable import freeze
 
 FAMILY = "dance_with_music"
 

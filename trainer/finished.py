@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from stagecoach.data.files import DamagedError
-from stagecoach.trainer.adapter import AdapterCard, read_card
+from stagecoach.models.weights.card import AdapterCard, read_card
+from stagecoach.models.weights.opening import open_weights
 from stagecoach.trainer.run_folder import adapter_directory
 from stagecoach.trainer.stage_plan import StagePlan
+from stagecoach.trainer.start_point import start_source
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +67,7 @@ def differences(card: AdapterCard, settings: dict[str, Any]) -> list[str]:
 
 def finished_adapter(plan: StagePlan, shards: str, init: Path | None, extend: bool) -> Path | None:
     """The intact adapter of a stage that was trained with what its recipe says now; None where there is none. Called by
-    one rank. ``init``: the adapter that the stage is to start from.
+    one rank. ``init``: the weights that the stage is to start from.
 
     Raises ``ValueError`` where it was trained with something else, by name, unless ``extend`` is set and the stage now
     has more steps, which it goes on for.
@@ -78,11 +80,11 @@ def finished_adapter(plan: StagePlan, shards: str, init: Path | None, extend: bo
         if directory.exists():
             log.warning("adapter ignored: %s", error)
         return None
-    source = init or (adapter_directory(recipe.run, index - 1) if index > 1 else None)
-    there = source is not None and (init is not None or source.exists())
-    started_from = read_card(source).sha256 if there and source is not None else card.predecessor
-    if source is None:
-        started_from = None
+    source = start_source(plan, init)
+    started_from = None
+    if source is not None:
+        there = init is not None or source.exists()
+        started_from = open_weights(source).sha256 if there else card.predecessor
     found = differences(card, decisive_settings(plan, shards, started_from))
     if not found:
         return directory

@@ -1,4 +1,4 @@
-"""Which parameters train: the patterns of a stage applied to a network, and the table that says so."""
+"""The table of what trains and what is frozen, and what may lack a gradient."""
 
 import fnmatch
 import re
@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from stagecoach.models.family import StageSpec, Trainable
+from stagecoach.models.trainable import matching_modules, trainable_names
 
 
 @dataclass(frozen=True)
@@ -26,50 +27,6 @@ class FreezeRow:
 def parameter_count(parameter: Any) -> int:
     """Elements of a parameter, also after ZeRO-3 has partitioned it."""
     return getattr(parameter, "ds_numel", None) or parameter.numel()
-
-
-def parameter_shape(parameter: Any) -> tuple[int, ...]:
-    """Shape of a parameter, also after ZeRO-3 has partitioned it."""
-    return tuple(getattr(parameter, "ds_shape", parameter.shape))
-
-
-def matching_modules(network: nn.Module, pattern: str) -> list[str]:
-    """Names of modules that ``pattern`` names; ``*`` stands for one part of a dotted name."""
-    expression = re.compile(re.escape(pattern).replace(r"\*", r"[^.]+"))
-    return [name for name, _ in network.named_modules() if name and expression.fullmatch(name)]
-
-
-def trainable_names(network: nn.Module, spec: StageSpec) -> dict[str, Trainable]:
-    """Parameter name -> the entry of ``spec`` that it trains by.
-
-    Raises ``ValueError`` for a pattern that matches nothing and for a parameter that two patterns claim.
-    """
-    owners: dict[str, Trainable] = {}
-    for entry in spec.trainable:
-        modules = matching_modules(network, entry.pattern)
-        if not modules:
-            top = sorted({name.split(".")[0] for name, _ in network.named_modules() if name})
-            raise ValueError(
-                f"stage {spec.index} ({spec.name}): trainable pattern {entry.pattern!r} matches no module "
-                f"of the network, whose top-level modules are {top}"
-            )
-        for module in modules:
-            for name, _ in network.get_submodule(module).named_parameters(prefix=module):
-                if name in owners:
-                    raise ValueError(
-                        f"stage {spec.index} ({spec.name}): parameter {name} is claimed by the patterns "
-                        f"{owners[name].pattern!r} and {entry.pattern!r}, expected one"
-                    )
-                owners[name] = entry
-    return owners
-
-
-def freeze(network: nn.Module, spec: StageSpec) -> dict[str, Trainable]:
-    """Set ``requires_grad`` of every parameter as the stage declares; return what ``trainable_names`` does."""
-    trained = trainable_names(network, spec)
-    for name, parameter in network.named_parameters():
-        parameter.requires_grad_(name in trained)
-    return trained
 
 
 def freeze_table(network: nn.Module, spec: StageSpec) -> list[FreezeRow]:

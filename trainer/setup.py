@@ -18,8 +18,11 @@ from stagecoach.data.streaming.mixture import DatasetMixture
 from stagecoach.data.streaming.plan import SamplePlan
 from stagecoach.data.streaming.stream import Stream
 from stagecoach.models.common.attention import resolve_backend, set_backend
+from stagecoach.models.trainable import freeze, trained_before
+from stagecoach.models.weights.network import load_tensors
+from stagecoach.models.weights.opening import Weights
 from stagecoach.trainer.activation_checkpointing import apply_activation_checkpointing
-from stagecoach.trainer.adapter import AdapterCard, check_predecessor, load_tensors, read_card, trained_before
+from stagecoach.trainer.adapter import assign_gathered
 from stagecoach.trainer.checkpointing.restore import restore
 from stagecoach.trainer.checkpointing.state import TrainingState
 from stagecoach.trainer.checkpointing.store import CheckpointStore
@@ -27,10 +30,9 @@ from stagecoach.trainer.distributed import World, on_first
 from stagecoach.trainer.ema import Ema
 from stagecoach.trainer.engine import deepspeed_config, parameter_groups, start_engine
 from stagecoach.trainer.finished import decisive_settings
-from stagecoach.trainer.freeze import freeze
-from stagecoach.trainer.run_folder import adapter_directory, checkpoint_store
+from stagecoach.trainer.run_folder import checkpoint_store
 from stagecoach.trainer.stage_plan import StagePlan
-from stagecoach.trainer.start_point import find_checkpoint
+from stagecoach.trainer.start_point import find_checkpoint, open_start, start_source
 from stagecoach.trainer.subset import engine_module
 
 log = logging.getLogger(__name__)
@@ -111,20 +113,20 @@ class StartPoint:
     state: TrainingState
     base: str
     """The hash that stands for the base weights."""
-    predecessor: AdapterCard | None
+    predecessor: Weights | None
     source: Path | None
-    """Folder of the predecessor."""
+    """Where the predecessor lies."""
     settings: dict[str, Any]
     """What of the recipe and the data decides the result of the stage."""
 
     @property
     def origin(self) -> dict[str, Any]:
         """``AdapterCard.started_from``."""
-        card = self.predecessor
-        if card is None:
+        found = self.predecessor
+        if found is None:
             return {}
-        warm = card.stage == self.state.stage
-        return {"adapter": str(self.source), "stage": card.stage, "sha256": card.sha256, "warm_start": warm}
+        warm = found.stage == self.state.stage
+        return {"adapter": str(self.source), "stage": found.stage, "sha256": found.sha256, "warm_start": warm}
 
 
 @dataclass(frozen=True)
@@ -159,30 +161,29 @@ def prepare_stage(
 ) -> StageSetup:
     """Build a stage and load what it goes on from. Every rank calls it.
 
-    ``init``: the adapter to start from, of the previous stage or of this one, which is a warm start (None: that of the
-    previous stage in the same run). ``resume``: ``auto``, ``never`` or the path of a checkpoint. A ``rehearsal`` (dry
-    run) starts from initial values where the stage before has not been trained yet. What can be
+    ``init``: the weights to start from, of the previous stage or of this one, which is a warm start (None: the adapter
+    of the previous stage in the same run; ``BASE``: none). ``resume``: ``auto``, ``never`` or the path of a checkpoint.
+    A ``rehearsal`` (dry run) starts from initial values where the stage before has not been trained yet. What can be
     known to be wrong by then is said before the network is built.
     """
     recipe, family, index = plan.recipe, plan.family, plan.index
     data = StageData.open(plan)
-    predecessor, source = None, None
-    origin: Any = {"family": family.name, "size": recipe.size, "stage": index, "warm": init is not None}
-    if init is not None or index > 1:
-        source = init or adapter_directory(recipe.run, index - 1)
+    predecessor, source = None, start_source(plan, init)
+    if source is not None:
         if rehearsal and init is None and not on_first(world, source.exists):
             log.info(f"stage {index} is rehearsed from initial values: there is no {source} yet")
             source = None
         else:
-            predecessor = on_first(world, read_card, source)
-            check_predecessor(predecessor, source, base=predecessor.base, **origin)
+            predecessor = on_first(world, open_start, plan, source, init)
+            log.info(f"stage {index} starts from the {predecessor.describe()}")
 
     network, base = build_network(plan, world)
     trained = freeze(network, plan.spec)
     family.init_from_statistics(network, data.train.statistics)
-    if predecessor is not None and source is not None:
-        check_predecessor(predecessor, source, base=base, **origin)
-        load_tensors(source, network, trained_before(network, plan.specs, predecessor.stage + 1))
+    if predecessor is not None:
+        predecessor.check_base(base)
+        expected = trained_before(network, plan.specs, predecessor.stage + 1)
+        load_tensors(predecessor.files, network, expected, source, assign_gathered)
 
     state = TrainingState(
         family=family.name,

@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 
-from stagecoach.data.files import DamagedError
 from stagecoach.data.streaming.stream import BadSample
-from stagecoach.trainer.adapter import AdapterCard, read_card, read_tensors, trained_before, write_adapter
+from stagecoach.models.trainable import trained_before
+from stagecoach.models.weights import AdapterCard, Weights, open_weights
+from stagecoach.trainer.adapter import write_adapter
 from stagecoach.trainer.bad_samples import BadSamples
 from stagecoach.trainer.checkpointing.save import Saver
 from stagecoach.trainer.distributed import Deferred, attempt, on_first, together, totals
@@ -284,21 +285,32 @@ class StageLoop:
 
     def save(self, wait: bool = False) -> Path:
         state = replace(self.s.start.state, step=self.step, skipped=self.skipped, bad=tuple(sorted(self.bad.indices)))
-        path = self.saver.save(state, self.s.plan.recipe.dump())
+        path = self.saver.save(state, self.s.plan.recipe.dump(), self._card("raw"))
         if wait:
             self.saver.wait()
         return path
 
     def _finish(self) -> Path:
         """Write the adapter: what this stage trained, and what earlier stages did, as it is in the network."""
-        s, plan, start, recipe = self.s, self.s.plan, self.s.start, self.s.plan.recipe
+        s, plan, recipe = self.s, self.s.plan, self.s.plan.recipe
         ema = s.engine.ema if recipe.export_weights == "ema" else None
         with ema.swapped_in() if ema is not None else nullcontext():
             tensors = full_parameters(s.engine.deepspeed, s.engine.trainable, keep=s.world.is_first)
         earlier = trained_before(s.engine.network, plan.specs, plan.index) - set(s.engine.trainable)
         tensors |= self._carried(earlier)
         directory = adapter_directory(recipe.run, plan.index)
-        card = AdapterCard(
+        card = self._card(recipe.export_weights)
+        card = on_first(s.world, write_adapter, directory, tensors, card, plan.family.adapter_file)
+        if s.world.is_first:
+            note_progress(f"stage {plan.index}, adapter")
+        self.stop.at_once(True)
+        log.info(f"adapter {directory} ({card.parameters:,} parameters, sha256 {card.sha256[:12]})")
+        return directory
+
+    def _card(self, export_weights: str) -> AdapterCard:
+        """Of the weights as they are now; those who write them add what follows from the tensors."""
+        plan, start, recipe = self.s.plan, self.s.start, self.s.plan.recipe
+        return AdapterCard(
             family=plan.family.name,
             size=recipe.size,
             stage=plan.index,
@@ -307,36 +319,38 @@ class StageLoop:
             recipe=recipe.digest(plan.family),
             base=start.base,
             predecessor=start.predecessor.sha256 if start.predecessor else None,
-            export_weights=recipe.export_weights,
+            export_weights=export_weights,
             config=plan.config.model_dump(mode="json"),
             started_from=start.origin,
             settings=start.settings,
         )
-        card = on_first(s.world, write_adapter, directory, tensors, card, plan.family.adapter_file)
-        if s.world.is_first:
-            note_progress(f"stage {plan.index}, adapter")
-        self.stop.at_once(True)
-        log.info(f"adapter {directory} ({card.parameters:,} parameters, sha256 {card.sha256[:12]})")
-        return directory
 
     def _carried(self, names: set[str]) -> dict[str, torch.Tensor]:
         """What earlier stages trained and this one did not, on rank 0: from the adapter that the stage started from,
         in its fp32, or where that has been moved or changed meanwhile from the network, in the dtype that it is used
         in."""
-        source, world = self.s.start.source, self.s.world
-        if on_first(world, self._predecessor_is_there) and source is not None:
-            tensors: dict[str, torch.Tensor] = {}
-            together(world, attempt(lambda: tensors.update(read_tensors(source))) if world.is_first else None)
-            return {name: tensor for name, tensor in tensors.items() if name in names}
-        return frozen_copies(self.s.engine.network, names, keep=world.is_first)
+        world = self.s.world
+        before = on_first(world, self._predecessor)
+        if before is None:
+            return frozen_copies(self.s.engine.network, names, keep=world.is_first)
+        tensors: dict[str, torch.Tensor] = {}
+        together(world, attempt(lambda: tensors.update(before.tensors(names))) if world.is_first else None)
+        return tensors
 
-    def _predecessor_is_there(self) -> bool:
+    def _predecessor(self) -> Weights | None:
+        """What the stage started from, where it is still there."""
+        start = self.s.start
+        if start.source is None or start.predecessor is None:
+            return None
         try:
-            start = self.s.start
-            return start.source is not None and read_card(start.source) == start.predecessor
-        except (DamagedError, OSError) as error:
-            log.warning(f"{error}; what earlier stages trained is taken from the network instead")
-            return False
+            found = open_weights(start.source)
+            if found.sha256 == start.predecessor.sha256:
+                return found
+            reason: Any = f"{start.source}: was replaced since the stage started"
+        except (ValueError, OSError) as error:
+            reason = error
+        log.warning(f"{reason}; what earlier stages trained is taken from the network instead")
+        return None
 
 
 def frozen_copies(network: torch.nn.Module, names: set[str], keep: bool) -> dict[str, torch.Tensor]:

@@ -1,4 +1,4 @@
-"""Which checkpoint a stage goes on from."""
+"""What a stage starts from, and which checkpoint it goes on from."""
 
 from __future__ import annotations
 
@@ -7,10 +7,37 @@ from pathlib import Path
 
 from stagecoach.data.files import MANIFEST
 from stagecoach.data.paths import expand_path
-from stagecoach.trainer.adapter import CARD
-from stagecoach.trainer.checkpointing.state import STATE, TrainingState, check_resumable, read_state
+from stagecoach.data.weight_files import CARD, STATE
+from stagecoach.models.weights.opening import Weights, open_weights
+from stagecoach.trainer.checkpointing.state import TrainingState, check_resumable, read_state
 from stagecoach.trainer.checkpointing.store import CheckpointStore
 from stagecoach.trainer.distributed import World, on_first
+from stagecoach.trainer.run_folder import adapter_directory
+from stagecoach.trainer.stage_plan import StagePlan
+
+BASE = Path("base")
+"""``--init base``: initial values instead of what the stages before have trained."""
+
+
+def start_source(plan: StagePlan, init: Path | None) -> Path | None:
+    """Where the weights lie that a stage starts from: what ``init`` names, without it the adapter of the stage before
+    in the run; None is the base."""
+    if init is not None:
+        return None if init == BASE else init
+    return adapter_directory(plan.recipe.run, plan.index - 1) if plan.index > 1 else None
+
+
+def open_start(plan: StagePlan, source: Path, init: Path | None) -> Weights:
+    """The weights in ``source``, which are of the stage before or, with ``init``, of this one (a warm start). Raises
+    ``ValueError`` and ``DamagedError`` as ``open_weights``."""
+    index = plan.index
+    return open_weights(
+        source,
+        family=plan.family.name,
+        size=plan.recipe.size,
+        stages=[stage for stage in (index - 1, index if init is not None else 0) if stage],
+        purpose=f" to start stage {index}; give the right one with --init",
+    )
 
 
 def find_checkpoint(

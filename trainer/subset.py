@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from stagecoach.models.trainable import maximal_trainable
+
 
 class EngineModule(nn.Module):
     """What DeepSpeed wraps: a root whose forward runs the network, or (``run``) another function of the family that
@@ -43,7 +45,7 @@ class TrainableSubset(EngineModule):
         super().__init__()
         # Kept out of the module tree: what is not registered is invisible to DeepSpeed.
         self.__dict__["network"] = network
-        self._names = list(_maximal_trainable(network))
+        self._names = list(maximal_trainable(network))
         for name in self._names:
             # A registered name may hold no dot; "-" cannot occur in attribute names, so this can be undone.
             self.add_module(name.replace(".", "-"), network.get_submodule(name))
@@ -81,13 +83,3 @@ def engine_module(network: nn.Module, frozen: str) -> EngineModule:
     if frozen == "shard" or all(p.requires_grad for p in network.parameters()):
         return WholeNetwork(network)
     return TrainableSubset(network)
-
-
-def _maximal_trainable(module: nn.Module, prefix: str = ""):
-    for name, child in module.named_children():
-        path = f"{prefix}.{name}" if prefix else name
-        flags = [p.requires_grad for p in child.parameters()]
-        if flags and all(flags):
-            yield path
-        elif any(flags):
-            yield from _maximal_trainable(child, path)

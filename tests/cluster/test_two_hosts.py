@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from stagecoach.trainer.adapter import read_card
+from stagecoach.models.weights.card import read_card
 from tests.tiny_data import ROOT, make_shards
 
 SCRIPT = Path(__file__).with_name("run_two_hosts.sh")

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from stagecoach.models.weights import Weights
 from stagecoach.trainer.distributed import start
 from stagecoach.trainer.recipe import Recipe
 from stagecoach.trainer.reporting.logs import log_to_run
@@ -90,17 +91,17 @@ def losses(run: str | Path, stage: int, name: str = "loss") -> list[float]:
 def train_after_a_loss(recipe: dict[str, Any], stages: list[int]) -> list[str]:
     """As ``train``, but the adapter that a stage started from is gone when it ends."""
     folder = Path(recipe["run"]) / f"stage{stages[0] - 1}" / "adapter"
-    there = StageLoop._predecessor_is_there
+    there = StageLoop._predecessor
 
-    def gone(loop: StageLoop) -> bool:
+    def gone(loop: StageLoop) -> Weights | None:
         shutil.rmtree(folder)
         return there(loop)
 
-    StageLoop._predecessor_is_there = gone
+    StageLoop._predecessor = gone
     try:
         return train(recipe, stages)
     finally:
-        StageLoop._predecessor_is_there = there
+        StageLoop._predecessor = there
 
 
 def joined() -> int:

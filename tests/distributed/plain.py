@@ -9,9 +9,10 @@ from stagecoach.data.streaming.order import Order
 from stagecoach.data.streaming.stream import collate
 from stagecoach.data.streaming.windows import cut
 from stagecoach.models.common.keyed import rng_keys
-from stagecoach.trainer.adapter import load_tensors, trained_before
+from stagecoach.models.trainable import freeze, trained_before
+from stagecoach.models.weights.network import load_tensors
+from stagecoach.models.weights.opening import open_weights
 from stagecoach.trainer.engine import group_rate, parameter_groups
-from stagecoach.trainer.freeze import freeze
 from stagecoach.trainer.recipe import Recipe
 from stagecoach.trainer.stage_plan import StagePlan
 
@@ -28,7 +29,7 @@ def plain_losses(recipe: Recipe, index: int = 1, init: Path | None = None) -> li
     data = ShardSet.open(Path(recipe.data) / "train", schema)
     family.init_from_statistics(network, data.manifest.statistics)
     if init is not None:
-        load_tensors(init, network, trained_before(network, specs, index))
+        load_tensors(open_weights(init).files, network, trained_before(network, specs, index), init)
     groups = parameter_groups(network, entries, recipe.optimizer)
     trained = [p for group in groups for p in group["params"]]
     optimizer = torch.optim.AdamW(groups, lr=stage.learning_rate)

@@ -39,7 +39,7 @@ def test_a_partly_frozen_reference_net_and_recompute_give_the_losses_and_weights
 def make_trained():
     """The tiny network of stage B, trained as the stage says but for MusicToPose, which no denoising calls."""
     from stagecoach.models.dance_with_music.stages import make_stages
-    from stagecoach.trainer.freeze import freeze
+    from stagecoach.models.trainable import freeze
     from tests.models.dance_with_music.champ_inputs import TINY, make_network, open_zeros
 
     network = open_zeros(make_network())

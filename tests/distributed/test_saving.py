@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from safetensors import safe_open
 
+from stagecoach.models.weights import AdapterCard
 from stagecoach.trainer.checkpointing import save
 from stagecoach.trainer.checkpointing.process import WriterProcess
 from stagecoach.trainer.distributed import attempt, start
@@ -21,6 +22,8 @@ from stagecoach.trainer.run import run_stages
 from stagecoach.trainer.stage import StageLoop
 from tests.distributed import cases
 from tests.pair import Pair
+
+CARD = AdapterCard("toy", "tiny", 1, "one", 0, "", "", None, "raw", {})
 
 
 @pytest.fixture
@@ -68,11 +71,11 @@ def fill_and_save(recipe: dict, disk: str, asynchronous: bool) -> list[tuple[str
     saver = save.Saver(setup.store, engine.deepspeed, engine.trainable, engine.ema, setup.world, asynchronous)
 
     def save_and_wait(step: int) -> None:
-        saver.save(save.replace(setup.start.state, step=step), "config")
+        saver.save(save.replace(setup.start.state, step=step), "config", CARD)
         saver.wait()
 
     def save_and_go_on(step: int) -> None:
-        saver.save(save.replace(setup.start.state, step=step), "config")
+        saver.save(save.replace(setup.start.state, step=step), "config", CARD)
         while asynchronous and not saver.writer.has_answered():
             time.sleep(0.01)  # what training does meanwhile
         saver.look()

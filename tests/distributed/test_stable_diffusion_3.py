@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from stagecoach.models import get_family
-from stagecoach.trainer.adapter import read_tensors
+from stagecoach.models.weights.card import read_tensors
 from stagecoach.trainer.export import export_adapter
 from stagecoach.trainer.recipe import Recipe
 from tests.distributed import cases

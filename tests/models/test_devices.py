@@ -6,7 +6,7 @@ from torch import nn
 
 from stagecoach.models import get_family
 from stagecoach.models.family import Progress
-from stagecoach.trainer.freeze import freeze
+from stagecoach.models.trainable import freeze
 from stagecoach.trainer.recipe import load_recipe
 from stagecoach.trainer.stage_plan import StagePlan
 

@@ -5,8 +5,9 @@ from pathlib import Path
 import torch
 import yaml
 
-from stagecoach.trainer.adapter import AdapterCard, write_adapter
-from stagecoach.trainer.freeze import trainable_names
+from stagecoach.models.trainable import trainable_names
+from stagecoach.models.weights import AdapterCard
+from stagecoach.trainer.adapter import write_adapter
 from stagecoach.trainer.recipe import Recipe, load_recipe
 from tests.toy import ToyConfig, ToyFamily
 

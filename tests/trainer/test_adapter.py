@@ -7,7 +7,9 @@ from torch import nn
 
 from stagecoach import __version__
 from stagecoach.data.files import DamagedError
-from stagecoach.trainer.adapter import AdapterCard, load_tensors, read_card, read_tensors, write_adapter
+from stagecoach.models.weights.card import AdapterCard, adapter_files, read_card, read_tensors
+from stagecoach.models.weights.network import load_tensors
+from stagecoach.trainer.adapter import write_adapter
 
 CARD = AdapterCard(
     family="toy",
@@ -36,6 +38,10 @@ def adapter(tmp_path, network):
     return tmp_path / "adapter"
 
 
+def files_of(adapter):
+    return {name: file for file in adapter_files(adapter) for name in load_file(file)}
+
+
 def test_each_part_has_its_file_and_together_they_are_the_adapter(adapter, network):
     assert sorted(p.name for p in adapter.glob("*.safetensors")) == ["first.safetensors", "second.safetensors"]
     assert set(load_file(adapter / "first.safetensors")) == {"first.weight", "first.bias"}
@@ -46,14 +52,14 @@ def test_each_part_has_its_file_and_together_they_are_the_adapter(adapter, netwo
     with torch.no_grad():
         for p in network.parameters():
             p.zero_()
-    load_tensors(adapter, network, set(found))
+    load_tensors(files_of(adapter), network, set(found), adapter)
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
 
 
 def test_a_part_that_is_not_there_is_named_by_its_tensors(adapter, network):
     (adapter / "second.safetensors").unlink()
     with pytest.raises(ValueError, match=r"missing 2 \(second.bias, second.weight\)"):
-        load_tensors(adapter, network, {name for name, _ in network.named_parameters()})
+        load_tensors(files_of(adapter), network, {name for name, _ in network.named_parameters()}, adapter)
     with pytest.raises(DamagedError):
         read_card(adapter)
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from stagecoach.data.locks import DirectoryLock
-from stagecoach.trainer.adapter import read_card, read_tensors
+from stagecoach.models.weights.card import read_card, read_tensors
 from stagecoach.trainer.checkpointing.store import CheckpointStore
 from stagecoach.trainer.run_folder import set_aside
 from tests.distributed import cases
@@ -240,7 +240,7 @@ def test_init_is_a_warm_start_of_the_same_or_the_stage_before_recorded_as_such(a
             assert all(torch.equal(before[name], after[name]) for name in before)
     for stage, init, words in (
         (1, two, "adapter of stage 2, expected 1 to start stage 1"),
-        (1, str(tmp_path / "run"), "manifest"),
+        (1, str(tmp_path / "run"), r"no adapter and no checkpoint, expected .*adapter\.json, such as"),
     ):
         with pytest.raises(AssertionError, match=words):
             alone.run(start_from, recipe(run=tmp_path / "wrong"), [stage], init)

@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from stagecoach.models.family import AllowNoGradient, LossTerm, Schedule, StageSpec, Trainable
-from stagecoach.trainer.freeze import freeze, freeze_table, matching_modules, may_lack_gradient, trainable_names
+from stagecoach.models.trainable import freeze, matching_modules, trainable_names
+from stagecoach.trainer.freeze import freeze_table, may_lack_gradient
 from stagecoach.trainer.subset import TrainableSubset, WholeNetwork, engine_module
 from tests.toy import ToyConfig, ToyFamily
 

@@ -83,9 +83,9 @@ class WriterProcess:
             }
         )
 
-    def write(self, state: dict[str, Any], config: str, needed: int) -> None:
+    def write(self, state: dict[str, Any], texts: dict[str, str], needed: int) -> None:
         """Let it write a checkpoint of what the shared memory holds, which must not change until it has answered."""
-        self._tell({"state": state, "config": config, "needed": needed})
+        self._tell({"state": state, "texts": texts, "needed": needed})
 
     def has_answered(self) -> bool:
         assert self.process.stdout is not None
@@ -163,7 +163,7 @@ def main() -> None:
         order, began = json.loads(line), time.monotonic()
         try:
             written = write_checkpoint(
-                store, order["state"], order["config"], order["needed"], layout, flats.__getitem__, peers
+                store, order["state"], order["texts"], order["needed"], layout, flats.__getitem__, peers
             )
             answer({"bytes": written, "seconds": time.monotonic() - began})
         except Exception as error:

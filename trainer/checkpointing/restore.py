@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from stagecoach.data.files import DamagedError
 from stagecoach.data.tensors import open_tensors
-from stagecoach.trainer.adapter import load_tensors
+from stagecoach.data.weight_files import AVERAGE, WEIGHTS
+from stagecoach.models.weights.network import load_tensors
 from stagecoach.trainer.checkpointing.layout import MOMENTS, Fragment
 from stagecoach.trainer.checkpointing.partition import (
     adam_states,
@@ -18,7 +19,7 @@ from stagecoach.trainer.checkpointing.partition import (
     set_adam_steps,
     set_loss_scaler_state,
 )
-from stagecoach.trainer.checkpointing.state import AVERAGE, OPTIMIZER, WEIGHTS, TrainingState
+from stagecoach.trainer.checkpointing.state import OPTIMIZER, TrainingState
 from stagecoach.trainer.distributed import World, attempt, together
 from stagecoach.trainer.ema import Ema
 from stagecoach.trainer.engine import master_partitions, push_masters
@@ -41,12 +42,18 @@ def restore(
         DamagedError: the optimizer's state is incomplete.
     """
     parameters = {name: p for name, p in network.named_parameters() if p.requires_grad}
-    together(world, attempt(load_tensors, directory / WEIGHTS, network, set(parameters), compare_only=True))
+    together(world, attempt(_compare, directory / WEIGHTS, network, set(parameters)))
     together(world, attempt(_load, engine, parameters, directory, world.rank, ema))
     set_adam_steps(engine, state.adam_steps)
     set_loss_scaler_state(engine, state.loss_scale)
     push_masters(engine)
     engine.global_steps, engine.skipped_steps = state.step, state.skipped
+
+
+def _compare(file: Path, network: nn.Module, expected: set[str]) -> None:
+    with open_tensors(file) as handle:
+        files = dict.fromkeys(handle.keys(), file)
+    load_tensors(files, network, expected, file, assign=None)
 
 
 @torch.no_grad()

@@ -1,5 +1,6 @@
 """Saving: in the step, or behind the steps that follow."""
 
+import json
 import logging
 import time
 from dataclasses import asdict, replace
@@ -11,6 +12,10 @@ import numpy as np
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from stagecoach.data.weight_files import CARD, CONFIG
+from stagecoach.models.trainable import parameter_shape
+from stagecoach.models.weights.card import AdapterCard
+from stagecoach.trainer.adapter import signed
 from stagecoach.trainer.checkpointing.host_copy import HostCopy
 from stagecoach.trainer.checkpointing.layout import AVERAGED, MODEL, MOMENTS, Layout
 from stagecoach.trainer.checkpointing.partition import adam_states, adam_steps, find_fragments, loss_scaler_state
@@ -22,7 +27,7 @@ from stagecoach.trainer.checkpointing.write import HEADERS, write_checkpoint
 from stagecoach.trainer.distributed import World, attempt, from_first, together
 from stagecoach.trainer.ema import Ema
 from stagecoach.trainer.engine import master_partitions
-from stagecoach.trainer.freeze import parameter_count, parameter_shape
+from stagecoach.trainer.freeze import parameter_count
 from stagecoach.trainer.waiting import waiting
 
 log = logging.getLogger(__name__)
@@ -61,8 +66,9 @@ class Saver:
         self.wrote = 0.0
         """Seconds that the last one took to write."""
 
-    def save(self, state: TrainingState, config: str) -> Path:
-        """Write a checkpoint and drop the oldest beyond ``store.keep``. Every rank calls it.
+    def save(self, state: TrainingState, config: str, card: AdapterCard) -> Path:
+        """Write a checkpoint and drop the oldest beyond ``store.keep``. Every rank calls it. ``config``: the recipe;
+        ``card``: what the weights are, for those who open them without the run.
 
         Returns:
             Its folder, which is there once ``wait`` has returned.
@@ -78,15 +84,16 @@ class Saver:
         assert self.layout is not None
         started = time.monotonic()
         state = replace(state, adam_steps=adam_steps(self.engine), loss_scale=loss_scaler_state(self.engine))
+        texts = {CONFIG: config, CARD: json.dumps(asdict(signed(card)), indent=2)}
         needed, final = self.layout.bytes + HEADERS, self.store.path(state.step)
         if self.writer is not None and self.copy is not None:
             self.copy.take(self._flats())
-            self.writer.write(asdict(state), config, needed)
+            self.writer.write(asdict(state), texts, needed)
             self.in_flight, self.announced = final, False
             self.stalled = time.monotonic() - started
         else:
             assert self.peers is not None
-            written = write_checkpoint(self.store, asdict(state), config, needed, self.layout, self._held, self.peers)
+            written = write_checkpoint(self.store, asdict(state), texts, needed, self.layout, self._held, self.peers)
             self.wrote = time.monotonic() - started
             self._say(final, written)
         return final

@@ -5,11 +5,9 @@ from pathlib import Path
 
 from stagecoach.data.files import check_directory
 from stagecoach.data.reading import Count, DamagedError, read_json
+from stagecoach.data.weight_files import STATE
 
 OPTIMIZER = "optimizer"
-WEIGHTS = "model.safetensors"
-AVERAGE = "ema.safetensors"
-STATE = "training_state.json"
 
 
 @dataclass(frozen=True)

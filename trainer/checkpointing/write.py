@@ -23,10 +23,11 @@ from stagecoach.data.files import (
     write_json,
 )
 from stagecoach.data.tensor_file import PIECE, TensorFile
+from stagecoach.data.weight_files import AVERAGE, STATE, WEIGHTS
 from stagecoach.trainer.checkpointing.failure import check_space, explained
 from stagecoach.trainer.checkpointing.layout import AVERAGED, MODEL, MOMENTS, Layout
 from stagecoach.trainer.checkpointing.peers import Peers
-from stagecoach.trainer.checkpointing.state import AVERAGE, OPTIMIZER, STATE, WEIGHTS
+from stagecoach.trainer.checkpointing.state import OPTIMIZER
 from stagecoach.trainer.checkpointing.store import CheckpointStore
 from stagecoach.trainer.job_state import note_progress
 
@@ -40,12 +41,19 @@ Held = Callable[[str], list[np.ndarray]]
 
 
 def write_checkpoint(
-    store: CheckpointStore, state: dict[str, Any], config: str, needed: int, layout: Layout, held: Held, peers: Peers
+    store: CheckpointStore,
+    state: dict[str, Any],
+    texts: dict[str, str],
+    needed: int,
+    layout: Layout,
+    held: Held,
+    peers: Peers,
 ) -> int:
     """Write a checkpoint and drop the oldest beyond ``store.keep``. All ranks call it.
 
     Args:
         state: the fields of a ``TrainingState``.
+        texts: what else is written, by the names of files.
         needed: bytes that must be free.
 
     Returns:
@@ -68,7 +76,7 @@ def write_checkpoint(
         for name, kind in ((WEIGHTS, MODEL), (AVERAGE, AVERAGED)):
             if kind in layout.kinds:
                 peers.each(explain(_write_whole), temporary / name, layout, held(kind), peers)
-        peers.first(explain(_describe), temporary, state, config)
+        peers.first(explain(_describe), temporary, state, texts)
         _seal(temporary, peers, explain)
         peers.first(explain(_commit), store, temporary, final)
     except BaseException:
@@ -157,9 +165,10 @@ def _prepare(final: Path, needed: int) -> str:
     return str(temporary)
 
 
-def _describe(temporary: Path, state: dict[str, Any], config: str) -> None:
+def _describe(temporary: Path, state: dict[str, Any], texts: dict[str, str]) -> None:
     write_json(temporary / STATE, state)
-    (temporary / "config.yaml").write_text(config)
+    for name, text in texts.items():
+        (temporary / name).write_text(text)
 
 
 def _commit(store: CheckpointStore, temporary: Path, final: Path) -> None:

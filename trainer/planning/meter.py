@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from stagecoach.models import get_family
 from stagecoach.models.family import Batch, Family, Progress
-from stagecoach.trainer.freeze import freeze
+from stagecoach.models.trainable import freeze
 from stagecoach.trainer.objective import weighted_total
 from stagecoach.trainer.planning.kernel_stand_ins import KernelStandIns
 from stagecoach.trainer.planning.op_counter import OpCounter

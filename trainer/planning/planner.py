@@ -20,8 +20,9 @@ from typing import Any
 
 import torch
 
+from stagecoach.models.trainable import freeze
 from stagecoach.trainer.ds_config import read_ds_config
-from stagecoach.trainer.freeze import freeze, freeze_table
+from stagecoach.trainer.freeze import freeze_table
 from stagecoach.trainer.hardware import MEMORY_BANDWIDTH, PEAK_BF16
 from stagecoach.trainer.planning.meter import StepCosts, step_costs
 from stagecoach.trainer.recipe import Recipe

@@ -17,10 +17,12 @@ from stagecoach.data.paths import expand_path
 from stagecoach.data.stores.opening import open_storage
 from stagecoach.data.streaming.dataset import ShardSet, verify_shards
 from stagecoach.models.common.attention import resolve_backend
-from stagecoach.trainer.adapter import check_predecessor, load_tensors, read_card, trained_before
+from stagecoach.models.trainable import trained_before
+from stagecoach.models.weights.network import load_tensors
 from stagecoach.trainer.planning.planner import Cluster, plan_stage
 from stagecoach.trainer.recipe import ROOT, Recipe
 from stagecoach.trainer.stage_plan import DTYPES, StagePlan
+from stagecoach.trainer.start_point import open_start, start_source
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class CheckError(ValueError):
 def preflight(
     recipe: Recipe, *, stages: list[int], init: Path | None = None, gpus: int | None = None, full: bool = False
 ) -> Iterator[Check]:
-    """Checks of a run of ``stages`` in this order. ``init``: the adapter that the first of them starts from. ``gpus``:
+    """Checks of a run of ``stages`` in this order. ``init``: the weights that the first of them starts from. ``gpus``:
     the world size that batches must divide into. ``full`` reads every shard and compares its sha256."""
     yield Check(
         "recipe",
@@ -106,8 +108,10 @@ def _base(plans: dict[int, StagePlan]) -> str:
 
 
 def _handoff(plan: StagePlan, before: int | None, init: Path | None) -> str:
-    recipe, family, index = plan.recipe, plan.family, plan.index
-    source = init or Path(recipe.run) / f"stage{index - 1}" / "adapter"
+    index = plan.index
+    source = start_source(plan, init)
+    if source is None:
+        return f"stage {index} starts from the base, without what stages before it train"
     if before is not None and not source.exists():
         if before != index - 1:
             raise CheckError(
@@ -115,13 +119,10 @@ def _handoff(plan: StagePlan, before: int | None, init: Path | None) -> str:
                 "stages to run; train it first or name one with --init"
             )
         return f"stage {before} of this run will leave it in {source}"
-    card = read_card(source)
     # The base's hash is compared when it is loaded; to know it now, all of it would have to be read.
-    check_predecessor(
-        card, source, family=family.name, size=recipe.size, stage=index, base=card.base, warm=init is not None
-    )
-    network = family.build(plan.config, index, "meta", plan.dtype)
-    load_tensors(source, network, trained_before(network, plan.specs, card.stage + 1), compare_only=True)
+    weights = open_start(plan, source, init)
+    network, card = plan.family.build(plan.config, index, "meta", plan.dtype), weights.card
+    load_tensors(weights.files, network, trained_before(network, plan.specs, card.stage + 1), source, assign=None)
     return f"{source}: {card.parameters:,} parameters of stage {card.stage} ({card.stage_name}), intact and complete"
 
 

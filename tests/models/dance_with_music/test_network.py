@@ -6,7 +6,7 @@ import torch
 from stagecoach.models.dance_with_music.config import SIZES, DanceConfig
 from stagecoach.models.dance_with_music.network import build_network
 from stagecoach.models.dance_with_music.stages import make_stages
-from stagecoach.trainer.freeze import trainable_names
+from stagecoach.models.trainable import trainable_names
 from tests.models.dance_with_music.champ_inputs import TINY, make_conditions, make_network, make_noisy, open_zeros
 
 

@@ -8,8 +8,7 @@ from stagecoach.models.dance_with_music.family import DanceWithMusicFamily
 from stagecoach.models.dance_with_music.stages import make_stages
 from stagecoach.models.dance_with_music.weight_names import part_of
 from stagecoach.models.family import Progress
-from stagecoach.trainer.adapter import trained_before
-from stagecoach.trainer.freeze import trainable_names
+from stagecoach.models.trainable import trainable_names, trained_before
 
 FAMILY = DanceWithMusicFamily()
 

@@ -12,9 +12,10 @@ from stagecoach.models.movie_post_production.family import MoviePostProductionFa
 from stagecoach.models.movie_post_production.layout.instances import make_instances
 from stagecoach.models.movie_post_production.network import pack, unpack
 from stagecoach.models.movie_post_production.step import predict, without_references
-from stagecoach.trainer.adapter import AdapterCard, write_adapter
+from stagecoach.models.trainable import trainable_names
+from stagecoach.models.weights import AdapterCard
+from stagecoach.trainer.adapter import write_adapter
 from stagecoach.trainer.export import export_adapter
-from stagecoach.trainer.freeze import trainable_names
 
 FAMILY = MoviePostProductionFamily()
 RUNNING = Progress(5, 10, 1, 0, training=False)

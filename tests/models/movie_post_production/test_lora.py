@@ -9,7 +9,7 @@ from stagecoach.models.family import LossTerm, Schedule, StageSpec, Trainable
 from stagecoach.models.movie_post_production.config import DOUBLE_TARGETS, SINGLE_TARGETS, SIZES, MoviePostConfig
 from stagecoach.models.movie_post_production.family import MoviePostProductionFamily
 from stagecoach.models.movie_post_production.stages import target_layers
-from stagecoach.trainer.freeze import freeze
+from stagecoach.models.trainable import freeze
 from stagecoach.trainer.subset import TrainableSubset
 from tests.models.movie_post_production.inputs import make_inputs, make_network, open_gates
 from tests.models.movie_post_production.test_base import reference

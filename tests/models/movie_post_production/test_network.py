@@ -9,8 +9,8 @@ from stagecoach.models.family import LossTerm, Schedule, StageSpec, Trainable
 from stagecoach.models.movie_post_production.config import SIZES, LayoutConfig, ModulationConfig, MoviePostConfig
 from stagecoach.models.movie_post_production.network import build_network
 from stagecoach.models.movie_post_production.stages import target_layers
+from stagecoach.models.trainable import freeze
 from stagecoach.trainer.activation_checkpointing import apply_activation_checkpointing
-from stagecoach.trainer.freeze import freeze
 from stagecoach.trainer.subset import TrainableSubset, WholeNetwork
 from tests.models.movie_post_production.inputs import BOXES, make_inputs, make_network, open_gates
 

@@ -6,8 +6,8 @@ import torch
 from stagecoach import models
 from stagecoach.models.movie_post_production.config import MoviePostConfig
 from stagecoach.models.movie_post_production.stages import identity_weight, make_stages
-from stagecoach.trainer.adapter import trained_before
-from stagecoach.trainer.freeze import freeze_table, trainable_names
+from stagecoach.models.trainable import trainable_names, trained_before
+from stagecoach.trainer.freeze import freeze_table
 from stagecoach.trainer.recipe import load_recipe
 from stagecoach.trainer.stage_plan import StagePlan
 

@@ -12,7 +12,7 @@ import yaml
 from stagecoach.models.movie_post_production.config import MoviePostConfig
 from stagecoach.models.movie_post_production.stages import make_stages
 from stagecoach.models.movie_post_production.step import training_step
-from stagecoach.trainer.freeze import freeze
+from stagecoach.models.trainable import freeze
 from stagecoach.trainer.objective import weighted_total
 from stagecoach.trainer.settings import overlay
 

@@ -7,9 +7,10 @@ import torch
 
 from stagecoach.models.common.keyed import keyed_randn
 from stagecoach.models.common.noise import denoise
-from stagecoach.trainer.adapter import AdapterCard, write_adapter
+from stagecoach.models.trainable import trainable_names
+from stagecoach.models.weights import AdapterCard
+from stagecoach.trainer.adapter import write_adapter
 from stagecoach.trainer.export import export_adapter
-from stagecoach.trainer.freeze import trainable_names
 from tests.models.stable_diffusion_3.conftest import FAMILY
 
 STEPS = 3

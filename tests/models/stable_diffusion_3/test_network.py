@@ -8,7 +8,7 @@ import torch
 from stagecoach.models.common.keyed import withheld
 from stagecoach.models.family import Progress
 from stagecoach.models.stable_diffusion_3.family import CAPTION
-from stagecoach.trainer.freeze import freeze
+from stagecoach.models.trainable import freeze
 from tests.models.stable_diffusion_3.conftest import FAMILY
 
 TRAINING = Progress(3, 10, 1, 0)

@@ -43,7 +43,7 @@ def started(memory, store):
 
 
 def order(writer, step):
-    writer.write({"stage": 1, "step": step}, "", 0)
+    writer.write({"stage": 1, "step": step}, {}, 0)
 
 
 def wait_for(condition, seconds=30.0):
@@ -120,7 +120,7 @@ writer = WriterProcess(0, layout, memory, CheckpointStore(Path(sys.argv[2]), kee
 writer.outcome()
 print(writer.process.pid, flush=True)
 for step in (1, 2):
-    writer.write({"stage": 1, "step": step}, "", 0)
+    writer.write({"stage": 1, "step": step}, {}, 0)
     if step == 1:
         writer.outcome()
 time.sleep(600)
@@ -156,7 +156,7 @@ def test_a_rank_that_is_killed_takes_it_along_and_a_new_run_finds_the_checkpoint
 def test_a_write_that_fails_for_want_of_room_is_raised_and_the_next_one_is_written(memory, store):
     writer = started(memory, store)
     writer.outcome()
-    writer.write({"stage": 1, "step": 1}, "", 2**62)
+    writer.write({"stage": 1, "step": 1}, {}, 2**62)
     wait_for(writer.has_answered)
     for _ in range(2):  # also by whoever looks later
         with pytest.raises(ValueError, match=rf"checkpoint_1: cannot be written \({os.strerror(errno.ENOSPC)}"):

@@ -77,7 +77,7 @@ def save_on_all(folder, layout, held, needed=0):
     return all_ranks(
         len(layout.sizes),
         lambda peers: write.write_checkpoint(
-            store, STATE, "config", needed, layout, held[peers.rank].__getitem__, peers
+            store, STATE, {"config.yaml": "config"}, needed, layout, held[peers.rank].__getitem__, peers
         ),
     )
 

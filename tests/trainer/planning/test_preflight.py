@@ -86,7 +86,7 @@ def test_gpus_that_do_not_divide_the_batch(tmp_path, shards):
 def test_the_adapter_of_the_stage_before_must_be_there_unless_this_run_makes_it(tmp_path, shards):
     recipe = recipe_of(tmp_path, shards)
     assert check(recipe)["hand-off to stage 2"].ok
-    assert "manifest" in failed(check(recipe, stages=[2]))["hand-off to stage 2"]
+    assert "stage1/adapter: there is nothing, expected" in failed(check(recipe, stages=[2]))["hand-off to stage 2"]
     adapter, _ = finish_stage_one(tmp_path / "run", recipe)
     assert "intact and complete" in check(recipe, stages=[2])["hand-off to stage 2"].message
     damage(adapter / "model.safetensors")

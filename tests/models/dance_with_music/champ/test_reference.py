@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from stagecoach.models.dance_with_music.champ.reference import reference_patterns
-from stagecoach.trainer.freeze import matching_modules
+from stagecoach.models.trainable import matching_modules
 from tests.models.dance_with_music.champ_inputs import (
     CROSS,
     TINY,

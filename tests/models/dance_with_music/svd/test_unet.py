@@ -10,8 +10,8 @@ from torch import nn
 from stagecoach.models.common.attention import Attend
 from stagecoach.models.dance_with_music.config import SIZES
 from stagecoach.models.dance_with_music.svd.unet import ATTENTIONS, ONE_KEY, TEMPORAL, VAE_SCALE, SvdDenoiser, svd_base
+from stagecoach.models.trainable import matching_modules
 from stagecoach.trainer.activation_checkpointing import apply_activation_checkpointing
-from stagecoach.trainer.freeze import matching_modules
 from tests.models.dance_with_music.svd_inputs import library_unet, make_denoiser, make_inputs
 
 

@@ -1,0 +1,13 @@
+"""Names of the files that hold trained weights: of an adapter and of a checkpoint. Needs no torch."""
+
+CARD = "adapter.json"
+"""What the weights beside it are."""
+ENDING = ".safetensors"
+WEIGHTS = f"model{ENDING}"
+"""Of a checkpoint: what its stage trains."""
+AVERAGE = f"ema{ENDING}"
+"""Of a checkpoint: the moving average of the same tensors, where one is kept."""
+STATE = "training_state.json"
+"""Of a checkpoint: how far training is."""
+CONFIG = "config.yaml"
+"""Of a checkpoint: its recipe."""
