@@ -1,4 +1,4 @@
-"""Write an adapter as one file: `python launch/export.py --adapter DIR --output FILE.safetensors --dtype bf16`."""
+"""Write an adapter or a checkpoint as one file: `python launch/export.py --adapter DIR --output FILE.safetensors`."""
 
 import sys
 from pathlib import Path

@@ -134,7 +134,7 @@ def test_a_file_of_all_ranks_that_does_not_fit_is_said_by_all_and_the_next_one_i
     failures = []
 
     def twice(peers):
-        save = partial(write.write_checkpoint, store, STATE, "", 0, layout, held[peers.rank].__getitem__, peers)
+        save = partial(write.write_checkpoint, store, STATE, {}, 0, layout, held[peers.rank].__getitem__, peers)
         peers.first(resource.setrlimit, resource.RLIMIT_FSIZE, (largest, before[1]))
         try:
             save()
