@@ -4,6 +4,8 @@ diffusers' Wan pipelines are."""
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -40,9 +42,12 @@ from stagecoach.models.fantasy_world.sampler import (
 from stagecoach.models.fantasy_world.step import make_process
 from stagecoach.models.fantasy_world.streams import FantasyWorld
 from stagecoach.models.fantasy_world.transformer import FantasyWorldTransformer
+from stagecoach.models.weights import load_network, open_weights
 
 Text = str | Sequence[str] | None
 Generators = torch.Generator | list[torch.Generator] | None
+DRAWING_STAGE = 2
+"""Whose network has all blocks of the video."""
 TILE, TILE_STRIDE = (30, 52), (15, 26)
 """Of the published decoding, in latent pixels (height, width)."""
 
@@ -88,6 +93,30 @@ class FantasyWorldPipeline(DiffusionPipeline):
         the Hugging Face layout, as ``open_components`` reads them."""
         components = open_components(network.dtype, vae, text_encoder, tokenizer, image_encoder)
         return cls(FantasyWorldTransformer.of(network), **components)
+
+    @classmethod
+    def from_adapter(
+        cls,
+        adapter: str | Path | None,
+        base: str | Path | None = None,
+        vae: Any = None,
+        text_encoder: Any = None,
+        tokenizer: Any = None,
+        image_encoder: Any = None,
+        dtype: torch.dtype = torch.float32,
+        which: Literal["raw", "ema"] = "raw",
+        size: str | None = None,
+    ) -> FantasyWorldPipeline:
+        """A pipeline of trained weights on the CPU: an adapter's folder, a file that ``export.py`` wrote, a checkpoint
+        (``which`` of its weights), or None for the base of ``size``. ``base``: folder of Wan's transformer, None for
+        the one that it was trained on; the others as ``from_network`` takes them.
+
+        Weights of stage 1 stand in the network of stage 2, whose exchange is silent: the base makes the video, and what
+        was trained reads its geometry. Raises ``ValueError`` and ``DamagedError`` as ``open_weights``."""
+        weights = open_weights(adapter, which, family="fantasy_world", size=size)
+        drawing = replace(weights, card=replace(weights.card, stage=DRAWING_STAGE))
+        network = load_network(drawing, base, dtype=dtype)
+        return cls.from_network(network, vae, text_encoder, tokenizer, image_encoder)
 
     def enable_vae_tiling(self) -> None:
         """Decode in overlapping tiles of the published size, for cards of 24 GB. Latent frames are decoded one after
