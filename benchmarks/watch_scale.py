@@ -91,15 +91,17 @@ def watcher_turns(folder: Path, ranks: int) -> dict[str, float]:
     places = tuple(RankPlace(r, f"node{r // PER_NODE:02d}", r // PER_NODE, os.getpid()) for r in range(ranks))
     nodes = math.ceil(ranks / PER_NODE)
     watchers = [
-        Watcher(WatchConfig("t", str(memory), str(run), node, places, Bounds(), "stop", PEER_LOST, copy=0.0))
+        Watcher(WatchConfig("t", str(memory), str(run), node, places, Bounds(), "stop", PEER_LOST, copy=1.0))
         for node in range(nodes)
     ]
     for watcher in watchers[1:]:
         assert watcher.turn()
+        watcher.exchange.round()
     seconds = []
     for _ in range(20):
         began = time.process_time()
         assert watchers[0].turn()
+        watchers[0].exchange.round()
         seconds.append(time.process_time() - began)
     files = [path.stat().st_size for path in (run / "watch").iterdir()]
     assert len(files) == nodes

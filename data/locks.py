@@ -73,15 +73,24 @@ class DirectoryLock:
     def release(self) -> None:
         """Give it back; nothing happens where it is no longer ours."""
         self._released.set()
-        if self.held():
-            aside = temporary_name(self.path)
-            with suppress(FileNotFoundError):
+        with suppress(OSError):  # out of reach it stays, and this process is known to be dead then
+            if self.held():
+                aside = temporary_name(self.path)
                 os.rename(self.path, aside)
                 shutil.rmtree(aside, ignore_errors=True)
 
     def held(self) -> bool:
         owner, _ = self._owner()
         return owner is not None and owner["token"] == self._token
+
+    def lost_to(self) -> dict[str, Any] | None:
+        """The ``identity`` of the one that has taken it since (empty where it has left again); None while it is ours,
+        or its folder out of reach."""
+        try:
+            owner, _ = self._owner()
+        except (OSError, ValueError):
+            return None
+        return None if owner is not None and owner["token"] == self._token else owner or {}
 
     def _take(self) -> bool:
         ready = temporary_name(self.path)
@@ -118,9 +127,9 @@ class DirectoryLock:
 
     def _beat(self) -> None:
         while not self._released.wait(BEAT):
-            if not self.held():
-                return
-            with suppress(OSError):
+            with suppress(OSError):  # of a file system that will be back
+                if not self.held():
+                    return
                 os.utime(self.path / OWNER)
 
 

@@ -14,7 +14,7 @@ import typer
 from stagecoach import __version__
 from stagecoach.launch import shards
 from stagecoach.launch.paths import check_paths
-from stagecoach.trainer.cli import Outcome, RecipeFlags, command, new_app, run_app, single
+from stagecoach.trainer.cli import ModelFlags, Outcome, RecipeFlags, command, new_app, run_app, single
 from stagecoach.trainer.environment import NodeError, check_environment, first_rank_answers
 from stagecoach.trainer.reporting.logs import log_to_run, process_rank
 from stagecoach.trainer.waiting import waiting
@@ -107,10 +107,15 @@ def train(
 
 
 def _numbers(words: str | None) -> list[int] | None:
+    if words is None:
+        return None
     try:
-        return [int(word) for word in words.split(",")] if words else None
+        numbers = [int(word) for word in words.split(",")]
     except ValueError:
-        raise typer.BadParameter(f"--stages {words}, expected numbers with commas between them, as 1,2") from None
+        numbers = []
+    if not numbers or len(set(numbers)) < len(numbers):
+        raise typer.BadParameter(f"--stages {words!r}, expected different numbers with commas between them, as 1,2")
+    return numbers
 
 
 def _show_plan(result: dict[str, Any]) -> None:
@@ -127,7 +132,7 @@ def _gpu_names() -> list[str]:
 
 @command(_show_plan)
 def plan(
-    recipe: RecipeFlags,
+    recipe: ModelFlags,
     gpus: RecipeGpus = None,
     gpu: Annotated[str, typer.Option(autocompletion=_gpu_names, help="type of the GPUs")] = "H20",
     utilisation: Annotated[float, typer.Option(help="part of the GPU's peak that executed FLOPs reach")] = 0.4,
@@ -139,7 +144,7 @@ def plan(
 
     if gpu not in _gpu_names():
         raise typer.BadParameter(f"--gpu {gpu}, expected one of {', '.join(_gpu_names())}")
-    return Outcome(count(recipe.load(reads_data=False), Cluster(gpus, gpu, utilisation, bandwidth * 1e9)))
+    return Outcome(count(recipe.load(), Cluster(gpus, gpu, utilisation, bandwidth * 1e9)))
 
 
 @command()

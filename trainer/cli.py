@@ -42,7 +42,7 @@ JsonFlag = Annotated[bool, typer.Option("--json", help="write JSON and nothing e
 
 
 @dataclass
-class RecipeFlags:
+class ModelFlags:
     """Which recipe, and what to override in it."""
 
     family: Annotated[str | None, typer.Option(help="model family; fantasy_world where no recipe says")] = None
@@ -56,6 +56,35 @@ class RecipeFlags:
     overrides: Annotated[
         list[str] | None, typer.Option("--set", metavar="A.B=C", help="override one value of the recipe; repeatable")
     ] = None
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if value == "":  # a variable of the shell that is not set, and not a wish for the recipe's own value
+                raise typer.BadParameter(f"--{name} is empty, expected a value or no --{name}")
+
+    def load(self) -> Recipe:
+        """The recipe. Raises ``RecipeError``."""
+        return self._load()
+
+    def _load(self, overrides: Sequence[str] = (), **own: str | None) -> Recipe:
+        from stagecoach.trainer.recipe import load_recipe
+
+        if self.profile and self.recipe:
+            raise typer.BadParameter("--profile is not allowed with --recipe, expected one of them")
+        return load_recipe(
+            recipe=self.recipe and Path(expand_path(str(self.recipe))),
+            family=self.family,
+            size=self.size,
+            profile=self.profile,
+            overrides=[*(self.overrides or ()), *overrides],
+            **own,
+        )
+
+
+@dataclass
+class RecipeFlags(ModelFlags):
+    """The same of a command that reads shards and a run's folder."""
+
     data: Annotated[str | None, typer.Option(metavar="SHARDS", help="folder of the shards")] = None
     run: Annotated[
         str | None, typer.Option(metavar="DIR", help="folder of the run; runs/<family>/<profile> where none is named")
@@ -71,19 +100,8 @@ class RecipeFlags:
 
     def load(self, reads_data: bool = True) -> Recipe:
         """The recipe. Raises ``RecipeError``, also where a command that ``reads_data`` names no shards."""
-        from stagecoach.trainer.recipe import load_recipe
-
-        if self.profile and self.recipe:
-            raise typer.BadParameter("--profile is not allowed with --recipe, expected one of them")
-        recipe = load_recipe(
-            recipe=self.recipe and Path(expand_path(str(self.recipe))),
-            family=self.family,
-            size=self.size,
-            profile=self.profile,
-            overrides=[*(self.overrides or ()), *["model.allow_random_init=true"] * self.allow_random_init],
-            data=self.data,
-            run=self.run,
-        )
+        random = ["model.allow_random_init=true"] * self.allow_random_init
+        recipe = self._load(random, data=self.data, run=self.run)
         if reads_data and not recipe.data:
             raise RecipeError("data: no shards named, expected --data SHARDS, a folder that `shards build` wrote")
         return recipe

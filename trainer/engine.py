@@ -169,3 +169,14 @@ def full_parameters(
         if keep:
             tensors[name] = full.detach().to("cpu", torch.float32, copy=True).contiguous()
     return tensors
+
+
+def frozen_copies(network: nn.Module, names: set[str], keep: bool) -> dict[str, torch.Tensor]:
+    """fp32 CPU copies of frozen tensors, gathered where they are sharded. A collective under ``frozen: shard``."""
+    parameters = dict(network.named_parameters())
+    copies = {}
+    for name in sorted(names):
+        with deepspeed.zero.GatheredParameters(parameters[name], enabled=hasattr(parameters[name], "ds_tensor")):
+            if keep:
+                copies[name] = parameters[name].detach().to("cpu", torch.float32, copy=True).contiguous()
+    return copies

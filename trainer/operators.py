@@ -51,6 +51,12 @@ class BuildLock:
         except BlockingIOError:
             with waiting(self._holder, after=WAITED):
                 fcntl.flock(handle, fcntl.LOCK_EX)
+        except OSError as error:
+            os.close(handle)
+            raise ValueError(
+                f"{self.ours.parent}: the file system takes no locks ({error.strerror}), expected one for DeepSpeed's "
+                "operators that does; set TORCH_EXTENSIONS_DIR to a folder of this node"
+            ) from error
         self._handle = handle
         os.ftruncate(handle, 0)
         os.pwrite(handle, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
@@ -87,6 +93,9 @@ def guard_builds() -> None:
     folder = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or torch.utils.cpp_extension.get_default_build_root())
     if not _takes_locks(folder):
         own = Path(tempfile.gettempdir()) / f"torch_extensions_{os.getuid()}"
+        own.mkdir(mode=0o700, exist_ok=True)
+        if own.is_symlink() or own.stat().st_uid != os.getuid():  # what is built there is run
+            raise ValueError(f"{own}: belongs to another user, expected none or one's own; set TORCH_EXTENSIONS_DIR")
         log.warning("%s takes no locks or files; operators are built in %s instead", folder, own)
         os.environ["TORCH_EXTENSIONS_DIR"] = str(own)
 

@@ -65,7 +65,8 @@ def run_stages(
                 adapters.append(done)
             else:
                 adapters.append(_train(recipe, index, folder, start_from, modes[index], request, watch))
-        log.info(on_first(world, write_report, recipe.run))
+        with phase("save"):
+            log.info(on_first(world, write_report, recipe.run))
     return adapters
 
 
@@ -87,6 +88,7 @@ def _kept(recipe: Recipe, index: int, world: World, init: Path | None, resume: s
     if resume != "auto":
         return None
     plan = StagePlan.resolve(recipe, index, world.size)
+    beat(stage=index, step=0, micro=0, phase="build")  # files are hashed, which takes a while
 
     def find() -> Path | None:
         if not adapter_directory(recipe.run, index).exists():
@@ -121,7 +123,7 @@ def _train(
     try:
         together(world, attempt(describe, setup, monitor))
         together(world, attempt(monitor.facts, {"hosts": watch.hosts}))
-        return StageLoop(setup, monitor, request, ClusterMeter(world, watch.hosts)).run()
+        return StageLoop(setup, monitor, request, ClusterMeter(world, watch.hosts), folder.check).run()
     finally:
         with phase("save"):
             monitor.close()

@@ -47,6 +47,20 @@ class RunFolder:
         """Lock the folder where it is there. Every rank calls it."""
         on_first(self.world, self._take, False)
 
+    def check(self) -> None:
+        """Raise ``ValueError`` where another run has taken the lock meanwhile, as it may from one that is silent on
+        another host. Of rank 0 alone; the others hold none."""
+        owner = None if self.lock is None else self.lock.lost_to()
+        if owner is not None:
+            now = (
+                f"another run writes to this folder now ({describe(owner)})" if "host" in owner else "its lock is gone"
+            )
+            raise ValueError(
+                f"{self.path}: {now}, expected this run to be the only one; its lock is taken from a run that gives no "
+                f"sign of life for {STALE:g} s, so this one stops and leaves the folder as it is; go on with --resume "
+                "auto when no other run is in it"
+            )
+
     def leave(self) -> None:
         if self.lock is not None:
             self.lock.release()

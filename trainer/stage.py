@@ -3,6 +3,7 @@
 import logging
 import math
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from stagecoach.trainer.adapter import write_adapter
 from stagecoach.trainer.bad_samples import BadSamples
 from stagecoach.trainer.checkpointing.save import Saver
 from stagecoach.trainer.distributed import Deferred, attempt, on_first, together, totals
-from stagecoach.trainer.engine import full_parameters, learning_rate, loss_scale, set_learning_rate
+from stagecoach.trainer.engine import frozen_copies, full_parameters, learning_rate, loss_scale, set_learning_rate
 from stagecoach.trainer.evaluate import Evaluator
 from stagecoach.trainer.feed import device_batches
 from stagecoach.trainer.freeze import freeze_table
@@ -44,12 +45,17 @@ class NonFiniteError(ValueError):
 
 class StageLoop:
     """Trains a prepared stage. ``step`` counts optimizer steps that are done, skipped ones included, since the position
-    in the data follows from it."""
+    in the data follows from it. ``check_folder`` raises where the run's folder is no longer its own."""
 
     def __init__(
-        self, setup: StageSetup, monitor: Monitor, stop: StopRequest, cluster: ClusterMeter | None = None
+        self,
+        setup: StageSetup,
+        monitor: Monitor,
+        stop: StopRequest,
+        cluster: ClusterMeter | None = None,
+        check_folder: Callable[[], None] = lambda: None,
     ) -> None:
-        self.s = setup
+        self.s, self.check_folder = setup, check_folder
         self.monitor = Deferred(monitor)
         self.stop = stop
         self.cluster = cluster
@@ -227,6 +233,7 @@ class StageLoop:
         asked = stops > 0
         if self.step % stage.checkpoint_every == 0 or last or asked:
             with phase("save"):
+                together(s.world, attempt(self.check_folder))
                 self.save(wait=last or asked)
         if asked and not last:
             raise Interrupted(
@@ -237,6 +244,8 @@ class StageLoop:
     def _log(self) -> None:
         steps = self.meter.steps
         values = self._values()
+        # Raised on all ranks at the next boundary.
+        self.monitor.failure = self.monitor.failure or attempt(self.check_folder)
         self.monitor.log(self.step, values)
         if self.cluster is not None:
             view = self.cluster.gather(steps, values["data_wait"], values["memory_gib"])
@@ -351,19 +360,6 @@ class StageLoop:
             reason = error
         log.warning(f"{reason}; what earlier stages trained is taken from the network instead")
         return None
-
-
-def frozen_copies(network: torch.nn.Module, names: set[str], keep: bool) -> dict[str, torch.Tensor]:
-    """fp32 CPU copies of frozen tensors, gathered where they are sharded. A collective under ``frozen: shard``."""
-    import deepspeed
-
-    parameters = dict(network.named_parameters())
-    copies = {}
-    for name in sorted(names):
-        with deepspeed.zero.GatheredParameters(parameters[name], enabled=hasattr(parameters[name], "ds_tensor")):
-            if keep:
-                copies[name] = parameters[name].detach().to("cpu", torch.float32, copy=True).contiguous()
-    return copies
 
 
 def describe(setup: StageSetup, monitor: Monitor) -> None:

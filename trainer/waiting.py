@@ -38,6 +38,10 @@ class _Clock:
             self.waits[number] = now, now + after, what
         return number
 
+    def remove(self, number: int) -> None:
+        with self.lock:  # or the thread, which is just looking, would put it back
+            self.waits.pop(number, None)
+
     def _run(self) -> None:
         while True:
             time.sleep(TICK)
@@ -62,4 +66,4 @@ def waiting(what: str | Callable[[], str], after: float | None = None) -> Iterat
     try:
         yield
     finally:
-        _clock.waits.pop(number, None)
+        _clock.remove(number)

@@ -79,6 +79,20 @@ class BuildOptions:
                 raise ValueError(
                     f"no folder of the {name} encoder is given, expected --{name} DIR or '{name}' among --precomputed"
                 )
+        read = self.precomputed
+        for name, of, ignored in (
+            ("clip", "clip", self.clip is not None and "clip" in read),
+            ("dino", "dino", self.dino is not None and "dino" in read),
+            ("clip_dim", "clip", self.clip_dim != 768 and "clip" not in read),
+            ("dino_dim", "dino", self.dino_dim != 1024 and "dino" not in read),
+            ("latent_convention", "latents", self.latent_convention != "flux" and "latents" not in read),
+        ):
+            if ignored:
+                how = "with" if of in read else "without"
+                raise ValueError(
+                    f"--{name.replace('_', '-')} {getattr(self, name)} {how} '{of}' among --precomputed, where it has "
+                    "no meaning; leave it out, or change --precomputed"
+                )
         if not self.sizes:
             raise ValueError("no size is given, expected at least one height and width")
         for name, least in (("text_length", 1), ("max_objects", 1), ("preview", 0)):

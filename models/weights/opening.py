@@ -139,6 +139,8 @@ def open_weights(
         path, which = path.parent, "ema" if path.name == AVERAGE else "raw"
     if (path / STATE).is_file():
         return _checkpoint(path, which, wanted, predecessor)
+    if predecessor is not None:
+        raise ValueError(f"{path}: no checkpoint, and a predecessor ({predecessor}) is of one only; leave it out")
     if path.is_file():
         return _file(path, which, wanted)
     return _adapter(path, which, wanted)

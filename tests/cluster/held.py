@@ -2,8 +2,8 @@
 
     python -m tests.cluster.held SCRIPT [ARGUMENT ...]
 
-At a point (``build``, ``step3``, ``save3``) a rank that finds a file of that name in $HOLD writes ``NAME.rank`` next to
-it and stays until the file is gone.
+At a point (``build``, ``step3``, ``save3``) a rank that finds a file of that name in $HOLD (variables in it are filled
+in) writes ``NAME.rank`` next to it and stays until the file is gone.
 """
 
 import os
@@ -14,7 +14,7 @@ from pathlib import Path
 
 
 def hold(point: str) -> None:
-    folder = Path(os.environ["HOLD"])
+    folder = Path(os.path.expandvars(os.environ["HOLD"]))
     if (folder / point).exists():
         (folder / f"{point}.{os.environ.get('RANK')}").write_text(str(os.getpid()))
         while (folder / point).exists():

@@ -44,6 +44,11 @@ class Jobs:
         run = self.folder / name
         recipe = self.folder / f"{name}.yaml"
         recipe.write_text(toy_recipe(str(self.folder / "shards"), str(run), steps=STEPS, checkpoint_every=3).dump())
+        return self.submit_recipe(
+            recipe, "--output", self.folder / f"{name}.log", *options, stages=stages, **environment
+        )
+
+    def submit_recipe(self, recipe: Path, *options: object, stages: str = "1", **environment: str) -> str:
         environment = {
             "PYTHONPATH": str(ROOT),
             "HOLD": str(self.folder / "hold"),
@@ -53,7 +58,7 @@ class Jobs:
             "GLOO_SOCKET_IFNAME": "sc0",
             **environment,
         }
-        words = (*NODES, "--chdir", self.folder, "--output", self.folder / f"{name}.log", *options, SCRIPT)
+        words = (*NODES, "--chdir", self.folder, *options, SCRIPT)
         return self.cluster.submit(*words, "--recipe", recipe, "--stages", stages, "--expect-ranks", 2, **environment)
 
     def log(self, name: str) -> str:
@@ -144,6 +149,37 @@ def test_signals_at_any_moment_and_a_killed_rank_cost_no_digit(jobs, reference, 
     assert (facts["JobState"], facts["ExitCode"], facts["Restarts"]) == ("COMPLETED", "0:0", "4"), log
     assert jobs.all_losses("struck") == reference
     assert not (jobs.folder / f"stagecoach_{job}.state").exists()
+
+
+def test_tasks_of_an_array_have_their_own_recipe_folder_and_end(jobs, reference):
+    """The number of the last task is that of the array, too, by which Slurm means all that are left."""
+    number, folder = "$SLURM_ARRAY_TASK_ID", jobs.folder
+    for task, seed in ((1, 5), (2, 5), (3, 0)):
+        values = toy_recipe(str(folder / "shards"), str(folder / "array" / "TASK"), steps=STEPS, seed=seed)
+        (folder / f"task_{task}.yaml").write_text(values.dump().replace("TASK", number))
+        (folder / f"hold_{task}").mkdir()
+        (folder / f"hold_{task}" / "step2").touch()
+    options = ("--array", "1-3", "--output", folder / "array_%A_%a.log")
+    array = jobs.submit_recipe(folder / f"task_{number}.yaml", *options, HOLD=str(folder / f"hold_{number}"))
+    jobs.cluster.ask("scancel", f"{array}_1")
+    for task in (2, 3):
+        jobs.cluster.until((folder / f"hold_{task}" / "step2.0").exists, f"task {task} to reach step 2")
+        assert (folder / f"stagecoach_{array}_{task}.state").is_dir()
+    jobs.signal(f"{array}_3")
+    (folder / "hold_3" / "step2").unlink()
+    log = folder / f"array_{array}_3.log"
+    jobs.cluster.until(lambda: "goes on from stage 1, step 2" in log.read_text(), "task 3 to be requeued")
+    (folder / "hold_2" / "step2").unlink()
+    for task, restarts in ((2, "0"), (3, "1")):
+        facts = jobs.cluster.wait(f"{array}_{task}")
+        said = (folder / f"array_{array}_{task}.log").read_text()
+        assert (facts["JobState"], facts["ExitCode"], facts["Restarts"]) == ("COMPLETED", "0:0", restarts), said
+        assert not (folder / f"stagecoach_{array}_{task}.state").exists()
+    assert jobs.cluster.facts(f"{array}_3")["JobId"] == array
+    assert losses(folder / "array" / "3", 1) == reference[0]
+    other = losses(folder / "array" / "2", 1)
+    assert len(other) == STEPS
+    assert other != reference[0]
 
 
 def test_a_time_limit_costs_no_digit(jobs, reference, limited):

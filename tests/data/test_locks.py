@@ -1,5 +1,6 @@
 """One holder at a time; the dead are recognised, by their process or by their silence."""
 
+import errno
 import json
 import os
 import subprocess
@@ -123,6 +124,38 @@ def test_who_has_lost_it_does_not_remove_that_of_the_one_after(tmp_path):
     first.release()
     assert second.held()
     assert not first.held()
+
+
+def test_who_has_lost_it_learns_to_whom_and_a_file_system_that_is_away_proves_nothing(tmp_path, monkeypatch):
+    first, second = DirectoryLock(tmp_path / "lock"), DirectoryLock(tmp_path / "lock")
+    first.acquire()
+    assert first.lost_to() is None
+    os.rename(tmp_path / "lock", tmp_path / "lock.dead-first")
+    assert first.lost_to() == {}
+    second.acquire()
+    assert first.lost_to()["process"] == os.getpid()
+    with monkeypatch.context() as away:
+        away.setattr(first, "_owner", stale)
+        assert first.lost_to() is None
+        first.release()
+    assert second.lost_to() is None
+
+
+def stale() -> None:
+    raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+
+def test_signs_of_life_go_on_after_a_file_system_was_away(tmp_path, monkeypatch):
+    monkeypatch.setattr(locks, "BEAT", 0.05)
+    lock = DirectoryLock(tmp_path / "lock")
+    lock.acquire()
+    with monkeypatch.context() as away:
+        away.setattr(lock, "_owner", stale)
+        time.sleep(0.3)
+    before = (tmp_path / "lock/owner.json").stat().st_mtime_ns
+    time.sleep(0.4)
+    assert (tmp_path / "lock/owner.json").stat().st_mtime_ns > before
+    lock.release()
 
 
 def test_one_that_was_buried_by_another_cannot_be_buried_again(tmp_path):

@@ -8,7 +8,7 @@ from typing import Annotated
 import pytest
 import torch
 from pydantic import TypeAdapter
-from typer import Option
+from typer import Option, TyperException
 
 from stagecoach.data.files import DamagedError, check_directory
 from stagecoach.trainer.cli import Outcome, RecipeFlags, command, invoke, json_output, run_main, single
@@ -73,6 +73,12 @@ def test_a_profile_and_a_file_exclude_each_other_and_flags_are_not_abbreviated(r
     ):
         assert outcome(lambda words=words: load(*words)) == 2
         assert expected in capsys.readouterr().err
+
+
+def test_an_empty_value_is_refused_and_not_taken_for_the_recipes_own(recipe_file):
+    for flag in ("--data", "--run", "--size", "--family"):
+        with pytest.raises(TyperException, match=f"{flag} is empty"):
+            load("--recipe", str(recipe_file), flag, "")
 
 
 def test_a_command_that_reads_shards_asks_for_them(recipe_file, recipe_values):

@@ -1,5 +1,6 @@
 """A build of an operator that was killed holds nobody up, and who waits for a living one says so."""
 
+import errno
 import fcntl
 import logging
 import os
@@ -11,8 +12,9 @@ import time
 from pathlib import Path
 
 import pytest
+import torch.utils.cpp_extension
 
-from stagecoach.trainer import waiting
+from stagecoach.trainer import operators, waiting
 from stagecoach.trainer.operators import LOCK, BuildLock
 
 SLOW = 'extern "C" int answer() { return 42; }\n'
@@ -101,6 +103,53 @@ def test_a_lock_file_without_a_holder_is_taken_over(tmp_path, caplog):
     lock.release()
     assert not theirs.exists()
     assert signal.SIGUSR1 not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+
+
+@pytest.fixture
+def lockless(tmp_path, monkeypatch):
+    """A folder of extensions on a file system that takes no locks, and the node's temporary folder, which does."""
+    shared, own = tmp_path / "shared", tmp_path / "node"
+    own.mkdir()
+    flock = fcntl.flock
+
+    def refusing(handle, how):
+        file = Path(os.readlink(f"/proc/self/fd/{handle if isinstance(handle, int) else handle.fileno()}"))
+        if file.is_relative_to(shared):
+            raise OSError(refusing.code, os.strerror(refusing.code))
+        flock(handle, how)
+
+    monkeypatch.setattr(operators.fcntl, "flock", refusing)
+    monkeypatch.setattr(operators.tempfile, "tempdir", str(own))
+    monkeypatch.setattr(torch.utils.cpp_extension, "FileBaton", torch.utils.cpp_extension.FileBaton)
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(shared))
+    return shared, own / f"torch_extensions_{os.getuid()}", refusing
+
+
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS])
+def test_where_a_file_system_has_no_locks_each_node_builds_in_a_folder_of_its_own(lockless, caplog, code):
+    shared, own, refusing = lockless
+    refusing.code = code
+    operators.guard_builds()
+    assert os.environ["TORCH_EXTENSIONS_DIR"] == str(own)
+    assert f"{shared} takes no locks or files; operators are built in {own} instead" in caplog.text
+    assert own.stat().st_mode & 0o777 == 0o700
+    (own / "operator").mkdir()
+    lock = BuildLock(str(own / "operator" / "lock"))
+    assert lock.try_acquire()
+    lock.release()
+
+    (shared / "operator").mkdir()
+    with pytest.raises(ValueError, match=r"takes no locks .*; set TORCH_EXTENSIONS_DIR to a folder of this node"):
+        BuildLock(str(shared / "operator" / "lock")).try_acquire()
+
+
+def test_a_folder_of_operators_that_is_another_users_is_not_used(lockless, monkeypatch):
+    _, own, refusing = lockless
+    refusing.code = errno.ENOLCK
+    own.symlink_to(own.parent / "another")
+    (own.parent / "another").mkdir()
+    with pytest.raises(ValueError, match="belongs to another user"):
+        operators.guard_builds()
 
 
 def test_who_waits_for_a_living_build_says_for_whose_and_gets_the_lock_after_it(tmp_path, caplog, monkeypatch):

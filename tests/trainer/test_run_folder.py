@@ -298,6 +298,39 @@ os.kill(os.getpid(), 9)
     assert not (run / "lock").exists()
 
 
+def train_and_lose_the_folder(recipe: dict, step: int) -> str:
+    """The failure of a run that is silent for too long in ``step``, so that another takes its folder."""
+    from stagecoach.trainer.distributed import attempt
+    from stagecoach.trainer.stage import StageLoop
+
+    after, run = StageLoop._after_step, Path(recipe["run"])
+
+    def overtaken(self):
+        after(self)
+        if self.step == step:
+            os.rename(run / "lock", run / "lock.dead-first")
+            other = DirectoryLock(run / "lock")
+            other.acquire()
+            other._released.set()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(StageLoop, "_after_step", overtaken)
+        return str(attempt(cases.train, recipe, [1]))
+
+
+@pytest.mark.parametrize(("logged", "saved"), [(1, 100), (100, 4)])
+def test_a_run_whose_folder_was_taken_by_another_stops_before_it_saves(alone, recipe, tmp_path, logged, saved):
+    run = tmp_path / "run"
+    logging = {"every": logged, "tensorboard": False, "wandb": "off"}
+    (said,) = alone.run(train_and_lose_the_folder, recipe(steps=8, checkpoint_every=saved, logging=logging), 2)
+    assert said.startswith(f"{run}: another run writes to this folder now (process ")
+    assert "no sign of life for 180 s" in said
+    assert not (run / "stage1" / "checkpoints").exists()
+    assert (run / "lock").exists()  # the other's
+    assert (run / "metrics.jsonl").exists() == (logged == 1)
+    assert logged == 100 or len(cases.losses(run, 1)) <= 3
+
+
 def test_stages_that_are_not_there_leave_nothing_behind(alone, recipe, tmp_path):
     with pytest.raises(AssertionError, match="has no stage 9"):
         alone.run(cases.train, recipe(), [9])

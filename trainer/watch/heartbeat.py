@@ -130,7 +130,10 @@ class Heartbeat:
             if order == LEAVE:
                 # The training thread waits in native code for a rank that will not come: it cannot be asked.
                 os._exit(code)
-            self.every_pulse()
+            try:
+                self.every_pulse()
+            except Exception:  # no memory or number for a process, which is no reason to stop the pulses
+                log.exception("the watcher of this node cannot be started")
 
 
 def collectives_started() -> int:

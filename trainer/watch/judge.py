@@ -100,13 +100,17 @@ def judge(states: Sequence[RankState], bounds: Bounds, lost_code: int) -> Findin
     behind = furthest_behind(heard)
     first = min(behind, key=lambda state: bounds.stopped_after(state) - state.silent)
     failed = [state for state in states if state.ended and state.code]
-    if failed and first.silent > bounds.named_after(first):
+    # The rank will not come, whatever the others are doing; only the last words of a run may take minutes.
+    if failed and first.silent > (bounds.slow if first.phase == "save" else bounds.still):
         codes = sorted({state.code for state in failed})
         text = f"left with exit code {', '.join(map(str, codes))} while others wait"
         return _finding("left", failed, text, states, True, max(codes))
     final = first.silent > bounds.stopped_after(first)
     if not final and first.silent <= bounds.named_after(first):
         return None
+    if all(state.process == STOPPED for state in behind):  # it was late before
+        why = f"no beat for {first.silent:.0f} s, and the process is stopped"
+        return _finding("stopped", behind, why, states, final, lost_code)
     if len(behind) == len(heard) > 1:
         why = f"no rank is behind another; a GPU or the network hangs, no beat for {first.silent:.0f} s"
     else:

@@ -10,17 +10,30 @@ import os
 import shutil
 import signal
 import sys
+import threading
 import time
+import uuid
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from stagecoach.trainer.watch.exchange import FOLDER, NodeFile
+from stagecoach.trainer.watch.exchange import FOLDER, Clock, Exchange, answers
 from stagecoach.trainer.watch.heartbeat import STACKS
 from stagecoach.trainer.watch.judge import GONE, STOPPED, Bounds, Finding, RankState, judge
-from stagecoach.trainer.watch.record import DUMP, KEEP_ON, LEAVE, Beat, Page, flight_path, page_path, stacks_path
+from stagecoach.trainer.watch.record import (
+    DUMP,
+    KEEP_ON,
+    LEAVE,
+    MISSING,
+    SENSORS,
+    Beat,
+    Page,
+    flight_path,
+    page_path,
+    stacks_path,
+)
 from stagecoach.trainer.watch.sensors import NodeSensors
 
 DUMP_SECONDS = 3.0
@@ -64,19 +77,6 @@ class WatchConfig:
         values = json.loads(text)
         values["ranks"] = tuple(RankPlace(**place) for place in values["ranks"])
         return cls(**values | {"bounds": Bounds(**values["bounds"])})
-
-
-class Clock:
-    """Seconds that the watcher has been awake: where the whole node was suspended, no rank is blamed for it."""
-
-    def __init__(self, longest: float) -> None:
-        self.longest, self.now, self.last = longest, 0.0, time.monotonic()
-
-    def tick(self) -> float:
-        here = time.monotonic()
-        self.now += min(here - self.last, self.longest)
-        self.last = here
-        return self.now
 
 
 class LocalRank:
@@ -129,48 +129,68 @@ class Watcher:
         self.clock = Clock(longest=4 * config.poll)
         self.local = [LocalRank(self.folder, place, 0.0) for place in config.ranks if place.node == config.node]
         nodes = {place.node for place in config.ranks}
-        self.own = NodeFile(self.run, config.node, config.token)
-        read = nodes - {config.node} if config.node == 0 else {0}
-        self.others = {node: NodeFile(self.run, node, config.token) for node in read}
-        self.sensors = NodeSensors([(rank.place.pid, rank.place.gpu) for rank in self.local])
+        self.exchange = Exchange(self.run, config.node, nodes, config.token, config.copy)
         self.order: dict[str, Any] | None = None
-        self.obeyed = self.findings = 0
-        self.copied = -config.copy
+        self.obeyed: str | None = None
+        self.findings = 0
+        self.rounds, self.answered, self.is_away = 0, 0.0, False
+        self.samples = self.sampled = 0
+        self.sampled_at = 0.0
         self.named: tuple[Any, ...] | None = None
         self.named_at = 0.0
         self.died_at: float | None = None
 
     def watch(self) -> None:
         """Until all ranks of this node have left, or were made to."""
+        self.exchange.publish(self._words([rank.look(0.0) for rank in self.local]))
+        self.exchange.start()
+        threading.Thread(target=self._measure, name="sensors", daemon=True).start()
         while self.turn():
             time.sleep(self.config.poll)
-        with suppress(OSError):
-            self.own.path.unlink()
+        self.exchange.end(DUMP_SECONDS)
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def turn(self) -> bool:
         """One look at everything; whether there is still something to watch."""
         now = self.clock.tick()
         states = [rank.look(now) for rank in self.local]
-        if now - self.copied >= self.config.copy:
-            self.copied = now
-            for rank, values in zip(self.local, self.sensors.sample(), strict=True):
-                rank.page.write_sensors(values)
-            written = self._copy(states)
-            for other in self.others.values():
-                other.read(now)
-                if not written:  # the run folder is away, which says nothing about the others
-                    other.seen = now
+        self.exchange.publish(self._words(states))
+        self._look_at_the_threads(now)
         if all(state.ended or state.process in GONE for state in states):
             return False
         return self._lead(states, now) if self.config.node == 0 else self._follow(states, now)
 
-    def _all_states(self, local: list[RankState], now: float) -> list[RankState]:
+    def _measure(self) -> None:
+        """Sensors have a thread of their own: a driver may hang with its GPU."""
+        sensors = NodeSensors([(rank.place.pid, rank.place.gpu) for rank in self.local])
+        while True:
+            for rank, values in zip(self.local, sensors.sample(), strict=True):
+                rank.page.write_sensors(values)
+            self.samples += 1
+            time.sleep(self.config.copy)
+
+    def _look_at_the_threads(self, now: float) -> None:
+        """Say when the run folder does not answer, and take old numbers of the sensors away."""
+        if self.samples != self.sampled:
+            self.sampled, self.sampled_at = self.samples, now
+        elif now - self.sampled_at > 10 * self.config.copy:
+            for rank in self.local:
+                rank.page.write_sensors([MISSING] * len(SENSORS))
+        if self.exchange.rounds != self.rounds:
+            self.rounds, self.answered = self.exchange.rounds, now
+        is_away = now - self.answered > self.config.bounds.still
+        if is_away != self.is_away:
+            self.is_away = is_away
+            away = f"{self.run} does not answer, or takes no file, since {now - self.answered:.0f} s"
+            more = "the ranks of other nodes are not seen meanwhile"
+            self._say("WARNING", f"{away}; {more}" if is_away else f"{self.run} answers again")
+
+    def _all_states(self, local: list[RankState]) -> list[RankState]:
         """Of all ranks, those of other nodes as old as their last copy; of a node that was never heard of, as at its
         start."""
         states = list(local)
-        for node, other in self.others.items():
-            age = now - other.seen
+        for node, other in self.exchange.others.items():
+            age = self.exchange.age(node)
             if not other.content:
                 for place in self.config.ranks:
                     if place.node == node:
@@ -182,14 +202,18 @@ class Watcher:
                 states.append(RankState(**values | older))
         return states
 
-    def _copy(self, states: list[RankState]) -> bool:
+    def _words(self, states: list[RankState]) -> dict[str, Any]:
         rounded = [asdict(s) | {"silent": round(s.silent, 1), "frozen": round(s.frozen, 1)} for s in states]
         at = datetime.now().astimezone().isoformat(timespec="seconds")
-        return self.own.write({"time": at, "ranks": rounded, "order": self.order, "obeyed": self.obeyed})
+        return {"time": at, "ranks": rounded, "order": self.order, "obeyed": self.obeyed}
 
     def _lead(self, states: list[RankState], now: float) -> bool:
         """On rank 0's node: judge all ranks, have their stacks collected, say what is wrong, and end the job."""
-        finding = judge(self._all_states(states, now), self.config.bounds, self.config.lost_code)
+        known, bounds = self._all_states(states), self.config.bounds
+        if self.is_away and self.exchange.others:
+            # Those of other nodes may be waiting for their data, of the same file system maybe.
+            known, bounds = states, replace(bounds, still=max(bounds.still, bounds.data))
+        finding = judge(known, bounds, self.config.lost_code)
         if finding is None:
             self.died_at = None
             if self.named is not None:
@@ -201,15 +225,16 @@ class Watcher:
         stop = finding.final and self.config.on_hang == "stop"
         self.findings += 1
         folder = self.run / FOLDER / f"hang_{datetime.now():%Y%m%d-%H%M%S}_{self.findings}"
-        self.order = {"id": self.findings, "folder": folder.name, "stop": stop, **finding.as_dict()}
-        self._copy(states)
-        self._collect(folder, states, stop)
+        # A watcher that takes another's place counts from the start: its orders are new all the same.
+        self.order = {"id": uuid.uuid4().hex, "folder": folder.name, "stop": stop, **finding.as_dict()}
+        self.exchange.publish(self._words(states), now=True)
+        stacks = self._collect(folder, states, stop)
         if stop:
             self._wait_for_the_others()
-        with suppress(OSError):
-            (folder / "finding.json").write_text(json.dumps({**finding.as_dict(), "stop": stop}, indent=1) + "\n")
+        text = json.dumps({**finding.as_dict(), "stop": stop}, indent=1) + "\n"
+        answers(lambda: (folder / "finding.json").write_text(text), DUMP_SECONDS)
         ending = f"the job ends with exit code {finding.code}" if stop else "the job goes on waiting"
-        self._say("ERROR" if stop else "WARNING", f"{finding.text}; stacks of all ranks are in {folder}; {ending}")
+        self._say("ERROR" if stop else "WARNING", f"{finding.text}; {stacks}; {ending}")
         return not stop or self._end(finding.code)
 
     def _is_news(self, finding: Finding, now: float) -> bool:
@@ -227,32 +252,28 @@ class Watcher:
 
     def _follow(self, states: list[RankState], now: float) -> bool:
         """On other nodes: obey the watcher of rank 0's, and where that is silent and nothing moves, act alone."""
-        leader, bounds = self.others[0], self.config.bounds
-        order = leader.content.get("order")
-        if order and order["id"] > self.obeyed:
+        bounds = self.config.bounds
+        order = self.exchange.others[0].content.get("order")
+        if order and order["id"] != self.obeyed:
             self._collect(self.run / FOLDER / order["folder"], states, order["stop"])
             self.obeyed = order["id"]
-            self._copy(states)
+            self.exchange.publish(self._words(states), now=True)
             return not order["stop"] or self._end(order["code"])
-        silent = now - leader.seen
+        silent = self.exchange.age(0)
         waiting = all(state.silent > bounds.stopped_after(state) for state in states if not state.ended)
         if silent <= bounds.still or not waiting or self.named is not None:
             return True
         self.named = ("silent",)
         stop = self.config.on_hang == "stop"
         folder = self.run / FOLDER / f"hang_{datetime.now():%Y%m%d-%H%M%S}_node{self.config.node}"
-        self._collect(folder, states, stop)
+        stacks = self._collect(folder, states, stop)
         host = self.config.ranks[0].host
-        self._say(
-            "ERROR",
-            f"nothing has been heard of {host}, the node of rank 0, for {silent:.0f} s; stacks of this "
-            f"node's ranks are in {folder}",
-        )
+        self._say("ERROR", f"nothing has been heard of {host}, the node of rank 0, for {silent:.0f} s; {stacks}")
         return not stop or self._end(self.config.lost_code)
 
-    def _collect(self, folder: Path, states: list[RankState], stop: bool) -> None:
-        """Stacks and flight recorders of this node's ranks. A stopped one gives its stacks only when it is continued,
-        which is done where the job ends anyway."""
+    def _collect(self, folder: Path, states: list[RankState], stop: bool) -> str:
+        """Stacks and flight recorders of this node's ranks; returns where they are. A stopped one gives its stacks only
+        when it is continued, which is done where the job ends anyway."""
         there = [state for state in states if not state.ended and state.process not in GONE]
         sizes = {state.rank: _size(stacks_path(self.folder, state.rank)) for state in states}
         for state in there:
@@ -268,7 +289,8 @@ class Watcher:
         end = time.monotonic() + DUMP_SECONDS
         while time.monotonic() < end and not all(self._has_dumped(rank, sizes[rank]) for rank in waited):
             time.sleep(0.1)
-        with suppress(OSError):
+
+        def write() -> None:
             folder.mkdir(parents=True, exist_ok=True)
             for state in states:
                 head = f"{json.dumps(asdict(state))}\n"
@@ -279,9 +301,12 @@ class Watcher:
                 flight = flight_path(self.folder, state.rank)
                 if flight.exists():
                     shutil.copyfile(flight, folder / flight.name)
+
+        written = answers(write, DUMP_SECONDS)
         if not stop:
             for state in there:
                 self._page(state.rank).order(KEEP_ON)
+        return f"stacks of all ranks are in {folder}" if written else f"no stacks, since {folder} cannot be written"
 
     def _has_dumped(self, rank: int, before: int) -> bool:
         return _size(stacks_path(self.folder, rank)) > before and self._page(rank).read().dumped == 1
@@ -291,12 +316,12 @@ class Watcher:
 
     def _wait_for_the_others(self) -> None:
         """Until the other nodes have collected their stacks: when rank 0 leaves, launchers end theirs."""
-        end = time.monotonic() + 3 * self.config.copy + DUMP_SECONDS
-        waited = [other for other in self.others.values() if other.content]
-        while time.monotonic() < end and any(other.content["obeyed"] < self.findings for other in waited):
+        end = time.monotonic() + (0.0 if self.is_away else 3 * self.config.copy + DUMP_SECONDS)
+        waited = [other for other in self.exchange.others.values() if other.content]
+        order = self.order and self.order["id"]
+        while time.monotonic() < end and any(other.content["obeyed"] != order for other in waited):
             time.sleep(0.2)
-            for other in waited:
-                other.read(self.clock.tick())
+            self.exchange.publish(self.exchange.words, now=True)
 
     def _end(self, code: int) -> bool:
         """Make this node's ranks leave with ``code``; what does not within some seconds is killed."""
@@ -317,8 +342,13 @@ class Watcher:
         with suppress(OSError):
             print(f"{level.lower()}: {text}", file=sys.stderr, flush=True)
         host = self.local[0].place.host if self.local else ""
-        with suppress(OSError), open(self.run / "train.log", "a") as handle:
-            handle.write(f"{datetime.now():%Y-%m-%d %H:%M:%S} {host} watch {level} {text}\n")
+        line = f"{datetime.now():%Y-%m-%d %H:%M:%S} {host} watch {level} {text}\n"
+
+        def append() -> None:
+            with open(self.run / "train.log", "a") as handle:
+                handle.write(line)
+
+        answers(append, DUMP_SECONDS)
 
 
 def _size(path: Path) -> int:

@@ -74,7 +74,8 @@ class Page:
         descriptor = os.open(path, flags, 0o600)
         try:
             if create:
-                os.ftruncate(descriptor, SIZE)
+                # Not by ftruncate: where the memory is full, a write to a page that is not there yet is a SIGBUS.
+                os.posix_fallocate(descriptor, 0, SIZE)
             self.map = mmap.mmap(descriptor, SIZE)
             if create:
                 self.write_sensors([MISSING] * len(SENSORS))

@@ -21,7 +21,7 @@ from typing import Literal
 import torch
 import torch.distributed as dist
 
-from stagecoach.trainer.distributed import World, from_first
+from stagecoach.trainer.distributed import World, attempt, from_first, together
 from stagecoach.trainer.interrupt import EXIT_CODE, PEER_LOST, Interrupted
 from stagecoach.trainer.settings import FirstRankError
 from stagecoach.trainer.watch.heartbeat import Heartbeat
@@ -68,23 +68,32 @@ def watching(
     places, token = _places(world)
     me = places[world.rank]
     folder = (MEMORY if MEMORY.is_dir() else Path(tempfile.gettempdir())) / f"stagecoach-watch-{os.getuid()}-{token}"
-    folder.mkdir(mode=0o700, exist_ok=True)
     mine = [place.rank for place in places if place.node == me.node]
     config = WatchConfig(
         token, str(folder), str(run), me.node, places, bounds, on_hang, PEER_LOST, min(1.0, bounds.still / 10), copy
     )
-    watcher = None
-    if world.rank == mine[0]:
-        remove_leftovers(folder.parent)
-        pids = [places[rank].pid for rank in mine]
-        (folder / OWNERS).write_text(json.dumps({"machine": _machine(), "pids": pids}))
-        watcher = _WatcherProcess(config)
-    heart = Heartbeat(folder, world.rank)
-    heart.start()
-    dist.barrier()  # the watcher opens the pages of all ranks of its node
+    watcher = _WatcherProcess(config) if world.rank == mine[0] else None
+    hearts: list[Heartbeat] = []
+
+    def begin() -> None:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        if watcher:
+            remove_leftovers(folder.parent)
+            owners = {"machine": _machine(), "pids": [places[rank].pid for rank in mine]}
+            (folder / OWNERS).write_text(json.dumps(owners))
+        hearts.append(Heartbeat(folder, world.rank))
+        hearts[0].start()
+
+    try:
+        together(world, attempt(begin))
+    except Exception:
+        for heart in hearts:
+            heart.end(1)
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    (heart,) = hearts
     if watcher:
-        watcher.keep()
-        heart.every_pulse = watcher.keep
+        heart.every_pulse = watcher.keep  # it opens the pages of all ranks of its node
     code = 1
     try:
         yield Watch(places)
@@ -157,7 +166,14 @@ class _WatcherProcess:
 
     def keep(self) -> None:
         """Start it, and again (a few times) where something has ended it."""
-        if (self.process is not None and self.process.poll() is None) or self.starts >= MOST_STARTS:
+        if (self.process is not None and self.process.poll() is None) or self.starts > MOST_STARTS:
+            return
+        if self.process is not None:
+            goes_on = "this node is not watched any more" if self.starts == MOST_STARTS else "it is started again"
+            say = f"the watcher of {socket.gethostname()} has ended with exit code {self.process.returncode}; {goes_on}"
+            log.warning(say, extra={"every_node": True})
+        if self.starts == MOST_STARTS:
+            self.starts += 1
             return
         self.starts += 1
         self.process = subprocess.Popen(

@@ -290,7 +290,8 @@ def test_a_missing_file_is_a_skipped_sample_never_zeros(raw, samples, encoders, 
     """Regression D22."""
     write_precomputed(raw, samples, encoders, "flux")
     (raw / file).unlink()
-    chosen = options(precomputed=(what,), clip_dim=12, dino_dim=16)
+    own = {"clip": {"clip": None, "clip_dim": 12}, "dino": {"dino": None, "dino_dim": 16}}.get(what, {})
+    chosen = options(precomputed=(what,), **own)
     with pytest.raises(RawError, match=f"{file}: missing, expected .*; make it, or compute it by leaving it out"):
         make(raw, tmp_path / "out", chosen)
     found = make(raw, tmp_path / "out", chosen, skip_bad=True)
@@ -393,5 +394,5 @@ def test_a_picture_of_a_sample_shows_boxes_and_says_what_they_are(samples):
 
 def test_every_raw_file_but_the_lists_belongs_to_an_item(raw, samples, encoders, options):
     write_precomputed(raw, samples, encoders, "flux")
-    job = MovieJob(raw, options(precomputed=PRECOMPUTED))
+    job = MovieJob(raw, options(precomputed=PRECOMPUTED, clip=None, dino=None))
     assert files_of_no_item(raw, job) == {"synthetic.json"}

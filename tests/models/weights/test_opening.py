@@ -192,6 +192,8 @@ def test_a_checkpoints_predecessor_is_found_by_its_hash_or_asked_for(tmp_path, m
     assert same(open_weights(held.checkpoint, predecessor=tmp_path / "elsewhere").tensors(), held.tensors)
     with pytest.raises(ValueError, match=r"which was not found \(.*is another"):
         open_weights(held.checkpoint, predecessor=held.adapter)
+    with pytest.raises(ValueError, match="no checkpoint, and a predecessor"):
+        open_weights(held.adapter, predecessor=held.adapter)
     shutil.copytree(held.adapter, first)
     with pytest.raises(ValueError, match=r"which was not found \(.*stage1/adapter is another"):
         open_weights(held.checkpoint)

@@ -30,6 +30,7 @@ def with_rank(states, rank, **values):
         ({"collectives": 8999}, "still"),
         ({"micro": -1, "silent": 46.0}, "still"),
         ({"process": "T", "frozen": 46.0}, "stopped"),
+        ({"process": "T", "frozen": 20.0, "step": 1203, "silent": 49.0}, "stopped"),
         ({"process": "X", "silent": 1.0}, "died"),
         ({"process": "Z", "phase": "data"}, "died"),
     ],
@@ -95,7 +96,13 @@ def test_ranks_that_have_left_by_themselves_are_no_loss_and_an_error_is_not_repe
     assert finding is not None
     assert (finding.kind, finding.ranks, finding.code) == ("left", (1,), 1)
     assert judge([replace(s, phase="end", process="X") for s in states], BOUNDS, CODE) is None
-    # At the end of a run rank 0 may be busy for a while when all others have left.
+    # It will not come, whatever the others are doing: with NCCL nothing else would tell them for half an hour.
+    finding = judge(with_rank(ranks(4, phase="build"), 1, phase="end", process="X", code=1), BOUNDS, CODE)
+    assert finding is not None
+    assert (finding.kind, finding.final) == ("left", True)
+    # At the end of a run rank 0 may be busy for a while when all others have left, also after an error.
+    last = [s if s.rank == 0 else replace(s, phase="end", process="X", code=1) for s in ranks(4, phase="save")]
+    assert judge(last, BOUNDS, CODE) is None
     last = [s if s.rank == 0 else replace(s, phase="end", process="X") for s in ranks(4, phase="save")]
     assert judge(last, BOUNDS, CODE) is None
 
