@@ -18,8 +18,9 @@ def test_faults_are_counted():
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_twenty_runs_that_are_killed_end_with_the_same_samples_losses_and_checkpoints(tmp_path):
-    result = kill_trials.run_trials(Namespace(runs=10, seed=0, folder=str(tmp_path)))
+    result = kill_trials.run_trials(Namespace(runs=20, seed=0, folder=str(tmp_path)))
     assert result["runs"] == 20
     assert result["kills"] >= 40
     assert result["kills_inside_a_save"] >= 10

@@ -24,11 +24,14 @@ def run(*command: str | Path) -> None:
 
 
 def train(script: str, folder: Path, settings: Mapping[str, Any], *arguments: str | Path) -> list[dict[str, Any]]:
-    """What ``launch/<script>`` logs while it trains on two ranks with ``settings`` over its recipe, line by line."""
+    """What ``launch/<script>`` logs while it trains with ``settings`` over its recipe, line by line.
+
+    On one rank, whose steps take half of two ranks' time and whose numbers are theirs (tests/distributed).
+    """
     run(
         "deepspeed",
         "--num_accelerators",
-        "2",
+        "1",
         f"launch/{script}",
         "--run",
         folder,

@@ -62,6 +62,7 @@ def test_held_out_depth_and_cameras_end_below_what_the_training_clips_tell_on_av
         "logging.wandb": "off",
         "validation_samples": 38,
         "stages.1.steps": STEPS,
+        "stages.1.micro_batch": 8,
         "stages.1.validate_every": STEPS,
         "stages.1.checkpoint_every": STEPS,
         "stages.1.preview_every": STEPS,
