@@ -4,7 +4,10 @@ from importlib import import_module
 from typing import Any
 
 __version__ = "0.2.0"
-_PIPELINES = {"FantasyWorldPipeline": "stagecoach.models.fantasy_world.pipeline"}
+_PIPELINES = {
+    "FantasyWorldPipeline": "stagecoach.models.fantasy_world.pipeline",
+    "MoviePostPipeline": "stagecoach.models.movie_post_production.pipeline",
+}
 
 
 def __getattr__(name: str) -> Any:

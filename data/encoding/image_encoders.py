@@ -2,7 +2,7 @@
 embedding, DINOv2's class token."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -110,20 +110,36 @@ class CropEncoder(ABC):
     STD: Sequence[float]
 
     def __init__(self, path: Path, device: torch.device) -> None:
-        self._model = load_model(self.KIND, path, device)
-        self.size, self.dim = self.sizes(path)
+        self._use(load_model(self.KIND, path, device))
+
+    @classmethod
+    def of(cls, model: PreTrainedModel) -> Self:
+        """An encoder of a model that is loaded, as pipelines hold it."""
+        encoder = cls.__new__(cls)
+        encoder._use(model)
+        return encoder
+
+    def _use(self, model: PreTrainedModel) -> None:
+        self._model = model
+        self.size, self.dim = self.sizes_in(model.config.to_dict())
+
+    @classmethod
+    def sizes(cls, path: Path) -> tuple[int, int]:
+        """``size`` and ``dim``, from the configuration alone."""
+        return cls.sizes_in(load_config(cls.KIND, path))
 
     @classmethod
     @abstractmethod
-    def sizes(cls, path: Path) -> tuple[int, int]:
-        """``size`` and ``dim``, from the configuration alone."""
+    def sizes_in(cls, config: Mapping[str, Any]) -> tuple[int, int]:
+        """``size`` and ``dim`` of the model's configuration."""
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def encode(self, crops: Sequence[np.ndarray]) -> list[Tensor]:
         """uint8 [size, size, 3] each -> unit vectors fp32 [dim] each."""
         out: list[Tensor] = []
         for start in range(0, len(crops), AT_ONCE):
-            batch = torch.from_numpy(np.stack(crops[start : start + AT_ONCE])).to(self._model.device)
+            device = get_module_execution_device(self._model)
+            batch = torch.from_numpy(np.stack(crops[start : start + AT_ONCE])).to(device)
             pixels = standardise(batch.permute(0, 3, 1, 2).float() / 255, self.MEAN, self.STD)
             out += F.normalize(self._vectors(pixels.to(self._model.dtype)).float().cpu(), dim=-1).unbind(0)
         return out
@@ -139,8 +155,7 @@ class ClipEncoder(CropEncoder):
     KIND, MEAN, STD = CLIPVisionModelWithProjection, OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
     @classmethod
-    def sizes(cls, path: Path) -> tuple[int, int]:
-        config = load_config(cls.KIND, path)
+    def sizes_in(cls, config: Mapping[str, Any]) -> tuple[int, int]:
         return config["image_size"], config["projection_dim"]
 
     def _vectors(self, pixels: Tensor) -> Tensor:
@@ -153,8 +168,7 @@ class DinoEncoder(CropEncoder):
     KIND, MEAN, STD = Dinov2Model, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
     @classmethod
-    def sizes(cls, path: Path) -> tuple[int, int]:
-        config = load_config(cls.KIND, path)
+    def sizes_in(cls, config: Mapping[str, Any]) -> tuple[int, int]:
         return min(config["image_size"], DINO_SIZE), config["hidden_size"]
 
     def _vectors(self, pixels: Tensor) -> Tensor:

@@ -17,6 +17,9 @@ PATCH_STRIDE = 2 * LATENT_STRIDE
 DEPTH_LABELS = ("foreground", "midground", "background")
 """In the order of their codes 0, 1, 2."""
 
+FOREGROUND = 0.5
+"""The least alpha of an object that stands in front."""
+
 
 def movie_post_production_schema(
     latent_channels: int = 16,

@@ -154,9 +154,18 @@ def guided(
     return both
 
 
+def mix_guidance(predictions: Sequence[Tensor], scales: Sequence[float]) -> Tensor:
+    """Of passes from the plainest to the fullest: the first, and each step to the next times its scale."""
+    mixed = predictions[0]
+    for scale, before, after in zip(scales, predictions[:-1], predictions[1:], strict=True):
+        mixed = mixed + scale * (after - before)
+    return mixed
+
+
 @dataclass(frozen=True)
 class FlowMatching(NoiseProcess):
-    """Rectified flow. Levels are sigmas in (0, 1]; the network takes ``timesteps`` times that.
+    """Rectified flow. Levels are sigmas in (0, 1]; the network takes ``timesteps`` times that. ``path``: the u of a
+    sampler's steps, if not evenly spaced.
 
     ``u`` is logit-normal, or uniform on a ``grid`` of so many steps if given, and moved to sigma = shift u /
     (1 + (shift - 1) u). ``weighting`` ``bell`` is a bell around t = 500, 0 at t = 1000, of mean 1 over the shifted grid
@@ -168,6 +177,7 @@ class FlowMatching(NoiseProcess):
     grid: int | None = None
     weighting: Literal["uniform", "bell"] = "uniform"
     timesteps: float = float(TIMESTEPS)
+    path: tuple[float, ...] | None = None
 
     solver = "FlowMatchEulerDiscreteScheduler"
     settings = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}  # noqa: RUF012
@@ -207,7 +217,11 @@ class FlowMatching(NoiseProcess):
     def sigmas(self, steps: int) -> Tensor:
         """fp32 ``[steps]``, falling from 1: u = 1, ..., 1 / steps, shifted, as the published loops of Wan and FLUX have
         them. diffusers' own grid shifts its ends as well: 50 steps at shift 5 end at 0.0244 instead of 0.0926."""
-        return self.level_at(torch.linspace(1.0, 1 / steps, steps, dtype=torch.float64)).float()
+        if self.path is None:
+            return self.level_at(torch.linspace(1.0, 1 / steps, steps, dtype=torch.float64)).float()
+        if len(self.path) != steps:
+            raise ValueError(f"{len(self.path)} sigmas given for {steps} steps, expected as many")
+        return self.level_at(torch.tensor(self.path, dtype=torch.float64)).float()
 
     def bell(self, sigma: Tensor) -> Tensor:
         """The weight of ``bell`` at ``sigma`` ``[B]``: fp32 ``[B]``."""

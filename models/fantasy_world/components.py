@@ -8,11 +8,8 @@ from diffusers import AutoencoderKLWan
 from transformers import CLIPVisionModel, UMT5EncoderModel
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from stagecoach.data.encoding.encoders import load_model, load_tokenizer
 from stagecoach.data.encoding.image_encoders import load_processor
-
-ANY = 1 << 31
-"""Size of a vocabulary that no tokenizer exceeds."""
+from stagecoach.models.common.pipeline import is_path, open_model, open_tokenizer
 
 
 def open_components(
@@ -22,25 +19,15 @@ def open_components(
     The image processor is looked for in the folder of its encoder and beside it, and is CLIP's own for an encoder that
     is loaded. Raises ``EncoderError`` for a folder that does not hold what it should."""
 
-    def opened(kind: type, given: Any) -> Any:
-        return load_model(kind, Path(given), torch.device("cpu"), dtype) if _is_path(given) else given
-
-    text_encoder = opened(UMT5EncoderModel, text_encoder)
-    if _is_path(tokenizer):
-        vocabulary = ANY if text_encoder is None else text_encoder.config.vocab_size
-        tokenizer = load_tokenizer(Path(tokenizer), vocabulary)[0]
-    processor = load_processor(Path(image_encoder)) if _is_path(image_encoder) else None
-    image_encoder = opened(CLIPVisionModel, image_encoder)
+    text_encoder = open_model(UMT5EncoderModel, text_encoder, dtype)
+    processor = load_processor(Path(image_encoder)) if is_path(image_encoder) else None
+    image_encoder = open_model(CLIPVisionModel, image_encoder, dtype)
     if image_encoder is not None and processor is None:
         processor = CLIPImageProcessorPil()
     return {
-        "vae": opened(AutoencoderKLWan, vae),
+        "vae": open_model(AutoencoderKLWan, vae, dtype),
         "text_encoder": text_encoder,
-        "tokenizer": tokenizer,
+        "tokenizer": open_tokenizer(tokenizer, text_encoder),
         "image_encoder": image_encoder,
         "image_processor": processor,
     }
-
-
-def _is_path(given: Any) -> bool:
-    return isinstance(given, str | Path)

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from diffusers import AutoencoderKLWan, DiffusionPipeline
-from diffusers.utils.torch_utils import get_module_execution_device, randn_tensor
+from diffusers import AutoencoderKLWan
+from diffusers.utils.torch_utils import get_module_execution_device
 from diffusers.video_processor import VideoProcessor
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
@@ -22,6 +22,7 @@ from stagecoach.data.encoding.image_encoders import ImageEncoder
 from stagecoach.data.encoding.latent_encoders import VideoEncoder, wan_statistics
 from stagecoach.data.encoding.text_encoders import TextEncoder
 from stagecoach.data.fantasy_world.cameras import decode_pose
+from stagecoach.models.common.pipeline import Generators, StagePipeline, repeated
 from stagecoach.models.fantasy_world.components import open_components
 from stagecoach.models.fantasy_world.config import VAE_SPACE, VAE_TIME
 from stagecoach.models.fantasy_world.inputs import (
@@ -45,14 +46,13 @@ from stagecoach.models.fantasy_world.transformer import FantasyWorldTransformer
 from stagecoach.models.weights import load_network, open_weights
 
 Text = str | Sequence[str] | None
-Generators = torch.Generator | list[torch.Generator] | None
 DRAWING_STAGE = 2
 """Whose network has all blocks of the video."""
 TILE, TILE_STRIDE = (30, 52), (15, 26)
 """Of the published decoding, in latent pixels (height, width)."""
 
 
-class FantasyWorldPipeline(DiffusionPipeline):
+class FantasyWorldPipeline(StagePipeline):
     """A FantasyWorld network with the encoders that it is fed by. Text-to-video sizes take no picture and need no image
     encoder; without a text encoder give ``prompt_embeds``, without a VAE ask for ``output_type="latent"``."""
 
@@ -183,12 +183,7 @@ class FantasyWorldPipeline(DiffusionPipeline):
                 "this network is that of stage 1, which has no video blocks behind the split, expected that of stage 2 "
                 "(from_adapter builds it for an adapter of stage 1 too); read_geometry takes a given video"
             )
-        unknown = set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs)
-        if unknown:
-            raise ValueError(
-                f"callback_on_step_end_tensor_inputs has {sorted(unknown)}, expected some of "
-                f"{self._callback_tensor_inputs}"
-            )
+        self.check_callback(callback_on_step_end_tensor_inputs)
         guidance = Guidance(guidance_scale, camera_guidance_scale, cfg_batch)
         text = self.encode_prompt(prompt, prompt_embeds, max_sequence_length, "prompt")
         samples = len(text) * num_videos_per_prompt
@@ -210,9 +205,9 @@ class FantasyWorldPipeline(DiffusionPipeline):
             **self._picture(image, image_embeds, frames, height, width, len(text)),
         }
         conditions = {
-            name: None if value is None else _repeated(value, samples).to(device) for name, value in conditions.items()
+            name: None if value is None else repeated(value, samples).to(device) for name, value in conditions.items()
         }
-        noise = self._noise((samples, *shape), generator, latents, device)
+        noise = self.make_noise((samples, *shape), generator, latents)
         with self.progress_bar(total=num_inference_steps) as bar:
 
             def on_step(k: int, t: Tensor, x: Tensor) -> Tensor | None:
@@ -220,11 +215,8 @@ class FantasyWorldPipeline(DiffusionPipeline):
                 if callback_on_step_end is None:
                     return None
                 names = {"prompt_embeds": "text", "negative_prompt_embeds": "negative_text"}
-                tensors = {"latents": x, **{theirs: conditions[ours] for theirs, ours in names.items()}}
-                given = {name: tensors[name] for name in callback_on_step_end_tensor_inputs}
-                changed = callback_on_step_end(self, k, t, given) or {}
-                conditions.update({ours: changed[theirs] for theirs, ours in names.items() if theirs in changed})
-                return changed.get("latents")
+                asked = callback_on_step_end_tensor_inputs
+                return self.call_back(callback_on_step_end, asked, k, t, x, conditions, names)
 
             found = sample(
                 self.transformer,
@@ -269,7 +261,7 @@ class FantasyWorldPipeline(DiffusionPipeline):
             if clips is None:
                 raise ValueError("neither video nor latents given, expected one of them")
             check_size(len(clips[0]), height, width)
-            latents = torch.stack(self._need("vae", VideoEncoder.of).encode(clips))
+            latents = torch.stack(self.need("vae", VideoEncoder.of).encode(clips))
         else:
             height, width = (VAE_SPACE * size for size in latents.shape[-2:])
         samples, frames = len(latents), VAE_TIME * (latents.shape[2] - 1) + 1
@@ -284,14 +276,14 @@ class FantasyWorldPipeline(DiffusionPipeline):
             ),
         }
         conditions = {
-            name: None if value is None else _repeated(value, samples).to(device) for name, value in conditions.items()
+            name: None if value is None else repeated(value, samples).to(device) for name, value in conditions.items()
         }
         latents = latents.to(device)
         prediction = read_geometry(
             self.transformer,
             conditions,
             latents,
-            self._noise(tuple(latents.shape), generator, noise, device),
+            self.make_noise(tuple(latents.shape), generator, noise),
             make_process(network.config.losses),
             torch.arange(frames, device=device).expand(samples, -1),
             sigma,
@@ -322,7 +314,7 @@ class FantasyWorldPipeline(DiffusionPipeline):
         """Pixels of clean latents ``[B, 16, f, h, w]``, sample by sample, as ``FantasyWorldOutput.frames``."""
         if output_type == "latent":
             return latents
-        self._need("vae", lambda vae: vae)
+        self.need("vae")
         device, dtype = get_module_execution_device(self.vae), self.vae.dtype
         mean, std = wan_statistics(self.vae)
         videos = []
@@ -357,27 +349,12 @@ class FantasyWorldPipeline(DiffusionPipeline):
         for clip, picture in zip(clips, pictures, strict=True):
             clip[0] = picture
         if embeds is None:
-            self._need("image_encoder", lambda model: model)
+            self.need("image_encoder")
             embeds = ImageEncoder.of(self.image_encoder, self.image_processor).encode(pictures)
         return {
-            "image_latent": torch.stack(self._need("vae", VideoEncoder.of).image_latents(clips)),
+            "image_latent": torch.stack(self.need("vae", VideoEncoder.of).image_latents(clips)),
             "image_states": embeds,
         }
-
-    def _noise(self, shape: tuple[int, ...], generator: Generators, given: Tensor | None, device: Any) -> Tensor:
-        if given is not None:
-            if tuple(given.shape) != shape:
-                raise ValueError(f"the noise has shape {list(given.shape)}, expected {list(shape)}")
-            return given.to(device, torch.float32)
-        if isinstance(generator, list) and len(generator) != shape[0]:
-            raise ValueError(f"{len(generator)} generators given for {shape[0]} samples, expected as many")
-        return randn_tensor(shape, generator, device, torch.float32)
-
-    def _need(self, name: str, use: Callable[[Any], Any]) -> Any:
-        """What ``use`` makes of the component. Raises ``ValueError`` where the pipeline has none."""
-        if getattr(self, name) is None:
-            raise ValueError(f"the pipeline has no {name}, which this call needs; give {name}= where it is made")
-        return use(getattr(self, name))
 
     def _finished(self, found: Sample, frames: Any, height: int, width: int, return_dict: bool) -> Any:
         self.maybe_free_model_hooks()
@@ -395,8 +372,3 @@ class FantasyWorldPipeline(DiffusionPipeline):
 
 def _lengthened(text: Tensor, length: int) -> Tensor:
     return torch.nn.functional.pad(text, (0, 0, 0, length - text.shape[1]))
-
-
-def _repeated(value: Tensor, samples: int) -> Tensor:
-    """One row per prompt (or one for all) -> one per sample, those of a prompt side by side."""
-    return value.repeat_interleave(samples // len(value), 0)

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from stagecoach.models.common.noise import FlowMatching, OnStep, denoise
+from stagecoach.models.common.noise import FlowMatching, OnStep, denoise, mix_guidance
 
 INFERENCE_STEPS = 50
 INFERENCE_SIGMA = 5 / (INFERENCE_STEPS + 4)
@@ -51,10 +51,7 @@ class Guidance:
     def mix(self, velocities: Sequence[Tensor]) -> Tensor:
         """One velocity of those of the ``passes``."""
         scales = [*([self.text] if self.text > 1 else []), *([] if self.camera is None else [self.camera])]
-        mixed = velocities[0]
-        for scale, before, after in zip(scales, velocities[:-1], velocities[1:], strict=True):
-            mixed = mixed + scale * (after - before)
-        return mixed
+        return mix_guidance(velocities, scales)
 
 
 @dataclass(frozen=True)

@@ -1,85 +1,16 @@
-"""The network as a component of a pipeline of diffusers: saved and loaded in its layout, offloaded by its hooks."""
+"""FantasyWorld as a component of a pipeline of diffusers."""
 
-from __future__ import annotations
+from diffusers import ModelMixin
 
-from pathlib import Path
-from typing import Any
-
-import torch
-from diffusers import ConfigMixin, ModelMixin
-from diffusers.configuration_utils import register_to_config
-
-from stagecoach.models.common.materialise import SafetensorsFolder, put
+from stagecoach.models.common.component import NetworkComponent
 from stagecoach.models.fantasy_world.config import FantasyWorldConfig
 from stagecoach.models.fantasy_world.network import build_network
 from stagecoach.models.fantasy_world.streams import FantasyWorld
 
 
-class FantasyWorldTransformer(ModelMixin, ConfigMixin):
-    """A ``FantasyWorld`` whose ``forward`` is ``predict``, so that hooks of offloading see each call.
+class FantasyWorldTransformer(NetworkComponent, ModelMixin):  # diffusers looks for the name in this module
+    """A ``FantasyWorld``; parts of Wan stay in fp32."""
 
-    ``save_pretrained`` writes all of it, base and adapter, each tensor in its dtype."""
-
+    config_type = FantasyWorldConfig
+    build = staticmethod(build_network)
     network: FantasyWorld
-
-    @register_to_config
-    def __init__(self, network_config: dict[str, Any], stage: int, network_dtype: str = "float32") -> None:
-        super().__init__()
-        config = FantasyWorldConfig.model_validate(network_config)
-        self.network = build_network(config, stage, "cpu", getattr(torch, network_dtype))
-
-    @classmethod
-    def of(cls, network: FantasyWorld) -> FantasyWorldTransformer:
-        """The ``network``, its base in place, as a component. What it trained takes the dtype of the base."""
-        component = cls.__new__(cls)
-        torch.nn.Module.__init__(component)
-        dtype = str(network.dtype).removeprefix("torch.")
-        component.register_to_config(
-            network_config=network.config.model_dump(mode="json"), stage=network.stage, network_dtype=dtype
-        )
-        component.network = network
-        return component._frozen()
-
-    def forward(self, *inputs: Any, **named: Any) -> dict[str, Any]:
-        """``FantasyWorld.predict``."""
-        return self.network.predict(*inputs, **named)
-
-    @classmethod
-    def from_pretrained(
-        cls, folder: str | Path, dtype: torch.dtype | None = None, subfolder: str | None = None, **named: Any
-    ) -> FantasyWorldTransformer:
-        """What ``save_pretrained`` wrote, in ``dtype`` (None: as it was). Raises ``ValueError`` naming what is missing
-        or left over."""
-        dtype = dtype or named.get("torch_dtype")  # the older name, which pipelines still pass on
-        folder = Path(folder) / (subfolder or "")
-        config = dict(cls.load_config(folder, local_files_only=True))
-        if isinstance(dtype, torch.dtype):
-            config["network_dtype"] = str(dtype).removeprefix("torch.")
-        component = cls.from_config(config)
-        shapes = {name: tuple(value.shape) for name, value in component.state_dict().items()}
-        source = SafetensorsFolder(folder, shapes)
-        for name in shapes:
-            put(component, name, source.read(name), "cpu")
-        return component._frozen()
-
-    def to(self, *where: Any, **named: Any) -> FantasyWorldTransformer:
-        """To a device. Raises ``ValueError`` for a dtype: parts of the base stay in fp32."""
-        dtype = torch._C._nn._parse_to(*where, **named)[1]
-        if dtype not in (None, self.network.dtype):
-            raise ValueError(
-                f"a FantasyWorldTransformer in {self.network.dtype} cannot be cast to {dtype}, as parts of Wan stay in "
-                "fp32; give the dtype where it is loaded (dtype= of from_adapter or from_pretrained)"
-            )
-        return super().to(*where, **named)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """That of activations and of the base."""
-        return self.network.dtype
-
-    def _frozen(self) -> FantasyWorldTransformer:
-        """What was trained in the dtype of the base, as an engine has it; nothing trains."""
-        for parameter in self.network.parameters():
-            if parameter.requires_grad:
-                parameter.data = parameter.data.to(self.network.dtype)
-        return self.requires_grad_(False).eval()

@@ -11,10 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from stagecoach.data.movie_post_production.schema import FOREGROUND
 from stagecoach.models.common.noise import FlowMatching, resolution_shift
 from stagecoach.models.common.reduce import Measured, masked_mean, sum_count
 from stagecoach.models.movie_post_production.config import FlowMatchingConfig
-from stagecoach.models.movie_post_production.identity.loss import FOREGROUND
 
 ALPHA_BY_DEPTH = (0.8, 0.5, 0.2)
 """What the prior expects of foreground, midground, background."""

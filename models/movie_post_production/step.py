@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from stagecoach.data.movie_post_production.schema import FOREGROUND
 from stagecoach.models.common.noise import Noised
 from stagecoach.models.common.reduce import sum_count
 from stagecoach.models.family import Batch, Progress
@@ -53,7 +54,7 @@ def training_step(network: torch.nn.Module, batch: Batch, progress: Progress) ->
         weighted = terms["dino_identity"] * identity_weight(config).at(progress)
         metrics |= {"dino_similarity_mean": similarity, "loss/dino_identity_weighted": sum_count(weighted)}
     if network.stage >= FEEDBACK_STAGE:
-        foreground = prediction["active"] & (alpha >= identity.FOREGROUND)
+        foreground = prediction["active"] & (alpha >= FOREGROUND)
         metrics["feedback_magnitude"] = sum_count(prediction["feedback"], foreground)
     return {"losses": terms, "metrics": metrics}
 
@@ -69,8 +70,13 @@ def predict(
 ) -> dict[str, Tensor]:
     """What the network makes of ``x_t`` ``[B, 16, h, w]`` at ``t`` ``[B]`` in [0, 1] with the batch's captions."""
     given = torch.full_like(t, guidance)
-    scale = layout_scale(network.config).at(progress) if progress.stage == 1 else 1.0
+    scale = layout_weight(network.config, progress)
     return network.predict(x_t, t, given, batch["t5"], batch["pooled"], instances, scale)
+
+
+def layout_weight(config: MoviePostConfig, progress: Progress) -> float:
+    """On the layout residual; below 1 while stage 1 fades it in."""
+    return layout_scale(config).at(progress) if progress.stage == 1 else 1.0
 
 
 def without_references(instances: Instances) -> Instances:
@@ -103,7 +109,7 @@ def _identity(
     constants = config.losses.identity
     alpha = prediction["alpha"].detach().float()
     shown = prediction["active"] & instances["dino_given"]
-    candidates = shown & (alpha >= identity.FOREGROUND) & (noised.level <= constants.t_max)[:, None]
+    candidates = shown & (alpha >= FOREGROUND) & (noised.level <= constants.t_max)[:, None]
     slots = identity.draw_slots(batch, "identity", candidates, constants.crops, config.instance.max_refs)
     estimate = noised.estimate(prediction["velocity"])
     cosine = identity.similarity(

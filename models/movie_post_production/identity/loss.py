@@ -18,9 +18,6 @@ from stagecoach.models.movie_post_production.config import IdentityConfig
 from stagecoach.models.movie_post_production.helpers import CropFeatures
 from stagecoach.models.movie_post_production.identity.tiles import crop_weights, pixel_boxes, resample, tiles
 
-FOREGROUND = 0.5
-"""alpha from which on a reference is foreground, as in the guide."""
-
 
 @dataclass(frozen=True)
 class Slots:

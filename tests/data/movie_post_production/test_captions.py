@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stagecoach.data.building.jobs import RawError
-from stagecoach.data.movie_post_production.captions import OUTSIDE, guess_depth, read_box, read_captions
+from stagecoach.data.movie_post_production.captions import read_captions
+from stagecoach.data.movie_post_production.objects import OUTSIDE, guess_depth, read_box
 
 
 def first_error(raw) -> str:

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
+from stagecoach.data.movie_post_production.painted import BLUE, CROP, RED, draw_boxes
 from stagecoach.models.movie_post_production.config import MoviePostConfig
-from stagecoach.models.movie_post_production.preview import BLUE, CROP, PANEL_HEIGHT, RED, draw, draw_boxes, preview
+from stagecoach.models.movie_post_production.preview import PANEL_HEIGHT, draw, preview
 
 
 @pytest.mark.parametrize("stage", [1, 2])
@@ -24,7 +25,7 @@ def test_ground_truth_and_sample_stand_side_by_side_and_do_not_change_by_themsel
 
 def test_boxes_are_red_from_one_half_on_and_blue_below():
     grey = np.full((64, 64, 3), 128, np.uint8)
-    picture = draw_boxes(grey, [[0.1, 0.1, 0.4, 0.4], [0.6, 0.6, 0.9, 0.9]], [0.5, 0.49])
+    picture = draw_boxes(grey, [[0.1, 0.1, 0.4, 0.4], [0.6, 0.6, 0.9, 0.9]], [0.5, 0.49], PANEL_HEIGHT)
     for corner, colour in ((0.1, RED), (0.6, BLUE)):
         at = int(corner * PANEL_HEIGHT)
         assert tuple(picture[at, at + 100]) == colour
@@ -36,6 +37,7 @@ def test_references_may_be_shown_in_the_first_steps_only(make_network, make_batc
         values = config.model_dump()
         values["sampling"]["layout_fraction"] = part
         network = make_network(1, moved=True, changed=MoviePostConfig.model_validate(values))
-        samples[part], alpha = draw(network, make_batch([0]), progress(1, training=False))
-        assert alpha.shape == make_batch([0])["boxes"].shape[:2]
+        found = draw(network, make_batch([0]), progress(1, training=False))
+        samples[part] = found.latents
+        assert found.alpha.shape == make_batch([0])["boxes"].shape[:2]
     assert not np.allclose(samples[0.25], samples[1.0])
