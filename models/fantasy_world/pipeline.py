@@ -291,10 +291,11 @@ class FantasyWorldPipeline(StagePipeline):
         found = Sample(latents, prediction, sigma)
         shown: Any = latents
         if output_type != "latent":
-            given = None if clips is None else torch.stack([torch.from_numpy(clip) for clip in clips])
-            shown = (
-                self.decode(latents, output_type) if given is None else self._shown(given.movedim(-1, 1), output_type)
-            )
+            if clips is None:
+                shown = self.decode(latents, output_type)
+            else:
+                pixels = torch.stack([torch.from_numpy(clip) for clip in clips]).movedim(-1, 1)
+                shown = self.video_processor.postprocess_video(pixels.float() / 127.5 - 1, output_type)
         return self._finished(found, shown, height, width, return_dict)
 
     def encode_prompt(self, prompt: Text, embeds: Tensor | None, length: int | None, name: str) -> Tensor:
@@ -322,10 +323,6 @@ class FantasyWorldPipeline(StagePipeline):
             z = (latent.cpu() * std + mean).to(device, dtype)
             videos.append(self.vae.decode(z, return_dict=False)[0].float().cpu())
         return self.video_processor.postprocess_video(torch.cat(videos), output_type)
-
-    def _shown(self, clips: Tensor, output_type: str) -> Any:
-        """uint8 ``[B, 3, F, H, W]`` in the output type."""
-        return self.video_processor.postprocess_video(clips.float() / 127.5 - 1, output_type)
 
     def _camera(
         self, cameras: Any, intrinsics: Any, frames: int, height: int, width: int, samples: int
