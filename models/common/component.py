@@ -34,7 +34,7 @@ class NetworkComponent(ModelMixin, ConfigMixin):
     @classmethod
     def of(cls, network: Any) -> Self:
         """The ``network``, its base in place, as a component. What it trained takes the dtype of the base."""
-        component = cls.__new__(cls)
+        component: Any = cls.__new__(cls)
         torch.nn.Module.__init__(component)
         dtype = str(network.dtype).removeprefix("torch.")
         component.register_to_config(
@@ -55,10 +55,11 @@ class NetworkComponent(ModelMixin, ConfigMixin):
         or left over."""
         dtype = dtype or named.get("torch_dtype")  # the older name, which pipelines still pass on
         folder = Path(folder) / (subfolder or "")
-        config = dict(cls.load_config(folder, local_files_only=True))
+        kind: Any = cls
+        config = dict(kind.load_config(folder, local_files_only=True))
         if isinstance(dtype, torch.dtype):
             config["network_dtype"] = str(dtype).removeprefix("torch.")
-        component = cls.from_config(config)
+        component = kind.from_config(config)
         shapes = {name: tuple(value.shape) for name, value in component.state_dict().items()}
         source = SafetensorsFolder(folder, shapes)
         for name in shapes:
@@ -73,7 +74,8 @@ class NetworkComponent(ModelMixin, ConfigMixin):
                 f"a {type(self).__name__} in {self.network.dtype} cannot be cast to {dtype}, as parts of it stay in "
                 "fp32; give the dtype where it is loaded (dtype= of from_adapter or from_pretrained)"
             )
-        return super().to(*where, **named)
+        parent: Any = super()
+        return parent.to(*where, **named)
 
     @property
     def dtype(self) -> torch.dtype:

@@ -96,7 +96,7 @@ class NoiseProcess(ABC):
         self._set_steps(scheduler, steps)
         return scheduler
 
-    def _solver(self, name: str) -> type:
+    def _solver(self, name: str) -> Any:
         kind = getattr(diffusers, name, None)
         steps = isinstance(kind, type) and hasattr(kind, "set_timesteps")
         if not steps or name not in (self.solvers or (name,)):

@@ -21,6 +21,9 @@ ANY = 1 << 31
 class StagePipeline(DiffusionPipeline):
     """A pipeline around a ``NetworkComponent``, its ``transformer``."""
 
+    _execution_device: Any
+    _callback_tensor_inputs: Any
+
     def make_noise(self, shape: tuple[int, ...], generator: Generators, given: Tensor | None) -> Tensor:
         """Standard normal fp32 of ``shape`` on the pipeline's device, of the generators or ``given``. Raises
         ``ValueError``."""
