@@ -20,9 +20,14 @@ from collections.abc import Callable
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, NotRequired, cast
+
+from pydantic import Field
+from typing_extensions import TypedDict  # pydantic takes the one of typing from Python 3.12 on
 
 from stagecoach.data.files import temporary_name
+from stagecoach.data.local_files import DamagedError, MissingError, retried
+from stagecoach.data.reading import Count, parse_json, read_regular
 
 OWNER = "owner.json"
 BEAT = 10.0
@@ -31,6 +36,19 @@ STALE = 180.0
 """Seconds without one; attribute caches of NFS may hold one back for a minute."""
 POLL = 0.1
 TAKEN = (errno.ENOTEMPTY, errno.EEXIST)
+
+
+class Owner(TypedDict):
+    """``owner.json``. What later versions say besides is passed over."""
+
+    token: Annotated[str, Field(pattern="^[0-9A-Za-z_-]{1,80}$")]
+    host: str
+    processes: str
+    process: Annotated[int, Field(ge=1, lt=2**31)]
+    started: str
+    since: NotRequired[str]
+    job: NotRequired[str | None]
+    restarts: NotRequired[Count]
 
 
 class HeldError(Exception):
@@ -52,7 +70,8 @@ class DirectoryLock:
         """Wait until the lock is ours; with ``refuse`` only until it is known whether its owner lives, in which case
         ``HeldError`` is raised. ``on_wait`` is called once with the owner that is waited for.
 
-        Raises ``FileNotFoundError`` where its parent is not there or was removed.
+        Raises ``FileNotFoundError`` where its parent is not there or was removed, ``DamagedError`` where something else
+        than a lock has its name, ``UnreachableError`` for a file system that gives no answer.
         """
         seen: tuple[Any, float] | None = None
         while not self._take():
@@ -73,7 +92,7 @@ class DirectoryLock:
     def release(self) -> None:
         """Give it back; nothing happens where it is no longer ours."""
         self._released.set()
-        with suppress(OSError):  # out of reach it stays, and this process is known to be dead then
+        with suppress(OSError, ValueError):  # out of reach it stays, and this process is known to be dead then
             if self.held():
                 aside = temporary_name(self.path)
                 os.rename(self.path, aside)
@@ -111,15 +130,21 @@ class DirectoryLock:
         """Who holds it, and the time of the last sign of life; (None, 0) where nobody does."""
         path = self.path / OWNER
         try:
-            sign = path.stat().st_mtime_ns
-            with suppress(ValueError):
-                owner = json.loads(path.read_text())
-                if isinstance(owner, dict) and {"token", "host", "processes", "process", "started"} <= owner.keys():
-                    return owner, sign
-            # The machine went down before the content was on its disk.
-            return {"token": f"unreadable-{sign}", "host": "", "processes": ""}, sign
-        except FileNotFoundError:
+            sign = retried(str(path), lambda: os.lstat(path).st_mtime_ns)
+        except MissingError:
+            if self.path.is_symlink() or (self.path.exists() and not self.path.is_dir()):
+                raise DamagedError(
+                    f"{self.path}: no folder, expected a lock or nothing; remove what lies there"
+                ) from None
             return None, 0
+        try:
+            owner = parse_json(read_regular(path), Owner, str(path), extra="ignore")
+        except DamagedError:
+            if not os.path.lexists(path):  # given back meanwhile
+                return None, 0
+            # The machine went down before the content was on its disk, or somebody put something else there.
+            return {"token": f"unreadable-{sign}", "host": "", "processes": ""}, sign
+        return cast(dict[str, Any], owner), sign
 
     def _bury(self, owner: dict[str, Any]) -> None:
         with suppress(OSError):  # another did it: the name is taken, or the lock is gone
@@ -127,7 +152,7 @@ class DirectoryLock:
 
     def _beat(self) -> None:
         while not self._released.wait(BEAT):
-            with suppress(OSError):  # of a file system that will be back
+            with suppress(OSError, ValueError):  # of a file system that will be back
                 if not self.held():
                     return
                 os.utime(self.path / OWNER)
@@ -147,6 +172,8 @@ def identity() -> dict[str, Any]:
 
 
 def describe(owner: dict[str, Any]) -> str:
+    if "process" not in owner:
+        return f"a process that left no readable {OWNER}"
     job = f" of job {owner['job']}" if owner.get("job") else ""
     return f"process {owner.get('process')} on {owner['host']}{job}, since {owner.get('since')}"
 

@@ -15,6 +15,7 @@ from PIL import Image, ImageDraw, ImageOps
 
 from stagecoach.data.building.jobs import RawError
 from stagecoach.data.building.options import Argument
+from stagecoach.data.local_files import is_file
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 ORIENTATION, SIDES_SWAPPED = 0x0112, 5
@@ -50,6 +51,8 @@ _TURBO = np.array(
 @contextmanager
 def open_picture(path: Path) -> Iterator[Image.Image]:
     """Open a picture with Pillow. Raises ``RawError`` for what goes wrong inside the block."""
+    if path.exists() and not is_file(path):  # the library would wait for the writer of a pipe
+        raise RawError(f"{path}: no regular file, expected a picture; remove what lies there")
     try:
         with Image.open(path) as image:
             yield image

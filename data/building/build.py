@@ -6,7 +6,6 @@ all parts there makes the data set of them. Workers share nothing but the file s
 number of workers, restarts and kills.
 """
 
-import json
 import os
 import re
 import time
@@ -19,12 +18,15 @@ from stagecoach.data.building.finish import finish
 from stagecoach.data.building.jobs import BuildJob, RawError
 from stagecoach.data.building.options import BuildOptions
 from stagecoach.data.building.partition import Division, divide
+from stagecoach.data.building.parts import Skipped
 from stagecoach.data.building.worker import Worker
 from stagecoach.data.building.worker_pool import run_worker_pool
 from stagecoach.data.building.worker_rank import WorkerRank
 from stagecoach.data.building.workspace import SKIPPED, Workspace, finished_splits
 from stagecoach.data.format.shards import read_manifest
 from stagecoach.data.progress import Track, untracked
+from stagecoach.data.reading import parse_json, read_regular
+from stagecoach.data.stores.storage import SMALL
 
 READERS = max(min(os.cpu_count() or 1, 8), 1)
 
@@ -137,7 +139,10 @@ def _describe(job: BuildJob, output: Path, message: str = "") -> BuildReport:
         report.bytes += sum(shard["bytes"] for shard in manifest.shards)
         statistics[split] = manifest.statistics
     if (output / SKIPPED).exists():
-        reasons = [json.loads(line)["reason"] for line in (output / SKIPPED).read_text().splitlines()]
+        lines = enumerate(read_regular(output / SKIPPED, SMALL).split(b"\n"), 1)
+        reasons = [
+            parse_json(line, Skipped, f"{output / SKIPPED}:{number}")["reason"] for number, line in lines if line
+        ]
         report.skipped = len(reasons)
         report.reasons = dict(Counter(map(kind_of, reasons)).most_common())
     report.more = job.summary(statistics)

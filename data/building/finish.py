@@ -2,14 +2,12 @@
 
 import json
 import os
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from stagecoach.data.building.item_files import describe_items, first_change
 from stagecoach.data.building.jobs import BuildJob, RawError
-from stagecoach.data.building.parts import part_files, read_part
-from stagecoach.data.building.workspace import RECORD, SKIPPED, Workspace, finished_splits, read_json
+from stagecoach.data.building.parts import PartRecord, Skipped, part_files, read_part, read_record
+from stagecoach.data.building.workspace import RECORD, SKIPPED, Workspace, finished_splits
 from stagecoach.data.files import TEMPORARY, DamagedError, atomic_file, sync_directory, write_json
 from stagecoach.data.format.shards import write_manifest
 
@@ -43,7 +41,7 @@ def finish(workspace: Workspace, job: BuildJob, skip_bad: bool, readers: int = 4
         workspace.publish()
 
 
-def _read_parts(workspace: Workspace, job: BuildJob, readers: int) -> list[dict[str, Any]]:
+def _read_parts(workspace: Workspace, job: BuildJob, readers: int) -> list[PartRecord]:
     parts = []
     for part in workspace.division.parts:
         folder = workspace.parts / part.name
@@ -61,7 +59,7 @@ def _read_parts(workspace: Workspace, job: BuildJob, readers: int) -> list[dict[
     return parts
 
 
-def _check_skipped(workspace: Workspace, parts: list[dict[str, Any]], skip_bad: bool) -> None:
+def _check_skipped(workspace: Workspace, parts: list[PartRecord], skip_bad: bool) -> None:
     skipped = _skipped(workspace, parts)
     if skipped and not skip_bad:
         raise RawError(f"{skipped[0]['reason']} (and {len(skipped) - 1} more); give --skip-bad to leave them out")
@@ -72,7 +70,7 @@ def _check_skipped(workspace: Workspace, parts: list[dict[str, Any]], skip_bad: 
         raise RawError(f"{workspace.output}: no usable item for training among {total}; {first}")
 
 
-def _check_encoders(parts: list[dict[str, Any]]) -> None:
+def _check_encoders(parts: list[PartRecord]) -> None:
     made = [part for part in parts if part["samples"]]
     for part in made:
         if part["encoders"] != made[0]["encoders"]:
@@ -84,7 +82,7 @@ def _check_encoders(parts: list[dict[str, Any]]) -> None:
 
 def _stage(workspace: Workspace, job: BuildJob) -> None:
     """Put the data set together in ``staging``, which is then called ``staged``. Repeatable."""
-    parts = [read_json(workspace.parts / part.name / "part.json") for part in workspace.division.parts]
+    parts = [read_record(workspace.parts / part.name) for part in workspace.division.parts]
     made = [part for part in parts if part["samples"]]
     workspace.staging.mkdir(exist_ok=True)
     for split in sorted({part["split"] for part in made}):
@@ -95,7 +93,7 @@ def _stage(workspace: Workspace, job: BuildJob) -> None:
             _move(workspace.parts / part["part"], folder, part)
         statistics = job.statistics().merge([part["statistics"] for part in members])
         shards = [shard for part in members for shard in part["shards"]]
-        write_manifest(folder, job.schema, shards, made[0]["encoders"], statistics)
+        write_manifest(folder, job.schema, shards, made[0]["encoders"] or {}, statistics)
     skipped = _skipped(workspace, parts)
     if skipped:
         with atomic_file(workspace.staging / SKIPPED, "w") as handle:
@@ -109,12 +107,12 @@ def _stage(workspace: Workspace, job: BuildJob) -> None:
     sync_directory(workspace.root)
 
 
-def _move(folder: Path, target: Path, part: Mapping[str, Any]) -> None:
+def _move(folder: Path, target: Path, part: PartRecord) -> None:
     for name in part_files(part):
         if not (target / name).exists():  # else it was moved by whoever was killed here
             os.rename(folder / name, target / name)
 
 
-def _skipped(workspace: Workspace, parts: list[dict[str, Any]]) -> list[dict[str, str]]:
-    unusable = [{"key": name, "reason": str(error)} for name, error in workspace.division.unusable]
+def _skipped(workspace: Workspace, parts: list[PartRecord]) -> list[Skipped]:
+    unusable: list[Skipped] = [{"key": name, "reason": str(error)} for name, error in workspace.division.unusable]
     return unusable + [entry for part in parts for entry in part["skipped"]]

@@ -5,7 +5,7 @@ part-000012/  shard-000012-000000.tar, .tar.idx, ...   named as in the data set
               manifest.json   size and sha256 of the files
 """
 
-import json
+import math
 import os
 import shutil
 from collections import deque
@@ -16,11 +16,12 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from stagecoach.data.building.item_files import describe_items
+from typing_extensions import TypedDict  # pydantic takes the one of typing from Python 3.12 on
+
+from stagecoach.data.building.item_files import Described, describe_items
 from stagecoach.data.building.jobs import BuildJob, RawError, RawItem
 from stagecoach.data.building.partition import Part
 from stagecoach.data.files import (
-    DamagedError,
     check_directory,
     describe_files,
     seal_directory,
@@ -28,34 +29,54 @@ from stagecoach.data.files import (
     temporary_name,
     write_json,
 )
-from stagecoach.data.format.shards import ShardWriter, index_path
+from stagecoach.data.format.shards import ShardEntry, ShardWriter, index_path
+from stagecoach.data.local_files import DamagedError
 from stagecoach.data.locks import TAKEN
+from stagecoach.data.reading import Count, read_json
 
 PART = "part.json"
 
 
-def read_part(folder: Path, job_hash: str, hashes: bool = True) -> dict[str, Any]:
+class Skipped(TypedDict):
+    """An item that was left out, and why."""
+
+    key: str
+    reason: str
+
+
+class PartRecord(TypedDict):
+    """``part.json``."""
+
+    part: str
+    split: str
+    job: str
+    samples: Count
+    shards: list[ShardEntry]
+    raw_files: Described
+    statistics: dict[str, Any]
+    skipped: list[Skipped]
+    encoders: dict[str, dict[str, Any]] | None
+
+
+def read_record(folder: Path) -> PartRecord:
+    """``part.json`` of a part. Raises ``DamagedError``."""
+    return read_json(folder / PART, PartRecord)
+
+
+def read_part(folder: Path, job_hash: str, hashes: bool = True) -> PartRecord:
     """What ``part.json`` of a sealed part says. ``hashes`` reads its files to the end.
 
     Raises ``DamagedError`` naming the file that is missing or not as it was written, or where it is of another build.
     """
-    try:
-        manifest = check_directory(folder, hashes)
-        part = json.loads((folder / PART).read_bytes())
-        whole = {PART, *part_files(part)} == set(manifest["files"])
-        named, job = part["part"], part["job"]
-    except DamagedError:
-        raise
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DamagedError(
-            f"{folder}: not a part of a build ({type(error).__name__}: {error}); remove it and start the build again"
-        ) from error
-    if not whole or job != job_hash or named != folder.name:
+    manifest = check_directory(folder, hashes)
+    part = read_record(folder)
+    whole = {PART, *part_files(part)} == set(manifest["files"])
+    if not whole or part["job"] != job_hash or part["part"] != folder.name:
         raise DamagedError(f"{folder}: a part of another build or of another number; remove it and start again")
     return part
 
 
-def part_files(part: Mapping[str, Any]) -> list[str]:
+def part_files(part: PartRecord) -> list[str]:
     """Names of the tars and indices of a part."""
     tars = [Path(shard["name"]) for shard in part["shards"]]
     return [str(path) for tar in tars for path in (tar, index_path(tar))]
@@ -124,7 +145,7 @@ class PartWriter:
                 "raw_files": raw,
                 "statistics": statistics.as_dict(),
                 "skipped": [{"key": item.key, "reason": bad[item.key]} for item in part.items if item.key in bad],
-                "encoders": self.encoders if written else None,
+                "encoders": dict(self.encoders or {}) if written else None,
             },
         )
         return written
@@ -136,7 +157,12 @@ class PartWriter:
             statistics.add(sample)
         return len(items)
 
-    def _seal(self, temporary: Path, part: Part, content: dict[str, Any]) -> None:
+    def _seal(self, temporary: Path, part: Part, content: PartRecord) -> None:
+        if not _is_finite(content["statistics"]):
+            raise RawError(
+                f"{part.name}: the statistics of its items {part.items[0].key} to {part.items[-1].key} are not finite, "
+                "expected numbers; look for one of them that holds none"
+            )
         write_json(temporary / PART, content)
         files = describe_files(temporary, [PART])
         for shard in content["shards"]:  # hashed as they were written
@@ -153,6 +179,12 @@ class PartWriter:
     def _prepared(self, items: list[RawItem]) -> Generator[tuple[RawItem, Any], None, None]:
         """Items in their order with what was read of each, or with the ``RawError`` that befell it."""
         return ahead(items, self.job.prepare, 2 * self.job.together, self.readers)
+
+
+def _is_finite(value: Any) -> bool:
+    if isinstance(value, dict | list):
+        return all(map(_is_finite, value.values() if isinstance(value, dict) else value))
+    return not isinstance(value, float) or math.isfinite(value)
 
 
 def ahead(

@@ -13,6 +13,7 @@ import numpy as np
 from stagecoach.data.building.jobs import RawError
 from stagecoach.data.files import import_extra
 from stagecoach.data.format.decode import npy_header
+from stagecoach.data.local_files import DamagedError, LocalFile, UnreachableError, is_file
 
 SPLITS = ("train", "val")
 
@@ -30,10 +31,13 @@ def check_split(entry: dict[str, Any], where: str) -> str | None:
 
 
 def read_bytes(path: Path, expected: str) -> bytes:
+    """A whole raw file. Raises ``RawError``; a storage that gives no answer is ``UnreachableError`` and no bad item."""
     try:
-        return path.read_bytes()
-    except OSError as error:
-        raise RawError(f"{path}: not readable ({error.strerror}), expected {expected}") from error
+        with LocalFile(path) as file:
+            return file.read(0, file.size)
+    except DamagedError as error:
+        cause = getattr(error.__cause__, "strerror", None) or str(error).removeprefix(f"{path}: ")
+        raise RawError(f"{path}: not readable ({cause}), expected {expected}") from error
 
 
 def read_json(path: Path, expected: str) -> Any:
@@ -42,7 +46,9 @@ def read_json(path: Path, expected: str) -> Any:
         return json.loads(read_bytes(path, expected))
     except RawError:
         raise
-    except ValueError as error:
+    except UnreachableError:
+        raise
+    except (ValueError, RecursionError) as error:
         raise RawError(f"{path}: no valid JSON ({error}), expected {expected}") from error
 
 
@@ -54,6 +60,8 @@ def read_npy(path: Path, expected: str) -> np.ndarray:
         return np.frombuffer(data, dtype, prod(shape), start).reshape(shape, order="F" if fortran else "C")
     except RawError:
         raise
+    except UnreachableError:
+        raise
     except (ValueError, TypeError) as error:
         raise RawError(f"{path}: not a .npy file of numbers ({error}), expected {expected}") from error
 
@@ -63,6 +71,8 @@ def open_media(path: Path, failed: Callable[[Exception], str]) -> Iterator[Any]:
     """The container (of av) of a file with video or sound. Raises ``RawError``, saying what ``failed`` makes of an
     error, for what goes wrong inside the block."""
     av = import_extra("av", "video and sound")
+    if path.exists() and not is_file(path):  # the library would wait for the writer of a pipe
+        raise RawError(f"{path}: no regular file, expected video or sound; remove what lies there")
     try:
         with av.open(str(path)) as container:
             yield container

@@ -11,7 +11,6 @@
 The folder vanishes by one rename when the data set stands.
 """
 
-import json
 import os
 import shutil
 import socket
@@ -21,14 +20,24 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from typing_extensions import TypedDict  # pydantic takes the one of typing from Python 3.12 on
+
 from stagecoach.data.building.partition import Division, Part, differences
 from stagecoach.data.files import MANIFEST, TEMPORARY, sync_directory, temporary_name, write_json
+from stagecoach.data.local_files import DamagedError
 from stagecoach.data.locks import DirectoryLock, process_exists
+from stagecoach.data.reading import below, read_json
 
 BUILD = ".build"
 RECORD = "build.json"
 SKIPPED = "skipped.jsonl"
 DELETIONS = 8
+
+
+class Finish(TypedDict):
+    """``finish.json``: names in the output that the data set takes the place of."""
+
+    retire: list[str]
 
 
 class Workspace:
@@ -67,7 +76,7 @@ class Workspace:
 
     def is_ours(self) -> bool:
         """Whether the build in this folder is the one that we want."""
-        return read_json(self.job) == self.division.record
+        return read_record(self.job) == self.division.record
 
     def goes_on(self) -> bool:
         """Whether parts of this build may still be made."""
@@ -75,7 +84,7 @@ class Workspace:
 
     def is_finished(self) -> bool:
         """Whether ``output`` holds the data set of this build."""
-        return not self.job.exists() and read_json(self.output / RECORD) == self.division.record
+        return not self.job.exists() and read_record(self.output / RECORD) == self.division.record
 
     def missing(self) -> list[Part]:
         """The parts that nobody has made yet."""
@@ -97,7 +106,12 @@ class Workspace:
         last: a trainer needs it, and whoever sees it sees all.
         """
         self.retired.mkdir(exist_ok=True)
-        for name in read_json(self.finish)["retire"]:
+        try:
+            retired = read_json(self.finish, Finish)["retire"]
+        except DamagedError as error:
+            raise DamagedError(f"{error}, or remove {self.root} to build again") from error
+        for name in retired:
+            below(self.output, name)
             if (self.output / name).exists() and not (self.retired / name).exists():
                 os.rename(self.output / name, self.retired / name)
         for path in sorted(self.staged.iterdir(), key=lambda path: (path.name == "train", path.name)):
@@ -145,9 +159,9 @@ class Workspace:
             lock.release()
 
     def _begin(self, replace: bool, alone: bool) -> bool:
-        there, finished = read_json(self.job), finished_splits(self.output)
+        there, finished = read_record(self.job), finished_splits(self.output)
         ours = there == self.division.record
-        if finished and there is None and not alone and read_json(self.output / RECORD) == self.division.record:
+        if finished and there is None and not alone and read_record(self.output / RECORD) == self.division.record:
             return False
         if finished and not replace:
             also = "; with --replace the build that was begun next to them goes on" if ours else ""
@@ -191,11 +205,12 @@ def finished_splits(output: Path) -> list[str]:
     return sorted(path.name for path in output.iterdir() if path.name[0] != "." and (path / MANIFEST).is_file())
 
 
-def read_json(path: Path) -> Any:
-    """The content, or None where there is no such file or none that can be read."""
+def read_record(path: Path) -> Any:
+    """The content of a JSON file, or None where there is no such file or none that can be read. Raises
+    ``UnreachableError``."""
     try:
-        return json.loads(path.read_bytes())
-    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return read_json(path, Any)
+    except DamagedError:
         return None
 
 

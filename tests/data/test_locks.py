@@ -5,13 +5,19 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import threading
 import time
+from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
 
 from stagecoach.data import locks
-from stagecoach.data.locks import DirectoryLock, HeldError, identity, is_dead
+from stagecoach.data.local_files import DamagedError
+from stagecoach.data.locks import DirectoryLock, HeldError, describe, identity, is_dead
+from tests.data.test_reading import variants
+from tests.data.trouble import Trouble
 
 
 def take_in_a_process_that_dies(path) -> None:
@@ -102,6 +108,62 @@ def test_a_lock_whose_owner_cannot_be_read_is_taken_when_it_has_been_silent(tmp_
     lock = DirectoryLock(tmp_path / "lock")
     lock.acquire()
     assert lock.held()
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize("kind", ["pipe", "folder", "ring", "noise", "shape"])
+def test_whatever_lies_there_in_the_place_of_an_owner_is_waited_for_and_not_opened(tmp_path, monkeypatch, kind):
+    monkeypatch.setattr(locks, "STALE", 0.3)
+    (tmp_path / "lock").mkdir()
+    path = tmp_path / "lock/owner.json"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    elif kind == "ring":
+        path.symlink_to(path)
+    else:
+        path.write_bytes(b"\xff" if kind == "noise" else b"[" * 50_000)
+    lock, waited = DirectoryLock(tmp_path / "lock"), []
+    lock.acquire(refuse=True, on_wait=waited.append)
+    assert lock.held()
+    assert "no readable owner.json" in describe(waited[0])
+
+
+OWNER = {"token": "ab-1", "host": "h", "processes": "pid:[1]", "process": 7, "started": "1", "job": "9", "restarts": 0}
+
+
+@given(variants(OWNER))
+@settings(max_examples=150, deadline=None)
+def test_an_owner_that_was_changed_is_one_or_is_unreadable(content):
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "lock").mkdir()
+        (Path(folder) / "lock/owner.json").write_bytes(content)
+        lock = DirectoryLock(Path(folder) / "lock")
+        owner, sign = lock._owner()
+        assert sign
+        is_dead(owner)
+        assert describe(owner)
+        lock._bury(owner)
+        assert [path.name for path in Path(folder).iterdir()] == [f"lock.dead-{owner['token']}"]
+
+
+def test_what_is_no_folder_in_the_place_of_a_lock_is_named(tmp_path):
+    (tmp_path / "lock").write_bytes(b"")
+    with pytest.raises(DamagedError, match=r"lock: no folder, expected a lock or nothing; remove what lies there"):
+        DirectoryLock(tmp_path / "lock").acquire()
+
+
+def test_a_moment_of_trouble_does_not_end_the_signs_of_life(tmp_path, monkeypatch):
+    monkeypatch.setattr(locks, "BEAT", 0.05)
+    lock = DirectoryLock(tmp_path / "lock")
+    lock.acquire()
+    with Trouble(monkeypatch, "owner.json", errno.EIO):
+        time.sleep(0.3)
+    before = (tmp_path / "lock/owner.json").stat().st_mtime_ns
+    time.sleep(0.4)
+    assert (tmp_path / "lock/owner.json").stat().st_mtime_ns > before
+    lock.release()
 
 
 def test_a_holder_gives_signs_of_life(tmp_path, monkeypatch):

@@ -13,6 +13,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from stagecoach.data.reading import read_regular
+
 FOLDER = "watch"
 
 
@@ -60,7 +62,7 @@ class NodeFile:
         text = json.dumps({"token": self.token, "count": self.count, **content})
         try:
             self.path.parent.mkdir(exist_ok=True)  # the run folder itself comes with the run's first file
-            descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT, 0o600)
+            descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_NONBLOCK, 0o600)
             try:
                 line = f"{zlib.crc32(text.encode()):08x} {text}\n".encode()
                 os.pwrite(descriptor, line, 0)
@@ -74,14 +76,15 @@ class NodeFile:
     def read(self, now: float) -> None:
         """Take what is new; ``seen`` is when something last was."""
         try:
-            text = self.path.read_text()
+            text = read_regular(self.path, retries=0).decode()  # the next look is soon
             content = json.loads(text[9:])
             if int(text[:8], 16) != zlib.crc32(text[9:].rstrip("\n").encode()) or content["token"] != self.token:
                 return
-        except (OSError, ValueError, KeyError, TypeError):  # not there yet, or in the middle of a write
+            count = int(content["count"])
+        except (ValueError, KeyError, TypeError, RecursionError):  # not there yet, or in the middle of a write
             return
-        if content["count"] != self.count:
-            self.count, self.seen, self.content = content["count"], now, content
+        if count != self.count:
+            self.count, self.seen, self.content = count, now, content
 
 
 class Exchange:

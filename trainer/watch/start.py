@@ -16,11 +16,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 import torch.distributed as dist
+from pydantic import Field
+from typing_extensions import TypedDict  # pydantic takes the one of typing from Python 3.12 on
 
+from stagecoach.data.reading import read_json
 from stagecoach.trainer.distributed import World, attempt, from_first, together
 from stagecoach.trainer.interrupt import EXIT_CODE, PEER_LOST, Interrupted
 from stagecoach.trainer.settings import FirstRankError
@@ -35,6 +38,13 @@ OWNERS = "owners.json"
 MOST_STARTS = 3
 _started: list[subprocess.Popen[str]] = []
 """Watchers that have not been reaped."""
+
+
+class Owners(TypedDict):
+    """``owners.json``: the processes that a folder of pages belongs to."""
+
+    machine: str
+    pids: list[Annotated[int, Field(ge=1, lt=2**31)]]
 
 
 @dataclass(frozen=True)
@@ -121,10 +131,10 @@ def remove_leftovers(memory: Path) -> None:
     """Remove the folders of runs all of whose processes, watcher included, were killed at once."""
     for owners in memory.glob(f"stagecoach-watch-{os.getuid()}-*/{OWNERS}"):
         try:
-            said = json.loads(owners.read_text())
+            said = read_json(owners, Owners)
             if said["machine"] == _machine() and all(process_state(pid) in GONE for pid in said["pids"]):
                 shutil.rmtree(owners.parent, ignore_errors=True)
-        except (OSError, ValueError, KeyError, TypeError):  # just being written, or removed by another
+        except (OSError, ValueError):  # just being written, or removed by another
             continue
 
 

@@ -319,3 +319,48 @@ def test_check_speaks_of_an_interrupted_repair(shards):
     assert "train/.repair: an interrupted repair" in problem
     repair(shards)
     assert check(shards) == []
+
+
+@pytest.mark.parametrize("name", ["../outside/o.tar", "{}/outside/o.tar", "..", "a/b.tar", ""])
+def test_a_list_that_names_files_outside_of_its_folder_is_not_followed(shards, tmp_path, name):
+    (tmp_path / "outside").mkdir()
+    shutil.copy(next((shards / "train").glob("*.tar")), tmp_path / "outside" / "o.tar")
+    before = files(tmp_path / "outside")
+    path = shards / "train" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["shards"][0]["name"] = name.format(tmp_path)
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(
+        DamagedError, match=r"manifest\.json: no readable manifest of shards .*names of files in its folder"
+    ):
+        read_manifest(shards / "train")
+    repair(shards)
+    assert check(shards) == []
+    assert files(tmp_path / "outside") == before
+    assert sum(entry["samples"] for entry in read_manifest(shards / "train").shards) == SAMPLES
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize(
+    "plan",
+    [
+        {"files": ["../../escaped"], "remove": [], "aside": {}},
+        {"files": [], "remove": ["../../precious"], "aside": {}},
+        {"files": [], "remove": [], "aside": {"../../precious": "unlisted/x"}},
+        {"files": [], "remove": [], "aside": {"manifest.json": "../../escaped"}},
+        {"files": [], "remove": "manifest.json", "aside": {}},
+        [],
+        "../../precious",
+    ],
+)
+def test_a_plan_of_an_interrupted_repair_stays_inside_of_its_folder(shards, tmp_path, plan):
+    (tmp_path / "precious").write_text("mine")
+    folder = shards / "train" / rebuild.FOLDER
+    folder.mkdir()
+    (folder / rebuild.PLAN).write_text(json.dumps(plan))
+    before = files(shards)
+    with pytest.raises(DamagedError, match="expected what an interrupted repair left"):
+        repair(shards)
+    assert files(shards) == before
+    assert (tmp_path / "precious").read_text() == "mine"
+    assert not (tmp_path / "escaped").exists()

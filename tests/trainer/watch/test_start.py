@@ -18,14 +18,19 @@ def test_what_killed_runs_left_in_memory_goes_and_what_others_use_stays(tmp_path
         "alive": {"machine": _machine(), "pids": [gone, here]},
         "elsewhere": {"machine": "another", "pids": [gone]},
         "damaged": [],
+        "number": {"machine": _machine(), "pids": [-1, gone]},
+        "pipe": None,
     }
     for name, said in owners.items():
         folder = tmp_path / f"stagecoach-watch-{os.getuid()}-{name}"
         folder.mkdir()
-        (folder / OWNERS).write_text(json.dumps(said))
+        if said is None:
+            os.mkfifo(folder / OWNERS)
+        else:
+            (folder / OWNERS).write_text(json.dumps(said))
     remove_leftovers(tmp_path)
     left = sorted(folder.name.rpartition("-")[2] for folder in tmp_path.iterdir())
-    assert left == ["alive", "damaged", "elsewhere"]
+    assert left == ["alive", "damaged", "elsewhere", "number", "pipe"]
 
 
 def test_a_watcher_that_ends_is_started_again_a_few_times_and_its_end_is_said(tmp_path, caplog, capfd):
