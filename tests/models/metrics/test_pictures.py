@@ -97,7 +97,7 @@ def _classifier(kind: str) -> nn.Module:
 
 
 @pytest.mark.parametrize("kind", ["alex", "vgg"])
-def test_lpips_from_a_local_file_is_the_librarys(kind, tmp_path, monkeypatch):
+def test_lpips_from_a_local_file_equals_the_library(kind, tmp_path, monkeypatch):
     torch.manual_seed(0)
     net = _classifier(kind)
     path = tmp_path / "backbone.pth"

@@ -47,7 +47,7 @@ def clip_folder(tmp_path_factory):
     return folder
 
 
-def test_clip_scores_are_the_librarys_cosines(clip_folder):
+def test_clip_scores_equal_the_cosines_of_the_library(clip_folder):
     clip = Clip(clip_folder, CPU)
     pictures, texts = clip.pictures(_pictures()), clip.texts(TEXTS)
     model = CLIPModel.from_pretrained(clip_folder).eval()
