@@ -28,7 +28,7 @@ from stagecoach.trainer.interrupt import Interrupted, StopRequest
 from stagecoach.trainer.job_state import note_progress
 from stagecoach.trainer.meter import Meter
 from stagecoach.trainer.objective import weighted_total
-from stagecoach.trainer.planning.meter import step_costs
+from stagecoach.trainer.planning.meter import sample_flops
 from stagecoach.trainer.reporting.monitor import Monitor
 from stagecoach.trainer.run_folder import adapter_directory
 from stagecoach.trainer.setup import StageSetup
@@ -88,13 +88,8 @@ class StageLoop:
                 plan.window(plan.stage.steps - 1, len(data.train)),
             )
         self.peak = peak_flops(device_name(setup.world.device))
-        self.flops_per_sample = 0.0
-        if self.peak and setup.world.is_first:  # which alone logs; it takes some seconds
-            try:
-                costs = step_costs(plan, plan.batching.micro)
-                self.flops_per_sample = costs.flops() / costs.samples
-            except Exception as error:  # a number for people is no reason to stop a cluster
-                log.warning("no MFU is logged: the step could not be counted (%s: %s)", type(error).__name__, error)
+        # On the rank that logs; it takes some seconds.
+        self.flops_per_sample = sample_flops(plan) if self.peak and setup.world.is_first else 0.0
 
     def run(self) -> Path:
         """Train to the end of the stage and return the adapter's directory. Raises ``Interrupted`` after saving."""

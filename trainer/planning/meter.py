@@ -4,6 +4,7 @@ The step is the family's own: the network of the stage, the helpers of its losse
 backward, with trained weights in the precision of the run. Nothing is declared and nothing is estimated from a config.
 """
 
+import logging
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -23,6 +24,8 @@ from stagecoach.trainer.planning.op_counter import OpCounter
 from stagecoach.trainer.planning.op_work import Amount
 from stagecoach.trainer.planning.saved_bytes import KeptBytes, SavedBytes
 from stagecoach.trainer.stage_plan import DTYPES, StagePlan
+
+log = logging.getLogger(__name__)
 
 Kind = Literal["trained", "grad_passthrough", "no_grad"]
 LABEL_PARTS = 3
@@ -68,6 +71,17 @@ def step_costs(plan: StagePlan, samples: int) -> StepCosts:
     weights = tuple(sorted(stage.loss_weights.items()))
     config = plan.config.model_dump_json()
     return _counted(recipe.family, config, plan.index, samples, recipe.precision, weights, stage.steps)
+
+
+def sample_flops(plan: StagePlan) -> float:
+    """FLOPs of a sample in training, or 0 with a warning where the step cannot be counted: a number for people is no
+    reason to stop a cluster."""
+    try:
+        costs = step_costs(plan, plan.batching.micro)
+    except Exception as error:
+        log.warning("no MFU is logged: the step could not be counted (%s: %s)", type(error).__name__, error)
+        return 0.0
+    return costs.flops() / costs.samples
 
 
 @lru_cache(maxsize=64)
