@@ -142,8 +142,14 @@ def test_retention_counts_by_the_age_of_writing(tmp_path):
         (store.path(step) / "manifest.json").write_text("{}")
         os.utime(store.path(step) / "manifest.json", (1000 + age, 1000 + age))
     store.path(9).mkdir()  # without a manifest, so never finished
-    store.retire()
+    store.retire(store.path(1))
     assert store.steps() == [1, 3, 4]
+    # By a host whose clock is behind that of those before.
+    store.path(2).mkdir()
+    (store.path(2) / "manifest.json").write_text("{}")
+    os.utime(store.path(2) / "manifest.json", (900, 900))
+    store.retire(store.path(2))
+    assert store.steps() == [1, 2, 4]
 
 
 def test_moving_aside_twice_in_a_second_keeps_both(tmp_path):

@@ -45,12 +45,14 @@ class CheckpointStore:
             )
         return None
 
-    def retire(self) -> None:
-        """Remove those that were written first beyond ``keep``; their steps do not matter."""
+    def retire(self, newest: Path) -> None:
+        """Remove those that were written first beyond ``keep``; their steps do not matter. ``newest`` has just been
+        written, even where the clocks of hosts differ."""
 
-        def written(step: int) -> tuple[int, int]:
-            manifest = self.path(step) / MANIFEST  # the last file of a checkpoint
-            return (manifest.stat().st_mtime_ns if manifest.exists() else 0), step
+        def written(step: int) -> tuple[bool, int, int]:
+            path = self.path(step)
+            manifest = path / MANIFEST  # the last file of a checkpoint
+            return path == newest, (manifest.stat().st_mtime_ns if manifest.exists() else 0), step
 
         for step in sorted(self.steps(), key=written)[: -self.keep]:
             shutil.rmtree(self.path(step))

@@ -173,7 +173,7 @@ def _describe(temporary: Path, state: dict[str, Any], texts: dict[str, str]) -> 
 
 def _commit(store: CheckpointStore, temporary: Path, final: Path) -> None:
     commit_directory(temporary, final)
-    store.retire()
+    store.retire(final)
 
 
 def _seal(directory: Path, peers: Peers, explain: Callable[[Callable], Callable]) -> None:

@@ -127,13 +127,13 @@ def _handoff(plan: StagePlan, before: int | None, init: Path | None) -> str:
 
 
 def _disk(recipe: Recipe, planned: dict[int, dict[str, Any]]) -> str:
-    """Checkpoints hold fp32 weights, master weights, two moments and (ZeRO-1, 2) the weights in use; one more than is
-    kept lies there while it is written. Adapters hold what all stages so far have trained, in fp32."""
+    """Checkpoints hold fp32 weights, Adam's two moments and maybe an average; one more than is kept lies there while it
+    is written. Adapters hold what all stages so far have trained, in fp32."""
     run = Path(recipe.run).absolute()
-    width, needed = DTYPES[recipe.precision].itemsize, 0
+    needed = 0
     for index, stage_plan in planned.items():
         count = stage_plan["trainable"]
-        each = count * (4 + 12 + (0 if recipe.zero == 3 else width) + (4 if recipe.ema else 0))
+        each = count * (12 + (4 if recipe.ema else 0))
         stage = recipe.stages[index]
         kept = min(recipe.keep_checkpoints + 1, -(-stage.steps // stage.checkpoint_every))
         there = sum(p.stat().st_size for p in (run / f"stage{index}").rglob("*") if p.is_file())

@@ -115,12 +115,12 @@ def test_a_full_disk(tmp_path, shards, monkeypatch):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(module.shutil, "disk_usage", lambda path: usage(10**6, 0, 100))
     assert "free some" in failed(check(recipe))["disk"]
-    # Three checkpoints of fp32 weights, master weights and moments (100 steps and one every 1000 make one), an adapter.
+    # Three checkpoints of fp32 weights and moments (100 steps and one every 1000 make one), an adapter.
     planned = {1: {"trainable": 1000}}
-    monkeypatch.setattr(module.shutil, "disk_usage", lambda path: usage(10**6, 0, 1000 * (16 + 4) - 1))
+    monkeypatch.setattr(module.shutil, "disk_usage", lambda path: usage(10**6, 0, 1000 * (12 + 4) - 1))
     with pytest.raises(ValueError, match="free some"):
         module._disk(recipe, planned)
-    monkeypatch.setattr(module.shutil, "disk_usage", lambda path: usage(10**6, 0, 1000 * (16 + 4)))
+    monkeypatch.setattr(module.shutil, "disk_usage", lambda path: usage(10**6, 0, 1000 * (12 + 4)))
     module._disk(recipe, planned)
 
 
