@@ -90,7 +90,7 @@ REFUSED = {
     "data": (["--data", "nowhere"], "data: nowhere is not there"),
     "no data": ([], "data: no shards named"),
     "recipe": (["--data", ".", "--recipe", "none.yaml"], "none.yaml: cannot be read"),
-    "init": (["--data", ".", "--init", "gone"], "--init gone: there is no such folder"),
+    "init": (["--data", ".", "--init", "gone"], "--init gone: there is nothing, expected an adapter"),
     "resume": (["--data", ".", "--resume", "gone"], "--resume gone: there is no such folder"),
     "run": (["--data", ".", "--run", "file/run"], "is a file, expected a folder"),
     "ranks": (["--data", ".", "--expect-ranks", "2"], "1 rank started, expected 2"),

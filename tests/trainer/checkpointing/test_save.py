@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from stagecoach.data.files import check_directory
+from stagecoach.models.weights import AdapterCard
 from stagecoach.trainer.checkpointing import save
 from stagecoach.trainer.checkpointing.failure import SaveError
 from stagecoach.trainer.checkpointing.layout import MOMENTS, Fragment
@@ -21,6 +22,7 @@ from stagecoach.trainer.checkpointing.store import CheckpointStore
 from stagecoach.trainer.distributed import World
 
 NUMEL = 1 << 20
+CARD = AdapterCard("toy", "tiny", 1, "one", 0, "", "", None, "raw", {})
 
 
 @pytest.fixture
@@ -57,7 +59,7 @@ def wait_for(saver):
 def test_a_checkpoint_holds_what_there_was_when_it_was_saved(saver):
     before = saver.parameters["w"].detach().clone()
     os.kill(saver.writer.process.pid, signal.SIGSTOP)
-    path = saver.save(state(1), "config")
+    path = saver.save(state(1), "config", CARD)
     with torch.no_grad():
         saver.parameters["w"].zero_()
     assert not path.exists()
@@ -69,23 +71,23 @@ def test_a_checkpoint_holds_what_there_was_when_it_was_saved(saver):
 
 
 def test_one_is_written_at_a_time(saver):
-    first, second = saver.save(state(1), ""), saver.store.path(2)
-    assert saver.save(state(2), "") == second
+    first, second = saver.save(state(1), "", CARD), saver.store.path(2)
+    assert saver.save(state(2), "", CARD) == second
     check_directory(first)
     saver.wait()
     check_directory(second)
 
 
 def test_a_failure_is_raised_by_the_next_save_which_writes_nothing(saver, monkeypatch, caplog):
-    good = saver.save(state(1), "")
+    good = saver.save(state(1), "", CARD)
     saver.wait()
     monkeypatch.setattr(save, "HEADERS", 2**62)
-    saver.save(state(2), "")
+    saver.save(state(2), "", CARD)
     wait_for(saver)
     saver.look()
     monkeypatch.undo()
     with pytest.raises(SaveError, match=re.escape("checkpoint_2: cannot be written (No space left")) as caught:
-        saver.save(state(3), "")
+        saver.save(state(3), "", CARD)
     assert f"the last good checkpoint is {good}" in str(caught.value)
     saver.wait()  # it is raised once
     assert saver.store.steps() == [1]
@@ -93,10 +95,10 @@ def test_a_failure_is_raised_by_the_next_save_which_writes_nothing(saver, monkey
 
 def test_the_last_one_is_waited_for_at_the_end_and_its_failure_is_said(saver, caplog):
     with caplog.at_level(logging.INFO):
-        path = saver.save(state(1), "")
+        path = saver.save(state(1), "", CARD)
         with torch.no_grad():
             saver.parameters["w"][3] = float("nan")
-        saver.save(state(2), "")
+        saver.save(state(2), "", CARD)
         saver.close()
     check_directory(path)
     said = [record.message for record in caplog.records]
@@ -108,7 +110,7 @@ def test_the_last_one_is_waited_for_at_the_end_and_its_failure_is_said(saver, ca
 
 def test_what_has_been_written_is_said_as_soon_as_somebody_looks_and_once(saver, caplog):
     with caplog.at_level(logging.INFO):
-        saver.save(state(1), "")
+        saver.save(state(1), "", CARD)
         wait_for(saver)
         for _ in range(2):
             saver.look()
