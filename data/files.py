@@ -146,7 +146,7 @@ def commit_directory(temporary: Path, final: Path) -> None:
     os.replace(temporary, final)
     sync_directory(final.parent)
     if old is not None:
-        shutil.rmtree(old)
+        shutil.rmtree(old, ignore_errors=True)
 
 
 @contextmanager

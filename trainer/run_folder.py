@@ -31,6 +31,10 @@ def checkpoint_store(run: str | Path, stage: int, keep: int) -> CheckpointStore:
     return CheckpointStore(stage_directory(run, stage) / "checkpoints", keep)
 
 
+class LostFolderError(ValueError):
+    """Another run has taken the folder meanwhile."""
+
+
 class RunFolder:
     """The lock on a run's folder, which rank 0 holds for all. A folder that is not there yet is made and locked when
     the run begins to write: one that cannot start leaves nothing behind."""
@@ -48,14 +52,14 @@ class RunFolder:
         on_first(self.world, self._take, False)
 
     def check(self) -> None:
-        """Raise ``ValueError`` where another run has taken the lock meanwhile, as it may from one that is silent on
-        another host. Of rank 0 alone; the others hold none."""
+        """Raise ``LostFolderError`` where another run has taken the lock, as it may from one that is silent on another
+        host. Of rank 0 alone; the others hold none."""
         owner = None if self.lock is None else self.lock.lost_to()
         if owner is not None:
             now = (
                 f"another run writes to this folder now ({describe(owner)})" if "host" in owner else "its lock is gone"
             )
-            raise ValueError(
+            raise LostFolderError(
                 f"{self.path}: {now}, expected this run to be the only one; its lock is taken from a run that gives no "
                 f"sign of life for {STALE:g} s, so this one stops and leaves the folder as it is; go on with --resume "
                 "auto when no other run is in it"

@@ -30,7 +30,7 @@ from stagecoach.trainer.meter import Meter
 from stagecoach.trainer.objective import weighted_total
 from stagecoach.trainer.planning.meter import sample_flops
 from stagecoach.trainer.reporting.monitor import Monitor
-from stagecoach.trainer.run_folder import adapter_directory
+from stagecoach.trainer.run_folder import LostFolderError, adapter_directory
 from stagecoach.trainer.setup import StageSetup
 from stagecoach.trainer.waiting import waiting
 from stagecoach.trainer.watch.cluster import ClusterMeter
@@ -66,15 +66,9 @@ class StageLoop:
         self.finite = torch.ones((), dtype=torch.bool, device=setup.world.device)
         """Whether the losses of this step are, on this rank; kept with fp16's loss scale alone."""
         self.meter = Meter(setup.world)
-        self.saver = Saver(
-            setup.store,
-            setup.engine.deepspeed,
-            setup.engine.trainable,
-            setup.engine.ema,
-            setup.world,
-            setup.plan.recipe.checkpoint.asynchronous,
-        )
-        plan, data = setup.plan, setup.data
+        plan, data, engine = setup.plan, setup.data, setup.engine
+        behind = plan.recipe.checkpoint.asynchronous
+        self.saver = Saver(setup.store, engine.deepspeed, engine.trainable, engine.ema, setup.world, behind)
         self.bad = BadSamples(setup.start.state.bad, plan.recipe.stream.bad_samples, len(data.train))
         self.evaluator = None
         if data.held_out is not None and len(data.held_out):
@@ -95,8 +89,12 @@ class StageLoop:
         """Train to the end of the stage and return the adapter's directory. Raises ``Interrupted`` after saving."""
         try:
             return self._run()
+        except LostFolderError:
+            self.saver.abandon()
+            raise
         finally:
-            self.saver.close()
+            with phase("save"):
+                self.saver.close()
 
     def _run(self) -> Path:
         s, plan, network = self.s, self.s.plan, self.s.engine.network

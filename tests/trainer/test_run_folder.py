@@ -1,5 +1,6 @@
 """Nothing that an earlier run left in a folder is taken for the present."""
 
+import errno
 import json
 import os
 import re
@@ -150,6 +151,20 @@ def test_retention_counts_by_the_age_of_writing(tmp_path):
     os.utime(store.path(2) / "manifest.json", (900, 900))
     store.retire(store.path(2))
     assert store.steps() == [1, 2, 4]
+
+
+def test_an_old_checkpoint_that_cannot_be_removed_ends_no_run(tmp_path, monkeypatch, caplog):
+    store = CheckpointStore(tmp_path, 1)
+    for step in (1, 2):
+        store.path(step).mkdir()
+
+    def refuse(*paths):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(paths[0]))
+
+    monkeypatch.setattr(os, "rename", refuse)
+    store.retire(store.path(2))
+    assert store.steps() == [1, 2]
+    assert "checkpoint_1: stays, although 1 are kept (Permission denied)" in caplog.text
 
 
 def test_moving_aside_twice_in_a_second_keeps_both(tmp_path):

@@ -15,7 +15,8 @@ POPULATE_WRITE = getattr(mmap, "MADV_POPULATE_WRITE", 23)
 
 
 class HostCopy:
-    """Memory without a name: it is not bounded by /dev/shm, and nothing of it stays when its processes have ended.
+    """Memory without a name: nothing of it stays when its processes have ended, and /dev/shm bounds it only where
+    Python has no ``os.memfd_create``.
 
     It is got once, and page-locked for a GPU: both take long.
 
@@ -24,7 +25,10 @@ class HostCopy:
 
     def __init__(self, kinds: Sequence[str], sizes: Sequence[int], cuda: bool) -> None:
         where, self.size = places(kinds, sizes)
-        self.descriptor = os.memfd_create("stagecoach-checkpoint", os.MFD_CLOEXEC)
+        if hasattr(os, "memfd_create"):
+            self.descriptor = os.memfd_create("stagecoach-checkpoint", os.MFD_CLOEXEC)
+        else:  # interpreters that were built for old systems
+            self.descriptor = os.open("/dev/shm", os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
         try:
             os.posix_fallocate(self.descriptor, 0, self.size)
             memory = mmap.mmap(self.descriptor, self.size)

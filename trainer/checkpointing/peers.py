@@ -27,6 +27,9 @@ MEET_SECONDS = 300.0
 TIMEOUT = 2 * 3600.0
 """Seconds for one message: others wait while a large file is written to a slow disk."""
 GREETING_SECONDS = 10.0
+OTHERS = 64
+"""Connections of strangers that may wait besides those of the ranks."""
+HERE = b"+"
 PIECE = 1 << 24
 """Bytes of values in one call."""
 
@@ -45,9 +48,9 @@ def invite(size: int) -> tuple[Invitation, socket.socket | None]:
     if size == 1:
         return Invitation(), None
     try:
-        listener = socket.create_server(("", 0), family=socket.AF_INET6, dualstack_ipv6=True, backlog=size)
+        listener = socket.create_server(("", 0), family=socket.AF_INET6, dualstack_ipv6=True, backlog=size + OTHERS)
     except (OSError, ValueError):  # no IPv6 here
-        listener = socket.create_server(("", 0), backlog=size)
+        listener = socket.create_server(("", 0), backlog=size + OTHERS)
     named = os.environ.get("GLOO_SOCKET_IFNAME")
     found = [one.address for one in psutil.net_if_addrs().get(named or "", []) if one.family == socket.AF_INET]
     found += [os.environ["MASTER_ADDR"], socket.gethostname()]
@@ -89,6 +92,8 @@ class Peers:
         failure = None
         try:
             function(*args)
+        except PeerLostError:  # nothing can be agreed on any more
+            raise
         except Exception as error:
             failure = error
         messages = self.share(self.gather(None if failure is None else str(failure)))
@@ -169,11 +174,13 @@ def meet(rank: int, size: int, invitation: Invitation, listener: socket.socket |
                 raise _lost(missing, f"{reason} within {MEET_SECONDS:g} s, to write checkpoints with") from error
             # Whoever does not know the token is some other program.
             with suppress(OSError, ValueError):
-                who, shown = _read(link, 72).decode().split(":")
-                if hmac.compare_digest(shown, invitation.token):
+                who, shown = _read(link, 72).split(b":")
+                if hmac.compare_digest(shown, invitation.token.encode()):
                     link.sendall(_answer(invitation.token))
-                    links[int(who)] = _kept(link)
-                    continue
+                    # One that has waited for this too long is gone and comes again.
+                    if _read(link, len(HERE)) == HERE:
+                        links[int(who)] = _kept(link)
+                        continue
             link.close()
     return Peers(0, size, links)
 
@@ -190,6 +197,7 @@ def _reach(rank: int, invitation: Invitation, end: float) -> socket.socket:
             with suppress(OSError):
                 link.sendall(f"{rank:>7}:{invitation.token}".encode())
                 if hmac.compare_digest(_read(link, 32), _answer(invitation.token)):
+                    link.sendall(HERE)
                     return _kept(link)
             reason = f"{address}: something else answers"
             link.close()
@@ -198,9 +206,12 @@ def _reach(rank: int, invitation: Invitation, end: float) -> socket.socket:
 
 
 def _read(link: socket.socket, count: int) -> bytes:
-    link.settimeout(GREETING_SECONDS)
-    found = b""
-    while len(found) < count and (more := link.recv(count - len(found))):
+    found, end = b"", time.monotonic() + GREETING_SECONDS
+    while len(found) < count:
+        link.settimeout(max(0.001, end - time.monotonic()))
+        more = link.recv(count - len(found))
+        if not more:
+            break
         found += more
     return found
 

@@ -170,6 +170,8 @@ def main() -> None:
             if type(error).__name__ not in KINDS:
                 traceback.print_exc()
             answer(_failure(error))
+            if isinstance(error, PeerLostError):
+                return  # its connections close, so that the others' writers do not wait for it
 
 
 def _failure(error: Exception) -> dict[str, str]:

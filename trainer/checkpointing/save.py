@@ -125,6 +125,11 @@ class Saver:
                 part.close()
         self.writer = self.copy = self.peers = self.layout = None
 
+    def abandon(self) -> None:
+        """End what is being written: the folder is another run's now."""
+        if self.writer is not None:
+            self.writer.process.kill()
+
     def meet(self) -> None:
         """Learn what each rank holds, and connect those who will write it, so that their messages never mix with those
         of training; get the memory and start the process where another writes. Every rank calls it, before the first
@@ -144,8 +149,9 @@ class Saver:
         shapes = {name: tuple(parameter_shape(parameter)) for name, parameter in self.parameters.items()}
         self.layout = Layout(kinds, shapes, [sizes for sizes, _ in ranks], [fragments for _, fragments in ranks])
         together(self.world, attempt(self._get_memory) if self.asynchronous else None)
-        invitation, listener = invite(self.world.size) if self.world.is_first else (Invitation(), None)
-        invitation = from_first(invitation)
+        made: list[Any] = [Invitation(), None]
+        together(self.world, attempt(_invite, made, self.world.size) if self.world.is_first else None)
+        invitation, listener = from_first(made[0]), made[1]
         with waiting("all ranks to connect for writing checkpoints"):
             together(self.world, attempt(self._connect, self.layout, invitation, listener))
 
@@ -166,9 +172,11 @@ class Saver:
         if self.copy is None:
             self.peers = meet(rank, self.world.size, invitation, listener)
             return
-        self.writer = WriterProcess(rank, layout, self.copy.descriptor, self.store, invitation, listener)
-        if listener is not None:
-            listener.close()
+        try:
+            self.writer = WriterProcess(rank, layout, self.copy.descriptor, self.store, invitation, listener)
+        finally:
+            if listener is not None:
+                listener.close()
         self.writer.outcome()
 
     def _finish(self) -> None:
@@ -204,3 +212,7 @@ class Saver:
 
     def _held(self, kind: str) -> list[np.ndarray]:
         return [flat.cpu().float().numpy() for flat in self._flats()[kind]]
+
+
+def _invite(made: list[Any], size: int) -> None:
+    made[:] = invite(size)

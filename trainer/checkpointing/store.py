@@ -1,11 +1,12 @@
 """The checkpoints of one stage of one run: where they are, which is the newest intact one, how many are kept."""
 
 import logging
+import os
 import re
 import shutil
 from pathlib import Path
 
-from stagecoach.data.files import MANIFEST, DamagedError
+from stagecoach.data.files import MANIFEST, DamagedError, temporary_name
 from stagecoach.trainer.checkpointing.state import read_state
 
 log = logging.getLogger(__name__)
@@ -55,4 +56,10 @@ class CheckpointStore:
             return path == newest, (manifest.stat().st_mtime_ns if manifest.exists() else 0), step
 
         for step in sorted(self.steps(), key=written)[: -self.keep]:
-            shutil.rmtree(self.path(step))
+            aside = temporary_name(self.path(step))
+            try:
+                os.rename(self.path(step), aside)
+            except OSError as error:  # no reason to end a run whose newest checkpoint is safe
+                log.warning("%s: stays, although %d are kept (%s)", self.path(step), self.keep, error.strerror or error)
+            else:
+                shutil.rmtree(aside, ignore_errors=True)

@@ -75,7 +75,9 @@ def write_checkpoint(
         peers.each(explain(_write_moments), temporary, layout, held, rank)
         for name, kind in ((WEIGHTS, MODEL), (AVERAGE, AVERAGED)):
             if kind in layout.kinds:
-                peers.each(explain(_write_whole), temporary / name, layout, held(kind), peers)
+                flats: list[np.ndarray] = []
+                peers.each(_fill, flats, held, kind)
+                peers.each(explain(_write_whole), temporary / name, layout, flats, peers)
         peers.first(explain(_describe), temporary, state, texts)
         _seal(temporary, peers, explain)
         peers.first(explain(_commit), store, temporary, final)
@@ -110,6 +112,11 @@ def _write_moments(temporary: Path, layout: Layout, held: Held, rank: int) -> No
         file.close()
 
 
+def _fill(flats: list[np.ndarray], held: Held, kind: str) -> None:
+    """In an agreement of its own: a rank that cannot read what it holds must not be waited for."""
+    flats.extend(held(kind))
+
+
 def _write_whole(path: Path, layout: Layout, flats: list[np.ndarray], peers: Peers) -> None:
     """Rank 0 writes what each rank holds to where in the file it belongs; the others send it."""
     if not peers.is_first:
@@ -123,22 +130,22 @@ def _write_whole(path: Path, layout: Layout, flats: list[np.ndarray], peers: Pee
             file.write(name, start, _bytes(flats[group][offset : offset + numel]))
     except OSError as error:
         failure = error
-    for rank in range(1, peers.size):
-        for name, fragment in layout.in_order(rank):
-            for at in range(0, 4 * fragment.numel, PIECE):
-                part = piece[: min(PIECE, 4 * fragment.numel - at)]
-                # Also where nothing can be written any more: the others send all of it.
-                peers.receive(rank, part)
-                if file is not None and failure is None:
-                    try:
-                        file.write(name, fragment.start + at // 4, part)
-                    except OSError as error:
-                        failure = error
-    if file is not None:
-        try:
-            if failure is None:
-                file.sync()
-        finally:
+    try:
+        for rank in range(1, peers.size):
+            for name, fragment in layout.in_order(rank):
+                for at in range(0, 4 * fragment.numel, PIECE):
+                    part = piece[: min(PIECE, 4 * fragment.numel - at)]
+                    # Also where nothing can be written any more: the others send all of it.
+                    peers.receive(rank, part)
+                    if file is not None and failure is None:
+                        try:
+                            file.write(name, fragment.start + at // 4, part)
+                        except OSError as error:
+                            failure = error
+        if file is not None and failure is None:
+            file.sync()
+    finally:
+        if file is not None:
             file.close()
     if failure is not None:
         raise failure

@@ -125,7 +125,10 @@ class Exchange:
                 other.read(now)
         else:
             self.clock.last = time.monotonic()
-            if self.run.is_dir():  # else it has not been made yet
+            try:
+                if self.run.is_dir():  # else it has not been made yet
+                    return
+            except OSError:  # of a server that is away
                 return
         self.rounds += 1
 
@@ -148,7 +151,7 @@ class Exchange:
     def _remove_leftovers(self) -> None:
         """Files of nodes that a killed start had and this one has not."""
         mine = {NodeFile(self.run, node, "").path.name for node in self.nodes}
-        for path in (self.run / FOLDER).glob("node_*.json"):
-            if path.name not in mine:
-                with suppress(OSError):
-                    path.unlink()
+        with suppress(OSError):
+            for path in (self.run / FOLDER).glob("node_*.json"):
+                if path.name not in mine:
+                    path.unlink(missing_ok=True)

@@ -15,7 +15,7 @@ import torch
 from stagecoach.data.files import TEMPORARY, check_directory
 from stagecoach.trainer.checkpointing.host_copy import HostCopy
 from stagecoach.trainer.checkpointing.layout import MODEL, MOMENTS, Fragment, Layout
-from stagecoach.trainer.checkpointing.peers import Invitation
+from stagecoach.trainer.checkpointing.peers import Invitation, invite
 from stagecoach.trainer.checkpointing.process import WriterProcess
 from stagecoach.trainer.checkpointing.store import CheckpointStore
 from stagecoach.trainer.settings import PeerLostError
@@ -90,6 +90,31 @@ def test_its_end_is_said_in_one_sentence_and_leaves_the_checkpoint_before(memory
     with pytest.raises(PeerLostError):
         writer.outcome()
     writer.close()
+
+
+def test_where_one_has_ended_those_of_the_other_ranks_do_not_wait(memory, store, monkeypatch):
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    sizes = [[NUMEL]] * 3
+    layout = Layout(KINDS, {"w": (3 * NUMEL,)}, sizes, [{"w": Fragment(0, 0, i * NUMEL, NUMEL)} for i in range(3)])
+    invitation, listener = invite(3)
+    writers = [
+        WriterProcess(rank, layout, memory.descriptor, store, invitation, listener if rank == 0 else None)
+        for rank in range(3)
+    ]
+    listener.close()
+    for writer in writers:
+        writer.outcome()
+    writers[2].process.kill()
+    writers[2].process.wait()
+    for writer in writers[:2]:
+        order(writer, 1)
+    wait_for(lambda: all(writer.has_answered() for writer in writers[:2]), 20)
+    for writer in writers[:2]:
+        with pytest.raises(PeerLostError):
+            writer.outcome()
+    for writer in writers:
+        writer.close()
+    assert store.steps() == []
 
 
 def test_it_shares_memory_instead_of_copying_it_and_needs_no_torch(memory, store):

@@ -70,6 +70,15 @@ def test_a_checkpoint_holds_what_there_was_when_it_was_saved(saver):
     assert (path / "config.yaml").read_text() == "config"
 
 
+def test_what_is_written_is_abandoned_where_the_folder_is_another_runs(saver, caplog):
+    os.kill(saver.writer.process.pid, signal.SIGSTOP)
+    path = saver.save(state(1), "", CARD)
+    saver.abandon()
+    saver.close()
+    assert not path.exists()
+    assert "the last checkpoint was not written: the process" in caplog.text
+
+
 def test_one_is_written_at_a_time(saver):
     first, second = saver.save(state(1), "", CARD), saver.store.path(2)
     assert saver.save(state(2), "", CARD) == second
