@@ -14,6 +14,7 @@ from stagecoach.data.encoding.encoders import load_model, load_tokenizer
 Generators = torch.Generator | list[torch.Generator] | None
 Callback = Callable[..., Mapping[str, Any] | None]
 """diffusers' ``callback_on_step_end``: (pipeline, step, timestep, {name: tensor}) -> tensors that go on."""
+OUTPUTS = ("pil", "np", "pt", "latent")
 ANY = 1 << 31
 """Size of a vocabulary that no tokenizer exceeds."""
 
@@ -51,6 +52,13 @@ class StagePipeline(DiffusionPipeline):
                 f"{self._callback_tensor_inputs}"
             )
 
+    def check_output(self, output_type: str) -> None:
+        """Raises ``ValueError`` before the steps are taken for a form that there is not, or no VAE to decode with."""
+        if output_type not in OUTPUTS:
+            raise ValueError(f"output_type is {output_type!r}, expected one of {', '.join(OUTPUTS)}")
+        if output_type != "latent":
+            self.need("vae")
+
     def call_back(
         self,
         callback: Callback,
@@ -70,7 +78,11 @@ class StagePipeline(DiffusionPipeline):
 
 
 def repeated(value: Tensor, samples: int) -> Tensor:
-    """One row per prompt (or one for all) -> one per sample, those of a prompt side by side."""
+    """One row per prompt (or one for all) -> one per sample, those of a prompt side by side. Raises ``ValueError``."""
+    if not len(value) or samples % len(value):
+        raise ValueError(
+            f"{len(value)} rows of conditions given for {samples} samples, expected a number that divides them"
+        )
     return value.repeat_interleave(samples // len(value), 0)
 
 

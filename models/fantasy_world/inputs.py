@@ -17,6 +17,8 @@ from stagecoach.models.fantasy_world.config import PATCH, VAE_SPACE
 
 ORTHONORMAL = 1e-3
 """How far R R^T may be from the identity."""
+RANGE = 1e-3
+"""How far numbers of a picture may lie outside of 0..1, of rounding."""
 
 
 @dataclass
@@ -65,12 +67,14 @@ def prepare_cameras(
         raise ValueError(
             "cameras are given without intrinsics, expected fx fy cx cy in pixels of the output, [F, 4] or [4]"
         )
-    poses = torch.as_tensor(np.asarray(cameras), dtype=torch.float64)[..., :3, :]
-    lenses = torch.as_tensor(np.asarray(intrinsics), dtype=torch.float32)
+    poses = _host(cameras, torch.float64)[..., :3, :]
+    lenses = _host(intrinsics, torch.float32)
     if lenses.ndim == 1:
         lenses = lenses.expand(frames, -1)
     poses = _per_sample(poses, (frames, 3, 4), samples, "cameras")
     lenses = _per_sample(lenses, (frames, 4), samples, "intrinsics")
+    if not (poses.isfinite().all() and lenses.isfinite().all()):
+        raise ValueError("cameras or intrinsics hold what is no finite number, expected finite ones")
     rotation = poses[..., :3]
     error = (rotation @ rotation.transpose(-1, -2) - torch.eye(3)).abs().amax((0, 2, 3))
     if not bool((error < ORTHONORMAL).all()):
@@ -79,9 +83,18 @@ def prepare_cameras(
             f"the camera of frame {frame} is no rotation and translation (R R^T is off by {float(error[frame]):.3g}), "
             "expected world-to-camera matrices (R | t) with x right, y down, z forward"
         )
+    if bool((torch.linalg.det(rotation) < 0).any()):
+        raise ValueError(
+            "the cameras mirror the scene (the determinant of R is -1), expected x right, y down, z forward; change "
+            "the sign of two axes instead of one"
+        )
     if not bool((lenses[..., :2] > 0).all()):
         raise ValueError("intrinsics hold a focal length of 0 or less, expected fx fy cx cy in pixels of the output")
     return canonicalise(poses).float(), lenses.contiguous(), given
+
+
+def _host(values: Any, dtype: torch.dtype) -> Tensor:
+    return torch.as_tensor(values.cpu() if isinstance(values, Tensor) else np.asarray(values), dtype=dtype)
 
 
 def _per_sample(values: Tensor, shape: tuple[int, ...], samples: int, name: str) -> Tensor:
@@ -118,13 +131,20 @@ def _pixels(image: Any) -> np.ndarray:
     if isinstance(image, PIL.Image.Image):
         return np.asarray(image.convert("RGB"))
     if isinstance(image, Tensor):
-        image = image.movedim(0, -1).float().cpu().numpy()
+        image = image.movedim(0, -1).cpu()
+        image = (image if image.dtype == torch.uint8 else image.float()).numpy()
     pixels = np.asarray(image)
     if pixels.ndim != 3 or pixels.shape[-1] != 3:
         raise ValueError(
             f"a picture of shape {list(pixels.shape)} was given, expected [H, W, 3], a tensor [3, H, W] or PIL's"
         )
-    return pixels if pixels.dtype == np.uint8 else (pixels.clip(0, 1) * 255).round().astype(np.uint8)
+    if pixels.dtype == np.uint8:
+        return pixels
+    if not (pixels.min() >= -RANGE and pixels.max() <= 1 + RANGE):
+        raise ValueError(
+            f"a picture of {pixels.dtype} from {pixels.min():g} to {pixels.max():g} was given, expected uint8 or 0..1"
+        )
+    return (pixels.clip(0, 1) * 255).round().astype(np.uint8)
 
 
 def _fitted(pixels: np.ndarray, height: int, width: int) -> np.ndarray:

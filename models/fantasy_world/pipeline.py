@@ -184,6 +184,7 @@ class FantasyWorldPipeline(StagePipeline):
                 "(from_adapter builds it for an adapter of stage 1 too); read_geometry takes a given video"
             )
         self.check_callback(callback_on_step_end_tensor_inputs)
+        self.check_output(output_type)
         guidance = Guidance(guidance_scale, camera_guidance_scale, cfg_batch)
         text = self.encode_prompt(prompt, prompt_embeds, max_sequence_length, "prompt")
         samples = len(text) * num_videos_per_prompt

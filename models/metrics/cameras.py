@@ -75,9 +75,11 @@ def pose_auc(errors: Tensor, limit: int) -> Measured:
 def trajectory_errors(generated: Tensor, truth: Tensor) -> dict[str, float]:
     """After the similarity that takes the generated camera centres nearest to the true ones: ``ate``, the root mean
     square of their distances; ``rpe_translation`` and ``rpe_rotation`` (degrees), that of the differences of motions
-    from one frame to the next. Raises ``Unavailable`` where the generated cameras stand in one place."""
+    from one frame to the next. Raises ``Unavailable`` where the generated or the true cameras stand in one place."""
     turn, place = _from_first(generated)
     true_turn, true_place = _from_first(truth)
+    if not (true_place - true_place.mean(0)).norm(dim=-1).max() > STILL:
+        raise Unavailable(f"the {len(truth)} true cameras stand in one place, so that any path shrinks onto it")
     scale, rotation, shift = umeyama(place, true_place)
     aligned = scale * place @ rotation.T + shift
     steps = turn[:-1].mT @ turn[1:], true_turn[:-1].mT @ true_turn[1:]

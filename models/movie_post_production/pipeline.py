@@ -171,6 +171,9 @@ class MoviePostPipeline(StagePipeline):
         height, width = height or config.image.height, width or config.image.width
         check_sides(height, width, VAE_STRIDE * PATCH, "VAE stride 8, patch 2")
         self.check_callback(callback_on_step_end_tensor_inputs)
+        self.check_output(output_type)
+        if layout_part is not None and not 0 <= layout_part <= 1:
+            raise ValueError(f"layout_part is {layout_part}, expected the part of the steps, 0 to 1")
         if objects is not None and object_embeds is not None:
             raise ValueError("give either objects or object_embeds, not both")
         t5, pooled = self.encode_prompt(prompt, prompt_2, prompt_embeds, pooled_prompt_embeds, max_sequence_length)

@@ -1,5 +1,7 @@
 """The pipeline against diffusers' own on the base, and what users rely on: callbacks, offload, saving, refusals."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -22,6 +24,7 @@ from tests.models.fantasy_world.inputs import make_inputs, open_gates
 
 PROMPTS, NEGATIVE = ["a red ball on a table", "two blue boxes"], "blurred"
 STEPS = 3
+MIRRORED = torch.diag(torch.tensor([1.0, 1.0, -1.0]))
 PICTURE = np.random.default_rng(0).integers(0, 256, (64, 96, 3), np.uint8)
 
 
@@ -260,6 +263,9 @@ def test_what_cannot_be_drawn_is_refused_by_a_sentence(pipeline):
         ({"cameras": camera["cameras"]}, r"without intrinsics"),
         (camera | {"num_frames": 5}, r"cameras have shape \[9, 3, 4\], expected \[5, 3, 4\]"),
         (camera | {"cameras": 2 * camera["cameras"]}, r"camera of frame 0 is no rotation .* off by 3"),
+        (camera | {"cameras": MIRRORED @ camera["cameras"]}, r"cameras mirror the scene"),
+        (camera | {"cameras": camera["cameras"] * math.nan}, r"no finite number"),
+        ({"output_type": "video"}, r"output_type is 'video', expected one of pil, np"),
         ({"prompt": None}, r"give either prompt or prompt_embeds, not neither"),
         ({"cfg_batch": "both"}, r"cfg_batch is 'both'"),
         ({"scheduler": "DDIMScheduler"}, r"does not sample FlowMatching"),

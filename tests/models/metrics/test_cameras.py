@@ -83,6 +83,8 @@ def test_translation_errors_of_straight_paths_are_those_of_their_directions():
     assert pair_errors(push[:1].expand_as(push), truck).tolist() == pytest.approx([90.0] * 36)
     with pytest.raises(Unavailable, match="9 camera centres stand in one place"):
         trajectory_errors(push[:1].expand_as(push), truck)
+    with pytest.raises(Unavailable, match="9 true cameras stand in one place"):
+        trajectory_errors(truck, push[:1].expand_as(push))
 
 
 def test_a_camera_that_only_turns_is_judged_by_its_rotation():

@@ -250,6 +250,8 @@ def test_what_cannot_be_painted_is_refused_by_a_sentence(pipeline, movie, make_n
         ({"objects": OBJECTS * 5}, r"10 objects was given, expected at most instance.max_refs = 8"),
         ({"object_embeds": embeds}, r"either objects or object_embeds"),
         ({"objects": None, "object_embeds": {"boxes": embeds["boxes"]}}, r"lack clip, depth, dino"),
+        ({"layout_part": 28}, r"layout_part is 28, expected the part of the steps, 0 to 1"),
+        ({"output_type": "video"}, r"output_type is 'video', expected one of pil, np"),
         ({"scheduler": "DDIMScheduler"}, r"does not sample FlowMatching"),
         ({"generator": request_generators(0, "f", range(3))}, r"3 generators given for 1 samples"),
         ({"latents": torch.zeros(1, 16, 4, 4)}, r"noise has shape \[1, 16, 4, 4\], expected \[1, 16, 8, 8\]"),
