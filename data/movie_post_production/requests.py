@@ -140,7 +140,10 @@ def _described_reference(entry: dict, number: int, where: str, folder: Path) -> 
             f"{where}: refers to image {image_id!r}, expected {folder.parent / IMAGES / image_id}.png and "
             f"{captions}; give its path as 'reference'"
         )
-    others = read_json(captions, "a caption file").get("objects") or []
+    described = read_json(captions, "a caption file")
+    others = described.get("objects") if isinstance(described, dict) else None
+    if not isinstance(others, list) or not all(isinstance(other, dict) for other in others):
+        raise RawError(f"{captions}: holds no list of objects, expected the captions of {image_id!r}")
     found = next((other for other in others if other.get("object_id") == wanted), None)
     if found is None:
         raise RawError(f"{where}: refers to object {wanted} of {captions}, which has none of that number")

@@ -11,6 +11,7 @@ from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from pydantic import BaseModel
 
+from stagecoach.models.common.attention import resolve_backend, set_backend
 from stagecoach.models.common.materialise import SafetensorsFolder, put
 
 
@@ -62,18 +63,28 @@ class NetworkComponent(ModelMixin, ConfigMixin):
         component = kind.from_config(config)
         shapes = {name: tuple(value.shape) for name, value in component.state_dict().items()}
         source = SafetensorsFolder(folder, shapes)
+        stored = {}
         for name in shapes:
-            put(component, name, source.read(name), "cpu")
-        return component._frozen()
+            value = source.read(name)
+            stored[name] = value.dtype
+            put(component, name, value, "cpu")
+        if dtype is not None:
+            return component._frozen()
+        # What an earlier stage trained and this one does not may stand in fp32 where the rest does not.
+        for name, parameter in component.named_parameters():
+            parameter.data = parameter.data.to(stored[name])
+        return component.requires_grad_(False).eval()
 
     def to(self, *where: Any, **named: Any) -> Self:
         """To a device. Raises ``ValueError`` for another dtype: parts of a base may stay in fp32."""
-        dtype = torch._C._nn._parse_to(*where, **named)[1]
+        device, dtype, *_ = torch._C._nn._parse_to(*where, **named)
         if dtype not in (None, self.network.dtype):
             raise ValueError(
                 f"a {type(self).__name__} in {self.network.dtype} cannot be cast to {dtype}, as parts of it stay in "
                 "fp32; give the dtype where it is loaded (dtype= of from_adapter or from_pretrained)"
             )
+        if device is not None:  # each has kernels of its own
+            set_backend(self.network, resolve_backend("auto", device, self.network.dtype))
         parent: Any = super()
         return parent.to(*where, **named)
 

@@ -148,8 +148,7 @@ def guided(
     batch whose conditions are ``withheld`` towards what it gives for ``batch``, and beyond, by ``scale``."""
 
     def both(x: Tensor, level: Tensor, k: int) -> Tensor:
-        plain = predict(withheld, x, level)
-        return plain + scale * (predict(batch, x, level) - plain)
+        return mix_guidance([predict(withheld, x, level), predict(batch, x, level)], [scale])
 
     return both
 

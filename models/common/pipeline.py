@@ -22,6 +22,7 @@ ANY = 1 << 31
 class StagePipeline(DiffusionPipeline):
     """A pipeline around a ``NetworkComponent``, its ``transformer``."""
 
+    transformer: Any
     _execution_device: Any
     _callback_tensor_inputs: Any
 
@@ -58,6 +59,14 @@ class StagePipeline(DiffusionPipeline):
             raise ValueError(f"output_type is {output_type!r}, expected one of {', '.join(OUTPUTS)}")
         if output_type != "latent":
             self.need("vae")
+
+    def offload_encoders(self) -> None:
+        """Under model offloading: off the card with all but the ``transformer``. By itself each model sends away the
+        one before it in the sequence, so that those which a call did not use, or used out of turn, would stay there
+        through all steps."""
+        for hook in getattr(self, "_all_hooks", []):
+            if hook.model is not self.transformer:
+                hook.offload()
 
     def call_back(
         self,

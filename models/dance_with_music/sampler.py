@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from stagecoach.models.common.noise import Ddpm, Edm, NoiseProcess, denoise
+from stagecoach.models.common.noise import Ddpm, Edm, NoiseProcess, denoise, mix_guidance
 from stagecoach.models.dance_with_music.config import DanceConfig, DiffusionConfig, SamplingConfig
 
 Conditions = Mapping[str, Any]
@@ -56,7 +56,7 @@ def guided(
         if settings.guidance_scale == 1:
             return denoise(x, level, given).float()
         with_it, without = denoise(torch.cat([x, x]), torch.cat([level, level]), given).float().chunk(2)
-        return without + settings.guidance_scale * (with_it - without)
+        return mix_guidance([without, with_it], [settings.guidance_scale])
 
     def predict(x: Tensor, level: Tensor, step: int = 0) -> Tensor:
         slices = contexts(x.shape[1], settings.context_length, settings.context_overlap)

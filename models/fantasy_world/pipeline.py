@@ -106,14 +106,16 @@ class FantasyWorldPipeline(StagePipeline):
         dtype: torch.dtype = torch.float32,
         which: Literal["raw", "ema"] = "raw",
         size: str | None = None,
+        predecessor: str | Path | None = None,
     ) -> FantasyWorldPipeline:
         """A pipeline of trained weights on the CPU: an adapter's folder, a file that ``export.py`` wrote, a checkpoint
-        (``which`` of its weights), or None for the base of ``size``. ``base``: folder of Wan's transformer, None for
+        (``which`` of its weights; ``predecessor``: what its stage started from, where that has moved), or None for the
+        base of ``size``. ``base``: folder of Wan's transformer, None for
         the one that it was trained on; the others as ``from_network`` takes them.
 
         Weights of stage 1 stand in the network of stage 2, whose exchange is silent: the base makes the video, and what
         was trained reads its geometry. Raises ``ValueError`` and ``DamagedError`` as ``open_weights``."""
-        weights = open_weights(adapter, which, family="fantasy_world", size=size)
+        weights = open_weights(adapter, which, family="fantasy_world", size=size, predecessor=predecessor)
         drawing = replace(weights, card=replace(weights.card, stage=DRAWING_STAGE))
         network = load_network(drawing, base, dtype=dtype)
         return cls.from_network(network, vae, text_encoder, tokenizer, image_encoder)
@@ -209,6 +211,7 @@ class FantasyWorldPipeline(StagePipeline):
             name: None if value is None else repeated(value, samples).to(device) for name, value in conditions.items()
         }
         noise = self.make_noise((samples, *shape), generator, latents)
+        self.offload_encoders()
         with self.progress_bar(total=num_inference_steps) as bar:
 
             def on_step(k: int, t: Tensor, x: Tensor) -> Tensor | None:

@@ -98,15 +98,18 @@ class MoviePostPipeline(StagePipeline):
         dtype: torch.dtype = torch.float32,
         which: Which = "raw",
         size: str | None = None,
+        predecessor: str | Path | None = None,
         **components: Any,
     ) -> MoviePostPipeline:
         """A pipeline of trained weights: an adapter's folder, a file that ``export.py`` wrote, a checkpoint (``which``:
-        itself or its average), or None for the base of ``size``.
+        itself or its average; ``predecessor``: what its stage started from, where that has moved), or None for the base
+        of ``size``.
 
         ``base``: folder of the FLUX transformer, instead of the one that the adapter was trained on, whose hash it must
         have; in ``dtype``. ``components`` as of ``from_network``. Raises ``ValueError`` as ``open_weights`` and
         ``load_network``."""
-        weights = open_weights(adapter, which, family=FAMILY, size=size, purpose=f" for a {cls.__name__}")
+        purpose = f" for a {cls.__name__}"
+        weights = open_weights(adapter, which, family=FAMILY, size=size, predecessor=predecessor, purpose=purpose)
         return cls.from_network(load_network(weights, base, dtype=dtype), **components)
 
     @torch.no_grad()
@@ -205,6 +208,7 @@ class MoviePostPipeline(StagePipeline):
             latents = unpack(latents, h // PATCH, w // PATCH)
         noise = self.make_noise((samples, config.backbone.latent_channels, h, w), generator, latents)
         steps = num_inference_steps if sigmas is None else len(sigmas)
+        self.offload_encoders()
         with self.progress_bar(total=steps) as bar:
 
             def on_step(k: int, t: Tensor, x: Tensor) -> Tensor | None:

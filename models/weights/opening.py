@@ -86,7 +86,7 @@ class Weights:
 
     def check_base(self, found: str) -> None:
         """Raise ``ValueError`` unless ``found`` is the hash of the base that the weights were trained on."""
-        if self.card.base and found != self.card.base:
+        if self.kind != "base" and found != self.card.base:
             raise ValueError(
                 f"{self.source}: {self.kind} of base weights {self.card.base[:12]}, expected {found[:12]}, those that "
                 "the config or the call names now (sha256); give the folder of the base that it was trained on"
@@ -111,7 +111,7 @@ def open_weights(
     size: str | None = None,
     stages: Iterable[int] | None = None,
     config: BaseModel | None = None,
-    predecessor: Path | None = None,
+    predecessor: str | Path | None = None,
     purpose: str = "",
 ) -> Weights:
     """Open trained weights and check that they are whole.
@@ -138,7 +138,7 @@ def open_weights(
     if path.name in (WEIGHTS, AVERAGE) and (path.parent / STATE).is_file():
         path, which = path.parent, "ema" if path.name == AVERAGE else "raw"
     if (path / STATE).is_file():
-        return _checkpoint(path, which, wanted, predecessor)
+        return _checkpoint(path, which, wanted, None if predecessor is None else Path(predecessor))
     if predecessor is not None:
         raise ValueError(f"{path}: no checkpoint, and a predecessor ({predecessor}) is of one only; leave it out")
     if path.is_file():
@@ -250,7 +250,8 @@ def _find_predecessor(path: Path, card: AdapterCard, given: Path | None, lacking
             reasons.append(str(error))
     raise ValueError(
         f"{what}, sha256 {card.predecessor[:12]}, which was not found ({'; '.join(reasons) or 'nothing lies there'}); "
-        "name it (--predecessor)"
+        "name it (predecessor= of from_adapter), or export the checkpoint with launch/export.py --predecessor ADAPTER "
+        "and give that file"
     )
 
 

@@ -134,3 +134,15 @@ def test_references_stand_above_what_was_painted(write):
     assert (sheet[TITLE : TITLE + CROP, CROP:] == BLANK).all()
     assert (sheet[-CROP:] == (10, 200, 30)).all()
     assert reference_sheet(picture, [], []).shape == (0, CROP, 3)
+
+
+@pytest.mark.parametrize("content", [[], {"objects": 3}, {"objects": [1]}])
+def test_captions_of_another_picture_that_are_none_are_named(tmp_path, content):
+    for name in ("images", "captions"):
+        (tmp_path / name).mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "images" / "x.png")
+    (tmp_path / "captions" / "x.json").write_text(json.dumps(content))
+    request = tmp_path / "captions" / "y.json"
+    request.write_text(json.dumps(object_of(GUIDE, reference=None, ref_image_id="x")))
+    with pytest.raises(RawError, match=r"x.json: holds no list of objects, expected the captions of 'x'"):
+        read_request(request)

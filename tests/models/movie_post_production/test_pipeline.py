@@ -1,5 +1,7 @@
 """The pipeline against diffusers' FLUX on the base, and what users rely on: previews, callbacks, offload, saving."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -198,6 +200,18 @@ def test_models_move_in_and_out_by_hooks_that_see_every_pass(make_pipeline):
     assert calls[:3] == ["text_encoder_2", "text_encoder", "image_encoder"]
     assert calls[3:] == ["dino", "text_encoder", *["transformer"] * STEPS, "vae"]
     assert np.array_equal(found, plain)
+    # Also those that a call does not use leave the card before the steps.
+    gone = []
+    for hook in pipe._all_hooks:
+        hook.offload = lambda model=hook.model, f=hook.offload: (gone.append(model), f())
+    others = [part for part in pipe.components.values() if isinstance(part, torch.nn.Module)]
+    others.remove(pipe.transformer)
+
+    def callback(*args):
+        assert {id(model) for model in gone} == {id(model) for model in others}
+        return {}
+
+    pipe(**SHORT, callback_on_step_end=callback)
 
 
 def test_a_saved_pipeline_is_opened_with_the_same_weights_and_gives_the_same_picture(pipeline, tmp_path):
@@ -208,6 +222,18 @@ def test_a_saved_pipeline_is_opened_with_the_same_weights_and_gives_the_same_pic
     (tmp_path / "transformer" / "diffusion_pytorch_model.safetensors").unlink()
     with pytest.raises(ValueError, match=r"transformer: no .safetensors file found"):
         MoviePostPipeline.from_pretrained(tmp_path, local_files_only=True)
+
+
+def test_what_earlier_stages_trained_is_saved_and_opened_in_its_own_dtype(movie, based, tmp_path):
+    held = hold(tmp_path / "run", "movie_post_production", config=based)
+    half = MoviePostPipeline.from_adapter(held.adapter, dtype=torch.bfloat16)
+    half.save_pretrained(tmp_path / "saved")
+    opened = MoviePostPipeline.from_pretrained(tmp_path / "saved", local_files_only=True).transformer.network
+    expected = half.transformer.network.state_dict()
+    assert {value.dtype for value in expected.values()} == {torch.bfloat16, torch.float32}
+    for name, value in opened.state_dict().items():
+        assert value.dtype == expected[name].dtype, name
+        assert torch.equal(value, expected[name]), name
 
 
 def test_trained_weights_are_opened_in_each_form_and_on_their_own_base_alone(movie, based, make_pipeline, tmp_path):
@@ -222,6 +248,12 @@ def test_trained_weights_are_opened_in_each_form_and_on_their_own_base_alone(mov
     assert all(torch.equal(average[name], value) for name, value in held.average.items())
     plain = painted(make_pipeline(3))
     assert not torch.allclose(painted(opened), plain, atol=1e-3)
+    away = shutil.copytree(held.checkpoint, tmp_path / "away" / "checkpoint_7")
+    with pytest.raises(ValueError, match=r"was not found .*predecessor= of from_adapter"):
+        MoviePostPipeline.from_adapter(away)
+    first = tmp_path / "run" / "stage2" / "adapter"
+    found = MoviePostPipeline.from_adapter(away, predecessor=str(first)).transformer.network.state_dict()
+    assert all(torch.equal(found[name], value) for name, value in held.tensors.items())
     base = MoviePostPipeline.from_adapter(None, based.base, size="tiny", **parts)
     base.set_progress_bar_config(disable=True)
     assert torch.equal(painted(base), plain)
