@@ -1,4 +1,4 @@
-"""Local files, on a disk or a mounted file system: what is damaged is told from what is out of reach.
+"""Local files, on a disk or a mounted file system: what is damaged is distinguished from what is out of reach.
 
 What may pass (a stale handle of NFS, too many open files, an input/output error) is tried again with growing pauses and
 then named; only a file that is missing, cut or none is damaged. Nothing but a regular file is opened.
@@ -81,7 +81,7 @@ def retried(where: str, ask: Callable[[], T], retries: int | None = None) -> T:
 class LocalFile:
     """A regular file that is read by position. ``size``: bytes when it was opened.
 
-    A read that fails is tried again on the file opened anew, since a handle that has become stale stays so. A context
+    A read that fails is tried again on the reopened file, since a handle that has become stale stays so. A context
     manager. Raises as ``retried``, ``DamagedError`` for what is no regular file, and ``UnreachableError`` where the
     file was replaced meanwhile.
     """

@@ -1,7 +1,7 @@
 """Names of the files that hold trained weights: of an adapter and of a checkpoint. Needs no torch."""
 
 CARD = "adapter.json"
-"""What the weights beside it are."""
+"""Describes the weights in the same folder."""
 ENDING = ".safetensors"
 WEIGHTS = f"model{ENDING}"
 """Of a checkpoint: what its stage trains."""

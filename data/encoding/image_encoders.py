@@ -29,7 +29,7 @@ ClipResize = Literal["crop", "squash"]
 
 
 def load_processor(path: Path) -> CLIPImageProcessorPil:
-    """The processor of the image encoder ``path``, in its folder or in one of the usual names beside it. Raises
+    """The processor of the image encoder ``path``, in its folder or in one of the usual neighbouring ones. Raises
     ``EncoderError``."""
     folders = [path, path.parent / "image_processor", path.parent / "feature_extractor"]
     found = next((f for f in folders if (f / "preprocessor_config.json").is_file()), None)

@@ -163,10 +163,10 @@ def _from_json(content: Any, path: Path, height: int, width: int) -> Recorded:
     if not isinstance(content, dict) or "frames" not in content:
         found = f"keys {sorted(content)}" if isinstance(content, dict) else type(content).__name__
         raise RawError(
-            f"{path}: {found:.200} found, expected 'frames' (cameras as sample.py writes them), 'cameras_interp' "
+            f"{path}: {found:.200} found, expected 'frames' (cameras of our own), 'cameras_interp' "
             "(FantasyWorld's) or 'keyframes'"
         )
-    own = _checked(content, CameraFile, path, "cameras as sample.py writes them")
+    own = _checked(content, CameraFile, path, "cameras as write_cameras leaves them")
     extrinsics = _matrices([frame["w2c"] for frame in own["frames"]], path, "frames", (3,))
     intrinsics = np.array([[frame[name] for name in ("fx", "fy", "cx", "cy")] for frame in own["frames"]], np.float64)
     times = np.arange(len(extrinsics)) / (own["fps"] or 1)
@@ -214,7 +214,7 @@ def _checked(content: Any, shape: Any, path: Path, what: str, extra: Literal["fo
 
 
 def _matrices(values: Any, path: Path, name: str, rows: tuple[int, ...]) -> np.ndarray:
-    """float64 [F, rows, 4], each a rotation beside a translation."""
+    """float64 [F, rows, 4], each a rotation and a translation."""
     if not len(values):
         raise RawError(f"{path}: {name} holds no camera, expected one for each frame")
     out = []

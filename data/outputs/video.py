@@ -181,7 +181,7 @@ def open_video(
         rate: frames per second.
         sound: is resampled to 48 kHz stereo from the file itself, cut to the length of the video, and filled up with
             silence where it ends before.
-        crf: H.264's quality; 18 is hardly told from the original, less is better and larger.
+        crf: H.264's quality; 18 looks like the original to most eyes; less is better and larger.
 
     Raises:
         ValueError: a frame is not as it should be, there was none, or (``RawError``) the sound is not readable.

@@ -16,7 +16,7 @@ def open_components(
     dtype: torch.dtype, vae: Any = None, text_encoder: Any = None, tokenizer: Any = None, image_encoder: Any = None
 ) -> dict[str, Any]:
     """Components of a ``FantasyWorldPipeline`` by name, models on the CPU in ``dtype``; what is no path is passed on.
-    The image processor is looked for in the folder of its encoder and beside it, and is CLIP's own for an encoder that
+    The image processor is looked for in the folder of its encoder and next to it, and is CLIP's own for an encoder that
     is loaded. Raises ``EncoderError`` for a folder that does not hold what it should."""
 
     text_encoder = open_model(UMT5EncoderModel, text_encoder, dtype)

@@ -87,7 +87,7 @@ def join(clips: Sequence[FantasyWorldOutput]) -> FantasyWorldOutput:
         relative = _square(relative)
         relative[..., :3, 3] *= scale
         extrinsics = relative @ origin
-        # Points stand in the world of the clip's own camera 0, whatever pose is predicted for it.
+        # Points stand in the world of the clip's own camera 0, not in its predicted pose.
         rotation, translation = origin[:3, :3], origin[:3, 3]
         points = ((clip.points.double() * scale - translation) @ rotation).float()
         found = {

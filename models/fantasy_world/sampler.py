@@ -78,7 +78,7 @@ def sample(
 ) -> Sample:
     """Videos of the standard normal ``noise`` ``[B, 16, f, h, w]``, and the geometry of their ``frames`` ``[B, K]``.
 
-    ``conditions`` are read anew in every step. ``on_step`` and ``solver``: see ``denoise``, which calls the network."""
+    ``conditions`` are read again in each step. ``on_step`` and ``solver``: see ``denoise``, which calls the network."""
     nothing = torch.zeros(len(noise), 0, dtype=torch.int64, device=noise.device)
     read: dict[str, Any] = {}
 

@@ -2,7 +2,7 @@
 
 Features come from files that the user gives: Inception for FID and KID (the TorchScript that NVIDIA publishes with
 StyleGAN2-ADA), I3D for FVD (the TorchScript port that StyleGAN-V publishes; 400 numbers). Numbers depend on the file,
-on how pictures were resized, on clip length, frame rate and n: say them beside each.
+on how pictures were resized, on clip length, frame rate and n: state them with each.
 """
 
 import warnings

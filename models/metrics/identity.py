@@ -28,7 +28,7 @@ METRICS = (
 
 def face_similarity(reference: Tensor, faces: Sequence[Tensor]) -> Measured:
     """Sum over the frames with a face of the largest cosine of ArcFace's vectors of their faces, ``[n, 512]`` for each
-    frame, with the reference's, ``[512]`` (CSIM); and the number of these frames. Read it beside
+    frame, with the reference's, ``[512]`` (CSIM); and the number of these frames. Read it with
     ``face_detection_rate``: frames whose faces nobody would find are not in it."""
     best = [_best(found, reference) for found in faces if len(found)]
     return torch.stack(best).sum() if best else torch.zeros(()), torch.tensor(float(len(best)))

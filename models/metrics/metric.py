@@ -14,7 +14,7 @@ T = TypeVar("T")
 class Metric:
     """What a name of the metrics file means. ``higher_is_better`` is None for a quantity that is neither good nor bad;
     ``baseline`` is the name of the metric that holds what the best trivial predictor reaches on the same numbers;
-    ``needs`` says what must be given beside samples and truth (weights, a detector's boxes)."""
+    ``needs`` says what must be given besides samples and truth (weights, a detector's boxes)."""
 
     name: str
     unit: str = ""

@@ -55,7 +55,7 @@ def warp_error(frames: Tensor, flow: Tensor, valid: Tensor | None = None) -> flo
 
 def temporal_consistency(features: Tensor) -> float:
     """Mean cosine x 100 of the features ``[F, D]`` of neighbouring frames (CLIP consistency). A still picture has 100:
-    read it beside ``motion_amount``. Raises ``Unavailable`` for a single frame."""
+    read it with ``motion_amount``. Raises ``Unavailable`` for a single frame."""
     if len(features) < 2:
         raise Unavailable("one frame found, temporal consistency is that of neighbours")
     return 100 * F.cosine_similarity(features[1:].float(), features[:-1].float()).mean().item()

@@ -159,7 +159,7 @@ class MoviePostPipeline(StagePipeline):
             reference_guidance_scale: towards the objects, in a pass without them; None for none.
             height, width: None for the network's.
             sigmas: of the steps, before they are moved by the number of tokens.
-            guidance_scale: what the network is told, as FLUX.1-dev takes it; it costs no pass.
+            guidance_scale: embedded guidance, an input of FLUX.1-dev; it costs no pass.
             scheduler: diffusers' name; the noise levels are FLUX's whichever (``FlowMatching.sigmas``).
             generator: one on the CPU for each sample makes a sample independent of its batch and device
                 (``models.common.keyed.request_generators``).

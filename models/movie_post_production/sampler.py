@@ -68,7 +68,7 @@ def sample(
     on_step: OnStep | None = None,
 ) -> Sample:
     """Pictures of the standard normal ``noise`` ``[B, 16, h, w]``. ``sigmas``: of the steps, before they are moved by
-    the number of tokens; None for 1, ..., 1 / steps. ``conditions`` are read anew in every step. ``on_step`` and
+    the number of tokens; None for 1, ..., 1 / steps. ``conditions`` are read again in every step. ``on_step`` and
     ``solver``: see ``denoise``, which calls the network."""
     path = None if sigmas is None else tuple(map(float, sigmas))
     process = FlowMatching(resolution_shift(token_count(noise)), timesteps=1.0, path=path)

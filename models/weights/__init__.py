@@ -1,4 +1,4 @@
-"""One strict way to trained weights, whatever holds them: an adapter's folder, an exported file, a checkpoint, or
+"""One strict way to trained weights, in each of their forms: an adapter's folder, an exported file, a checkpoint, or
 nothing, which is the base."""
 
 from stagecoach.models.weights.card import AdapterCard

@@ -1,4 +1,4 @@
-"""What is written beside trained weights: ``adapter.json`` of an adapter and of a checkpoint, metadata of an exported
+"""What is written with trained weights: ``adapter.json`` of an adapter and of a checkpoint, metadata of an exported
 file."""
 
 import json

@@ -32,7 +32,7 @@ def test_a_moment_of_trouble_is_waited_out(path, monkeypatch, number):
         assert file.sha256() == hashlib.sha256(CONTENT).hexdigest()
 
 
-def test_a_handle_that_stays_stale_is_opened_anew(path, monkeypatch):
+def test_a_handle_that_stays_stale_is_reopened(path, monkeypatch):
     stale = set()
 
     def pread(handle, size, offset, real=os.pread):

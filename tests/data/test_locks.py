@@ -112,7 +112,7 @@ def test_a_lock_whose_owner_cannot_be_read_is_taken_when_it_has_been_silent(tmp_
 
 @pytest.mark.timeout(30)
 @pytest.mark.parametrize("kind", ["pipe", "folder", "ring", "noise", "shape"])
-def test_whatever_lies_there_in_the_place_of_an_owner_is_waited_for_and_not_opened(tmp_path, monkeypatch, kind):
+def test_no_regular_file_in_the_place_of_an_owner_is_opened_and_it_is_waited_for(tmp_path, monkeypatch, kind):
     monkeypatch.setattr(locks, "STALE", 0.3)
     (tmp_path / "lock").mkdir()
     path = tmp_path / "lock/owner.json"

@@ -102,7 +102,7 @@ class WriterProcess:
         return self.answer
 
     def close(self) -> None:
-        """End it; what it was told to write has been waited for."""
+        """End it, once what it was asked to write has been waited for."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         with suppress(OSError):

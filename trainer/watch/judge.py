@@ -100,7 +100,7 @@ def judge(states: Sequence[RankState], bounds: Bounds, lost_code: int) -> Findin
     behind = furthest_behind(heard)
     first = min(behind, key=lambda state: bounds.stopped_after(state) - state.silent)
     failed = [state for state in states if state.ended and state.code]
-    # The rank will not come, whatever the others are doing; only the last words of a run may take minutes.
+    # The rank will not come, in any phase of the others; only the last words of a run may take minutes.
     if failed and first.silent > (bounds.slow if first.phase == "save" else bounds.still):
         codes = sorted({state.code for state in failed})
         text = f"left with exit code {', '.join(map(str, codes))} while others wait"

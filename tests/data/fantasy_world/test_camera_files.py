@@ -139,7 +139,7 @@ def test_the_clocks_rate_decides_and_not_the_number_of_lines(cameras, tmp_path):
 
 
 @pytest.mark.parametrize("times", [range(FRAMES), np.arange(FRAMES) / RATE, np.arange(FRAMES) * 62_500])
-def test_frame_numbers_seconds_and_microseconds_are_told_apart(cameras, tmp_path, times):
+def test_frame_numbers_seconds_and_microseconds_are_distinguished(cameras, tmp_path, times):
     (tmp_path / "c.txt").write_text(rows(cameras, list(times)))
     assert_same(load(tmp_path / "c.txt"), cameras)
 

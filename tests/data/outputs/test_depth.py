@@ -13,7 +13,7 @@ from stagecoach.data.pictures import INVALID, depth_colours, depth_limits
 
 @pytest.fixture
 def depth() -> np.ndarray:
-    """A wall at 2 beside a thing that comes from 4 to 0.5, and sky; [16, 32, 48]."""
+    """A wall at 2 next to a thing that comes from 4 to 0.5, and sky; [16, 32, 48]."""
     maps = np.full((16, 32, 48), 2.0, np.float32)
     maps[:, :, 16:32] = np.linspace(4, 0.5, 16)[:, None, None]
     maps[:, :, 32:] = 0

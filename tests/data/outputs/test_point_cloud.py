@@ -134,7 +134,7 @@ def test_edges_of_depth_are_left_out(clip):
     step[:, :, 40:] = 2.08
     step[:, 10, 10] = 0
     one = (pictures[:1], step, type(cameras)(cameras.extrinsics[:1], cameras.intrinsics[:1], HEIGHT, WIDTH))
-    every = HEIGHT * WIDTH - 1  # beside what is invalid there is no edge
+    every = HEIGHT * WIDTH - 1  # next to what is invalid there is no edge
     assert len(cloud_of(one, CloudOptions(1, 0, 0.03)).points) == every - 2 * HEIGHT
     assert len(cloud_of(one, CloudOptions(1, 0, 0.05)).points) == every
     assert len(cloud_of(one, CloudOptions(1, 0, 0)).points) == every

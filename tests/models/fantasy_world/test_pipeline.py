@@ -1,6 +1,7 @@
 """The pipeline against diffusers' own on the base, and what users rely on: callbacks, offload, saving, refusals."""
 
 import math
+import re
 
 import numpy as np
 import pytest
@@ -13,6 +14,8 @@ from stagecoach import FantasyWorldPipeline
 from stagecoach.data.encoding.text_encoders import clean_prompt
 from stagecoach.data.encoding.tiny_encoders import write_wan_encoders
 from stagecoach.data.fantasy_world.cameras import encode_pose
+from stagecoach.data.fantasy_world.readers import read_frames
+from stagecoach.data.outputs.point_cloud import read_ply
 from stagecoach.models.common.keyed import keyed_randn, request_generators
 from stagecoach.models.common.noise import FlowMatching
 from stagecoach.models.family import Progress
@@ -21,6 +24,7 @@ from stagecoach.models.fantasy_world.preview import preview
 from tests.models.fantasy_world.conftest import with_base
 from tests.models.fantasy_world.fakes import make_batch
 from tests.models.fantasy_world.inputs import make_inputs, open_gates
+from tests.tiny_data import ROOT
 
 PROMPTS, NEGATIVE = ["a red ball on a table", "two blue boxes"], "blurred"
 STEPS = 3
@@ -252,6 +256,18 @@ def test_a_silent_exchange_reads_the_geometry_of_stage_one_next_to_the_video_of_
     assert np.abs(read[0].frames[0] - frames / 255).max() < 1e-6
     with pytest.raises(ValueError, match=r"stage 1, which has no video blocks .* read_geometry"):
         first(**SHORT)
+
+
+def test_the_example_of_the_docs_goes_from_an_adapter_to_files(pipeline, tmp_path, monkeypatch):
+    (text,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "sampling.md").read_text(), re.DOTALL)
+    small = text.replace("81, 336, 592, 16", "9, 64, 96, 16")
+    assert small != text
+    monkeypatch.setattr(FantasyWorldPipeline, "from_adapter", lambda *given, **named: pipeline)
+    monkeypatch.chdir(tmp_path)
+    exec(small, dict.fromkeys(("adapter", "base", "vae", "text_encoder", "tokenizer")))
+    assert sum(1 for _ in read_frames(tmp_path / "video.mp4")) == 9
+    assert sum(1 for _ in read_frames(tmp_path / "depth.mp4")) == 9
+    assert len(read_ply(tmp_path / "points.ply").points) > 100
 
 
 def test_what_cannot_be_drawn_is_refused_by_a_sentence(pipeline):

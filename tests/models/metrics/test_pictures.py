@@ -24,7 +24,7 @@ def test_psnr_is_that_of_floats():
     assert found.item() / count.item() == pytest.approx((20 + 20 * math.log10(2)) / 2, abs=1e-4)
 
 
-def test_a_still_video_is_told_from_a_moving_one():
+def test_a_still_video_is_distinguished_from_a_moving_one():
     truth = torch.linspace(-1, 1, 5)[None, :, None, None, None].expand(1, 5, 3, 8, 8)
     still = motion(truth[:, :1].expand_as(truth), truth, -1, 1)
     same = motion(truth, truth, -1, 1)

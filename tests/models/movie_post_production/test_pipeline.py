@@ -139,7 +139,7 @@ def test_a_request_is_encoded_as_the_builder_encoded_the_sample(pipeline, movie,
     torch.testing.assert_close(pooled, batch["pooled"].float(), atol=2e-2, rtol=1e-2)
 
 
-def test_a_sample_depends_on_its_generator_and_not_on_its_batch_or_on_more_objects_beside_it(pipeline):
+def test_a_sample_depends_on_its_generator_and_not_on_its_batch_or_on_more_objects_of_others(pipeline):
     groups = [OBJECTS[:1], OBJECTS]
     both = pipeline(**SHORT | {"prompt": PROMPTS}, objects=groups, generator=request_generators(1, "a", range(2)))
     generators = request_generators(1, "a", [3, 0])

@@ -85,7 +85,7 @@ def forms(held, tmp_path) -> dict:
     return {"adapter": held.adapter, "file": tmp_path / "a.safetensors", "checkpoint": held.checkpoint}
 
 
-def test_another_family_size_or_stage_is_named_whatever_holds_them(toy, tmp_path):
+def test_another_family_size_or_stage_is_named_in_each_form(toy, tmp_path):
     for kind, source in forms(toy, tmp_path).items():
         for wanted, words in (
             ({"family": "other"}, f"{kind} of family toy, expected other"),

@@ -27,7 +27,7 @@ def test_a_copy_keeps_what_was_there_in_fp32_and_leaves_no_descriptor():
     assert os.listdir("/proc/self/fd") == before
 
 
-def test_memory_that_is_not_there_is_told_before_it_is_used(monkeypatch):
+def test_missing_memory_is_named_before_it_is_used(monkeypatch):
     def none(*args):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 

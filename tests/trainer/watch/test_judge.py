@@ -96,7 +96,7 @@ def test_ranks_that_have_left_by_themselves_are_no_loss_and_an_error_is_not_repe
     assert finding is not None
     assert (finding.kind, finding.ranks, finding.code) == ("left", (1,), 1)
     assert judge([replace(s, phase="end", process="X") for s in states], BOUNDS, CODE) is None
-    # It will not come, whatever the others are doing: with NCCL nothing else would tell them for half an hour.
+    # It will not come, in any phase of the others: with NCCL they would wait for half an hour.
     finding = judge(with_rank(ranks(4, phase="build"), 1, phase="end", process="X", code=1), BOUNDS, CODE)
     assert finding is not None
     assert (finding.kind, finding.final) == ("left", True)

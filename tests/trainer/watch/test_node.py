@@ -180,7 +180,7 @@ def test_the_loss_of_rank_0s_node_ends_the_others(job):
     assert "nothing has been heard of host0, the node of rank 0" in one.log()
 
 
-def test_a_run_folder_that_does_not_answer_is_told_and_stops_no_watcher(job):
+def test_a_run_folder_that_does_not_answer_is_named_and_stops_no_watcher(job):
     one = job(away=True)
     says = one.watchers[0].stderr.readline()
     assert says.startswith(f"warning: {one.run} does not answer, or takes no file, since ")
