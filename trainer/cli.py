@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import inspect
 import json
 import logging
@@ -23,13 +22,14 @@ from pydantic import ValidationError
 from typer.completion import completion_init
 from typer.main import get_command
 
+from stagecoach.data.local_files import UnreachableError
 from stagecoach.data.paths import expand_path
 from stagecoach.trainer.environment import NodeError
 from stagecoach.trainer.flags import expand
 from stagecoach.trainer.interrupt import PEER_LOST
 from stagecoach.trainer.job_state import note_error
 from stagecoach.trainer.reporting.logs import log_to_terminal, process_rank
-from stagecoach.trainer.settings import FirstRankError, PeerLostError, RecipeError
+from stagecoach.trainer.settings import OF_THE_MACHINE, FirstRankError, PeerLostError, RecipeError
 
 if TYPE_CHECKING:  # imports torch, which --help and shell completion do without
     from stagecoach.trainer.recipe import Recipe
@@ -183,7 +183,8 @@ def run_main(function: Callable[[], int | None]) -> NoReturn:
     A wrong flag exits with 2. A mistake of the user (a ``ValueError`` or ``OSError`` that this project's code raised,
     or a pydantic error) becomes one sentence on the standard error and exit code 1, an interruption 130; anything else
     shows its traceback. Rank 0 speaks for all, but for an error that befell another rank after they had joined. Where
-    another rank is gone without a word, or a GPU or a file system failed under this one, the code is ``PEER_LOST``.
+    another rank is gone without a word, or a GPU or a file system failed under this one or gives no answer, the code is
+    ``PEER_LOST``.
     """
     log_to_terminal()
     try:
@@ -202,6 +203,9 @@ def run_main(function: Callable[[], int | None]) -> NoReturn:
             code = PEER_LOST
         elif _is_of_the_machine(error):
             log.exception("a fault of this machine, or of a file system: %s", type(error).__name__)
+            code = PEER_LOST
+        elif type(error) is UnreachableError and not isinstance(error.__cause__, PermissionError):
+            _say(_one_line(error))
             code = PEER_LOST
         elif isinstance(error, FirstRankError):
             _say(_one_line(error), elsewhere=True)
@@ -267,7 +271,7 @@ def _is_of_the_machine(error: BaseException) -> bool:
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(error, torch.AcceleratorError):
         return True
-    return isinstance(error, OSError) and error.errno in (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EREMOTEIO)
+    return isinstance(error, OSError) and error.errno in OF_THE_MACHINE
 
 
 def _has_joined() -> bool:

@@ -2,6 +2,7 @@
 
 import copy
 import difflib
+import errno
 import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -12,6 +13,9 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from stagecoach.data.reading import DamagedError, read_regular
+
+OF_THE_MACHINE = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EREMOTEIO)
+"""Numbers of errors of a disk or a mount, which are no mistake of the user."""
 
 
 class RecipeError(ValueError):

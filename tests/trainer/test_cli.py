@@ -11,6 +11,7 @@ from pydantic import TypeAdapter
 from typer import Option, TyperException
 
 from stagecoach.data.files import DamagedError, check_directory
+from stagecoach.data.local_files import UnreachableError
 from stagecoach.trainer.cli import Outcome, RecipeFlags, command, invoke, json_output, run_main, single
 from stagecoach.trainer.interrupt import PEER_LOST
 from stagecoach.trainer.recipe import ROOT
@@ -235,3 +236,23 @@ def test_a_fault_of_the_machine_is_not_noted_as_an_error_that_would_happen_again
     assert left.value.code == PEER_LOST
     assert list(tmp_path.iterdir()) == []
     assert "a fault of this machine" in capsys.readouterr().err
+
+
+def test_a_store_or_a_file_system_that_gives_no_answer_is_worth_another_start(monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("STAGECOACH_STATE", str(tmp_path))
+
+    def fail() -> None:
+        raise UnreachableError("https://host/shards: no answer, expected one")
+
+    with pytest.raises(SystemExit) as left:
+        run_main(fail)
+    assert left.value.code == PEER_LOST
+    assert list(tmp_path.iterdir()) == []
+    assert capsys.readouterr().err == "error: https://host/shards: no answer, expected one\n"
+
+    def refuse() -> None:
+        raise UnreachableError("/shards: may not be read") from PermissionError()
+
+    with pytest.raises(SystemExit) as left:
+        run_main(refuse)
+    assert left.value.code == 1

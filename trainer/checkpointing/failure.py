@@ -7,7 +7,9 @@ from functools import wraps
 from pathlib import Path
 from typing import Any
 
+from stagecoach.data.local_files import UnreachableError
 from stagecoach.trainer.checkpointing.store import CheckpointStore
+from stagecoach.trainer.settings import OF_THE_MACHINE
 
 
 class SaveError(ValueError):
@@ -34,7 +36,8 @@ def check_space(directory: Path, needed: int) -> None:
 
 
 def explained(function: Callable, final: Path, needed: int, store: CheckpointStore) -> Callable:
-    """``function``, whose failures to write are raised as ``SaveError`` about the checkpoint ``final``."""
+    """``function``, whose failures to write are raised as ``SaveError`` about the checkpoint ``final``, or as
+    ``UnreachableError`` where the file system has failed, so that the same command may succeed."""
 
     @wraps(function)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
@@ -42,10 +45,16 @@ def explained(function: Callable, final: Path, needed: int, store: CheckpointSto
             return function(*args, **kwargs)
         except OSError as error:
             where = f": {error.filename}" if error.filename else ""
+            reason = f"{final}: cannot be written ({error.strerror or error}{where})"
+            if error.errno in OF_THE_MACHINE:
+                raise UnreachableError(
+                    f"{reason}; the file system has failed, expected it to answer; when it does again, the same "
+                    "command with --resume auto goes on from the checkpoint before"
+                ) from error
             free = free_bytes(final)
             steps = store.steps()
             raise SaveError(
-                f"{final}: cannot be written ({error.strerror or error}{where}); it takes {needed:,} bytes, and "
+                f"{reason}; it takes {needed:,} bytes, and "
                 f"{'an unknown number' if free is None else f'{free:,}'} are free there; "
                 + (f"the last good checkpoint is {store.path(steps[-1])}" if steps else "there is no checkpoint yet")
                 + "; free space there or choose another `run`, then give the same command with --resume auto"

@@ -26,6 +26,7 @@ from typing import Any
 
 import numpy as np
 
+from stagecoach.data.local_files import UnreachableError
 from stagecoach.trainer.checkpointing.failure import SaveError
 from stagecoach.trainer.checkpointing.layout import Layout, places
 from stagecoach.trainer.checkpointing.peers import Invitation, meet
@@ -37,7 +38,7 @@ from stagecoach.trainer.settings import FirstRankError, PeerLostError
 PR_SET_PDEATHSIG = 1
 """Of prctl(2): the signal that a process gets when the thread that started it ends."""
 KINDS: dict[str, type[Exception]] = {
-    kind.__name__: kind for kind in (SaveError, FirstRankError, PeerLostError, ValueError)
+    kind.__name__: kind for kind in (SaveError, UnreachableError, FirstRankError, PeerLostError, ValueError)
 }
 """What an answer may name; anything else is a ``RuntimeError``."""
 LEAVE_SECONDS = 10.0

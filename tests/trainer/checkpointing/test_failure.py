@@ -6,11 +6,12 @@ import re
 
 import pytest
 
+from stagecoach.data.local_files import UnreachableError
 from stagecoach.trainer.checkpointing.failure import SaveError, check_space, explained, free_bytes
 from stagecoach.trainer.checkpointing.store import CheckpointStore
 
 
-@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO])
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES])
 def test_path_reason_bytes_and_last_checkpoint_are_said(tmp_path, code):
     store = CheckpointStore(tmp_path / "run" / "checkpoints", keep=3)
 
@@ -29,6 +30,17 @@ def test_path_reason_bytes_and_last_checkpoint_are_said(tmp_path, code):
     store.path(20).mkdir(parents=True)
     with pytest.raises(SaveError, match=r"the last good checkpoint is .*checkpoint_20; free space there"):
         write_explained()
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.ESTALE, errno.ETIMEDOUT])
+def test_a_file_system_that_fails_is_no_full_disk(tmp_path, code):
+    store = CheckpointStore(tmp_path, keep=3)
+
+    def write():
+        raise OSError(code, os.strerror(code), "model.safetensors")
+
+    with pytest.raises(UnreachableError, match=r"cannot be written .*: model.safetensors\); .* --resume auto goes on"):
+        explained(write, store.path(30), 1, store)()
 
 
 def test_other_mistakes_are_left_as_they_are(tmp_path):

@@ -165,6 +165,20 @@ def test_a_rank_that_ends_is_named_by_all_others(tmp_path):
     assert isinstance(outcome[2], PeerLostError)
 
 
+def met(invitation, listener):
+    """The connections of two ranks, by rank."""
+    found = {}
+    threads = [
+        threading.Thread(target=lambda rank=rank, own=own: found.update({rank: talk.meet(rank, 2, invitation, own)}))
+        for rank, own in ((0, listener), (1, None))
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    return found
+
+
 def test_whoever_does_not_know_the_token_is_not_let_in_and_holds_nobody_up(monkeypatch):
     monkeypatch.setattr(talk, "GREETING_SECONDS", 0.5)
     invitation, listener = talk.invite(2)
@@ -172,16 +186,7 @@ def test_whoever_does_not_know_the_token_is_not_let_in_and_holds_nobody_up(monke
     strangers[0].sendall(b"GET / HTTP/1.1\r\n" * 5)
     strangers[1].sendall(b"      1:" + b"0" * 64)
     strangers[3].sendall(b"      1:" + b"\xc3\xa9" * 32)
-    found = []
-    threads = [
-        threading.Thread(target=lambda rank=rank: found.append(talk.meet(rank, 2, invitation, [listener, None][rank])))
-        for rank in (0, 1)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(20)
-    by_rank = {peers.rank: peers for peers in found}
+    by_rank = met(invitation, listener)
     answers = []
     other = threading.Thread(target=lambda: answers.append(by_rank[1].share(None)))
     other.start()
@@ -189,7 +194,7 @@ def test_whoever_does_not_know_the_token_is_not_let_in_and_holds_nobody_up(monke
     other.join(20)
     assert answers == [{"a": 1}]
     assert strangers[1].recv(1) == b""
-    for one in (*strangers, *found):
+    for one in (*strangers, *by_rank.values()):
         one.close()
 
 
@@ -199,19 +204,10 @@ def test_a_rank_that_gave_up_waiting_and_came_again_is_counted_once(monkeypatch)
     invitation, listener = talk.invite(2)
     with socket.create_connection(("127.0.0.1", invitation.port)) as gone:
         gone.sendall(f"{1:>7}:{invitation.token}".encode())
-    found = []
-    threads = [
-        threading.Thread(target=lambda rank=rank: found.append(talk.meet(rank, 2, invitation, [listener, None][rank])))
-        for rank in (0, 1)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(20)
-    by_rank = {peers.rank: peers for peers in found}
+    by_rank = met(invitation, listener)
     by_rank[1].links[0].sendall(b"here")
     assert by_rank[0].links[1].recv(4) == b"here"
-    for peers in found:
+    for peers in by_rank.values():
         peers.close()
 
 
