@@ -82,7 +82,9 @@ class PublishedLevels(FlowMatchEulerDiscreteScheduler):
         super().set_timesteps(sigmas=FlowMatching(5.0).sigmas(steps).double().numpy(), device=device)
 
 
-def test_an_identity_adapter_gives_the_video_of_the_pipeline_of_diffusers(sized, make_network, encoders, monkeypatch):
+def test_an_identity_adapter_gives_the_video_of_the_pipeline_of_diffusers(
+    sized, make_network, encoders, monkeypatch, tmp_path
+):
     for module in (pipeline_wan, pipeline_wan_i2v):  # theirs needs ftfy, which has nothing to mend here
         monkeypatch.setattr(module, "prompt_clean", clean_prompt)
     ours = make_pipeline(make_network(sized, 2), encoders, sized.image_to_video)
@@ -123,6 +125,11 @@ def test_an_identity_adapter_gives_the_video_of_the_pipeline_of_diffusers(sized,
     assert found.points.shape == (len(prompts), 9, 64, 96, 3)
     assert found.extrinsics.shape == (len(prompts), 9, 3, 4)
     assert found.intrinsics.shape == (len(prompts), 9, 4)
+    ours.save_pretrained(tmp_path)
+    opened = FantasyWorldPipeline.from_pretrained(tmp_path, local_files_only=True)
+    opened.set_progress_bar_config(disable=True)
+    again = opened(**request, generator=request_generators(0, "parity", range(len(prompts)))).frames
+    assert np.abs(again - expected).max() < 1e-5
 
 
 SHORT = {"prompt": PROMPTS[0], "num_inference_steps": 2, "output_type": "latent"}
