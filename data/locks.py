@@ -62,8 +62,9 @@ class HeldError(Exception):
 class DirectoryLock:
     """The lock ``path``, whose parent exists. ``held`` says whether it is still ours."""
 
-    def __init__(self, path: Path) -> None:
-        self.path, self._token = path, uuid.uuid4().hex
+    def __init__(self, path: str | Path, token: str | None = None) -> None:
+        """``token``: of a holder, on whose behalf another process asks."""
+        self.path, self.token = Path(path), token or uuid.uuid4().hex
         self._released = threading.Event()
 
     def acquire(self, refuse: bool = False, on_wait: Callable[[dict[str, Any]], None] | None = None) -> None:
@@ -100,7 +101,7 @@ class DirectoryLock:
 
     def held(self) -> bool:
         owner, _ = self._owner()
-        return owner is not None and owner["token"] == self._token
+        return owner is not None and owner["token"] == self.token
 
     def lost_to(self) -> dict[str, Any] | None:
         """The ``identity`` of the one that has taken it since (empty where it has left again); None while it is ours,
@@ -109,13 +110,13 @@ class DirectoryLock:
             owner, _ = self._owner()
         except (OSError, ValueError):
             return None
-        return None if owner is not None and owner["token"] == self._token else owner or {}
+        return None if owner is not None and owner["token"] == self.token else owner or {}
 
     def _take(self) -> bool:
         ready = temporary_name(self.path)
         ready.mkdir()
         try:
-            (ready / OWNER).write_text(json.dumps({"token": self._token, **identity()}))
+            (ready / OWNER).write_text(json.dumps({"token": self.token, **identity()}))
             os.rename(ready, self.path)
         except OSError as error:
             # A server that repeats a rename after a lost answer reports a failure although it took place.

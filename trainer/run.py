@@ -116,6 +116,7 @@ def _train(
     beat(stage=index, step=0, micro=0, phase="build")
     setup = prepare_stage(plan, world, init=init, resume=resume)
     folder.begin()
+    setup.store.claim = folder.claim
     setup = _follow(setup, on_first(world, set_aside, run, index, setup.start.state.step, plan.stage.steps))
     if resume == "never":
         on_first(world, mark_job, run, index)

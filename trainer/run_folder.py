@@ -10,6 +10,7 @@ from pathlib import Path
 
 from stagecoach.data.locks import STALE, DirectoryLock, HeldError, describe
 from stagecoach.trainer.checkpointing.store import CheckpointStore
+from stagecoach.trainer.claim import Claim
 from stagecoach.trainer.distributed import World, on_first
 
 log = logging.getLogger(__name__)
@@ -31,10 +32,6 @@ def checkpoint_store(run: str | Path, stage: int, keep: int) -> CheckpointStore:
     return CheckpointStore(stage_directory(run, stage) / "checkpoints", keep)
 
 
-class LostFolderError(ValueError):
-    """Another run has taken the folder meanwhile."""
-
-
 class RunFolder:
     """The lock on a run's folder, which rank 0 holds for all. A folder that is not there yet is made and locked when
     the run begins to write: one that cannot start leaves nothing behind."""
@@ -51,19 +48,15 @@ class RunFolder:
         """Lock the folder where it is there. Every rank calls it."""
         on_first(self.world, self._take, False)
 
+    @property
+    def claim(self) -> Claim | None:
+        """Rank 0's, once the folder is locked; the others hold none."""
+        return None if self.lock is None else Claim(str(self.lock.path), self.lock.token)
+
     def check(self) -> None:
-        """Raise ``LostFolderError`` where another run has taken the lock, as it may from one that is silent on another
-        host. Of rank 0 alone; the others hold none."""
-        owner = None if self.lock is None else self.lock.lost_to()
-        if owner is not None:
-            now = (
-                f"another run writes to this folder now ({describe(owner)})" if "host" in owner else "its lock is gone"
-            )
-            raise LostFolderError(
-                f"{self.path}: {now}, expected this run to be the only one; its lock is taken from a run that gives no "
-                f"sign of life for {STALE:g} s, so this one stops and leaves the folder as it is; go on with --resume "
-                "auto when no other run is in it"
-            )
+        """Raise ``LostFolderError`` on rank 0 where another run has taken the lock."""
+        if self.claim is not None:
+            self.claim.check()
 
     def leave(self) -> None:
         if self.lock is not None:

@@ -17,6 +17,7 @@ from stagecoach.models.weights import AdapterCard, Weights, open_weights
 from stagecoach.trainer.adapter import write_adapter
 from stagecoach.trainer.bad_samples import BadSamples
 from stagecoach.trainer.checkpointing.save import Saver
+from stagecoach.trainer.claim import LostFolderError
 from stagecoach.trainer.distributed import Deferred, attempt, on_first, together, totals
 from stagecoach.trainer.engine import frozen_copies, full_parameters, learning_rate, loss_scale, set_learning_rate
 from stagecoach.trainer.evaluate import Evaluator
@@ -30,7 +31,7 @@ from stagecoach.trainer.meter import Meter
 from stagecoach.trainer.objective import weighted_total
 from stagecoach.trainer.planning.meter import sample_flops
 from stagecoach.trainer.reporting.monitor import Monitor
-from stagecoach.trainer.run_folder import LostFolderError, adapter_directory
+from stagecoach.trainer.run_folder import adapter_directory
 from stagecoach.trainer.setup import StageSetup
 from stagecoach.trainer.waiting import waiting
 from stagecoach.trainer.watch.cluster import ClusterMeter

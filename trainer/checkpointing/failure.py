@@ -37,13 +37,16 @@ def check_space(directory: Path, needed: int) -> None:
 
 def explained(function: Callable, final: Path, needed: int, store: CheckpointStore) -> Callable:
     """``function``, whose failures to write are raised as ``SaveError`` about the checkpoint ``final``, or as
-    ``UnreachableError`` where the file system has failed, so that the same command may succeed."""
+    ``UnreachableError`` where the file system has failed, so that the same command may succeed, or as
+    ``LostFolderError`` where the folder is another run's now."""
 
     @wraps(function)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         try:
             return function(*args, **kwargs)
         except OSError as error:
+            if store.claim is not None:  # another run has removed what this one was writing
+                store.claim.check()
             where = f": {error.filename}" if error.filename else ""
             reason = f"{final}: cannot be written ({error.strerror or error}{where})"
             if error.errno in OF_THE_MACHINE:

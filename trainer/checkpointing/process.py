@@ -32,13 +32,15 @@ from stagecoach.trainer.checkpointing.layout import Layout, places
 from stagecoach.trainer.checkpointing.peers import Invitation, meet
 from stagecoach.trainer.checkpointing.store import CheckpointStore
 from stagecoach.trainer.checkpointing.write import write_checkpoint
+from stagecoach.trainer.claim import Claim, LostFolderError
 from stagecoach.trainer.interrupt import SIGNALS
 from stagecoach.trainer.settings import FirstRankError, PeerLostError
 
 PR_SET_PDEATHSIG = 1
 """Of prctl(2): the signal that a process gets when the thread that started it ends."""
 KINDS: dict[str, type[Exception]] = {
-    kind.__name__: kind for kind in (SaveError, UnreachableError, FirstRankError, PeerLostError, ValueError)
+    kind.__name__: kind
+    for kind in (SaveError, UnreachableError, LostFolderError, FirstRankError, PeerLostError, ValueError)
 }
 """What an answer may name; anything else is a ``RuntimeError``."""
 LEAVE_SECONDS = 10.0
@@ -79,6 +81,7 @@ class WriterProcess:
                 "memory": memory,
                 "directory": str(store.directory),
                 "keep": store.keep,
+                "claim": asdict(store.claim) if store.claim else None,
                 "invitation": asdict(invitation),
                 "listener": listener.fileno() if listener else None,
             }
@@ -146,7 +149,8 @@ def main() -> None:
 
     values = json.loads(sys.stdin.readline())
     rank, layout = values["rank"], Layout.loads(values["layout"])
-    store = CheckpointStore(Path(values["directory"]), values["keep"])
+    claim = Claim(**values["claim"]) if values["claim"] else None
+    store = CheckpointStore(Path(values["directory"]), values["keep"], claim)
     where, size = places(layout.kinds, layout.sizes[rank])
     memory = mmap.mmap(values["memory"], size, prot=mmap.PROT_READ)
     flats = {

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from stagecoach.data.files import MANIFEST, DamagedError, temporary_name
 from stagecoach.trainer.checkpointing.state import read_state
+from stagecoach.trainer.claim import Claim
 
 log = logging.getLogger(__name__)
 
@@ -15,9 +16,11 @@ log = logging.getLogger(__name__)
 class CheckpointStore:
     """The checkpoints of one stage of one run."""
 
-    def __init__(self, directory: Path, keep: int) -> None:
+    def __init__(self, directory: Path, keep: int, claim: Claim | None = None) -> None:
         self.directory = directory
         self.keep = keep
+        self.claim = claim
+        """To the folder of the run, which must still be ours when a checkpoint takes its name."""
 
     def path(self, step: int) -> Path:
         return self.directory / f"checkpoint_{step}"

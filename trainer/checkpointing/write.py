@@ -61,6 +61,7 @@ def write_checkpoint(
 
     Raises:
         SaveError, FirstRankError: a file cannot be written; nothing stays of it.
+        LostFolderError: another run has taken the folder.
         ValueError: a weight is not finite.
         PeerLostError: another rank is gone.
     """
@@ -70,7 +71,7 @@ def write_checkpoint(
         return explained(function, final, needed, store)
 
     peers.each(check_finite, layout, held, rank)
-    temporary = Path(peers.first(explain(_prepare), final, needed))
+    temporary = Path(peers.first(explain(_prepare), store, final, needed))
     try:
         peers.each(explain(_write_moments), temporary, layout, held, rank)
         for name, kind in ((WEIGHTS, MODEL), (AVERAGE, AVERAGED)):
@@ -155,7 +156,9 @@ def _bytes(flat: np.ndarray) -> memoryview:
     return flat.view(np.uint8).data
 
 
-def _prepare(final: Path, needed: int) -> str:
+def _prepare(store: CheckpointStore, final: Path, needed: int) -> str:
+    if store.claim is not None:
+        store.claim.check()
     directory = final.parent
     directory.mkdir(parents=True, exist_ok=True)
     for leftover in directory.glob(f"{TEMPORARY}*"):
@@ -179,6 +182,8 @@ def _describe(temporary: Path, state: dict[str, Any], texts: dict[str, str]) -> 
 
 
 def _commit(store: CheckpointStore, temporary: Path, final: Path) -> None:
+    if store.claim is not None:
+        store.claim.check()
     commit_directory(temporary, final)
     store.retire(final)
 

@@ -13,11 +13,13 @@ import pytest
 import torch
 
 from stagecoach.data.files import TEMPORARY, check_directory
+from stagecoach.data.locks import DirectoryLock
 from stagecoach.trainer.checkpointing.host_copy import HostCopy
 from stagecoach.trainer.checkpointing.layout import MODEL, MOMENTS, Fragment, Layout
 from stagecoach.trainer.checkpointing.peers import Invitation, invite
 from stagecoach.trainer.checkpointing.process import WriterProcess
 from stagecoach.trainer.checkpointing.store import CheckpointStore
+from stagecoach.trainer.claim import Claim, LostFolderError
 from stagecoach.trainer.settings import PeerLostError
 
 NUMEL = 1 << 21
@@ -89,6 +91,32 @@ def test_its_end_is_said_in_one_sentence_and_leaves_the_checkpoint_before(memory
     order(writer, 3)
     with pytest.raises(PeerLostError):
         writer.outcome()
+    writer.close()
+
+
+def test_a_checkpoint_takes_no_name_in_a_folder_that_another_run_has_taken_meanwhile(memory, store, tmp_path):
+    ours, theirs = DirectoryLock(tmp_path / "lock"), DirectoryLock(tmp_path / "lock")
+    ours.acquire()
+    store.claim = Claim(str(ours.path), ours.token)
+    writer = started(memory, store)
+    writer.outcome()
+    order(writer, 1)
+    assert writer.outcome()["bytes"] > 12 * NUMEL
+    order(writer, 2)
+    wait_for(lambda: being_written(store))
+    ours.release()
+    theirs.acquire()
+    with pytest.raises(
+        LostFolderError, match=rf"{tmp_path}: another run writes to this folder now \(process {os.getpid()}"
+    ):
+        writer.outcome()
+    assert store.steps() == [1]
+    assert not being_written(store)
+    order(writer, 3)
+    with pytest.raises(LostFolderError):
+        writer.outcome()
+    assert not being_written(store)  # not even for a moment: what lies there under temporary names is the other's
+    theirs.release()
     writer.close()
 
 
