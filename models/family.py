@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -22,6 +22,10 @@ from stagecoach.models.common.example_batch import random_batch
 from stagecoach.models.common.lora import PREFIX, export_lora
 from stagecoach.models.common.materialise import OnLoaded, WeightSource, load_base, without_lora
 from stagecoach.models.metrics.metric import Metric
+
+if TYPE_CHECKING:  # they import this module
+    from stagecoach.models.generation import Generation, GenerationOptions
+    from stagecoach.models.weights import Weights
 
 Batch = dict[str, Any]
 """Tensors of one micro-batch, each ``[B, ...]`` on the compute device, but for ``rng_key`` (int64 ``[B]``, on the CPU;
@@ -232,6 +236,11 @@ class Family(ABC):
     def preview(self, network: nn.Module, batch: Batch, progress: Progress) -> dict[str, np.ndarray]:
         """Pictures of a held-out batch by name, uint8 ``[H, W, 3]``. Called on every rank with as many samples."""
         return {}
+
+    def generation(self, weights: "Weights", options: "GenerationOptions") -> "Generation":
+        """What answers requests for pictures or videos with trained ``weights`` of this family. Raises ``ValueError``,
+        also where the family has none."""
+        raise ValueError(f"family {self.name!r} cannot be sampled from; launch/export.py writes its weights")
 
     def diffusers_lora(self, config: Any, stage: int, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The LoRA among an adapter's ``tensors`` as ``load_lora_weights`` of diffusers' pipelines takes it, fp32, its

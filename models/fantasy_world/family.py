@@ -53,6 +53,11 @@ class FantasyWorldFamily(Family):
             "L": config.backbone.text_length,
         }
 
+    def generation(self, weights, options):
+        from stagecoach.models.fantasy_world.generate import FantasyWorldGeneration  # its pipeline opens families
+
+        return FantasyWorldGeneration(weights, options)
+
     def fill_example(self, batch: Batch, config: FantasyWorldConfig) -> None:
         """Depth around 1 scene unit, a camera that moves forward without turning, a field of view of 64 degrees."""
         clip = config.clip

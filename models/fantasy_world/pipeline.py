@@ -43,7 +43,7 @@ from stagecoach.models.fantasy_world.sampler import (
 from stagecoach.models.fantasy_world.step import make_process
 from stagecoach.models.fantasy_world.streams import FantasyWorld
 from stagecoach.models.fantasy_world.transformer import FantasyWorldTransformer
-from stagecoach.models.weights import load_network, open_weights
+from stagecoach.models.weights import Weights, load_network, open_weights
 
 Text = str | Sequence[str] | None
 DRAWING_STAGE = 2
@@ -116,9 +116,7 @@ class FantasyWorldPipeline(StagePipeline):
         Weights of stage 1 stand in the network of stage 2, whose exchange is silent: the base makes the video, and what
         was trained reads its geometry. Raises ``ValueError`` and ``DamagedError`` as ``open_weights``."""
         weights = open_weights(adapter, which, family="fantasy_world", size=size, predecessor=predecessor)
-        drawing = replace(weights, card=replace(weights.card, stage=DRAWING_STAGE))
-        network = load_network(drawing, base, dtype=dtype)
-        return cls.from_network(network, vae, text_encoder, tokenizer, image_encoder)
+        return cls.from_network(load_drawing(weights, base, dtype), vae, text_encoder, tokenizer, image_encoder)
 
     def enable_vae_tiling(self) -> None:
         """Decode in overlapping tiles of the published size, for cards of 24 GB. Latent frames are decoded one after
@@ -369,6 +367,12 @@ class FantasyWorldPipeline(StagePipeline):
                 frames=frames, **dense, extrinsics=extrinsics, intrinsics=intrinsics, sigma_read=found.sigma_read
             )
         return output if return_dict else output.to_tuple()
+
+
+def load_drawing(weights: Weights, base: str | Path | None, dtype: torch.dtype) -> FantasyWorld:
+    """The network of stage 2 with ``weights`` of either stage; see ``FantasyWorldPipeline.from_adapter``."""
+    drawing = replace(weights, card=replace(weights.card, stage=DRAWING_STAGE))
+    return load_network(drawing, base, dtype=dtype)  # type: ignore[return-value]
 
 
 def _lengthened(text: Tensor, length: int) -> Tensor:
