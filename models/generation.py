@@ -20,6 +20,7 @@ from stagecoach.models.common.config import Section
 from stagecoach.models.weights import Weights
 
 Fields = TypeVar("Fields", bound="RequestFields")
+CPU = torch.device("cpu")
 ID = re.compile(r"[0-9A-Za-z][0-9A-Za-z._-]{0,99}")
 
 
@@ -39,7 +40,7 @@ class GenerationOptions:
     guidance: float | None = None
     seed: int = 0
     dtype: torch.dtype = torch.float32
-    device: torch.device = torch.device("cpu")
+    device: torch.device = CPU
     offload: bool = False
     vae_tiling: bool = False
     on_step: Callable[[], None] = lambda: None
@@ -160,8 +161,8 @@ class Generation(ABC):
         name = source.name if given.id is None else given.id
         if not ID.fullmatch(name):
             raise ValueError(
-                f"{source.where}: id is {name!r:.120}, expected letters, digits and . _ - (up to 100, a letter or digit "
-                "first), as it names the folder"
+                f"{source.where}: id is {name!r:.120}, expected up to 100 letters, digits and . _ -, the first "
+                "a letter or digit, as it names the folder"
             )
         own = self.options
         return {

@@ -127,7 +127,7 @@ class FantasyWorldGeneration(Generation):
                 )
             if (frames - 1) % step:
                 more = -(-(frames - 1) // step) * step + 1
-                raise ValueError(f"{where}: frames is {frames}, expected n {step} + 1 for a row of clips, such as {more}")
+                raise ValueError(f"{where}: frames is {frames}, expected n {step} + 1, such as {more}")
 
     def _camera(
         self, given: WorldFields, frames: int, height: int, width: int, source: Source
