@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from stagecoach.data.files import sha256_json
-from stagecoach.data.local_files import DamagedError, LocalFile
+from stagecoach.data.local_files import DamagedError, LocalFile, retried
 
 
 def save_tensors(
@@ -47,11 +47,19 @@ def open_tensors(path: str | os.PathLike[str]) -> Iterator[Any]:
     """
     where = Path(path)
     try:
-        LocalFile(where).close()  # the library would wait for the writer of a pipe
-        with safe_open(where, framework="pt") as file:
+        with retried(str(where), lambda: _open(where)) as file:
             yield file
     except (OSError, SafetensorError) as error:
         raise DamagedError(f"{where}: not a readable safetensors file ({error}); was it cut short?") from error
+
+
+def _open(where: Path) -> Any:
+    LocalFile(where).close()  # the library would wait for the writer of a pipe
+    try:
+        return safe_open(where, framework="pt")
+    except (FileNotFoundError, RuntimeError) as error:
+        # Whatever keeps it from opening the file, the library says that there is none, and PyTorch gives no number.
+        raise OSError(f"{error}, although it was opened just before") from error
 
 
 def read_all(paths: Iterable[Path]) -> dict[str, torch.Tensor]:

@@ -12,6 +12,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from stagecoach.data import local_files, tensors
+from stagecoach.data.local_files import UnreachableError
 from stagecoach.data.reading import DamagedError
 from stagecoach.data.tensors import hash_tensors, open_tensors, read_all, save_tensors
 
@@ -111,3 +113,23 @@ def test_a_tensor_in_two_files_is_refused(tmp_path):
         save_tensors(TENSORS, tmp_path / f"{name}.safetensors")
     with pytest.raises(DamagedError, match=r"b\.safetensors: holds 'a é', which another file"):
         read_all(sorted(tmp_path.iterdir()))
+
+
+@pytest.mark.parametrize("failure", [FileNotFoundError("No such file"), RuntimeError("Stale file handle (116)")])
+def test_a_moment_of_trouble_in_the_library_is_tried_again_and_never_called_damage(tmp_path, monkeypatch, failure):
+    path, calls = tmp_path / "a.safetensors", []
+    save_tensors(TENSORS, path)
+
+    def in_trouble(*arguments, **named):
+        calls.append(1)
+        if len(calls) <= troubles:
+            raise failure
+        return safe_open(*arguments, **named)
+
+    monkeypatch.setattr(local_files, "FIRST_DELAY", 0)
+    monkeypatch.setattr(tensors, "safe_open", in_trouble)
+    troubles = 2
+    assert read_all([path]).keys() == TENSORS.keys()
+    troubles = 100
+    with pytest.raises(UnreachableError, match=rf"{path}: not read in 7 attempts .*{failure.args[0][:7]}"):
+        read_all([path])

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import socket
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from stagecoach.models.trainable import parameter_shape
 from stagecoach.models.weights.card import AdapterCard
 from stagecoach.trainer.adapter import signed
 from stagecoach.trainer.checkpointing.host_copy import HostCopy
+from stagecoach.trainer.checkpointing.host_memory import check_memory
 from stagecoach.trainer.checkpointing.layout import AVERAGED, MODEL, MOMENTS, Layout
 from stagecoach.trainer.checkpointing.partition import adam_states, adam_steps, find_fragments, loss_scaler_state
 from stagecoach.trainer.checkpointing.peers import Invitation, Peers, invite, meet
@@ -148,7 +150,12 @@ class Saver:
         kinds = (MODEL, *MOMENTS, *((AVERAGED,) if self.ema is not None else ()))
         shapes = {name: tuple(parameter_shape(parameter)) for name, parameter in self.parameters.items()}
         self.layout = Layout(kinds, shapes, [sizes for sizes, _ in ranks], [fragments for _, fragments in ranks])
-        together(self.world, attempt(self._get_memory) if self.asynchronous else None)
+        if self.asynchronous:
+            own = socket.gethostname(), 4 * len(kinds) * sum(self.layout.sizes[self.world.rank])
+            asked: list[Any] = [None] * self.world.size
+            dist.all_gather_object(asked, own)  # before the first rank has got any
+            needed = sum(size for host, size in asked if host == own[0])
+            together(self.world, attempt(check_memory, needed, own[0]) or attempt(self._get_memory))
         made: list[Any] = [Invitation(), None]
         together(self.world, attempt(_invite, made, self.world.size) if self.world.is_first else None)
         invitation, listener = from_first(made[0]), made[1]
