@@ -13,6 +13,7 @@ import typer
 
 from stagecoach import __version__
 from stagecoach.launch import shards
+from stagecoach.launch.evaluating import evaluate
 from stagecoach.launch.paths import check_paths
 from stagecoach.trainer.cli import ModelFlags, Outcome, RecipeFlags, command, new_app, run_app, single
 from stagecoach.trainer.environment import NodeError, check_environment, first_rank_answers
@@ -216,7 +217,7 @@ def export(
 
 
 app = new_app(name="stagecoach", add_completion=True)
-for function in (train, plan, verify, export):
+for function in (train, plan, verify, export, evaluate):
     app.command()(function)
 app.add_typer(shards.app, name="shards")
 

@@ -22,6 +22,7 @@ from stagecoach.models.common.example_batch import random_batch
 from stagecoach.models.common.lora import PREFIX, export_lora
 from stagecoach.models.common.materialise import OnLoaded, WeightSource, load_base, without_lora
 from stagecoach.models.metrics.metric import Metric
+from stagecoach.models.metrics.record import Record
 
 if TYPE_CHECKING:  # they import this module
     from stagecoach.models.generation import Generation, GenerationOptions
@@ -241,6 +242,14 @@ class Family(ABC):
         """What answers requests for pictures or videos with trained ``weights`` of this family. Raises ``ValueError``,
         also where the family has none."""
         raise ValueError(f"family {self.name!r} cannot be sampled from; launch/export.py writes its weights")
+
+    def record(self, arrays: Mapping[str, np.ndarray]) -> Record:
+        """What the fields of a sample say of the truth. Raises ``ValueError`` where they hold none that generated
+        samples are measured against."""
+        raise ValueError(
+            f"shards of family {self.name!r} hold no truth that samples are measured against, expected a folder "
+            "of true videos or pictures, or a .jsonl file that lists them"
+        )
 
     def diffusers_lora(self, config: Any, stage: int, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The LoRA among an adapter's ``tensors`` as ``load_lora_weights`` of diffusers' pipelines takes it, fp32, its

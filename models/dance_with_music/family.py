@@ -3,14 +3,16 @@
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from stagecoach.data.dance_with_music.schema import dance_schema
+from stagecoach.data.dance_with_music.schema import FRAME_RATE, dance_schema
 from stagecoach.data.format.schema import SampleSchema
 from stagecoach.data.streaming.windows import Window
 from stagecoach.models.dance_with_music.base import fill_base, open_base
+from stagecoach.models.dance_with_music.clip import CONFIDENCE_STEPS, POSE_STEPS
 from stagecoach.models.dance_with_music.config import SIZES, DanceConfig
 from stagecoach.models.dance_with_music.helpers import check_helpers, make_helpers
 from stagecoach.models.dance_with_music.music_to_pose.model import MusicNorm
@@ -20,6 +22,7 @@ from stagecoach.models.dance_with_music.stages import METRICS, make_stages, wind
 from stagecoach.models.dance_with_music.validate import validate
 from stagecoach.models.dance_with_music.weight_names import part_of
 from stagecoach.models.family import Batch, Family
+from stagecoach.models.metrics.record import Record
 
 MANY_EPOCHS = 10**6
 
@@ -74,6 +77,13 @@ class DanceWithMusicFamily(Family):
     def window(self, config: DanceConfig, stage: int, step: int, total_steps: int, epoch: int) -> Window:
         frames = window_frames(config.frames, config.schedules.grown, config.phase(stage), step, total_steps, epoch)
         return Window(frames, config.frames.stride)
+
+    def record(self, arrays):
+        """Poses and beats."""
+        xy, conf, beat = (
+            torch.from_numpy(np.array(arrays[name], np.float32)) for name in ("pose_xy", "pose_conf", "beat")
+        )
+        return Record(rate=FRAME_RATE, pose=(xy / POSE_STEPS, conf / CONFIDENCE_STEPS), beat=beat)
 
     def example_sizes(self, config: DanceConfig, stage: int) -> dict[str, int]:
         h, w = config.picture.latent

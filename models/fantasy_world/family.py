@@ -1,5 +1,6 @@
 """FantasyWorld as the trainer sees it."""
 
+import numpy as np
 import torch
 from diffusers import WanTransformer3DModel
 
@@ -13,6 +14,7 @@ from stagecoach.models.fantasy_world.network import build_network
 from stagecoach.models.fantasy_world.preview import preview
 from stagecoach.models.fantasy_world.stages import METRICS, make_stages
 from stagecoach.models.fantasy_world.validate import validate
+from stagecoach.models.metrics.record import Record
 
 
 class FantasyWorldFamily(Family):
@@ -57,6 +59,13 @@ class FantasyWorldFamily(Family):
         from stagecoach.models.fantasy_world.generate import FantasyWorldGeneration  # its pipeline opens families
 
         return FantasyWorldGeneration(weights, options)
+
+    def record(self, arrays):
+        """Depth and cameras."""
+        depth, extrinsics, intrinsics = (
+            torch.from_numpy(np.array(arrays[name], np.float32)) for name in ("depth", "extrinsics", "intrinsics")
+        )
+        return Record(depth=torch.where(torch.isfinite(depth), depth, 0.0), cameras=(extrinsics, intrinsics))
 
     def fill_example(self, batch: Batch, config: FantasyWorldConfig) -> None:
         """Depth around 1 scene unit, a camera that moves forward without turning, a field of view of 64 degrees."""

@@ -248,7 +248,7 @@ def _modules_html(facts: dict[str, Any]) -> str:
             (f"<code>{html.escape(row['pattern'])}</code>", f"{row['modules']:,}", f"{row['parameters']:,}", state)
         )
     rows.append(("all", "", f"{facts.get('trainable', 0):,} + {facts.get('frozen', 0):,}", "trained + frozen"))
-    return "<h3>Parameters</h3>" + _table(("modules", "number", "parameters", ""), rows, numeric=(1, 2))
+    return "<h3>Parameters</h3>" + html_table(("modules", "number", "parameters", ""), rows, numeric=(1, 2))
 
 
 def _summary_html(rows: list[Row]) -> str:
@@ -265,7 +265,7 @@ def _summary_html(rows: list[Row]) -> str:
         )
     return (
         "<p class=soft>Reached: the last value is better than what was asked of the stage, or else than the baseline, "
-        f"which is the best predictor that sees no input.</p>{_table(HEADER, lines, numeric=(2, 3, 4, 5))}"
+        f"which is the best predictor that sees no input.</p>{html_table(HEADER, lines, numeric=(2, 3, 4, 5))}"
     )
 
 
@@ -298,11 +298,11 @@ def _starts_html(facts: dict[str, Any]) -> str:
         ""
         if not rows
         else "<h2>Starts</h2>"
-        + _table(("time", "stage", "from step", "ranks", "commit", "command"), rows, numeric=(1, 2, 3))
+        + html_table(("time", "stage", "from step", "ranks", "commit", "command"), rows, numeric=(1, 2, 3))
     )
 
 
-def _table(header: tuple[str, ...], rows: Iterable[tuple[str, ...]], numeric: tuple[int, ...]) -> str:
+def html_table(header: tuple[str, ...], rows: Iterable[tuple[str, ...]], numeric: tuple[int, ...]) -> str:
     """An HTML table; cells are HTML already."""
 
     def line(cells: tuple[str, ...], tag: str) -> str:
