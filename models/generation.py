@@ -17,6 +17,7 @@ from pydantic import Field, ValidationError
 from stagecoach.data.encoding.encoders import hash_files
 from stagecoach.data.paths import expand_path
 from stagecoach.models.common.config import Section
+from stagecoach.models.common.quantize import Kind
 from stagecoach.models.weights import Weights
 
 Fields = TypeVar("Fields", bound="RequestFields")
@@ -30,7 +31,8 @@ class GenerationOptions:
 
     ``base`` as ``load_network`` takes it; ``components``: local folders (or files) of the parts around the network, by
     the names in ``Generation.components``. ``steps`` and ``guidance`` None are the family's; a request's own come
-    first, as its ``seed`` does. ``offload`` has on the device only the part that computes. ``on_step`` is called after
+    first, as its ``seed`` does. ``offload`` has on the device only the part that computes; ``quantize``
+    keeps the base's linear layers in 8 bits. ``on_step`` is called after
     each step of denoising; what it raises ends the request.
     """
 
@@ -43,6 +45,7 @@ class GenerationOptions:
     device: torch.device = CPU
     offload: bool = False
     vae_tiling: bool = False
+    quantize: Kind | None = None
     on_step: Callable[[], None] = lambda: None
 
 
@@ -143,6 +146,7 @@ class Generation(ABC):
             "components": {name: hash_content(path) for name, path in sorted(self.options.components.items())},
             "dtype": str(self.options.dtype).removeprefix("torch."),
             "vae_tiling": self.options.vae_tiling,
+            "quantize": self.options.quantize,
         }
 
     def read(self, entry: Mapping[str, Any], source: Source) -> Any:

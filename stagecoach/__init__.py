@@ -1,5 +1,6 @@
 """Stagecoach: a DeepSpeed trainer for diffusion adapters, in stages."""
 
+import logging
 from importlib import import_module
 from typing import Any
 
@@ -8,6 +9,10 @@ _PIPELINES = {
     "FantasyWorldPipeline": "stagecoach.models.fantasy_world.pipeline",
     "MoviePostPipeline": "stagecoach.models.movie_post_production.pipeline",
 }
+
+# Where torchao is installed, diffusers, peft and transformers import it, which warns of kernels for other cards.
+for _name in ("torchao", "torch.utils._pytree", "diffusers.quantizers.torchao"):
+    logging.getLogger(_name).setLevel(logging.ERROR)
 
 
 def __getattr__(name: str) -> Any:

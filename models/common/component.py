@@ -13,6 +13,7 @@ from pydantic import BaseModel
 
 from stagecoach.models.common.attention import resolve_backend, set_backend
 from stagecoach.models.common.materialise import SafetensorsFolder, put
+from stagecoach.models.common.quantize import is_quantized
 
 
 class NetworkComponent(ModelMixin, ConfigMixin):
@@ -74,6 +75,16 @@ class NetworkComponent(ModelMixin, ConfigMixin):
         for name, parameter in component.named_parameters():
             parameter.data = parameter.data.to(stored[name])
         return component.requires_grad_(False).eval()
+
+    def save_pretrained(self, *given: Any, **named: Any) -> None:
+        """As diffusers. Raises ``ValueError`` for a base in 8 bits, which files of its layout do not hold."""
+        if is_quantized(self.network):
+            raise ValueError(
+                f"a {type(self).__name__} in 8 bits is not saved, as its layout has no place for the scales; save it "
+                "without quantize= and quantise where it is loaded"
+            )
+        parent: Any = super()
+        parent.save_pretrained(*given, **named)
 
     def to(self, *where: Any, **named: Any) -> Self:
         """To a device. Raises ``ValueError`` for another dtype: parts of a base may stay in fp32."""

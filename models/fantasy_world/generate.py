@@ -141,7 +141,8 @@ class FantasyWorldGeneration(Generation):
         return (path if path.exists() else None), found.scaled(given.scale)
 
     def load(self) -> None:
-        network = load_drawing(self.weights, self.options.base, self.options.dtype)
+        own = self.options
+        network = load_drawing(self.weights, own.base, own.dtype, own.quantize)
         pipeline = FantasyWorldPipeline.from_network(network, **self.options.components)
         if self.options.vae_tiling:
             pipeline.enable_vae_tiling()

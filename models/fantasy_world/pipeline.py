@@ -23,6 +23,7 @@ from stagecoach.data.encoding.latent_encoders import VideoEncoder, wan_statistic
 from stagecoach.data.encoding.text_encoders import TextEncoder
 from stagecoach.data.fantasy_world.cameras import decode_pose
 from stagecoach.models.common.pipeline import Generators, StagePipeline, repeated
+from stagecoach.models.common.quantize import Kind
 from stagecoach.models.fantasy_world.components import open_components
 from stagecoach.models.fantasy_world.config import VAE_SPACE, VAE_TIME
 from stagecoach.models.fantasy_world.inputs import (
@@ -107,16 +108,18 @@ class FantasyWorldPipeline(StagePipeline):
         which: Literal["raw", "ema"] = "raw",
         size: str | None = None,
         predecessor: str | Path | None = None,
+        quantize: Kind | None = None,
     ) -> FantasyWorldPipeline:
         """A pipeline of trained weights on the CPU: an adapter's folder, a file that ``export.py`` wrote, a checkpoint
         (``which`` of its weights; ``predecessor``: what its stage started from, where that has moved), or None for the
-        base of ``size``. ``base``: folder of Wan's transformer, None for
-        the one that it was trained on; the others as ``from_network`` takes them.
+        base of ``size``. ``base``: folder of Wan's transformer, None for the one that it was trained on, its linear
+        layers in 8 bits with ``quantize`` (``int8``, ``fp8``); the others as ``from_network`` takes them.
 
         Weights of stage 1 stand in the network of stage 2, whose exchange is silent: the base makes the video, and what
         was trained reads its geometry. Raises ``ValueError`` and ``DamagedError`` as ``open_weights``."""
         weights = open_weights(adapter, which, family="fantasy_world", size=size, predecessor=predecessor)
-        return cls.from_network(load_drawing(weights, base, dtype), vae, text_encoder, tokenizer, image_encoder)
+        network = load_drawing(weights, base, dtype, quantize)
+        return cls.from_network(network, vae, text_encoder, tokenizer, image_encoder)
 
     def enable_vae_tiling(self) -> None:
         """Decode in overlapping tiles of the published size, for cards of 24 GB. Latent frames are decoded one after
@@ -369,10 +372,12 @@ class FantasyWorldPipeline(StagePipeline):
         return output if return_dict else output.to_tuple()
 
 
-def load_drawing(weights: Weights, base: str | Path | None, dtype: torch.dtype) -> FantasyWorld:
+def load_drawing(
+    weights: Weights, base: str | Path | None, dtype: torch.dtype, quantize: Kind | None = None
+) -> FantasyWorld:
     """The network of stage 2 with ``weights`` of either stage; see ``FantasyWorldPipeline.from_adapter``."""
     drawing = replace(weights, card=replace(weights.card, stage=DRAWING_STAGE))
-    return load_network(drawing, base, dtype=dtype)  # type: ignore[return-value]
+    return load_network(drawing, base, dtype=dtype, quantize=quantize)  # type: ignore[return-value]
 
 
 def _lengthened(text: Tensor, length: int) -> Tensor:

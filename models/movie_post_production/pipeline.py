@@ -19,6 +19,7 @@ from stagecoach.data.encoding.text_encoders import CLIP_LENGTH, PooledTextEncode
 from stagecoach.data.movie_post_production.schema import NAME as FAMILY
 from stagecoach.data.pictures import check_sides
 from stagecoach.models.common.pipeline import Callback, Generators, StagePipeline, repeated
+from stagecoach.models.common.quantize import Kind
 from stagecoach.models.movie_post_production.config import PATCH, VAE_STRIDE
 from stagecoach.models.movie_post_production.inputs import (
     MoviePostOutput,
@@ -99,6 +100,7 @@ class MoviePostPipeline(StagePipeline):
         which: Which = "raw",
         size: str | None = None,
         predecessor: str | Path | None = None,
+        quantize: Kind | None = None,
         **components: Any,
     ) -> MoviePostPipeline:
         """A pipeline of trained weights: an adapter's folder, a file that ``export.py`` wrote, a checkpoint (``which``:
@@ -106,11 +108,11 @@ class MoviePostPipeline(StagePipeline):
         of ``size``.
 
         ``base``: folder of the FLUX transformer, instead of the one that the adapter was trained on, whose hash it must
-        have; in ``dtype``. ``components`` as of ``from_network``. Raises ``ValueError`` as ``open_weights`` and
-        ``load_network``."""
+        have; in ``dtype``, its linear layers in 8 bits with ``quantize`` (``int8``, ``fp8``). ``components`` as of
+        ``from_network``. Raises ``ValueError`` as ``open_weights`` and ``load_network``."""
         purpose = f" for a {cls.__name__}"
         weights = open_weights(adapter, which, family=FAMILY, size=size, predecessor=predecessor, purpose=purpose)
-        return cls.from_network(load_network(weights, base, dtype=dtype), **components)
+        return cls.from_network(load_network(weights, base, dtype=dtype, quantize=quantize), **components)
 
     @torch.no_grad()
     def __call__(

@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 from stagecoach.data.tensors import open_tensors
 from stagecoach.models.common.attention import resolve_backend, set_backend
-from stagecoach.models.trainable import freeze, maximal_trainable, parameter_shape
+from stagecoach.models.common.quantize import Kind as Bits
+from stagecoach.models.common.quantize import quantize as store
+from stagecoach.models.trainable import freeze, maximal_trainable, parameter_shape, trained_before
 from stagecoach.models.weights.opening import Weights, compare
 
 Assign = Callable[[nn.Parameter, Tensor], Any]
@@ -44,6 +46,7 @@ def load_network(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
     attention: str = "auto",
+    quantize: Bits | None = None,
 ) -> nn.Module:
     """The network of ``weights`` as validation sees it: base and trained modules in ``dtype`` on ``device``, frozen,
     without dropout.
@@ -52,6 +55,7 @@ def load_network(
         base: folder of the base instead of that in the weights' config; for a family of several, paths by setting
             (``{"weights.motion": ...}``).
         attention: as ``attention`` of a recipe.
+        quantize: ``int8`` or ``fp8`` for the base's linear layers (``models.common.quantize``); what was trained stays.
 
     Raises:
         ValueError: the base is another one than the weights were trained on, by its sha256, or it or the weights do
@@ -69,4 +73,7 @@ def load_network(
     for name in maximal_trainable(network):
         network.get_submodule(name).to(dtype)
     set_backend(network, backend)
-    return network.requires_grad_(False).eval()
+    network.requires_grad_(False).eval()
+    if quantize is not None:
+        store(network, quantize, trained_before(network, specs, weights.stage + 1))
+    return network
