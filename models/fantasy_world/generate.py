@@ -143,10 +143,10 @@ class FantasyWorldGeneration(Generation):
     def load(self) -> None:
         own = self.options
         network = load_drawing(self.weights, own.base, own.dtype, own.quantize)
-        pipeline = FantasyWorldPipeline.from_network(network, **self.options.components)
-        if self.options.vae_tiling:
+        pipeline = FantasyWorldPipeline.from_network(network, **own.components)
+        if own.vae_tiling:
             pipeline.enable_vae_tiling()
-        self.pipeline = place(pipeline, self.options)
+        self.pipeline = place(pipeline, own)
 
     def answer(self, request: WorldRequest, folder: Path) -> dict[str, Any]:
         found = self._sample(request)
