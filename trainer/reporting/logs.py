@@ -29,11 +29,29 @@ def log_to_terminal() -> None:
     """Show progress on the standard output, warnings (Python's too) and errors on the standard error."""
     _install(Terminal(logging.INFO if process_rank() == 0 else logging.ERROR))
     logging.captureWarnings(process_rank() == 0)
+    warned = logging.getLogger("py.warnings")
+    if not any(isinstance(one, Once) for one in warned.filters):
+        warned.addFilter(Once())
 
 
 def log_to_run(run: str | Path) -> None:
     """Also append all records to ``train.log`` in the folder of a run, once it is there (``RunLog``)."""
     _install(RunLog(Path(run) / TEXT, logging.DEBUG if process_rank() == 0 else logging.ERROR))
+
+
+class Once(logging.Filter):
+    """Lets each text through once. Python would do so itself, but forgets what it has said wherever a library changes
+    its filters for a while, as PyTorch does in each step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.said: set[str] = set()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        text = record.getMessage()
+        new = text not in self.said
+        self.said.add(text)
+        return new
 
 
 class Terminal(logging.Handler):

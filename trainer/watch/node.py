@@ -178,7 +178,7 @@ class Watcher:
                 rank.page.write_sensors([MISSING] * len(SENSORS))
         if self.exchange.rounds != self.rounds:
             self.rounds, self.answered = self.exchange.rounds, now
-        is_away = now - self.answered > self.config.bounds.still
+        is_away = now - self.answered > max(self.config.bounds.still, 5 * self.config.copy)
         if is_away != self.is_away:
             self.is_away = is_away
             away = f"{self.run} does not answer, or takes no file, since {now - self.answered:.0f} s"

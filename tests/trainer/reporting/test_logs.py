@@ -68,6 +68,18 @@ def test_warnings_of_python_and_the_traceback_of_a_crash_are_in_train_log(tmp_pa
     assert all(" rank 0 " in line for line in text.splitlines())
 
 
+def test_a_warning_that_is_repeated_in_each_step_is_said_once(capsys):
+    log_to_terminal()
+    for step in range(3):
+        with warnings.catch_warnings():  # which makes Python forget what it has said
+            warnings.simplefilter("always")
+            warnings.warn("this function is deprecated", FutureWarning, stacklevel=1)
+            logging.getLogger("py.warnings").warning("step %d", step)
+    said = capsys.readouterr().err
+    assert said.count("FutureWarning: this function is deprecated") == 1
+    assert said.count("step ") == 3
+
+
 def test_the_sentence_of_a_users_mistake_is_in_the_train_log_of_an_earlier_run_and_makes_no_folder(tmp_path):
     from stagecoach.data.files import check_directory
 
