@@ -50,6 +50,21 @@ MIN_SIDE = 0.07
 
 
 @dataclass(frozen=True)
+class Variety:
+    """What pictures hold: from ``least`` to ``most`` objects, at most ``far`` metres away, of ``patterns``. ``told``:
+    whether captions say what they look like."""
+
+    least: int = 2
+    most: int = 6
+    far: float = FAR
+    patterns: tuple[str, ...] = PATTERNS
+    told: bool = True
+
+
+EVERYTHING = Variety()
+
+
+@dataclass(frozen=True)
 class Identity:
     """What an object looks like wherever it stands."""
 
@@ -58,9 +73,9 @@ class Identity:
     colours: tuple[str, str]
 
     @classmethod
-    def draw(cls, random: np.random.Generator) -> Identity:
+    def draw(cls, random: np.random.Generator, patterns: tuple[str, ...] = PATTERNS) -> Identity:
         first, second = random.choice(list(COLOURS), 2, replace=False)
-        return cls(str(random.choice(SHAPES)), str(random.choice(PATTERNS)), (str(first), str(second)))
+        return cls(str(random.choice(SHAPES)), str(random.choice(patterns)), (str(first), str(second)))
 
     def __str__(self) -> str:
         if self.pattern == "plain":
@@ -131,7 +146,7 @@ class Picture:
     caption: str
 
 
-def render(seed: int, index: int, height: int, width: int) -> Picture:
+def render(seed: int, index: int, height: int, width: int, variety: Variety = EVERYTHING) -> Picture:
     """Picture ``index`` of a seed. Pictures 2k and 2k + 1 share the identity of their first object.
 
     Raises ``ValueError`` for pictures that are too small or too narrow to show two objects.
@@ -141,9 +156,9 @@ def render(seed: int, index: int, height: int, width: int) -> Picture:
             f"pictures of {height} x {width} asked for, expected sides of at least 32 and not more than 2.5 to 1"
         )
     random = np.random.default_rng([seed, index])
-    shared = Identity.draw(np.random.default_rng([seed, index // 2, 1]))
+    shared = Identity.draw(np.random.default_rng([seed, index // 2, 1]), variety.patterns)
     size = SUPERSAMPLING * height, SUPERSAMPLING * width
-    objects = _place(random, shared, size)
+    objects = _place(random, shared, size, variety)
     ground, wall = str(random.choice(list(GROUNDS))), str(random.choice(list(WALLS)))
     image = _backdrop(random, GROUNDS[ground], WALLS[wall], size)
     owner = np.full(size, -1)
@@ -154,7 +169,8 @@ def render(seed: int, index: int, height: int, width: int) -> Picture:
         image[mask] = _hazy(placed.identity.colour(a[mask], b[mask]), placed.z)
         owner[mask] = number
     where = {"foreground": "in front", "midground": "farther back", "background": "in the distance"}
-    things = ", ".join(f"{placed.identity} {where[placed.depth_label]}" for placed in objects)
+    names = [str(placed.identity) if variety.told else "a thing" for placed in objects]
+    things = ", ".join(f"{n} {where[placed.depth_label]}" for n, placed in zip(names, objects, strict=True))
     image = image.reshape(height, SUPERSAMPLING, width, SUPERSAMPLING, 3).mean((1, 3))
     return Picture(
         (np.clip(image, 0, 1) * 255).round().astype(np.uint8),
@@ -165,14 +181,14 @@ def render(seed: int, index: int, height: int, width: int) -> Picture:
     )
 
 
-def _place(random: np.random.Generator, first: Identity, size: tuple[int, int]) -> list[Placed]:
-    """Two to six different objects, each mostly seen and large enough."""
+def _place(random: np.random.Generator, first: Identity, size: tuple[int, int], variety: Variety) -> list[Placed]:
+    """Different objects, each mostly seen and large enough."""
     objects: list[Placed] = []
-    wanted, tries = random.integers(2, 7), 0
-    while len(objects) < wanted and (tries < 80 or len(objects) < 2):
+    wanted, tries = random.integers(variety.least, variety.most + 1), 0
+    while len(objects) < wanted and (tries < 80 or len(objects) < variety.least):
         tries += 1
-        identity = Identity.draw(random) if objects else first
-        z = float(np.exp(random.uniform(np.log(2.8), np.log(FAR))))
+        identity = Identity.draw(random, variety.patterns) if objects else first
+        z = float(np.exp(random.uniform(np.log(2.8), np.log(variety.far))))
         reach = 0.5 * size[1] / size[0] / 0.9 * z
         placed = Placed(identity, random.uniform(-reach, reach), z, random.uniform(0.45, 0.95))
         if any(identity == other.identity for other in objects) or not _fits([*objects, placed], size):

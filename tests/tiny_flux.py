@@ -1,10 +1,5 @@
-"""A tiny FLUX that has learned to denoise: what a frozen backbone is, and what random weights are not.
+"""A tiny FLUX that has learned to denoise rendered pictures from their captions."""
 
-With a random backbone the adapters' best move is to shift what stands in boxes, no matter what the references show;
-only with one that already denoises does an error in boxes tell what references add.
-"""
-
-import math
 from pathlib import Path
 
 import torch
@@ -16,36 +11,27 @@ from stagecoach.models.common.noise import FlowMatching
 from stagecoach.models.movie_post_production.config import MoviePostConfig
 from stagecoach.models.movie_post_production.family import MoviePostProductionFamily
 from stagecoach.models.movie_post_production.network import pack
+from tests.tiny_base import BATCH, new_model, train_base
 from tests.tiny_movie import TinyMovie
 
-BATCH, LEARNING_RATE, WARMUP = 16, 3e-3, 30
+LEARNING_RATE = 3e-3
 
 
 def train_tiny_flux(folder: Path, movie: TinyMovie, config: MoviePostConfig, steps: int) -> float:
-    """Plain flow matching of captions, all weights, saved in diffusers' layout. The mean loss of the last 50 steps."""
+    """Saved in diffusers' layout. The mean loss of the last 50 steps."""
     schema = MoviePostProductionFamily().schema(config)
     samples = movie.samples(schema)
-    generator = torch.Generator().manual_seed(0)
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = FluxTransformer2DModel(**config.backbone.diffusers())
-    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.01)
-    losses = []
-    for step in range(steps):
-        chosen = torch.randint(0, len(samples), (BATCH,), generator=generator).tolist()
+    model = new_model(FluxTransformer2DModel, config.backbone.diffusers())
+
+    def loss(chosen: list[int], generator: torch.Generator) -> Tensor:
         batch = collate(schema, [samples.read(i) for i in chosen])
         t = torch.rand(BATCH, generator=generator)
         noise = torch.randn(batch["latent"].shape, generator=generator)
-        loss = _loss(model, batch, t, noise)
-        rate = min((step + 1) / WARMUP, 1.0) * (0.5 + 0.5 * math.cos(math.pi * step / steps))
-        optimizer.param_groups[0]["lr"] = LEARNING_RATE * rate
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        losses.append(loss.item())
+        return _loss(model, batch, t, noise)
+
+    reached = train_base(model, loss, len(samples), steps, LEARNING_RATE)
     model.save_pretrained(folder)
-    return sum(losses[-50:]) / len(losses[-50:])
+    return reached
 
 
 def _loss(model: FluxTransformer2DModel, batch: dict, t: Tensor, noise: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ from typing import Any
 
 from stagecoach.data.building.build import build
 from stagecoach.data.building.options import BuildOptions as ShardOptions
+from stagecoach.data.figures import EVERYTHING, Variety
 from stagecoach.data.movie_post_production.builder import FamilyBuilder
 from stagecoach.data.movie_post_production.job import MovieJob
 from stagecoach.data.movie_post_production.options import BuildOptions
@@ -31,9 +32,11 @@ class TinyMovie:
         return ShardSet.open(self.shards / split, schema)
 
 
-def make_tiny_movie(folder: Path, pictures: int, side: int = 64, holdout: float = 0.2, seed: int = 3) -> TinyMovie:
+def make_tiny_movie(
+    folder: Path, pictures: int, side: int = 64, holdout: float = 0.2, seed: int = 3, variety: Variety = EVERYTHING
+) -> TinyMovie:
     """Pictures of ``side`` x ``side`` pixels, rendered, encoded and stored."""
-    write_synthetic(folder / "raw", pictures, [(side, side)], seed)
+    write_synthetic(folder / "raw", pictures, [(side, side)], seed, variety=variety)
     FamilyBuilder().write_encoders(folder / "raw", folder / "encoders", seed=0)
     encoders = folder / "encoders"
     options = BuildOptions(

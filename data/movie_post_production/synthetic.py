@@ -10,7 +10,7 @@ from typing import Any
 
 from PIL import Image
 
-from stagecoach.data.figures import Picture, render
+from stagecoach.data.figures import EVERYTHING, Picture, Variety, render
 from stagecoach.data.files import write_json
 from stagecoach.data.movie_post_production.captions import CAPTIONS, IMAGES
 from stagecoach.data.pictures import Size
@@ -18,7 +18,12 @@ from stagecoach.data.synthetic import Steps, write_set
 
 
 def write_synthetic(
-    directory: str | Path, pictures: int, sizes: Sequence[Size], seed: int, steps: Steps = iter
+    directory: str | Path,
+    pictures: int,
+    sizes: Sequence[Size],
+    seed: int,
+    steps: Steps = iter,
+    variety: Variety = EVERYTHING,
 ) -> None:
     """Write ``pictures`` pictures of ``sizes`` (height, width) in turn, two neighbours of a size (see
     ``data.synthetic.write_set``).
@@ -29,9 +34,9 @@ def write_synthetic(
         raise ValueError(f"{pictures} pictures of {len(sizes)} sizes asked for, expected at least one of each")
 
     def write(base: Path, index: int) -> None:
-        picture = render(seed, index, *sizes[index // 2 % len(sizes)])
+        picture = render(seed, index, *sizes[index // 2 % len(sizes)], variety)
         Image.fromarray(picture.image).save(base / IMAGES / f"{_name(index)}.png")
-        write_json(base / CAPTIONS / f"{_name(index)}.json", _entry(picture, index, pictures))
+        write_json(base / CAPTIONS / f"{_name(index)}.json", _entry(picture, index, pictures, variety.told))
 
     described = {"pictures": pictures, "sizes": [list(size) for size in sizes], "seed": seed}
     write_set(directory, pictures, write, described, (IMAGES, CAPTIONS), steps=steps)
@@ -41,15 +46,15 @@ def _name(index: int) -> str:
     return f"scene_{index:05d}"
 
 
-def _entry(picture: Picture, index: int, pictures: int) -> dict[str, Any]:
+def _entry(picture: Picture, index: int, pictures: int, told: bool) -> dict[str, Any]:
     partner = index ^ 1
     objects = [
         {
             "object_id": number,
-            "category_name": placed.identity.shape,
+            "category_name": placed.identity.shape if told else "thing",
             "bbox": list(box),
             "depth_label": placed.depth_label,
-            "caption": str(placed.identity),
+            "caption": str(placed.identity) if told else "a thing",
         }
         for number, (placed, box) in enumerate(zip(picture.objects, picture.boxes, strict=True))
     ]
