@@ -6,6 +6,7 @@ from typing import Any
 
 __version__ = "0.2.0"
 _PIPELINES = {
+    "DanceWithMusicPipeline": "stagecoach.models.dance_with_music.pipeline",
     "FantasyWorldPipeline": "stagecoach.models.fantasy_world.pipeline",
     "MoviePostPipeline": "stagecoach.models.movie_post_production.pipeline",
 }

@@ -83,6 +83,12 @@ class PictureEmbedder(ImageEncoder):
         super().__init__(path, device)
         self._resize = resize
 
+    @classmethod
+    def of(cls, model: PreTrainedModel, processor: CLIPImageProcessorPil, resize: ClipResize = "crop") -> Self:
+        encoder = super().of(model, processor)
+        encoder._resize = resize
+        return encoder
+
     def _pixels(self, pictures: Sequence[np.ndarray]) -> Tensor:
         if self._resize == "crop":
             return super()._pixels(pictures)

@@ -99,26 +99,37 @@ class LatentEncoder:
     each frame alone: latent = (mode of the posterior - ``shift``) * ``scale``, both from its configuration."""
 
     def __init__(self, path: Path, device: torch.device, shifted: bool = True) -> None:
-        self._vae = load_model(vae_kind(path), path, device)
-        config = self._vae.config
+        self._use(load_model(vae_kind(path), path, device), shifted, path)
+
+    @classmethod
+    def of(cls, vae: AutoencoderKL | AutoencoderKLTemporalDecoder, shifted: bool = True) -> Self:
+        """An encoder of a VAE that is loaded, as pipelines hold it."""
+        encoder = cls.__new__(cls)
+        encoder._use(vae, shifted, "the pipeline's VAE")
+        return encoder
+
+    def _use(self, vae: AutoencoderKL | AutoencoderKLTemporalDecoder, shifted: bool, where: object) -> None:
+        self._vae = vae
+        config = vae.config
         channels, stride = config.latent_channels, 2 ** (len(config.block_out_channels) - 1)
         shift = getattr(config, "shift_factor", None)
         known = shift is not None if shifted else shift is None and channels == UNSHIFTED_CHANNELS
         if stride != SPATIAL_STRIDE or config.scaling_factor is None or not known:
             more = "a shift as FLUX's" if shifted else f"{UNSHIFTED_CHANNELS} channels and none as Stable Diffusion's"
             raise EncoderError(
-                f"{path}: a VAE of {channels} channels, stride {stride}, scale {config.scaling_factor} and shift "
+                f"{where}: a VAE of {channels} channels, stride {stride}, scale {config.scaling_factor} and shift "
                 f"{shift} found, expected stride {SPATIAL_STRIDE}, a scale and {more}"
             )
         self.shift, self.scale = float(shift or 0.0), float(config.scaling_factor)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def encode(self, images: Sequence[np.ndarray]) -> list[Tensor]:
         """uint8 [H, W, 3] each, of any multiples of 8 -> fp32 [C, H / 8, W / 8] each, in the same order. Neighbours of
         one size are encoded together."""
         out: list[Tensor] = []
         for group in _alike(images):
-            batch = torch.from_numpy(np.stack(group)).to(self._vae.device).permute(0, 3, 1, 2)
+            device = get_module_execution_device(self._vae)
+            batch = torch.from_numpy(np.stack(group)).to(device).permute(0, 3, 1, 2)
             pixels = (batch.float() / 127.5 - 1).to(self._vae.dtype)
             latents = self._vae.encode(pixels).latent_dist.mode().float().cpu()
             out += ((latents - self.shift) * self.scale).unbind(0)

@@ -73,14 +73,29 @@ class DanceNetwork(StageNetwork):
                 f"reference latents of {found[0]} x {found[1]} were given next to a clip of "
                 f"{size[0]} x {size[1]}, expected the same size; build the shards again with one size"
             )
-        guidance, tokens = self.guide(conditions, size), self.face(conditions)
+        features = {"guidance": self.guide(conditions, size), **self.photo_features(conditions)}
+        return self.predict(x, level, conditions, features)
+
+    def predict(self, x: Tensor, level: Tensor, conditions: dict, features: dict) -> Tensor:
+        """``denoise`` with the ``features`` of its conditions, ``guide``'s as ``guidance`` and those of
+        ``photo_features``, which depend on no noise: a sampler makes them once."""
+        guidance, tokens, references = (features[name] for name in ("guidance", "tokens", "references"))
         if self.config.backbone == "svd":
             return self.denoising_unet(x, level, conditions, guidance, tokens)
-        embedding = conditions["embedding"] * conditions["embedding_given"][:, None, None].to(
-            conditions["embedding"].dtype
-        )
-        references = self.reference_unet(conditions["references"], embedding)
         return self.denoising_unet(x, level, conditions, guidance, tokens, references)
+
+    def photo_features(self, conditions: dict) -> dict:
+        """What the denoiser reads of the photo: ``tokens`` of ``face``, and ``references`` as ``ReferenceNet`` gives
+        them, none with backbone ``svd``."""
+        tokens, references = self.face(conditions), {}
+        if self.config.backbone == "champ":
+            given = conditions["embedding_given"][:, None, None].to(conditions["embedding"].dtype)
+            references = self.reference_unet(conditions["references"], conditions["embedding"] * given)
+        return {"tokens": tokens, "references": references}
+
+    def poses(self, music: Tensor, embedding: Tensor, start: Tensor) -> dict[str, Tensor]:
+        """MusicToPose's output without dropout; see ``MusicToPose.forward``."""
+        return self.m2p(music, embedding.to(self.dtype), start)
 
     def guide(self, conditions: dict, size: tuple[int, int]) -> Tensor:
         """``[B, T, C, h, w]``: what is added behind the first convolution."""

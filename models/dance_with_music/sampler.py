@@ -1,18 +1,34 @@
-"""The noise processes of the backbones, and videos from noise: classifier-free guidance, and long clips in contexts
-that overlap."""
+"""Videos from noise: the noise processes of the backbones, classifier-free guidance, and long dances in windows that
+overlap. Previews and the pipeline call the same loop.
 
-from collections.abc import Callable, Mapping
-from typing import Any
+What conditions a video but does not depend on its noise - the reference net's features, those of the guidance
+encoders, the tokens of the face - is made once, not in every step, window and pass.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from stagecoach.models.common.noise import Ddpm, Edm, NoiseProcess, denoise, mix_guidance
-from stagecoach.models.dance_with_music.config import DanceConfig, DiffusionConfig, SamplingConfig
+from stagecoach.models.common.noise import Ddpm, Edm, NoiseProcess, OnStep, denoise, mix_guidance
+from stagecoach.models.dance_with_music.config import DanceConfig, DiffusionConfig
+from stagecoach.models.dance_with_music.windows import Windows, triangle
 
 Conditions = Mapping[str, Any]
-Predict = Callable[..., Tensor]
-"""(x ``[B, T, 4, h, w]``, level ``[B]``, step) -> what the network makes of them."""
+Call = Callable[..., Any]
+"""A network as its methods are called: ``call("predict", x, level, conditions, features)``; a pipeline's component is
+one, so that hooks of offloading see it."""
+
+
+@dataclass(frozen=True)
+class Pass:
+    """What the denoiser is given in one pass: ``conditions`` but for the rendered guidance, and ``features`` as
+    ``DanceNetwork.predict`` takes them; those of ``guidance`` may be on the CPU."""
+
+    conditions: Conditions
+    features: Mapping[str, Any]
 
 
 def make_process(config: DanceConfig) -> NoiseProcess:
@@ -21,13 +37,101 @@ def make_process(config: DanceConfig) -> NoiseProcess:
     return Edm() if config.backbone == "svd" else Ddpm(own.weighting, own.snr_gamma, own.noise_offset)
 
 
+def make_windows(config: DanceConfig, length: int | None = None, overlap: int | None = None) -> Windows:
+    """Those of ``config.sampling`` where no others are given, with frame 0 in each for backbone ``svd``."""
+    own = config.sampling
+    return Windows(
+        own.context_length if length is None else length,
+        own.context_overlap if overlap is None else overlap,
+        config.backbone == "svd",
+    )
+
+
 @torch.no_grad()
 def draw(network: nn.Module, noise: Tensor, conditions: Conditions) -> Tensor:
-    """Scaled latents fp32 ``[B, T, 4, h, w]`` from standard normal ``noise`` of that shape. The network is called as
-    often, no matter what the conditions hold: once per step and context, with guidance on twice as many samples."""
+    """Scaled latents fp32 ``[B, T, 4, h, w]`` from standard normal ``noise`` of that shape, as ``config.sampling`` has
+    it. The network is called as often, no matter what the conditions hold: once per step and window, with guidance on
+    twice as many samples."""
     config = network.config
-    predict = guided(network.denoise, conditions, unconditional(conditions, config.diffusion), config.sampling)
-    return denoise(make_process(config), predict, noise, config.sampling.steps)
+
+    def call(name: str, *inputs: Any) -> Any:
+        return getattr(network, name)(*inputs)
+
+    guidance = network.guide(conditions, noise.shape[-2:])
+    passes = make_passes(call, conditions, guidance, config.diffusion, config.sampling.guidance_scale)
+    scale, windows = config.sampling.guidance_scale, make_windows(config)
+    return sample(call, passes, noise, make_process(config), config.sampling.steps, scale, windows)
+
+
+@torch.no_grad()
+def sample(
+    call: Call,
+    passes: Sequence[Pass],
+    noise: Tensor,
+    process: NoiseProcess,
+    steps: int,
+    scale: float | Tensor,
+    windows: Windows,
+    layout: Literal["together", "sequential"] = "together",
+    solver: str | None = None,
+    on_step: OnStep | None = None,
+) -> Tensor:
+    """Scaled latents fp32 ``[B, T, 4, h, w]`` of the standard normal ``noise`` of that shape.
+
+    Args:
+        passes: the given one, and behind it the null, where there is guidance.
+        scale: of classifier-free guidance, null + ``scale`` (given - null); a number, or one for each frame ``[T]``.
+        windows: are mixed with triangular weights in each step.
+        layout: both passes in one batch, or one after the other, which holds half of the activations.
+        solver, on_step: see ``denoise``, which is the loop.
+    """
+    groups = [passes] if layout == "together" else [[each] for each in passes]
+    joined = [_joined(group) for group in groups]
+    steps_of = torch.as_tensor(scale, device=noise.device, dtype=torch.float32)
+    scales = steps_of.expand(noise.shape[1])[:, None, None, None]
+
+    def predict_window(x: Tensor, level: Tensor, frames: Tensor | slice) -> Tensor:
+        found: list[Tensor] = []
+        for group, (conditions, features) in zip(groups, joined, strict=True):
+            count = len(group)
+            guidance = torch.cat([each.features["guidance"][:, frames].to(x.device) for each in group])
+            given = {**features, "guidance": guidance}
+            out = call("predict", x.repeat(count, 1, 1, 1, 1), level.repeat(count), conditions, given)
+            found += out.float().chunk(count)
+        return mix_guidance(found[::-1], [scales[frames]] * (len(found) - 1))
+
+    def predict(x: Tensor, level: Tensor, k: int) -> Tensor:
+        places = windows.at(x.shape[1], k)
+        if len(places) == 1:
+            return predict_window(x, level, slice(None))
+        total, weights = torch.zeros_like(x), x.new_zeros(x.shape[1], 1, 1, 1)
+        for frames in places:
+            weight = triangle(len(frames)).to(x)[:, None, None, None]
+            total[:, frames] += weight * predict_window(x[:, frames], level, frames)
+            weights[frames] += weight
+        return total / weights
+
+    return denoise(process, predict, noise, steps, solver, on_step)
+
+
+def make_passes(
+    call: Call, conditions: Conditions, guidance: Tensor, dropout: DiffusionConfig, scale: float
+) -> list[Pass]:
+    """The passes of ``sample`` at guidance ``scale``, 1 for none, of a network's ``conditions`` and what it makes of
+    their ``guidance``. Only what the null shows of the photo beside another embedding is made once more; which that is
+    depends on ``dropout`` alone, so that all ranks call the same."""
+    photo = call("photo_features", conditions)
+    given = Pass(_shown(conditions), {**photo, "guidance": guidance})
+    if scale == 1:
+        return [given]
+    null = unconditional(conditions, dropout)
+    if dropout.drop_embedding > 0 and not (dropout.drop_face > 0 and dropout.drop_reference > 0):
+        photo = call("photo_features", null)
+    elif dropout.drop_face > 0:
+        photo = {**photo, "tokens": torch.zeros_like(photo["tokens"])}
+    if dropout.drop_guidance > 0:
+        guidance = guidance.new_zeros(()).expand_as(guidance)
+    return [given, Pass(_shown(null), {**photo, "guidance": guidance})]
 
 
 def unconditional(conditions: Conditions, dropout: DiffusionConfig) -> dict[str, Any]:
@@ -42,51 +146,24 @@ def unconditional(conditions: Conditions, dropout: DiffusionConfig) -> dict[str,
     return dict(conditions) | {name: torch.zeros_like(conditions[name]) for name, rate in dropped.items() if rate > 0}
 
 
-def guided(
-    denoise: Callable[[Tensor, Tensor, Conditions], Tensor],
-    conditions: Conditions,
-    null: Conditions,
-    settings: SamplingConfig,
-) -> Predict:
-    """Classifier-free guidance, context by context: null + ``guidance_scale`` (given - null), both in one call."""
-    both = conditions if settings.guidance_scale == 1 else _stacked(conditions, null)
-
-    def predict_context(x: Tensor, level: Tensor, frames: slice) -> Tensor:
-        given = _cut(both, frames)
-        if settings.guidance_scale == 1:
-            return denoise(x, level, given).float()
-        with_it, without = denoise(torch.cat([x, x]), torch.cat([level, level]), given).float().chunk(2)
-        return mix_guidance([without, with_it], [settings.guidance_scale])
-
-    def predict(x: Tensor, level: Tensor, step: int = 0) -> Tensor:
-        slices = contexts(x.shape[1], settings.context_length, settings.context_overlap)
-        total, count = torch.zeros_like(x), x.new_zeros(x.shape[1])
-        for frames in slices:
-            total[:, frames] += predict_context(x[:, frames], level, frames)
-            count[frames] += 1
-        return total / count[:, None, None, None]
-
-    return predict
+def _shown(conditions: Conditions) -> dict[str, Any]:
+    """Without the rendered guidance, which the features are made of."""
+    return {name: value for name, value in conditions.items() if name != "guidance"}
 
 
-def contexts(frames: int, length: int, overlap: int) -> list[slice]:
-    """Runs of ``length`` frames that cover ``frames``, each starting ``length - overlap`` after the one before; the
-    last ends with the clip and so may share more. One where the clip is no longer than that."""
-    last = max(frames - length, 0)
-    return [slice(start, min(start + length, frames)) for start in (*range(0, last, length - overlap), last)]
+def _joined(passes: Sequence[Pass]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Conditions and features of all passes along the batch, but for those of the guidance, which go by frames."""
+    features = [{name: v for name, v in each.features.items() if name != "guidance"} for each in passes]
+    return _cat([each.conditions for each in passes]), _cat(features)
 
 
-def _stacked(given: Conditions, null: Conditions) -> dict[str, Any]:
-    """Both along the batch; what is no tensor is the same for both."""
+def _cat(values: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What is no tensor is the same for all."""
     found: dict[str, Any] = {}
-    for name, value in given.items():
-        if isinstance(value, Mapping):
-            found[name] = _stacked(value, null[name])
+    for name, first in values[0].items():
+        each = [value[name] for value in values]
+        if isinstance(first, Mapping):
+            found[name] = _cat(each)
         else:
-            found[name] = torch.cat([value, null[name]]) if isinstance(value, Tensor) else value
+            found[name] = torch.cat(each) if isinstance(first, Tensor) else first
     return found
-
-
-def _cut(conditions: Conditions, frames: slice) -> dict[str, Any]:
-    """What ``frames`` are given: only the guidance goes by frames."""
-    return dict(conditions) | {"guidance": {name: value[:, frames] for name, value in conditions["guidance"].items()}}

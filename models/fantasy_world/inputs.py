@@ -5,20 +5,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import PIL.Image
 import torch
 from diffusers.utils import BaseOutput
 from torch import Tensor
 
 from stagecoach.data.fantasy_world.cameras import canonicalise
 from stagecoach.data.fantasy_world.schema import latent_frames
-from stagecoach.data.pictures import CoverCrop
+from stagecoach.models.common.pictures import fitted, read_pixels
 from stagecoach.models.fantasy_world.config import PATCH, VAE_SPACE
 
 ORTHONORMAL = 1e-3
 """How far R R^T may be from the identity."""
-RANGE = 1e-3
-"""How far numbers of a picture may lie outside of 0..1, of rounding."""
 
 
 @dataclass
@@ -112,7 +109,7 @@ def prepare_pictures(image: Any, height: int, width: int, samples: int) -> list[
     """A picture for all samples or one each (PIL, uint8 ``[H, W, 3]``, or a tensor ``[3, H, W]`` in 0..1) -> uint8
     ``[height, width, 3]`` each, the middle of it at this size, as training has it. Raises ``ValueError``."""
     several = image if isinstance(image, Sequence) else list(image) if getattr(image, "ndim", 3) == 4 else [image]
-    pictures = [_fitted(_pixels(one), height, width) for one in several]
+    pictures = [fitted(read_pixels(one), height, width) for one in several]
     if len(pictures) not in (1, samples):
         raise ValueError(f"{len(pictures)} pictures given for {samples} prompts, expected one or as many")
     return pictures * (samples // len(pictures))
@@ -123,31 +120,4 @@ def prepare_videos(video: Any, height: int, width: int) -> list[np.ndarray]:
     uint8 ``[F, height, width, 3]`` each."""
     many = isinstance(video[0], list | tuple) or getattr(video, "ndim", 4) == 5
     clips = list(video) if many else [video]
-    return [np.stack([_fitted(_pixels(frame), height, width) for frame in clip]) for clip in clips]
-
-
-def _pixels(image: Any) -> np.ndarray:
-    """uint8 ``[h, w, 3]``."""
-    if isinstance(image, PIL.Image.Image):
-        return np.asarray(image.convert("RGB"))
-    if isinstance(image, Tensor):
-        image = image.movedim(0, -1).cpu()
-        image = (image if image.dtype == torch.uint8 else image.float()).numpy()
-    pixels = np.asarray(image)
-    if pixels.ndim != 3 or pixels.shape[-1] != 3:
-        raise ValueError(
-            f"a picture of shape {list(pixels.shape)} was given, expected [H, W, 3], a tensor [3, H, W] or PIL's"
-        )
-    if pixels.dtype == np.uint8:
-        return pixels
-    if not (pixels.min() >= -RANGE and pixels.max() <= 1 + RANGE):
-        raise ValueError(
-            f"a picture of {pixels.dtype} from {pixels.min():g} to {pixels.max():g} was given, expected uint8 or 0..1"
-        )
-    return (pixels.clip(0, 1) * 255).round().astype(np.uint8)
-
-
-def _fitted(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
-    if pixels.shape[:2] == (height, width):
-        return pixels
-    return CoverCrop.of(*pixels.shape[:2], height, width).image(pixels)
+    return [np.stack([fitted(read_pixels(frame), height, width) for frame in clip]) for clip in clips]
