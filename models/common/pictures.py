@@ -39,9 +39,8 @@ def read_pixels(image: Any) -> np.ndarray:
 
 def fitted(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
     """The middle of a picture at this size, as training has it."""
-    if pixels.shape[:2] == (height, width):
-        return pixels
-    return CoverCrop.of(*pixels.shape[:2], height, width).image(pixels)
+    h, w = pixels.shape[:2]
+    return pixels if (h, w) == (height, width) else CoverCrop.of(h, w, height, width).image(pixels)
 
 
 def to_uint8(pixels: Tensor) -> np.ndarray:

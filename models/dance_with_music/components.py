@@ -19,6 +19,14 @@ from stagecoach.models.weights import load_network, open_weights
 from stagecoach.models.weights.opening import Which
 
 M2P = "m2p."
+Base = str | Path | Mapping[str, str | Path] | None
+
+
+def base_paths(base: Base) -> Mapping[str, str | Path] | None:
+    """Paths by setting, of which a single one is the denoiser's."""
+    if isinstance(base, str | Path):
+        return {"weights.denoising_unet": base}
+    return base
 
 
 def open_components(dtype: torch.dtype, vae: Any = None, image_encoder: Any = None, arcface: Any = None) -> dict:

@@ -85,6 +85,11 @@ class DanceWithMusicFamily(Family):
         )
         return Record(rate=FRAME_RATE, pose=(xy / POSE_STEPS, conf / CONFIDENCE_STEPS), beat=beat)
 
+    def generation(self, weights, options):
+        from stagecoach.models.dance_with_music.generate import DanceGeneration  # its pipeline opens families
+
+        return DanceGeneration(weights, options)
+
     def example_sizes(self, config: DanceConfig, stage: int) -> dict[str, int]:
         h, w = config.picture.latent
         longest = window_frames(config.frames, config.schedules.grown, config.phase(stage), 1, 1, MANY_EPOCHS)

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from diffusers import AutoencoderKL, AutoencoderKLTemporalDecoder
 from diffusers.utils.torch_utils import get_module_execution_device
@@ -21,9 +22,10 @@ from stagecoach.data.dance_with_music.track import Track, read_track
 from stagecoach.data.encoding.image_encoders import ClipResize, PictureEmbedder
 from stagecoach.data.encoding.latent_encoders import LatentEncoder
 from stagecoach.data.pictures import check_sides
-from stagecoach.models.common.pipeline import Callback, Generators, StagePipeline, is_path
-from stagecoach.models.dance_with_music.components import open_components, open_music_to_pose
-from stagecoach.models.dance_with_music.guidance.types import GuidanceInput, guidance_type
+from stagecoach.models.common.pipeline import Callback, Generators, StagePipeline
+from stagecoach.models.common.quantize import Kind
+from stagecoach.models.dance_with_music.components import Base, base_paths, open_components, open_music_to_pose
+from stagecoach.models.dance_with_music.guidance.dance import encode_dance
 from stagecoach.models.dance_with_music.helpers import AT_ONCE
 from stagecoach.models.dance_with_music.inputs import (
     DanceOutput,
@@ -41,8 +43,6 @@ from stagecoach.models.dance_with_music.transformer import DanceTransformer, Fac
 from stagecoach.models.family import Progress
 from stagecoach.models.weights import load_network, open_weights
 from stagecoach.models.weights.opening import Which
-
-Base = str | Path | Mapping[str, str | Path] | None
 
 
 class DanceWithMusicPipeline(StagePipeline):
@@ -111,18 +111,19 @@ class DanceWithMusicPipeline(StagePipeline):
         size: str | None = None,
         predecessor: str | Path | None = None,
         clip_resize: ClipResize | None = None,
+        quantize: Kind | None = None,
     ) -> DanceWithMusicPipeline:
         """A pipeline of trained weights on the CPU: an adapter's folder, a file that ``export.py`` wrote, a checkpoint
         (``which`` of its weights; ``predecessor``: what its stage started from, where that has moved), or None for the
         base of ``size``.
 
         ``base``: folder or file of the UNet instead of the one that it was trained on, or paths by setting
-        (``{"weights.motion": ...}``). ``vae``: None for that of the weights' config. ``music_to_pose``: weights of any
-        stage with a MusicToPose, in each of these forms, instead of the adapter's own. Raises ``ValueError`` and
-        ``DamagedError`` as ``open_weights`` and ``load_network``."""
+        (``{"weights.motion": ...}``), its frozen linear layers in 8 bits with ``quantize``. ``vae``: None for that of
+        the weights' config. ``music_to_pose``: weights of any stage with a MusicToPose, in each of these forms, instead
+        of the adapter's own. Raises ``ValueError`` and ``DamagedError`` as ``open_weights`` and ``load_network``."""
         weights = open_weights(adapter, which, family=FAMILY, size=size, predecessor=predecessor)
-        paths = {"weights.denoising_unet": base} if base is not None and is_path(base) else base
-        network: Any = load_network(weights, paths, dtype=dtype)
+        paths = base_paths(base)
+        network: Any = load_network(weights, paths, dtype=dtype, quantize=quantize)
         own = None if music_to_pose is None else open_music_to_pose(music_to_pose, which, paths, dtype)
         vae = network.config.weights.vae if vae is None else vae
         return cls.from_network(network, vae, image_encoder, arcface, own, clip_resize)
@@ -218,13 +219,15 @@ class DanceWithMusicPipeline(StagePipeline):
         photo = self.encode_photos(image, image_pose, height, width, image_latents, image_embeds, face_embeds)
         dance = None
         if pose is None:
-            dance = self.predict_poses(rows[:frames], photo["embedding"][:, 0], self._start(image, image_pose, photo))
-            points = torch.cat([dance.xy, dance.conf[..., None]], dim=-1)[0].cpu()
+            start = self.start_pose(image, image_pose, height, width)
+            dance = self.predict_poses(rows[:frames], photo["embedding"][:, 0], start)
+            points = dance.points[0].cpu()
         else:
             points = prepare_pose(pose, frames)
         conditions = self._conditions(photo, dance, num_videos_per_prompt)
-        guidance = self._guidance(points, dance, rows, height, width)
-        guidance = guidance.expand(num_videos_per_prompt, -1, -1, -1, -1)
+        guidance = encode_dance(
+            self.transformer, config, points, dance, rows, self._strength, (height, width), self._execution_device
+        ).expand(num_videos_per_prompt, -1, -1, -1, -1)
         still = (
             network.phase == "image" and config.backbone == "champ"
         )  # frames by themselves: what differs is the pose
@@ -277,9 +280,7 @@ class DanceWithMusicPipeline(StagePipeline):
         if image_latents is None:
             image_latents = torch.stack(self.need("vae", lambda vae: LatentEncoder.of(vae, False)).encode(middle))
         if image_embeds is None:
-            self.need("image_encoder")
-            resize: Any = self.config.clip_resize
-            image_embeds = PictureEmbedder.of(self.image_encoder, self.image_processor, resize).encode(whole)
+            image_embeds = self.embed(whole)
         if len(image_embeds) != len(image_latents) or image_embeds.shape[-1] != config.unet.cross_dim:
             raise ValueError(
                 f"embeddings {list(image_embeds.shape)} given for {len(image_latents)} photos, expected as many of "
@@ -295,6 +296,23 @@ class DanceWithMusicPipeline(StagePipeline):
             "face": face,
             "face_given": given,
         }
+
+    def embed(self, photos: Sequence[np.ndarray]) -> Tensor:
+        """CLIP's embeddings of pictures uint8 ``[H, W, 3]``, fp32 ``[R, D]``."""
+        self.need("image_encoder")
+        resize: Any = self.config.clip_resize
+        return PictureEmbedder.of(self.image_encoder, self.image_processor, resize).encode(photos)
+
+    def start_pose(self, image: Any, image_pose: Any, height: int, width: int) -> Tensor:
+        """Where a predicted dance starts, ``[1, 134, 3]``, in the video, which shows the middle of the photo; no point
+        where no pose is known."""
+        if image_pose is None:
+            return torch.zeros(1, KEYPOINTS, 3)
+        pose = prepare_pose(image_pose, 1)
+        if image is None:
+            return pose
+        whole, _ = prepare_photos(image, height, width)
+        return move_pose(pose, whole[0].shape[:2], height, width)
 
     def predict_poses(self, music: Tensor, embedding: Tensor, start: Tensor) -> Dance:
         """MusicToPose's poses of ``music`` ``[T, Dm]``, CLIP's ``embedding`` ``[1, D]`` and the pose ``start`` ``[1,
@@ -353,17 +371,6 @@ class DanceWithMusicPipeline(StagePipeline):
             raise ValueError("neither song nor music given, expected one of them")
         return None
 
-    def _start(self, image: Any, image_pose: Any, photo: Mapping[str, Tensor]) -> Tensor:
-        """Where a predicted dance starts, ``[1, 134, 3]``, in the video: the photo is cut to its shape."""
-        if image_pose is None:
-            return torch.zeros(1, KEYPOINTS, 3)
-        pose = prepare_pose(image_pose, 1)
-        if image is None:
-            return pose
-        height, width = (side * LATENT_STRIDE for side in photo["references"].shape[-2:])
-        whole, _ = prepare_photos(image, height, width)
-        return move_pose(pose, whole[0].shape[:2], height, width)
-
     def _conditions(self, photo: Mapping[str, Tensor], dance: Dance | None, samples: int) -> dict[str, Any]:
         """Nothing withheld, the schedules at the end of the stage."""
         network, device = self.transformer.network, self._execution_device
@@ -386,21 +393,3 @@ class DanceWithMusicPipeline(StagePipeline):
         """Factor on the guidance at the end of the stage."""
         network = self.transformer.network
         return condition_scale(network.config.schedules, network.phase, Progress(1, 1, network.stage, 0, False))
-
-    def _guidance(self, pose: Tensor, dance: Dance | None, rows: Tensor | None, height: int, width: int) -> Tensor:
-        """What the guidance encoders make of the whole dance, ``[1, T, C, h, w]`` on the CPU: a few frames are drawn
-        and encoded at a time, each once, and a minute of 512 x 512 has gigabytes."""
-        network, device = self.transformer.network, self._execution_device
-        config = network.config
-        read_by = config if dance is None else config.model_copy(update={"m2p": dance.config})
-        size, parts = (height // LATENT_STRIDE, width // LATENT_STRIDE), []
-        given = {"guidance_given": torch.ones(1, dtype=torch.bool, device=device), "condition_scale": self._strength}
-        logits = None if dance is None else {n: v for n, v in dance.output.items() if n not in ("face", "conf")}
-        for frames in torch.arange(len(pose)).split(config.guidance.chunk):
-            points = pose[None, frames].to(device)
-            heard = points.new_zeros(1, len(frames), 1) if rows is None else rows[None, frames].to(device)
-            sure = None if logits is None else {name: value[:, frames] for name, value in logits.items()}
-            asked = GuidanceInput(points[..., :2], points[..., 2], sure, heard, height, width)
-            rendered = {name: guidance_type(name).render(asked, read_by) for name in config.guidance.types}
-            parts.append(self.transformer("guide", {**given, "guidance": rendered}, size).cpu())
-        return torch.cat(parts, dim=1)

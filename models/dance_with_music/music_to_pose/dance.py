@@ -33,6 +33,11 @@ class Dance:
         """``[B, T, 134]`` in 0..1."""
         return self.output["conf"].sigmoid()
 
+    @property
+    def points(self) -> Tensor:
+        """``[B, T, 134, 3]``: both."""
+        return torch.cat([self.xy, self.conf[..., None]], dim=-1)
+
 
 @torch.no_grad()
 def predict_dance(
@@ -50,8 +55,7 @@ def predict_dance(
     for frames, weight in fades(music.shape[1], Windows(length, length // SHARED)):
         if found:
             at = {name: value[:, frames.start : frames.start + 1] for name, value in found.items()}
-            first = Dance(at, config)
-            start = torch.cat([first.xy, first.conf[..., None]], dim=-1)[:, 0]
+            start = Dance(at, config).points[:, 0]
         output = poses(music[:, frames], embedding, start)
         faces.append(output.pop("face"))
         for name, value in output.items():

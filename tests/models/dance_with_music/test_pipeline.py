@@ -1,7 +1,10 @@
 """The pipeline from a song and a photo to a video: previews show what it draws, and what users rely on."""
 
+import re
 from dataclasses import replace
+from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -19,6 +22,7 @@ from tests.models.dance_with_music.champ_inputs import open_zeros
 from tests.models.weights.held import hold
 from tests.tiny_dance import make_network
 
+ROOT = Path(__file__).resolve().parents[3]
 STEPS = 2
 FRAMES = 26
 SECOND_ORDER = "DPMSolverMultistepScheduler"
@@ -255,6 +259,18 @@ def test_trained_weights_are_opened_in_each_form_with_a_music_to_pose_of_any_sta
     alone = DanceWithMusicPipeline.from_adapter(first, **parts)
     with pytest.raises(ValueError, match="this network is MusicToPose alone, expected one of a later stage"):
         danced(alone, asked)
+
+
+def test_the_example_of_the_docs_goes_from_an_adapter_to_a_video(champ, dance, asked, tmp_path, monkeypatch):
+    _, text = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "sampling.md").read_text(), re.DOTALL)
+    monkeypatch.setattr(DanceWithMusicPipeline, "from_adapter", lambda *given, **named: champ)
+    monkeypatch.chdir(tmp_path)
+    raw = dance.shards.parent / "raw"
+    given = dict.fromkeys(("adapter", "vae", "image_encoder", "arcface")) | {"pose": asked["image_pose"]}
+    given |= {"photo": raw / "reference_images" / "dance_00000.png", "song": raw / "videos" / "dance_00000.mp4"}
+    exec(text, given)
+    with av.open(str(tmp_path / "video.mp4")) as video:
+        assert len(list(video.decode(video=0))) == given["track"].frames
 
 
 def test_what_cannot_be_danced_is_refused_by_a_sentence(champ, dance, asked):
