@@ -61,6 +61,7 @@ setup(
         "build": BUILD,
         "dance": [*BUILD, "librosa>=0.11", "h5py>=3.16", "onnxruntime>=1.24.1"],
         "evaluate": ["torchmetrics>=1.9", "scipy>=1.17"],
+        "export": ["onnx>=1.23", "onnxruntime>=1.24.1", "huggingface_hub>=2.4"],
         "quantize": ["torchao>=0.18"],
         "sample": [*BUILD, "trimesh>=5.2"],
         "http": ["aiohttp>=3.14"],

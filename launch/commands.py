@@ -7,13 +7,14 @@ import logging
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 
 from stagecoach import __version__
 from stagecoach.launch import shards
 from stagecoach.launch.evaluating import evaluate
+from stagecoach.launch.exporting import export
 from stagecoach.launch.paths import check_paths
 from stagecoach.trainer.cli import ModelFlags, Outcome, RecipeFlags, command, new_app, run_app, single
 from stagecoach.trainer.environment import NodeError, check_environment, first_rank_answers
@@ -175,45 +176,6 @@ def verify(
         print(f"{'ok  ' if check.ok else 'FAIL'}  {check.name}: {check.message}", flush=True)
     ok = all(check.ok for check in checks)
     return Outcome({"ok": ok, "checks": [asdict(check) for check in checks]}, 0 if ok else 1)
-
-
-def _show_export(result: dict[str, Any]) -> None:
-    metadata, size = result["metadata"], Path(result["output"]).stat().st_size
-    print(
-        f"{result['output']}: {metadata['family']} {metadata['size']} stage {metadata['stage']} in "
-        f"{metadata['dtype']}, {size / 1e6:,.1f} MB, sha256 {result['sha256']}"
-    )
-
-
-@command(_show_export)
-def export(
-    adapter: Annotated[
-        Path,
-        typer.Option(metavar="DIR|FILE", help="a run's stage<N>/adapter, one of its checkpoints, or an exported file"),
-    ],
-    output: Annotated[Path, typer.Option(metavar="FILE.safetensors", help="file to be made or replaced")],
-    dtype: Annotated[Literal["bf16", "fp16", "fp32"], typer.Option()] = "bf16",
-    layout: Annotated[
-        Literal["adapter", "diffusers"],
-        typer.Option(
-            help="adapter: all tensors under the network's names; diffusers: the LoRA alone, for load_lora_weights of "
-            "a pipeline"
-        ),
-    ] = "adapter",
-    average: Annotated[bool, typer.Option("--average", help="of a checkpoint, its moving average")] = False,
-    predecessor: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="ADAPTER", help="what a checkpoint's stage started from, where it is not found in the run"
-        ),
-    ] = None,
-) -> Outcome:
-    """Write an adapter, or the weights in a checkpoint, as one file."""
-    from stagecoach.data.files import sha256_file
-    from stagecoach.trainer.export import export_adapter
-
-    metadata = export_adapter(adapter, output, dtype, layout, "ema" if average else "raw", predecessor)
-    return Outcome({"output": str(output), "sha256": sha256_file(output), "metadata": metadata})
 
 
 app = new_app(name="stagecoach", add_completion=True)

@@ -19,8 +19,10 @@ from torch import Tensor, nn
 from stagecoach.data.format.schema import SampleSchema
 from stagecoach.data.streaming.windows import Window
 from stagecoach.models.common.example_batch import random_batch
+from stagecoach.models.common.licences import Part
 from stagecoach.models.common.lora import PREFIX, export_lora
 from stagecoach.models.common.materialise import OnLoaded, WeightSource, load_base, without_lora
+from stagecoach.models.common.onnx_export import Component
 from stagecoach.models.metrics.metric import Metric
 from stagecoach.models.metrics.record import Record
 
@@ -150,6 +152,8 @@ class Family(ABC):
     """Every metric of training and validation but the losses; exit criteria name one of them."""
     aliases: ClassVar[Mapping[str, str]] = {}
     """Names that the family's users know, and the logged value that each stands for; logged next to it."""
+    parts: ClassVar[Mapping[str, tuple[Part, ...]]] = {}
+    """By size: the published weights that trained ones need, with their licences."""
 
     @abstractmethod
     def schema(self, config: BaseModel) -> SampleSchema:
@@ -253,14 +257,22 @@ class Family(ABC):
 
     def diffusers_lora(self, config: Any, stage: int, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The LoRA among an adapter's ``tensors`` as ``load_lora_weights`` of diffusers' pipelines takes it, fp32, its
-        scale in B. Raises ``ValueError`` where the network has none or the tensors do not hold all of it."""
+        scale in B. Raises ``ValueError`` where the network has none, the tensors do not hold all of it, or a pipeline
+        would compute something else with it than the network does."""
         state = export_lora(self.build(config, stage, "meta", torch.float32), tensors)
         if not state:
             raise ValueError(
                 f"family {self.name!r} trains no LoRA that a pipeline of diffusers could load; export its "
-                "adapter as it is, with --layout adapter"
+                "adapter as it is, with --to adapter"
             )
         return state
+
+    def onnx_components(self, config: Any, stage: int) -> Mapping[str, Component]:
+        """What of the network and around it may be an ONNX file by itself, by name: the decoder of a VAE of pictures,
+        where the family has no other. Transformers of billions are beyond what runtimes of ONNX take."""
+        from stagecoach.models.common.onnx_vae import picture_decoder  # diffusers' VAEs, which nothing else needs here
+
+        return {"vae_decoder": picture_decoder}
 
     def window(self, config: Any, stage: int, step: int, total_steps: int, epoch: int) -> Window | None:
         """The window of each clip that optimizer step ``step`` of a stage takes, None for whole samples. It may grow

@@ -33,6 +33,18 @@ def redact(text: str) -> str:
     return _PAIR.sub(rf"\g<1>\g<2>{HIDDEN}", text)
 
 
+_PLACE = re.compile(r"(?:~|\.{0,2}[/\\]|[A-Za-z]:[/\\]|[A-Za-z][\w+.-]*:/).*", re.DOTALL)
+
+
+def without_places(value: Any) -> Any:
+    """JSON values with the last part alone of each string that is a path or a URL."""
+    if isinstance(value, str):
+        return re.split(r"[/\\]", value.rstrip("/\\"))[-1] if _PLACE.fullmatch(value) else value
+    if isinstance(value, Mapping):
+        return {name: without_places(one) for name, one in value.items()}
+    return [without_places(one) for one in value] if isinstance(value, list | tuple) else value
+
+
 def redact_values(value: Any) -> Any:
     """JSON values with each string redacted, and whole where its key says that it is a secret."""
     if isinstance(value, str):

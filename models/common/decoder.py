@@ -40,7 +40,7 @@ class Decoder(nn.Module):
         if self.post_quant_conv is not None:
             z = self.post_quant_conv(z)
         if self.temporal:
-            return self.decoder(z, torch.zeros(len(z), 1, dtype=z.dtype, device=z.device), num_frames=1).float()
+            return self.decoder(z, z.new_zeros(z.shape[0], 1), num_frames=1).float()
         return self.decoder(z).float()
 
 

@@ -11,12 +11,14 @@ from torch import nn
 from stagecoach.data.dance_with_music.schema import FRAME_RATE, dance_schema
 from stagecoach.data.format.schema import SampleSchema
 from stagecoach.data.streaming.windows import Window
+from stagecoach.models.common.licences import APACHE, INSIGHTFACE, MIT, OPENRAIL, SVD, Part
 from stagecoach.models.dance_with_music.base import fill_base, open_base
 from stagecoach.models.dance_with_music.clip import CONFIDENCE_STEPS, POSE_STEPS
 from stagecoach.models.dance_with_music.config import SIZES, DanceConfig
 from stagecoach.models.dance_with_music.helpers import check_helpers, make_helpers
 from stagecoach.models.dance_with_music.music_to_pose.model import MusicNorm
 from stagecoach.models.dance_with_music.network import build_network
+from stagecoach.models.dance_with_music.onnx_components import onnx_components
 from stagecoach.models.dance_with_music.preview import preview
 from stagecoach.models.dance_with_music.stages import METRICS, make_stages, window_frames
 from stagecoach.models.dance_with_music.validate import validate
@@ -25,6 +27,8 @@ from stagecoach.models.family import Batch, Family
 from stagecoach.models.metrics.record import Record
 
 MANY_EPOCHS = 10**6
+_CLIP = Part("CLIP of the reference", "openai/clip-vit-large-patch14", MIT)
+_ARCFACE = Part("ArcFace of the face", "insightface antelopev2 (glintr100)", INSIGHTFACE)
 
 
 class DanceWithMusicFamily(Family):
@@ -39,12 +43,22 @@ class DanceWithMusicFamily(Family):
         f"{name}_loss": f"loss/{name}" for name in ("pose", "face", "diffusion", "id", "temporal", "custom")
     }
 
+    parts: ClassVar[Mapping[str, tuple[Part, ...]]] = {
+        "champ-sd15": (
+            Part("UNet, VAE", "stable-diffusion-v1-5/stable-diffusion-v1-5", OPENRAIL, base=True),
+            Part("motion modules", "guoyww/animatediff-motion-adapter-v1-5-2", APACHE),
+            _CLIP,
+            _ARCFACE,
+        ),
+        "svd-xt": (Part("UNet, VAE, CLIP", "stabilityai/stable-video-diffusion-img2vid-xt", SVD, base=True), _ARCFACE),
+    }
     stages = staticmethod(make_stages)
     build = staticmethod(build_network)
     preview = staticmethod(preview)
     validate = staticmethod(validate)
     open_base = staticmethod(open_base)
     adapter_file = staticmethod(part_of)
+    onnx_components = staticmethod(onnx_components)
 
     def schema(self, config: DanceConfig) -> SampleSchema:
         return dance_schema(config.m2p.music_dim, config.unet.cross_dim)

@@ -1,12 +1,18 @@
 """FantasyWorld as the trainer sees it."""
 
+from collections.abc import Mapping
+from typing import ClassVar
+
 import numpy as np
 import torch
 from diffusers import WanTransformer3DModel
 
 from stagecoach.data.fantasy_world.schema import fantasy_world_schema
 from stagecoach.data.format.schema import SampleSchema
+from stagecoach.models.common.licences import APACHE, Part
 from stagecoach.models.common.materialise import WeightSource, open_folder
+from stagecoach.models.common.onnx_export import Component
+from stagecoach.models.common.onnx_vae import video_decoder
 from stagecoach.models.family import Batch, Family
 from stagecoach.models.fantasy_world.backbone import base_name
 from stagecoach.models.fantasy_world.config import SIZES, FantasyWorldConfig
@@ -25,10 +31,18 @@ class FantasyWorldFamily(Family):
     sizes = SIZES
     metrics = METRICS
 
+    parts: ClassVar[Mapping[str, tuple[Part, ...]]] = {
+        size: (Part("transformer, VAE, umT5, CLIP", f"Wan-AI/Wan2.1-{name}-Diffusers", APACHE, base=True),)
+        for size, name in (("wan2.1-1.3b", "T2V-1.3B"), ("wan2.1-14b", "I2V-14B-480P"))
+    }
     stages = staticmethod(make_stages)
     build = staticmethod(build_network)
     preview = staticmethod(preview)
     validate = staticmethod(validate)
+
+    def onnx_components(self, config: FantasyWorldConfig, stage: int) -> dict[str, Component]:
+        """The decoder of Wan's VAE, for clips of the config's length."""
+        return {"vae_decoder": video_decoder(config.clip.latent[0])}
 
     def schema(self, config: FantasyWorldConfig) -> SampleSchema:
         backbone = config.backbone

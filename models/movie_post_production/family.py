@@ -6,9 +6,11 @@ from typing import ClassVar
 import torch
 import torch.nn.functional as F
 from diffusers import FluxTransformer2DModel
+from torch import Tensor
 
 from stagecoach.data.format.schema import SampleSchema
 from stagecoach.data.movie_post_production.schema import movie_post_production_schema
+from stagecoach.models.common.licences import APACHE, FLUX_DEV, MIT, Part
 from stagecoach.models.common.materialise import WeightSource, open_folder
 from stagecoach.models.family import Batch, Family
 from stagecoach.models.movie_post_production.config import PATCH, SIZES, MoviePostConfig
@@ -41,6 +43,13 @@ class MoviePostProductionFamily(Family):
         },
     }
 
+    parts: ClassVar[Mapping[str, tuple[Part, ...]]] = {
+        "flux-dev": (
+            Part("transformer, VAE, text encoders", "black-forest-labs/FLUX.1-dev", FLUX_DEV, base=True),
+            Part("CLIP of references", "openai/clip-vit-large-patch14", MIT),
+            Part("DINOv2 of references", "facebook/dinov2-large", APACHE),
+        )
+    }
     stages = staticmethod(make_stages)
     build = staticmethod(build_network)
     preview = staticmethod(preview)
@@ -62,6 +71,16 @@ class MoviePostProductionFamily(Family):
         return f"{super().check_base(config)}; {check_helpers(config)}"
 
     helpers = staticmethod(make_helpers)
+
+    def diffusers_lora(self, config: MoviePostConfig, stage: int, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Of ``lora.scope: global`` alone: what was trained inside boxes a pipeline would run on the whole picture."""
+        if config.lora.scope != "global":
+            raise ValueError(
+                f"the LoRA was active inside boxes alone (lora.scope: {config.lora.scope}), and a pipeline of "
+                "diffusers, which knows no boxes, would run it on the whole picture, which is another model; sample "
+                "with MoviePostPipeline, or train with lora.scope: global"
+            )
+        return super().diffusers_lora(config, stage, tensors)
 
     def example_sizes(self, config: MoviePostConfig, stage: int) -> dict[str, int]:
         h, w = (PATCH * side for side in config.image.grid)

@@ -98,7 +98,7 @@ def from_metadata(path: Path, metadata: dict[str, str]) -> AdapterCard:
     if metadata["layout"] != "adapter":
         raise ValueError(
             f"{path}: holds LoRA alone, in the layout of {metadata['layout']}, expected a file that export.py wrote "
-            "with --layout adapter"
+            "with --to adapter"
         )
     found: dict[str, Any] = {name: metadata[key] for key, name in METADATA.items()}
     try:

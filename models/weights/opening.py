@@ -13,7 +13,7 @@ from torch import Tensor
 from stagecoach.data.files import DamagedError, check_directory
 from stagecoach.data.reading import read_json
 from stagecoach.data.tensors import hash_tensors, open_tensors
-from stagecoach.data.weight_files import AVERAGE, CARD, ENDING, STATE, WEIGHTS
+from stagecoach.data.weight_files import AVERAGE, CARD, ENDING, EXPORTED, STATE, WEIGHTS
 from stagecoach.models import get_family
 from stagecoach.models.family import Family
 from stagecoach.models.trainable import trained_before
@@ -117,7 +117,7 @@ def open_weights(
     """Open trained weights and check that they are whole.
 
     Args:
-        source: folder of an adapter, file that ``export.py`` wrote, folder of a checkpoint (or the
+        source: folder of an adapter, file or folder for a hub that ``export.py`` wrote, folder of a checkpoint (or the
             ``model.safetensors`` or ``ema.safetensors`` in it), or None: no training, the base of ``family`` and
             ``size`` (in the last stage, or that of ``stages``; at ``config`` where that is given).
         which: of a checkpoint, the weights themselves or their moving average.
@@ -139,6 +139,8 @@ def open_weights(
         path, which = path.parent, "ema" if path.name == AVERAGE else "raw"
     if (path / STATE).is_file():
         return _checkpoint(path, which, wanted, None if predecessor is None else Path(predecessor))
+    if (path / EXPORTED).is_file() and not (path / CARD).exists():
+        path = path / EXPORTED
     if predecessor is not None:
         raise ValueError(f"{path}: no checkpoint, and a predecessor ({predecessor}) is of one only; leave it out")
     if path.is_file():

@@ -54,7 +54,7 @@ def test_a_run_validates_against_the_base_alone_and_paints_previews(run):
 @torch.no_grad()
 def test_the_trained_adapter_loads_into_diffusers_pipeline(run, tiny, tmp_path):
     adapter = run / "stage1" / "adapter"
-    export_adapter(adapter, tmp_path / "lora.safetensors", "fp32", "diffusers")
+    export_adapter(adapter, tmp_path / "lora.safetensors", "fp32", "diffusers-lora")
     pipe = tiny.pipeline()
     pipe.load_lora_weights(str(tmp_path), weight_name="lora.safetensors")
 

@@ -32,9 +32,19 @@ COMMANDS = {
             "--adapter": "c",
             "--output": "d",
             "--dtype": "fp32",
-            "--layout": "diffusers",
+            "--to": "diffusers-lora",
             "--average": None,
             "--predecessor": "e",
+            # of another --to, where FOR_OTHERS has them; here they are refused
+            "--samples": "f",
+            "--metrics": "g",
+            "--push": "h/i",
+            "--yes": None,
+            "--component": "j",
+            "--base": "k",
+            "--vae": "l",
+            "--frames": "9",
+            "--int8": None,
         },
     ),
     "evaluate": (
@@ -121,6 +131,7 @@ def calls(monkeypatch, tmp_path):
         "stagecoach.trainer.planning.planner.plan",
         "stagecoach.trainer.planning.preflight.preflight",
         "stagecoach.trainer.export.export_adapter",
+        "stagecoach.trainer.export.export_onnx",
         "stagecoach.trainer.evaluating.evaluation.evaluate",
         "stagecoach.launch.shards.checking.check",
         "stagecoach.launch.shards.repairing.repair",
@@ -160,6 +171,55 @@ def test_each_flag_changes_what_is_done(calls, name):
         words = [flag] if value is None else [flag, value]
         found = calls(commands.app, [*name.split(), *needed, *words])
         assert found != base, f"{name} {' '.join(words)} does what {name} does without"
+
+
+FOR_OTHERS = {
+    "hub-folder": (
+        (),
+        {"--samples": "f", "--metrics": "g", "--dtype": "fp16", "--average": None, "--predecessor": "e"},
+    ),
+    "onnx": (
+        ("--component", "x"),
+        {"--component": "y", "--base": "k", "--vae": "l", "--frames": "9", "--int8": None, "--predecessor": "e"},
+    ),
+}
+"""Flags of ``export`` that count with another ``--to``."""
+
+
+@pytest.mark.parametrize("to", FOR_OTHERS)
+def test_each_flag_of_an_export_for_others_changes_what_is_written(calls, monkeypatch, to):
+    written = []
+
+    def write(*values, **named):
+        written.append(plain([values, named]))
+        raise Done
+
+    monkeypatch.setattr("stagecoach.trainer.hub.write_hub_folder", write)
+    needed, values = FOR_OTHERS[to]
+
+    def run(*more):
+        written.clear()
+        found = calls(commands.app, ["export", "--adapter", "a", "--output", "b", "--to", to, *needed, *more])
+        assert found[-1] == "", found
+        return [*found, *written]
+
+    base = run()
+    for flag, value in values.items():
+        assert run(*([flag] if value is None else [flag, value])) != base, f"{flag} with --to {to}"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--int8"], "--int8 is of --to onnx, found --to adapter"),
+        (["--push", "a/b", "--to", "onnx", "--component", "x"], "--push is of --to hub-folder, found --to onnx"),
+        (["--to", "hub-folder", "--yes"], "--yes is given without --push"),
+        (["--to", "onnx"], "--component is not given"),
+        (["--to", "onnx", "--component", "x", "--dtype", "fp16"], "--dtype is not allowed with --to onnx"),
+    ],
+)
+def test_a_flag_of_another_export_is_refused(calls, words, message):
+    assert message in calls(commands.app, ["export", "--adapter", "a", "--output", "b", *words])[-1]
 
 
 def test_the_table_holds_all_commands():

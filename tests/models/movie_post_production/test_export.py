@@ -5,7 +5,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
 from safetensors.torch import load_file, save_file
 
-from stagecoach.models.common.lora import lora_layers
+from stagecoach.models.common.lora import lora_state
 from stagecoach.models.family import Progress
 from stagecoach.models.movie_post_production.config import MoviePostConfig
 from stagecoach.models.movie_post_production.family import MoviePostProductionFamily
@@ -87,43 +87,49 @@ def test_a_pipeline_with_the_exported_lora_paints_what_the_trained_network_paint
     plain = flux_velocity(pipe, batch, x_t, t)
 
     adapter = adapter_of(network, config, tmp_path / "adapter")
-    metadata = export_adapter(adapter, tmp_path / "lora.safetensors", "fp32", "diffusers")
+    metadata = export_adapter(adapter, tmp_path / "lora.safetensors", "fp32", "diffusers-lora")
     pipe.load_lora_weights(str(tmp_path), weight_name="lora.safetensors")
     found = flux_velocity(pipe, batch, x_t, t)
-    assert metadata["layout"] == "diffusers"
+    assert metadata["layout"] == "diffusers-lora"
     assert torch.allclose(found, trained, atol=1e-5)
     assert (found - plain).abs().max() > 100 * (found - trained).abs().max()
     assert (found - plain).abs().max() > 1e-3
 
 
 @torch.no_grad()
-def test_layers_of_the_layout_branch_compute_the_same_in_a_pipeline(config, make_network, tmp_path):
-    """Scope layout_branch: the pipeline knows no branch, its layers with LoRA are the branch's."""
+def test_lora_that_was_active_in_boxes_alone_is_refused_as_a_pipeline_would_compute_something_else(
+    config, make_network, make_batch, tmp_path
+):
+    """Without references the trained network is FLUX; a pipeline with the LoRA is not."""
     config = scoped(config, "layout_branch")
     network = make_network(1, moved=True, changed=config)
-    names = trainable_names(network, FAMILY.stages(config)[0])
-    state = FAMILY.diffusers_lora(config, 1, {name: p for name, p in network.named_parameters() if name in names})
-    save_file(state, tmp_path / "lora.safetensors")
+    batch = make_batch([0, 1])
+    x_t = torch.randn(batch["latent"].shape, generator=torch.Generator().manual_seed(3))
+    t = torch.tensor([0.25, 0.75])
+    instances = without_references(make_instances(batch, config, RUNNING))
+    trained = predict(network, batch, instances, x_t, t, 1.0, RUNNING)["velocity"]
     pipe = pipeline_for(network, config)
+    assert torch.allclose(flux_velocity(pipe, batch, x_t, t), trained, atol=1e-5)
+    save_file(lora_state(network), tmp_path / "lora.safetensors")
     pipe.load_lora_weights(str(tmp_path), weight_name="lora.safetensors")
-    layers = dict(lora_layers(network))
-    assert len(layers) == len(state) / 2
-    x = torch.randn(3, config.backbone.dim, generator=torch.Generator().manual_seed(0))
-    for name, layer in layers.items():
-        other = pipe.transformer.get_submodule(name)
-        assert torch.allclose(layer(x), other(x), atol=1e-6), name
-        assert not torch.allclose(other(x), other.base_layer(x), atol=1e-4), name
+    assert (flux_velocity(pipe, batch, x_t, t) - trained).abs().max() > 1e-3
+
+    adapter = adapter_of(network, config, tmp_path / "adapter")
+    with pytest.raises(ValueError, match=r"active inside boxes alone \(lora\.scope: layout_branch\)"):
+        export_adapter(adapter, tmp_path / "refused.safetensors", "fp32", "diffusers-lora")
+    assert not (tmp_path / "refused.safetensors").exists()
 
 
 def test_an_adapter_without_lora_is_refused(config):
     with pytest.raises(ValueError, match=r"lacks .* LoRA tensors"):
-        FAMILY.diffusers_lora(config, 1, {})
+        FAMILY.diffusers_lora(scoped(config, "global"), 1, {})
 
 
 def test_the_exported_file_holds_lora_alone(config, make_network, tmp_path):
-    network = make_network(1)
+    config = scoped(config, "global")
+    network = make_network(1, changed=config)
     adapter = adapter_of(network, config, tmp_path / "adapter")
-    export_adapter(adapter, tmp_path / "lora.safetensors", "bf16", "diffusers")
+    export_adapter(adapter, tmp_path / "lora.safetensors", "bf16", "diffusers-lora")
     found = load_file(tmp_path / "lora.safetensors")
     assert all(name.startswith("transformer.") and ".lora_" in name for name in found)
     assert {tensor.dtype for tensor in found.values()} == {torch.bfloat16}

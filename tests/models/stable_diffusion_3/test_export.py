@@ -23,7 +23,7 @@ def pipe(network, config, tiny, tmp_path):
     tensors = {name: p.detach().clone() for name, p in network.named_parameters() if name in names}
     card = AdapterCard(FAMILY.name, "tiny", 1, "lora", 1, "recipe", "base", None, "raw", config.model_dump(mode="json"))
     write_adapter(tmp_path / "adapter", tensors, card)
-    export_adapter(tmp_path / "adapter", tmp_path / "lora.safetensors", "fp32", "diffusers")
+    export_adapter(tmp_path / "adapter", tmp_path / "lora.safetensors", "fp32", "diffusers-lora")
     pipe = tiny.pipeline()
     pipe.load_lora_weights(str(tmp_path), weight_name="lora.safetensors")
     pipe.set_progress_bar_config(disable=True)

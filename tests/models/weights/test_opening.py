@@ -162,8 +162,8 @@ def test_a_file_that_does_not_say_what_it_is_is_refused_with_what_would_be_taken
 
 def test_lora_in_diffusers_layout_is_refused_by_name(tmp_path):
     held = hold(tmp_path / "run", "stable_diffusion_3")
-    export_adapter(held.adapter, tmp_path / "lora.safetensors", "fp32", "diffusers")
-    with pytest.raises(ValueError, match=r"LoRA alone, in the layout of diffusers, .*--layout adapter"):
+    export_adapter(held.adapter, tmp_path / "lora.safetensors", "fp32", "diffusers-lora")
+    with pytest.raises(ValueError, match=r"LoRA alone, in the layout of diffusers-lora, .*--to adapter"):
         open_weights(tmp_path / "lora.safetensors")
 
 
