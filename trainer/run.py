@@ -34,7 +34,7 @@ def run_stages(
 ) -> list[Path]:
     """Train ``stages`` in order in this process group and return their adapters.
 
-    In a run of several stages one whose adapter is already there, intact and of this recipe is not trained again.
+    A stage whose adapter is already there, intact and of this recipe is not trained again.
     ``init`` is for the first of the stages, the path of a checkpoint in ``resume`` for the stage that it belongs to.
     Raises ``Interrupted`` when a signal asked the run to stop and a checkpoint is written, and ``ValueError`` where
     another run writes to the folder, or a stage is finished that was trained with other settings.
@@ -60,7 +60,7 @@ def run_stages(
             _kept(recipe, index, world, start_from, modes[index], len(stages) == 1)
         for index, start_from in starts:
             done = _kept(recipe, index, world, start_from, modes[index], len(stages) == 1)
-            if done is not None and len(stages) > 1:
+            if done is not None:
                 log.info("stage %s is finished: %s", index, done)
                 adapters.append(done)
             else:
@@ -124,10 +124,18 @@ def _train(
     try:
         together(world, attempt(describe, setup, monitor))
         together(world, attempt(monitor.facts, {"hosts": watch.hosts}))
-        return StageLoop(setup, monitor, request, ClusterMeter(world, watch.hosts), folder.check).run()
-    finally:
+        adapter = StageLoop(setup, monitor, request, ClusterMeter(world, watch.hosts), folder.check).run()
+    except BaseException:
         with phase("save"):
-            monitor.close()
+            failure = attempt(monitor.close)
+        if failure is not None:  # on one rank; what ends the run is said by all
+            log.warning("the records of stage %s are not complete: %s", index, failure)
+        raise
+    else:
+        with phase("save"):
+            together(world, attempt(monitor.close))
+        return adapter
+    finally:
         setup.engine.deepspeed.destroy()
 
 

@@ -84,7 +84,7 @@ class StageLoop:
             )
         self.peak = peak_flops(device_name(setup.world.device))
         # On the rank that logs; it takes some seconds.
-        self.flops_per_sample = sample_flops(plan) if self.peak and setup.world.is_first else 0.0
+        self.flops_per_sample = on_first(setup.world, sample_flops, plan) if self.peak else 0.0
 
     def run(self) -> Path:
         """Train to the end of the stage and return the adapter's directory. Raises ``Interrupted`` after saving."""

@@ -17,6 +17,7 @@ from stagecoach.trainer.checkpointing import save
 from stagecoach.trainer.checkpointing.process import WriterProcess
 from stagecoach.trainer.distributed import attempt, start
 from stagecoach.trainer.recipe import Recipe
+from stagecoach.trainer.reporting.monitor import RunMonitor
 from stagecoach.trainer.reporting.sinks import MetricsFile
 from stagecoach.trainer.run import run_stages
 from stagecoach.trainer.stage import StageLoop
@@ -157,6 +158,17 @@ def train_with_a_failing_metrics_file(recipe: dict) -> str:
         MetricsFile.log = original
 
 
+def train_and_fail_to_close(recipe: dict) -> str:
+    """The run's failure on this rank; what was kept for the end of the stage finds no space."""
+
+    def close(self):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), recipe["run"] + "/tb")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RunMonitor, "close", close)
+        return run_in(recipe)
+
+
 def run_in(recipe: dict) -> str:
     return f"{attempt(run_stages, Recipe.model_validate(recipe), [1])}"
 
@@ -170,6 +182,10 @@ def test_what_rank_0_cannot_write_ends_all_ranks_with_its_sentence(pair, shards,
     recipe = cases.toy_recipe(shards, str(tmp_path / "run"), steps=6)
     for text in pair.run(train_with_a_failing_metrics_file, recipe.model_dump()):
         assert "metrics.jsonl" in text
+        assert os.strerror(errno.ENOSPC) in text
+    recipe = cases.toy_recipe(shards, str(tmp_path / "other"), steps=2)
+    for text in pair.run(train_and_fail_to_close, recipe.model_dump()):
+        assert "other/tb" in text
         assert os.strerror(errno.ENOSPC) in text
 
 

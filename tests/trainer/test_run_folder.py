@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -233,9 +234,22 @@ def test_a_finished_stage_alone_goes_on_for_more_steps_and_not_under_settings_th
         alone.run(cases.train, recipe(steps=3), [1])
 
 
-def forget_adapter(recipe: dict) -> None:
-    import shutil
+def test_a_finished_adapter_is_never_made_again_also_where_its_checkpoints_were_removed(alone, recipe, tmp_path):
+    run = tmp_path / "run"
+    alone.run(cases.train, recipe(), [1])
+    card = run / "stage1/adapter/adapter.json"
+    first = card.stat()
+    alone.run(cases.train, recipe(steps=4), [1])
+    shutil.rmtree(run / "stage1/checkpoints")
+    alone.run(cases.train, recipe(micro_batch=4), [1])
+    found = card.stat()
+    assert (found.st_ino, found.st_mtime_ns) == (first.st_ino, first.st_mtime_ns)
+    assert not (run / "earlier").exists()
+    assert len(cases.losses(run, 1)) == 4
+    alone.run(cases.train, recipe(), [2])  # which started from the very adapter
 
+
+def forget_adapter(recipe: dict) -> None:
     shutil.rmtree(Path(recipe["run"]) / "stage1" / "adapter")
 
 
