@@ -14,6 +14,8 @@ from stagecoach.data.fantasy_world.scene import COLOURS, PATTERNS, Box, Plane, S
 from stagecoach.data.synthetic import Steps, write_set, write_video
 
 FRAME_RATE = 8
+AMOUNT = 0.35, 1.0
+"""How far a path goes, drawn from between these."""
 PATHS = {
     "push_in": "the camera moves forward into the room",
     "pull_back": "the camera moves backward out of the room",
@@ -26,6 +28,19 @@ PATHS = {
     "pan_left": "the camera turns to the left",
     "pan_right": "the camera turns to the right",
 }
+
+
+@dataclass(frozen=True)
+class Variety:
+    """Clips along ``paths`` in turn. ``told``: whether prompts name the path. ``rooms``: so many interiors, each seen
+    along all paths before the next; None: each clip has its own."""
+
+    paths: tuple[str, ...] = tuple(PATHS)
+    told: bool = True
+    rooms: int | None = None
+
+
+EVERYTHING = Variety()
 
 
 @dataclass(frozen=True)
@@ -42,7 +57,14 @@ class SyntheticClip:
 
 
 def write_synthetic(
-    directory: str | Path, clips: int, frames: int, height: int, width: int, seed: int, steps: Steps = iter
+    directory: str | Path,
+    clips: int,
+    frames: int,
+    height: int,
+    width: int,
+    seed: int,
+    steps: Steps = iter,
+    variety: Variety = EVERYTHING,
 ) -> None:
     """Write a raw data set of ``clips`` clips (see ``data.synthetic.write_set``).
 
@@ -54,21 +76,26 @@ def write_synthetic(
         raise ValueError(f"{clips} clips of {frames} frames asked for, expected at least one of each")
 
     def write(base: Path, index: int) -> dict[str, str]:
-        return _write_clip(base, f"scene_{index:05d}", render_clip(seed, index, frames, height, width))
+        return _write_clip(base, f"scene_{index:05d}", render_clip(seed, index, frames, height, width, variety))
 
     described = {"clips": clips, "frames": frames, "height": height, "width": width, "seed": seed}
     write_set(directory, clips, write, described, ("videos", "depth", "camera_params"), METADATA, steps)
 
 
-def render_clip(seed: int, index: int, frames: int, height: int, width: int) -> SyntheticClip:
-    """Clip ``index`` of a seed: an interior with solids, seen along one of ``PATHS``."""
+def render_clip(
+    seed: int, index: int, frames: int, height: int, width: int, variety: Variety = EVERYTHING
+) -> SyntheticClip:
+    """Clip ``index`` of a seed: an interior with solids, seen along a path."""
     random = np.random.default_rng([seed, index])
-    path = list(PATHS)[index % len(PATHS)]
+    path, amount = variety.paths[index % len(variety.paths)], None
+    if variety.rooms is not None:
+        amount = random.uniform(*AMOUNT)
+        random = np.random.default_rng([seed, index // len(variety.paths) % variety.rooms])
     vertical_fov = np.radians(random.uniform(42, 64))
     focal = height / 2 / np.tan(vertical_fov / 2)
     pixels = np.array([focal, focal, width / 2, height / 2])
     wall = random.uniform(6, 14)
-    extrinsics = camera_path(path, frames, wall * random.uniform(0.4, 0.55), random)
+    extrinsics = camera_path(path, frames, wall * random.uniform(0.4, 0.55), random, amount)
     scene, description = _room(random, extrinsics, wall)
     pictures, depths = zip(*(scene.render(e, pixels, height, width) for e in extrinsics), strict=True)
     world, unit = _similarity(random)
@@ -79,15 +106,18 @@ def render_clip(seed: int, index: int, frames: int, height: int, width: int) -> 
         np.stack(depths) * np.float32(unit),
         moved,
         pixels / np.array([width, height, width, height]),
-        f"{description}; {PATHS[path]}",
+        f"{description}; {PATHS[path]}" if variety.told else description,
         path,
     )
 
 
-def camera_path(path: str, frames: int, distance: float, random: np.random.Generator) -> np.ndarray:
+def camera_path(
+    path: str, frames: int, distance: float, random: np.random.Generator, amount: float | None = None
+) -> np.ndarray:
     """World-to-camera [F, 3, 4] of a steady motion that starts at eye level and looks at a point ``distance`` ahead."""
     pitch, eye = np.radians(random.uniform(2, 14)), random.uniform(1.1, 1.9)
-    amount = random.uniform(0.35, 1.0)
+    drawn = random.uniform(*AMOUNT)
+    amount = drawn if amount is None else amount
     kind, _, direction = path.partition("_")
     sign = -1.0 if direction in ("left", "down", "back") else 1.0
     out = np.empty((frames, 3, 4))

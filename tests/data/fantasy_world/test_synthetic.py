@@ -10,7 +10,7 @@ from stagecoach.data.fantasy_world.cameras import project, unproject
 from stagecoach.data.fantasy_world.clip import ClipOptions, prepare_clip
 from stagecoach.data.fantasy_world.raw import read_metadata
 from stagecoach.data.fantasy_world.readers import read_frames
-from stagecoach.data.fantasy_world.synthetic import PATHS, render_clip, write_synthetic
+from stagecoach.data.fantasy_world.synthetic import PATHS, Variety, render_clip, write_synthetic
 
 FRAMES, HEIGHT, WIDTH = 5, 48, 64
 
@@ -111,3 +111,14 @@ def test_a_folder_of_something_else_is_never_replaced(raw, tmp_path):
         write_synthetic(tmp_path / "mine", 1, 1, 16, 16, seed=0)
     write_synthetic(raw, 1, 1, 16, 16, seed=0)
     assert len(read_metadata(raw)[0]) == 1
+
+
+def test_rooms_are_seen_again_from_the_same_place_and_prompts_do_not_tell_the_path():
+    variety = Variety(paths=("pan_left", "pan_right"), told=False, rooms=2)
+    clips = [render_clip(3, index, 3, 32, 48, variety) for index in range(6)]
+    for one, other in ((0, 1), (0, 4), (2, 3)):
+        assert clips[one].prompt == clips[other].prompt
+        np.testing.assert_array_equal(clips[one].video[0], clips[other].video[0])
+        assert (clips[one].video[-1] != clips[other].video[-1]).any()
+    assert clips[0].prompt != clips[2].prompt
+    assert "camera" not in clips[0].prompt

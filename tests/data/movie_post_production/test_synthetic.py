@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from stagecoach.data.figures import COLOURS, MIN_SIDE, render
+from stagecoach.data.figures import COLOURS, MIN_SIDE, NEAR, Variety, render
 from stagecoach.data.movie_post_production.captions import read_captions
 from stagecoach.data.movie_post_production.synthetic import write_synthetic
 
@@ -123,3 +123,12 @@ def test_a_folder_of_something_else_is_never_replaced(tmp_path, raw):
         write_synthetic(tmp_path / "mine", 1, [(64, 64)], seed=0)
     write_synthetic(raw, 2, [(64, 64)], seed=0)
     assert len(read_captions(raw)[0]) == 2
+
+
+def test_a_variety_limits_what_there_is_and_what_is_told():
+    variety = Variety(least=1, most=2, far=NEAR, patterns=("plain",), told=False)
+    pictures = [render(5, i, 64, 64, variety) for i in PICTURES]
+    assert {len(picture.objects) for picture in pictures} == {1, 2}
+    for picture in pictures:
+        assert all(placed.z <= NEAR and placed.identity.pattern == "plain" for placed in picture.objects)
+        assert not any(colour in picture.caption.partition(", on ")[0] for colour in COLOURS)
