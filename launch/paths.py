@@ -1,6 +1,8 @@
 """The paths that a training command names, looked at before torch is imported."""
 
 import os
+from collections.abc import Iterator
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +10,30 @@ from stagecoach.data.paths import expand_path
 from stagecoach.trainer.cli import RecipeFlags
 from stagecoach.trainer.settings import RecipeError, nest, overlay, parse_override, read_yaml
 
+ROOT = Path(__file__).resolve().parents[1]
 RECIPES = Path(__file__).parent / "recipes"
+MODEL_PATHS = (
+    "base",
+    "vae",
+    "vae.base",
+    "dino.base",
+    "weights.denoising_unet",
+    "weights.reference_unet",
+    "weights.motion",
+    "weights.m2p",
+    "weights.guidance.*",
+    "weights.face_tokens",
+    "weights.identity_adapter",
+    "weights.vae",
+    "weights.arcface",
+)
+"""The keys of all families' configs that name files: their ``PathText`` fields. The configs themselves import torch."""
+_CONFIGS = ("model", "stages.*.model")
 
 
 def check_paths(flags: RecipeFlags, init: Path | None, resume: str) -> None:
-    """Raise ``ValueError`` where recipe, data, adapter or checkpoint are not there or the run cannot be written.
+    """Raise ``ValueError`` where recipe, data, weights, DeepSpeed's JSON, adapter or checkpoint are not there, or where
+    the run or the cache cannot be written.
 
     What is wrong with a recipe itself is left to ``load_recipe``, which knows its keys.
     """
@@ -30,8 +51,17 @@ def check_paths(flags: RecipeFlags, init: Path | None, resume: str) -> None:
         )
     if resume not in ("auto", "never") and not _path(resume).exists():
         raise ValueError(f"--resume {resume}: there is no such folder, expected auto, never or a checkpoint's path")
-    if isinstance(values.get("run"), str):
-        _check_run(_path(values["run"]))
+    texts = dict(_texts(values))
+    config = texts.get("ds_config")
+    if config and not any((folder / _path(config)).is_file() for folder in (Path(), ROOT)):
+        raise RecipeError(f"ds_config: {config} is not there, expected a DeepSpeed JSON file or null")
+    for key, kind in (("run", "the run"), ("stream.cache.directory", "the cache")):
+        if text := texts.get(key):
+            _check_writable(_path(text), kind)
+    for key, text in texts.items():
+        names_weights = any(fnmatch(key, f"{place}.{name}") for place in _CONFIGS for name in MODEL_PATHS)
+        if names_weights and not _path(text).exists():
+            raise RecipeError(f"{key}: {text} is not there, expected a file or folder of weights that this host sees")
 
 
 def _values(flags: RecipeFlags) -> dict[str, Any]:
@@ -51,13 +81,22 @@ def _mappings(value: Any) -> list[dict[str, Any]]:
     return [part for part in value if isinstance(part, dict)] if isinstance(value, list) else []
 
 
+def _texts(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """The texts in mappings of mappings, by dotted key."""
+    if isinstance(value, str):
+        yield key, value
+    elif isinstance(value, dict):
+        for name, below in value.items():
+            yield from _texts(below, f"{key}.{name}" if key else str(name))
+
+
 def _path(text: str | Path) -> Path:
     return Path(expand_path(str(text)))
 
 
-def _check_run(run: Path) -> None:
-    there = next(folder for folder in (run, *run.absolute().parents) if folder.exists())
+def _check_writable(path: Path, kind: str) -> None:
+    there = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
     if not there.is_dir():
-        raise ValueError(f"{there}: is a file, expected a folder that the run {run} can be written to")
+        raise ValueError(f"{there}: is a file, expected a folder that {kind} {path} can be written to")
     if not os.access(there, os.W_OK | os.X_OK):
-        raise PermissionError(13, "cannot be written by this user, expected a folder for the run", str(there))
+        raise PermissionError(13, f"cannot be written by this user, expected a folder for {kind}", str(there))

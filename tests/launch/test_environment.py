@@ -4,11 +4,19 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
+from fnmatch import fnmatch
+from typing import Any, get_args, get_origin
 
 import pytest
+from pydantic import AfterValidator, BaseModel
 
+from stagecoach.data.paths import expand_path
+from stagecoach.launch.paths import MODEL_PATHS, _texts
+from stagecoach.models import FAMILIES, get_family
 from stagecoach.trainer import environment as environment_module
 from stagecoach.trainer.environment import check_environment, resolve_environment
+from stagecoach.trainer.recipe import Recipe
 from tests.tiny_data import ROOT
 
 OURS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
@@ -86,7 +94,18 @@ def test_what_keeps_ranks_from_meeting_is_one_sentence_before_torch_is_imported(
         check_environment(2)
 
 
+TINY = ("--profile", "tiny")
 REFUSED = {
+    "base": (["--data", ".", "--set", "model.base=nowhere"], "model.base: nowhere is not there, expected a file or"),
+    "variable": (["--data", ".", "--set", "model.base=$NONE/x"], "the environment has no variable 'NONE'"),
+    "weights": (["--data", ".", "--recipe", "weights.yaml"], "model.weights.guidance.mask: ~/gone is not there"),
+    "stage": (
+        ["--data", ".", "--profile", "tiny", "--set", "stages.2.model.dino={base: gone}"],
+        "stages.2.model.dino.base: gone is not there",
+    ),
+    "ds_config": (["--data", ".", "--recipe", "ds.yaml"], "ds_config: gone.json is not there, expected a DeepSpeed"),
+    "ds_config set": (["--data", ".", *TINY, "--set", "ds_config=nowhere"], "ds_config: nowhere is not there"),
+    "cache": (["--data", ".", *TINY, "--set", "stream.cache.directory=$HOME/file/c"], "that the cache"),
     "data": (["--data", "nowhere"], "data: nowhere is not there"),
     "no data": ([], "data: no shards named"),
     "recipe": (["--data", ".", "--recipe", "none.yaml"], "none.yaml: cannot be read"),
@@ -101,6 +120,8 @@ REFUSED = {
 def test_paths_are_looked_at_before_torch_is_imported(case, tmp_path):
     words, said = REFUSED[case]
     (tmp_path / "file").touch()
+    (tmp_path / "ds.yaml").write_text("ds_config: gone.json\n")
+    (tmp_path / "weights.yaml").write_text("model: {weights: {vae: $HOME/file, guidance: {mask: ~/gone}}}\n")
     code = (
         "import sys; from stagecoach.launch.commands import app; from stagecoach.trainer.cli import invoke, run_main\n"
         "try: run_main(lambda: invoke(app, ['train', *sys.argv[1:]]))\n"
@@ -111,13 +132,37 @@ def test_paths_are_looked_at_before_torch_is_imported(case, tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", code, *words],
         cwd=tmp_path,
-        env=clean | {"PYTHONPATH": str(ROOT), "STAGECOACH_STATE": str(state)},
+        env=clean | {"PYTHONPATH": str(ROOT), "STAGECOACH_STATE": str(state), "HOME": str(tmp_path)},
         capture_output=True,
         text=True,
     )
     assert (done.returncode, done.stdout) == (1, "False\n"), done.stderr
     assert [line for line in done.stderr.splitlines() if said in line] == done.stderr.splitlines()
     assert said in (state / "error").read_text()  # the batch script does not repeat it
+
+
+def test_every_path_of_a_recipe_is_one_that_is_looked_at_before_torch_is_imported():
+    assert set(path_keys(Recipe)) == {"data", "data.path", "run", "ds_config", "stream.cache.directory"}
+    families = [get_family(name) for name in FAMILIES]
+    assert {key for family in families for key in path_keys(family.config_type)} == set(MODEL_PATHS)
+    for size in (size for family in families for size in family.sizes.values()):  # they name none themselves
+        assert not [key for key, _ in _texts(size.model_dump()) if any(fnmatch(key, name) for name in MODEL_PATHS)]
+
+
+def path_keys(annotation: Any, key: str = "") -> Iterator[str]:
+    """Dotted keys of the ``PathText`` in a model or a field's type; ``*`` for any name of a mapping."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        for name, field in annotation.model_fields.items():
+            below = f"{key}.{name}" if key else name
+            for hint in (*field.metadata, field.annotation):
+                yield from path_keys(hint, below)
+    elif isinstance(annotation, AfterValidator):
+        if annotation.func is expand_path:
+            yield key
+    else:
+        inner = f"{key}.*" if get_origin(annotation) is dict else key
+        for part in (*getattr(annotation, "__metadata__", ()), *get_args(annotation)):
+            yield from path_keys(part, inner)
 
 
 def test_a_hostfile_that_is_not_there_is_refused_and_not_taken_for_one_host(tmp_path):

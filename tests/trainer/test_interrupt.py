@@ -1,5 +1,6 @@
 """A signal before the first step leaves at once with 75, even out of a call that does not return."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -8,6 +9,7 @@ import textwrap
 import pytest
 
 from stagecoach.trainer.interrupt import EXIT_CODE
+from tests.tiny_data import ROOT
 
 
 def run(body: str, number: signal.Signals) -> subprocess.Popen:
@@ -74,3 +76,24 @@ def test_a_signal_to_a_forked_child_is_not_taken_for_one_to_the_run():
         sys.exit(4 if stop.received else 5)
     """
     assert run(body, signal.SIGUSR1).wait(5) == 4
+
+
+SCRIPTS = [f"launch/{name}.py" for name in ("stage1", "stage2", "stage3", "stage4", "pipeline")]
+
+
+@pytest.mark.parametrize("words", [*([script] for script in SCRIPTS), ["-m", "stagecoach", "train"]], ids=" ".join)
+def test_a_signal_during_the_first_imports_of_a_command_leaves_with_75(words, tmp_path):
+    """``typer`` is the first package of others that the commands import; here it never comes back."""
+    (tmp_path / "typer.py").write_text("import time; print('importing', flush=True); time.sleep(60)")
+    process = subprocess.Popen(
+        [sys.executable, *words, "--data", "shards"],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout.readline() == "importing\n", process.communicate()
+    process.send_signal(signal.SIGUSR1)
+    assert process.wait(5) == EXIT_CODE
+    assert "leaves on SIGUSR1 with exit code 75" in process.stderr.read()
