@@ -150,6 +150,8 @@ class Family(ABC):
     sizes: ClassVar[Mapping[str, BaseModel]]
     metrics: ClassVar[tuple[Metric, ...]] = ()
     """Every metric of training and validation but the losses; exit criteria name one of them."""
+    sampled_metrics: ClassVar[tuple[str, ...]] = ()
+    """Names of ``models.metrics.registry`` that the records of ``sampled`` have, with weights or without."""
     aliases: ClassVar[Mapping[str, str]] = {}
     """Names that the family's users know, and the logged value that each stands for; logged next to it."""
     parts: ClassVar[Mapping[str, tuple[Part, ...]]] = {}
@@ -241,6 +243,16 @@ class Family(ABC):
     def preview(self, network: nn.Module, batch: Batch, progress: Progress) -> dict[str, np.ndarray]:
         """Pictures of a held-out batch by name, uint8 ``[H, W, 3]``. Called on every rank with as many samples."""
         return {}
+
+    def sampled(self, network: nn.Module, batch: Batch, progress: Progress) -> list[tuple[Record, Record]]:
+        """What the network makes of each held-out sample of ``batch``, as previews show it, and the truth, by the
+        sample's key. The network is called as often for each batch of one shape."""
+        return []
+
+    @property
+    def measured(self) -> tuple[str, ...]:
+        """Names of all that validation may measure."""
+        return (*(m.name for m in self.metrics if m.name.startswith("val_")), *self.sampled_metrics)
 
     def generation(self, weights: "Weights", options: "GenerationOptions") -> "Generation":
         """What answers requests for pictures or videos with trained ``weights`` of this family. Raises ``ValueError``,

@@ -15,6 +15,7 @@ from stagecoach.data.format.shards import ShardWriter, write_manifest
 from stagecoach.models.common.config import Section
 from stagecoach.models.common.keyed import keyed_randn
 from stagecoach.models.family import ExitCriterion, Family, LossTerm, Metric, Schedule, StageSpec, Trainable
+from stagecoach.models.metrics.record import Record
 
 SCHEMA = SampleSchema("toy", 1, (Field("x", "f32", (8,)), Field("y", "f32", (8,))))
 
@@ -133,6 +134,18 @@ class ToyFamily(Family):
             "val_fit": (output["losses"]["fit"].sum(), torch.tensor(float(len(batch["uid"])))),
             "val_fit_baseline": (batch["y"].square().mean(-1).sum(), torch.tensor(float(len(batch["uid"])))),
         }
+
+    sampled_metrics: ClassVar = ("psnr", "motion_amount", "lpips")
+
+    def sampled(self, network, batch, progress):
+        """Two frames that are off by a number that goes with the error of the sample."""
+        off = 0.1 * network(batch, progress)["losses"]["fit"].float().tanh()
+        true = torch.full((2, 3, 4, 4), 0.5)
+        change = torch.tensor([1.0, 0.5]).view(2, 1, 1, 1)
+        return [
+            (Record(key, frames=true + change * o, rate=4.0), Record(key, frames=true))
+            for key, o in zip(batch["key"], off, strict=True)
+        ]
 
     def preview(self, network, batch, progress):
         return {batch["key"][0]: np.full((4, 4, 3), 128, np.uint8)}

@@ -7,6 +7,7 @@ stage) overlays the config of the family's size.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -20,6 +21,9 @@ from stagecoach.data.streaming.mixture import Source
 from stagecoach.models import get_family
 from stagecoach.models.common.config import PathText, Section
 from stagecoach.models.family import Family
+from stagecoach.models.metrics.metric import SAMPLED, Metric
+from stagecoach.models.metrics.registry import METRICS
+from stagecoach.models.metrics.weights import WHAT
 from stagecoach.trainer.ds_config import read_ds_config
 from stagecoach.trainer.redact import redact_values
 from stagecoach.trainer.settings import (
@@ -71,6 +75,19 @@ class LoggingRecipe(Section):
     tensorboard: bool = True
     wandb: Literal["off", "offline", "online"] = "online"
     project: str = "stagecoach"
+
+
+class ValidationRecipe(Section):
+    """What is measured on held-out samples: ``metrics``, names of the family's own (``val_...``) and of those that what
+    it samples has (``psnr``, logged as ``val_sampled_psnr``; docs/evaluation.md); None is all of its own.
+
+    ``weights``: local files and folders of the networks that metrics look through (``lpips``, ``clip``, ...).
+    """
+
+    metrics: list[str] | None = None
+    samples: int | None = Field(None, ge=0, description="held-out samples; None: validation_samples")
+    every: int | None = Field(None, ge=1, description="optimizer steps; None: the stage's validate_every")
+    weights: dict[str, PathText] = Field(default_factory=dict)
 
 
 class DataSetRecipe(Section):
@@ -177,6 +194,7 @@ class Recipe(Section):
     keep_checkpoints: int = Field(3, ge=1)
     checkpoint: CheckpointRecipe = CheckpointRecipe()
     max_skipped: int = Field(5, ge=1)
+    validation: ValidationRecipe = ValidationRecipe()
     validation_samples: int = Field(16, ge=0)
     preview_samples: int = Field(2, ge=0)
     stages: dict[Annotated[int, Field(strict=True)], StageRecipe] = Field(min_length=1)
@@ -214,6 +232,12 @@ class Recipe(Section):
         return [Source(part.path, part.weight) for part in self.data]
 
     @property
+    def sampled_metrics(self) -> list[Metric]:
+        """Of what is sampled in validation, under the names that are logged."""
+        chosen = [METRICS[name] for name in self.validation.metrics or () if name in METRICS]
+        return [replace(metric, name=f"{SAMPLED}{metric.name}", baseline=None) for metric in chosen]
+
+    @property
     def cache(self) -> CacheOptions | None:
         cache = self.stream.cache
         return None if cache is None else CacheOptions(Path(cache.directory), int(cache.gigabytes * 1e9))
@@ -238,9 +262,10 @@ class Recipe(Section):
         return path if path.is_file() or path.is_absolute() else ROOT / path
 
     def digest(self, family: Family) -> str:
-        """sha256 of what decides the numbers of the run, defaults filled in: all but folders, logging,
-        watch and how checkpoints are written."""
-        values = self.model_dump(exclude={"data", "run", "profile", "logging", "watch", "model", "checkpoint"})
+        """sha256 of what decides the numbers of the run, defaults filled in: all but folders, logging, watch, what is
+        validated and how checkpoints are written."""
+        left_out = {"data", "run", "profile", "logging", "watch", "model", "checkpoint", "validation"}
+        values = self.model_dump(exclude=left_out)
         for stage in self.stages:
             values["stages"][stage]["model"] = self.family_config(family, stage).model_dump(mode="json")
         return sha256_json(values)
@@ -342,6 +367,15 @@ def _check(recipe: Recipe, family: Family, source: Callable[[tuple[str | int, ..
             if name not in known:
                 here = ("stages", number, "loss_weights", name)
                 raise RecipeError(f"{source(here)}: unknown key {dotted(here)}{did_you_mean(name, known)}")
+    measured = family.measured
+    for index, name in enumerate(recipe.validation.metrics or ()):
+        if name not in measured:
+            here = ("validation", "metrics", index)
+            raise RecipeError(f"{source(here)}: {dotted(here)} is {name!r}{did_you_mean(name, measured)}")
+    for name in recipe.validation.weights:
+        if name not in WHAT:
+            here = ("validation", "weights", name)
+            raise RecipeError(f"{source(here)}: unknown key {dotted(here)}{did_you_mean(name, WHAT)}")
     try:
         read_ds_config(recipe)
     except RecipeError as error:

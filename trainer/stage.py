@@ -75,12 +75,13 @@ class StageLoop:
         if data.held_out is not None and len(data.held_out):
             self.evaluator = Evaluator(
                 plan.family,
-                setup.engine.network,
-                setup.engine.deepspeed,
+                engine.network,
+                engine.deepspeed,
                 data.held_out,
                 data.train.statistics,
                 setup.world,
                 plan.window(plan.stage.steps - 1, len(data.train)),
+                plan.recipe,
             )
         self.peak = peak_flops(device_name(setup.world.device))
         # On the rank that logs; it takes some seconds.
@@ -217,7 +218,7 @@ class StageLoop:
             name: last or self.step % every == 0
             for name, every in (
                 ("log", recipe.logging.every),
-                ("validate", stage.validate_every),
+                ("validate", recipe.validation.every or stage.validate_every),
                 ("preview", stage.preview_every),
             )
         }
@@ -274,17 +275,18 @@ class StageLoop:
     def _evaluate(self, validate: bool, preview: bool) -> None:
         if self.evaluator is None or not (validate or preview):
             return
-        plan, ema = self.s.plan, self.s.engine.ema
-        recipe, progress = plan.recipe, plan.progress(self.step, self.s.engine.helpers, training=False)
+        plan, ema, samples = self.s.plan, self.s.engine.ema, self.s.plan.recipe.preview_samples
+        progress = plan.progress(self.step, self.s.engine.helpers, training=False)
         # Where an average is kept it is what will be used, so it is what is judged.
         with ema.swapped_in() if ema is not None else nullcontext():
-            if validate and recipe.validation_samples:
+            if validate and self.evaluator.samples:
                 with phase("validation"):
-                    values = self.evaluator.validate(progress, recipe.validation_samples, plan.batching.micro)
+                    values, drawn = self.evaluator.validate(progress, plan.batching.micro)
                 self.monitor.log(self.step, values)
-            if preview and recipe.preview_samples:
+                self.monitor.images(self.step, drawn)
+            if preview and samples:
                 with phase("preview"):
-                    self.monitor.images(self.step, self.evaluator.preview(progress, recipe.preview_samples))
+                    self.monitor.images(self.step, self.evaluator.preview(progress, samples))
 
     def save(self, wait: bool = False) -> Path:
         state = replace(self.s.start.state, step=self.step, skipped=self.skipped, bad=tuple(sorted(self.bad.indices)))
@@ -392,7 +394,7 @@ def describe(setup: StageSetup, monitor: Monitor) -> None:
                 "trainable": trainable,
                 "frozen": frozen,
                 "exits": [vars(criterion) for criterion in spec.exits],
-                "metrics": [vars(metric) for metric in plan.family.metrics],
+                "metrics": [vars(metric) for metric in (*plan.family.metrics, *recipe.sampled_metrics)],
             }
         }
     )

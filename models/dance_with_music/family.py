@@ -19,7 +19,7 @@ from stagecoach.models.dance_with_music.helpers import check_helpers, make_helpe
 from stagecoach.models.dance_with_music.music_to_pose.model import MusicNorm
 from stagecoach.models.dance_with_music.network import build_network
 from stagecoach.models.dance_with_music.onnx_components import onnx_components
-from stagecoach.models.dance_with_music.preview import preview
+from stagecoach.models.dance_with_music.preview import SAMPLED, preview, sampled
 from stagecoach.models.dance_with_music.stages import METRICS, make_stages, window_frames
 from stagecoach.models.dance_with_music.validate import validate
 from stagecoach.models.dance_with_music.weight_names import part_of
@@ -56,6 +56,8 @@ class DanceWithMusicFamily(Family):
     build = staticmethod(build_network)
     preview = staticmethod(preview)
     validate = staticmethod(validate)
+    sampled = staticmethod(sampled)
+    sampled_metrics = SAMPLED
     open_base = staticmethod(open_base)
     adapter_file = staticmethod(part_of)
     onnx_components = staticmethod(onnx_components)

@@ -14,12 +14,13 @@ from stagecoach.data.dance_with_music.skeleton import draw_skeleton
 from stagecoach.models.common.keyed import keyed_randn
 from stagecoach.models.common.pictures import column, resized, titled, to_uint8
 from stagecoach.models.dance_with_music.clip import Clip, References, take
-from stagecoach.models.dance_with_music.conditions import make_conditions, predict_poses, read_batch
+from stagecoach.models.dance_with_music.conditions import Inputs, make_conditions, predict_poses, read_batch
 from stagecoach.models.dance_with_music.metrics import identity_cosine
 from stagecoach.models.dance_with_music.music_to_pose.heatmaps import coordinates
 from stagecoach.models.dance_with_music.sampler import draw
 from stagecoach.models.family import Batch, Progress
 from stagecoach.models.metrics.dance import motion_beats
+from stagecoach.models.metrics.record import Record
 
 PANEL = 160
 """Height of a panel."""
@@ -42,21 +43,15 @@ def preview(network: torch.nn.Module, batch: Batch, progress: Progress) -> dict[
     Below: the music's onsets and beats and the times that are shown (white); the slowest moments of the true dance
     (green) and of the predicted one (orange).
     """
-    progress = replace(progress, training=False)
-    inputs = read_batch(network, batch)
+    inputs, output, latents = _drawn(network, batch, replace(progress, training=False))
     clip, references, settings = inputs.clip, inputs.references, network.config.sampling
-    if network.phase == "image" and network.config.backbone == "champ":
-        frames = _spread(clip.xy.shape[1], settings.shown, len(clip.xy), clip.xy.device)
-        inputs = replace(inputs, frames=frames, target=clip.at(frames))
-    output = predict_poses(network, batch, inputs, progress)
     predicted = None if output is None else _points(network, output)
     inner = _spread(inputs.target.xy.shape[1], settings.shown, len(clip.xy), clip.xy.device)
     seen = inner if inputs.frames is None else take(inputs.frames, inner)
     rows = _pose_rows(predicted, clip, seen)
     left: list[np.ndarray | None] = [None] * len(clip.xy)
-    if network.phase != "m2p":
-        conditions = make_conditions(network, batch, inputs, output, progress)
-        drawn = take(draw(network, _noise(network, batch, inputs.target), conditions), inner)
+    if latents is not None:
+        drawn = take(latents, inner)
         target = inputs.target.at(inner)
         vae = progress.helpers["vae"]
         true, painted = (vae(x.flatten(0, 1)).unflatten(0, x.shape[:2]) for x in (target.latents, drawn))
@@ -66,6 +61,62 @@ def preview(network: torch.nn.Module, batch: Batch, progress: Progress) -> dict[
         left = list(to_uint8(vae(references.latents[:, 0])))
     beats = _beat_lines(clip, predicted, batch["onset"], seen, FRAME_RATE / network.config.frames.stride)
     return {key: _sheet([row[b] for row in rows], left[b], beats[b]) for b, key in enumerate(batch["key"])}
+
+
+def _drawn(
+    network: torch.nn.Module, batch: Batch, progress: Progress
+) -> tuple[Inputs, dict[str, Tensor] | None, Tensor | None]:
+    """What is looked at, MusicToPose's output, and latents drawn from noise that is fixed per sample (None in stage
+    A)."""
+    inputs, settings = read_batch(network, batch), network.config.sampling
+    clip = inputs.clip
+    if network.phase == "image" and network.config.backbone == "champ":
+        frames = _spread(clip.xy.shape[1], settings.shown, len(clip.xy), clip.xy.device)
+        inputs = replace(inputs, frames=frames, target=clip.at(frames))
+    output = predict_poses(network, batch, inputs, progress)
+    if network.phase == "m2p":
+        return inputs, output, None
+    conditions = make_conditions(network, batch, inputs, output, progress)
+    return inputs, output, draw(network, _noise(network, batch, inputs.target), conditions)
+
+
+SAMPLED = (
+    *("psnr", "ssim", "ms_ssim", "lpips", "motion_error", "motion_amount", "motion_amount_true"),
+    *("temporal_consistency", "pose_error_px", "beat_alignment"),
+)
+DECODED_AT_ONCE = 8
+
+
+@torch.no_grad()
+def sampled(network: torch.nn.Module, batch: Batch, progress: Progress) -> list[tuple[Record, Record]]:
+    """The frames that a preview draws, all of them, and the poses that MusicToPose predicts, with the true ones. Frames
+    that were drawn from all over a window are records of their own."""
+    inputs, output, latents = _drawn(network, batch, replace(progress, training=False))
+    clip, rate = inputs.clip, FRAME_RATE / network.config.frames.stride
+    predicted = None if output is None else _points(network, output)
+    pairs = []
+    for b, key in enumerate(batch["key"]):
+        frames = true = None
+        if latents is not None:
+            frames, true = (_decoded(progress.helpers["vae"], x[b]) for x in (latents, inputs.target.latents))
+            if network.phase == "image" and network.config.backbone == "champ":
+                pairs += [
+                    (Record(key, frames=a[None]), Record(key, frames=t[None]))
+                    for a, t in zip(frames, true, strict=True)
+                ]
+                frames = true = None
+        if frames is not None or predicted is not None:
+            pose = None if predicted is None else (predicted[0][b].float(), predicted[1][b].float())
+            facts = {"rate": rate, "size": clip.picture, "beat": clip.beat[b]}
+            truth = Record(key, frames=true, pose=(clip.xy[b], clip.conf[b]), **facts)
+            pairs.append((Record(key, frames=frames, pose=pose, **facts), truth))
+    return pairs
+
+
+def _decoded(vae: torch.nn.Module, latents: Tensor) -> Tensor:
+    """``[T, 4, h, w]`` -> ``[T, 3, H, W]`` in 0..1, on the CPU."""
+    parts = [((vae(x) + 1) / 2).float().clamp(0, 1).cpu() for x in latents.split(DECODED_AT_ONCE)]
+    return torch.cat(parts)
 
 
 def _noise(network: torch.nn.Module, batch: Batch, clip: Clip) -> Tensor:

@@ -17,7 +17,7 @@ from stagecoach.models.family import Batch, Family
 from stagecoach.models.fantasy_world.backbone import base_name
 from stagecoach.models.fantasy_world.config import SIZES, FantasyWorldConfig
 from stagecoach.models.fantasy_world.network import build_network
-from stagecoach.models.fantasy_world.preview import preview
+from stagecoach.models.fantasy_world.preview import SAMPLED, preview, sampled
 from stagecoach.models.fantasy_world.stages import METRICS, make_stages
 from stagecoach.models.fantasy_world.validate import validate
 from stagecoach.models.metrics.record import Record
@@ -39,6 +39,8 @@ class FantasyWorldFamily(Family):
     build = staticmethod(build_network)
     preview = staticmethod(preview)
     validate = staticmethod(validate)
+    sampled = staticmethod(sampled)
+    sampled_metrics = SAMPLED
 
     def onnx_components(self, config: FantasyWorldConfig, stage: int) -> dict[str, Component]:
         """The decoder of Wan's VAE, for clips of the config's length."""

@@ -1,5 +1,7 @@
 """Pictures of a held-out clip: what was there, what the geometry heads say of it, and where the camera went."""
 
+from typing import Any
+
 import numpy as np
 import torch
 from PIL import Image, ImageDraw
@@ -10,9 +12,11 @@ from stagecoach.data.pictures import INVALID, turbo
 from stagecoach.models.common.keyed import keyed_randn
 from stagecoach.models.common.pictures import resized, titled
 from stagecoach.models.family import Batch, Progress
-from stagecoach.models.fantasy_world.heads.targets import make_targets
+from stagecoach.models.fantasy_world.heads.targets import all_frames, make_targets
 from stagecoach.models.fantasy_world.sampler import read_geometry
 from stagecoach.models.fantasy_world.step import conditions, make_process
+from stagecoach.models.metrics import cameras, depth
+from stagecoach.models.metrics.record import Record
 
 PANEL_WIDTH = 240
 _TRUE, _PREDICTED = (40, 160, 60), (220, 90, 20)
@@ -30,10 +34,7 @@ def preview(network: torch.nn.Module, batch: Batch, progress: Progress) -> dict[
     count, total = batch["depth"].shape[:2]
     device = batch["uid"].device
     frames = torch.tensor([0, total - 1], device=device).expand(count, 2)
-    withheld = torch.zeros(count, dtype=torch.bool, device=device)
-    latent, process = batch["latent"], make_process(network.config.losses)
-    noise = keyed_randn(batch, "val_noise", latent.shape[1:])
-    prediction = read_geometry(network.predict, conditions(batch, withheld), latent, noise, process, frames)
+    prediction = read(network, batch, frames)
     targets = make_targets(batch, frames)
     height, width = targets.depth.shape[-2:]
     true_path = camera_path(batch["extrinsics"].float())
@@ -53,6 +54,35 @@ def preview(network: torch.nn.Module, batch: Batch, progress: Progress) -> dict[
             rows.append(np.concatenate([left, *map(_panel, panels, titles)], 1))
         pictures[key] = np.concatenate(rows, 0)
     return pictures
+
+
+def read(network: torch.nn.Module, batch: Batch, frames: Tensor) -> dict[str, Any]:
+    """The geometry of ``frames`` ``[B, K]`` of the true videos, the camera withheld."""
+    withheld = torch.zeros(len(frames), dtype=torch.bool, device=frames.device)
+    latent, process = batch["latent"], make_process(network.config.losses)
+    noise = keyed_randn(batch, "val_noise", latent.shape[1:])
+    return read_geometry(network.predict, conditions(batch, withheld), latent, noise, process, frames)
+
+
+SAMPLED = (*(m.name for m in cameras.METRICS), *(m.name for m in depth.METRICS), "reprojection_depth")
+
+
+@torch.no_grad()
+def sampled(network: torch.nn.Module, batch: Batch, progress: Progress) -> list[tuple[Record, Record]]:
+    """Depth and cameras of all frames, as a preview reads them of two, and the true ones."""
+    frames = all_frames(batch, batch["depth"].shape[1])
+    prediction, targets = read(network, batch, frames), make_targets(batch, frames)
+    size = targets.depth.shape[-2:]
+    path = decode_pose(prediction["poses"][-1].float(), *size)
+    true_path = batch["extrinsics"].float(), batch["intrinsics"].float()
+
+    def record(b: int, key: str, maps: Tensor, cameras: tuple[Tensor, Tensor]) -> Record:
+        return Record(key, depth=maps[b].float(), cameras=(cameras[0][b], cameras[1][b]))
+
+    return [
+        (record(b, key, prediction["depth"], path), record(b, key, targets.depth, true_path))
+        for b, key in enumerate(batch["key"])
+    ]
 
 
 def camera_path(extrinsics: Tensor) -> Tensor:

@@ -159,7 +159,8 @@ def _style(generated: Record, truth: Record, models: Models) -> Found:
 
 
 def _objects(generated: Record, truth: Record):
-    return generated.objects if generated.objects is not None else truth.need("objects", ASKED)
+    """Those in the truth, whose references are there, or else in the request."""
+    return truth.objects if truth.objects is not None else generated.need("objects", ASKED)
 
 
 def _crops(model: str, name: str, by_caption: bool) -> Callable[[Record, Record, Models], Found]:
@@ -253,7 +254,7 @@ def _pose_error(generated: Record, truth: Record, models: Models) -> Found:
 
 
 def _size(generated: Record, truth: Record) -> tuple[int, int]:
-    return generated.picture if generated.frames is not None else truth.picture
+    return (truth if generated.frames is None and truth.frames is not None else generated).picture
 
 
 def _beats(generated: Record, truth: Record, models: Models) -> Found:

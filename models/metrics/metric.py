@@ -33,6 +33,10 @@ class Metric:
         return replace(self, name=name, baseline=f"{name}_baseline" if baseline else None)
 
 
+SAMPLED = "val_sampled_"
+"""Before the name of a metric that validation measures on what the network samples."""
+
+
 class Unavailable(ValueError):
     """A metric cannot be measured here: its weights or its truth are missing, or there are too few samples."""
 

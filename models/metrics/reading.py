@@ -198,17 +198,18 @@ def _described(record: Record, content: Any, folder: Path) -> Record:
     """With what ``result.json`` says: the request's words and objects, and how long it took."""
     if not isinstance(content, dict):
         raise RawError(f"{folder / RESULT}: holds {type(content).__name__}, expected an object")
-    entry = content.get("request", {})
-    entry = entry if isinstance(entry, dict) else {}
-    facts = {name: float(value) for name, value in content.items() if type(value) in (int, float)}
-    seconds = facts.get("seconds")
-    if seconds:
-        facts["seconds_per_sample"] = seconds
+    request = content.get("request")
+    request = request if isinstance(request, dict) else {}
+    entry, seed = request.get("entry", request), request.get("seed")
+    facts, seconds, peak = {}, content.get("seconds"), content.get("peak_bytes")
+    if isinstance(seconds, int | float) and seconds > 0:
+        facts["seconds_per_sample"] = float(seconds)
         if record.frames is not None:
             facts["frames_per_second"] = len(record.frames) / seconds
-    if "peak_memory_gib" in facts:
-        facts["peak_memory"] = facts["peak_memory_gib"]
-    return replace(record, facts=facts, **asked(entry, folder))
+    if isinstance(peak, int) and peak:
+        facts["peak_memory"] = peak / 2**30
+    words = asked(entry, folder) if isinstance(entry, dict) else {}
+    return replace(record, facts=facts, seed=seed if isinstance(seed, int) else None, **words)
 
 
 def asked(entry: Mapping[str, Any], folder: Path) -> dict[str, Any]:

@@ -31,16 +31,20 @@ class ShownObject:
 class Record:
     """None is what is not known.
 
-    ``frames`` fp32 ``[F, 3, H, W]`` in 0..1, one of a picture, ``rate`` of them per second; ``depth`` ``[F, H, W]``, 0
+    ``frames`` fp32 ``[F, 3, H, W]`` in 0..1, one of a picture, ``rate`` of them per second; ``size``: height and width
+    of what is not decoded; ``depth`` ``[F, H, W]``, 0
     where there is none; ``cameras`` of the scene that is seen, ``given`` those that were asked for; ``points``
     ``[N, 3]``; ``pose`` of the dance (asked for, or predicted by the network), ``estimated`` that which an estimator
     finds on the frames; ``beat`` ``[T]``, not 0 at the music's beats; ``flow`` ``[F - 1, 2, H, W]``; ``reference``
-    uint8 ``[H, W, 3]``, with ``reference_faces``; ``faces`` detected on the frames; ``facts``: numbers by name.
+    uint8 ``[H, W, 3]``, with ``reference_faces``; ``faces`` detected on the frames; ``facts``: how
+    long it took and how much memory.
     """
 
     name: str = ""
+    seed: int | None = None
     frames: Tensor | None = None
     rate: float | None = None
+    size: tuple[int, int] | None = None
     depth: Tensor | None = None
     cameras: Cameras | None = None
     given: Cameras | None = None
@@ -68,6 +72,8 @@ class Record:
         """Height and width in pixels. Raises ``Unavailable`` where neither frames nor depth are known."""
         maps = self.depth if self.frames is None else self.frames
         if maps is None:
+            if self.size is not None:
+                return self.size
             raise Unavailable("no frames, whose size says how long a pixel is")
         height, width = maps.shape[-2:]
         return int(height), int(width)

@@ -2,12 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
 from stagecoach.data.files import import_extra
 from stagecoach.models.metrics.metric import Unavailable
 
+K = TypeVar("K")
 RESAMPLES = 1000
 LEVEL = 0.95
 
@@ -62,7 +64,7 @@ def summarise(values: Sequence[float], counts: Sequence[float] | None = None, se
     return Summary(float(total.sum() / count.sum()), float(low), float(high), len(total), left_out)
 
 
-def compare(a: Mapping[str, float], b: Mapping[str, float], seed: int = 0) -> Paired:
+def compare(a: Mapping[K, float], b: Mapping[K, float], seed: int = 0) -> Paired:
     """A against B, by sample (request and seed), with the exact sign test over the samples where they differ. Raises
     ``Unavailable`` where they have no sample in common."""
     both = [key for key in a if key in b and np.isfinite(a[key]) and np.isfinite(b[key])]

@@ -16,7 +16,7 @@ from stagecoach.models.family import Batch, Family
 from stagecoach.models.movie_post_production.config import PATCH, SIZES, MoviePostConfig
 from stagecoach.models.movie_post_production.helpers import check_helpers, make_helpers
 from stagecoach.models.movie_post_production.network import build_network
-from stagecoach.models.movie_post_production.preview import preview
+from stagecoach.models.movie_post_production.preview import SAMPLED, preview, sampled
 from stagecoach.models.movie_post_production.stages import METRICS, make_stages
 from stagecoach.models.movie_post_production.validate import validate
 
@@ -54,6 +54,8 @@ class MoviePostProductionFamily(Family):
     build = staticmethod(build_network)
     preview = staticmethod(preview)
     validate = staticmethod(validate)
+    sampled = staticmethod(sampled)
+    sampled_metrics = SAMPLED
     host_fields = ("boxes",)
 
     def schema(self, config: MoviePostConfig) -> SampleSchema:

@@ -7,6 +7,7 @@ from stagecoach.data.movie_post_production.painted import MOST_CROPS, crop_rows,
 from stagecoach.models.common.keyed import keyed_randn
 from stagecoach.models.common.pictures import column, titled, to_uint8
 from stagecoach.models.family import Batch, Progress
+from stagecoach.models.metrics.record import Record
 from stagecoach.models.movie_post_production.layout.instances import make_instances
 from stagecoach.models.movie_post_production.sampler import Guidance, Sample, sample
 from stagecoach.models.movie_post_production.stages import IDENTITY_STAGE
@@ -41,6 +42,21 @@ def preview(network: torch.nn.Module, batch: Batch, progress: Progress) -> dict[
             picture = column([picture, crop_rows(rows)])
         pictures[key] = picture
     return pictures
+
+
+SAMPLED = ("psnr", "ssim", "ms_ssim", "lpips")
+
+
+@torch.no_grad()
+def sampled(network: torch.nn.Module, batch: Batch, progress: Progress) -> list[tuple[Record, Record]]:
+    """The pictures of a preview, and the true ones as the VAE decodes them."""
+    vae = progress.helpers["vae"]
+    both = (
+        ((vae(x) + 1) / 2).float().clamp(0, 1)
+        for x in (draw(network, batch, progress).latents, batch["latent"].float())
+    )
+    pairs = zip(batch["key"], *both, strict=True)
+    return [(Record(key, frames=painted[None]), Record(key, frames=true[None])) for key, painted, true in pairs]
 
 
 @torch.no_grad()

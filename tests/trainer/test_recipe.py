@@ -1,4 +1,5 @@
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from stagecoach.models import get_family
+from stagecoach.models.metrics.metric import Metric
 from stagecoach.trainer.ds_config import OWNED, read_ds_config
 from stagecoach.trainer.recipe import DS_CONFIGS, RECIPES, Recipe, StageRecipe, load_recipe
 from stagecoach.trainer.settings import RecipeError, overlay, parse_override, read_yaml
@@ -180,6 +182,7 @@ def test_the_digest_follows_what_changes_the_numbers_and_nothing_else(recipe_fil
         "profile=z",
         "model.clip.frames=9",
         "stages.1.model.dropout=0.1",
+        "validation.every=7",
     ):
         assert digest(same) == plain
     for other in (
@@ -325,3 +328,22 @@ def test_a_deepspeed_config_that_is_none_is_said_of_the_key_that_names_it(recipe
     words = refused(recipe_file, f"ds_config={tmp_path / 'deep.json'}")
     assert "--set ds_config=" in words
     assert "not a DeepSpeed config" in words
+
+
+def test_metrics_of_validation_are_known_by_name_and_others_refused_with_those_that_are(declared_family, recipe_file):
+    class Measured(declared_family):
+        metrics = (Metric("val_depth_error"), Metric("depth_loss"))
+        sampled_metrics = ("depth_abs_rel", "psnr")
+
+    sys.modules["declared_family"].DeclaredFamily = Measured
+    chosen = "validation.metrics=[val_depth_error,psnr]"
+    recipe = load_recipe(recipe=recipe_file, overrides=[chosen, "validation.weights.clip=CLIP"])
+    (sampled,) = recipe.sampled_metrics
+    assert (sampled.name, sampled.unit, sampled.higher_is_better) == ("val_sampled_psnr", "dB", True)
+    for name, words in {"pnsr": "did you mean 'psnr'", "depth_loss": "", "fid": "there are"}.items():
+        message = refused(recipe_file, f"validation.metrics=[val_depth_error,{name}]")
+        assert f"validation.metrics.1 is '{name}'" in message
+        assert words in message
+    assert "there are depth_abs_rel, psnr, val_depth_error" in refused(recipe_file, "validation.metrics=[fid]")
+    message = refused(recipe_file, "validation.weights={clop: CLIP}")
+    assert message.endswith("unknown key validation.weights.clop; did you mean 'clip'?")

@@ -39,6 +39,7 @@ class Measurements:
     values: dict[str, dict[str, Value]] = field(default_factory=dict)
     absent: dict[str, dict[str, str]] = field(default_factory=dict)
     baseline: dict[str, dict[str, Value]] = field(default_factory=dict)
+    seeds: dict[str, int | None] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
     sets: dict[str, tuple[float, int, list[float]] | Absent] = field(default_factory=dict)
 
@@ -88,6 +89,7 @@ def measure_folders(
             found.failed[name] = str(error)
             log.error(f"{name} is left out: {error}")
             continue
+        found.seeds[name] = generated.seed
         results = measure(generated, true, models, names)
         found.values[name] = {k: v for k, v in results.items() if not isinstance(v, Absent)}
         found.absent[name] = {k: v.reason for k, v in results.items() if isinstance(v, Absent)}
@@ -136,7 +138,8 @@ def summary(found: Measurements, names: Iterable[str], seed: int = 0) -> tuple[d
 
 
 def against(a: Measurements, b: Measurements, names: Iterable[str], seed: int = 0) -> dict[str, Any]:
-    """Of each metric that both have: A less B sample by sample, and who is ahead where the interval excludes 0."""
+    """Of each metric that both have: A less B sample by sample (of one name and seed), and who is ahead where the
+    interval excludes 0."""
     result: dict[str, Any] = {}
     for name in names:
         if name in OF_SETS:
@@ -144,7 +147,10 @@ def against(a: Measurements, b: Measurements, names: Iterable[str], seed: int = 
             if all(isinstance(value, tuple) for value in pair):
                 result[name] = {"a": pair[0][0], "b": pair[1][0], "ahead": None}  # type: ignore[index]
             continue
-        sides = [{s: v[name][0] / v[name][1] for s, v in side.values.items() if name in v} for side in (a, b)]
+        sides = [
+            {(s, side.seeds[s]): v[name][0] / v[name][1] for s, v in side.values.items() if name in v}
+            for side in (a, b)
+        ]
         paired = measured(compare, sides[0], sides[1], seed)
         if isinstance(paired, Absent):
             continue

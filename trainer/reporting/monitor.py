@@ -23,10 +23,11 @@ from rich.progress import BarColumn, Progress, TextColumn
 
 from stagecoach import __version__
 from stagecoach.data.files import atomic_file, write_json
+from stagecoach.data.outputs.moving import Video, encode_gif
 from stagecoach.trainer.recipe import ROOT, Recipe
 from stagecoach.trainer.redact import redact_values
 from stagecoach.trainer.reporting.run_record import RUN_RECORD, read_run_record
-from stagecoach.trainer.reporting.sinks import MetricsFile, Sink, TensorBoard, WeightsAndBiases, new_run_id
+from stagecoach.trainer.reporting.sinks import MetricsFile, Pictures, Sink, TensorBoard, WeightsAndBiases, new_run_id
 from stagecoach.trainer.watch.view import ClusterView
 
 log = logging.getLogger(__name__)
@@ -47,8 +48,8 @@ class Monitor:
     def cluster(self, step: int, view: ClusterView) -> None:
         """Take what all ranks' numbers were reduced to."""
 
-    def images(self, step: int, pictures: dict[str, np.ndarray]) -> None:
-        """Take pictures, uint8 ``[H, W, 3]``."""
+    def images(self, step: int, pictures: Pictures) -> None:
+        """Take pictures and videos."""
 
     def facts(self, values: dict[str, Any]) -> None:
         """Take facts about the run (JSON values), instead of those of the same name."""
@@ -124,15 +125,20 @@ class RunMonitor(Monitor):
         for warning in view.warnings:
             log.warning(f"step {step}: {warning}")
 
-    def images(self, step: int, pictures: dict[str, np.ndarray]) -> None:
-        """Save pictures (uint8 ``[H, W, 3]``) as ``previews/stage<N>/step_<step>/<name>.png`` and show them in the
+    def images(self, step: int, pictures: Pictures) -> None:
+        """Save pictures as ``previews/stage<N>/step_<step>/<name>.png``, videos as ``.gif``, and show them in the
         trackers."""
         if not pictures:
             return
         folder = self.run / "previews" / f"stage{self.stage}" / f"step_{step}"
         for name, picture in pictures.items():
-            with atomic_file(folder / f"{name.replace('/', '_')}.png") as handle:
-                Image.fromarray(np.ascontiguousarray(picture)).save(handle, format="PNG")
+            path = folder / name.replace("/", "_")
+            if isinstance(picture, Video):
+                with atomic_file(path.with_name(f"{path.name}.gif")) as handle:
+                    handle.write(encode_gif(picture))
+            else:
+                with atomic_file(path.with_name(f"{path.name}.png")) as handle:
+                    Image.fromarray(np.ascontiguousarray(picture)).save(handle, format="PNG")
         for sink in self.sinks:
             sink.images(step, pictures)
 

@@ -223,10 +223,10 @@ def _previews_html(run: Path, stage: int) -> str:
         return ""
     last = max(steps)
     figures = []
-    for path in sorted(steps[last].glob("*.png")):
+    for path in sorted(p for p in steps[last].iterdir() if p.suffix in (".png", ".gif")):
         source = str(path.relative_to(run))
         if path.stat().st_size <= EMBED_BYTES:
-            source = f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
+            source = f"data:image/{path.suffix[1:]};base64,{base64.b64encode(path.read_bytes()).decode()}"
         name = html.escape(path.stem)
         figures.append(
             f'<figure><figcaption>{name}</figcaption><img alt="{name}" src="{html.escape(source)}"></figure>'

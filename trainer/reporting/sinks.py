@@ -7,14 +7,16 @@ import os
 import sys
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
 
 from stagecoach.data.files import atomic_file
+from stagecoach.data.outputs.moving import Video, encode_gif
 from stagecoach.data.reading import read_regular
 from stagecoach.trainer.interrupt import signals_held
 from stagecoach.trainer.redact import redact
@@ -27,6 +29,8 @@ LARGEST = 4 << 30
 WandbMode = Literal["online", "offline", "disabled"]
 
 
+Pictures = Mapping[str, np.ndarray | Video]
+"""Pictures uint8 ``[H, W, 3]`` and videos, by name."""
 Ranks = dict[str, list[float | None]]
 """Numbers by rank, under their names."""
 
@@ -34,7 +38,7 @@ Ranks = dict[str, list[float | None]]
 class Sink(Protocol):
     def log(self, step: int, values: dict[str, float]) -> None: ...
 
-    def images(self, step: int, pictures: dict[str, np.ndarray]) -> None: ...
+    def images(self, step: int, pictures: Pictures) -> None: ...
 
     def cluster(self, step: int, values: dict[str, float], ranks: Ranks) -> None: ...
 
@@ -76,7 +80,7 @@ class MetricsFile:
         with open(self.path, "a") as handle:
             handle.write(json.dumps(record) + "\n")
 
-    def images(self, step: int, pictures: dict[str, np.ndarray]) -> None:
+    def images(self, step: int, pictures: Pictures) -> None:
         """Pictures are files of their own."""
 
     def close(self) -> None:
@@ -131,9 +135,21 @@ class TensorBoard:
     def cluster(self, step: int, values: dict[str, float], ranks: Ranks) -> None:
         self.log(step, values)
 
-    def images(self, step: int, pictures: dict[str, np.ndarray]) -> None:
+    def images(self, step: int, pictures: Pictures) -> None:
         for name, picture in pictures.items():
-            self.writer.add_image(f"preview/{name}", picture, step, dataformats="HWC")
+            if isinstance(picture, Video):
+                self._moving(f"preview/{name}", picture, step)
+            else:
+                self.writer.add_image(f"preview/{name}", picture, step, dataformats="HWC")
+
+    def _moving(self, tag: str, video: Video, step: int) -> None:
+        """As ``add_video`` does it, which needs moviepy to make the GIF."""
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        height, width = video.frames.shape[1:3]
+        image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=encode_gif(video))
+        writer = self.writer._get_file_writer()
+        writer.add_summary(Summary(value=[Summary.Value(tag=tag, image=image)]), step)
 
     def close(self) -> None:
         self.writer.close()
@@ -195,10 +211,14 @@ class WeightsAndBiases:
     def cluster(self, step: int, values: dict[str, float], ranks: Ranks) -> None:
         self.log(step, values)
 
-    def images(self, step: int, pictures: dict[str, np.ndarray]) -> None:
-        self.run.log(
-            {"step": step} | {f"preview/{name}": self.wandb.Image(picture) for name, picture in pictures.items()}
-        )
+    def images(self, step: int, pictures: Pictures) -> None:
+        shown: dict[str, Any] = {
+            f"preview/{name}": self.wandb.Video(BytesIO(encode_gif(picture)), format="gif")
+            if isinstance(picture, Video)
+            else self.wandb.Image(picture)
+            for name, picture in pictures.items()
+        }
+        self.run.log({"step": step} | shown)
 
     def close(self) -> None:
         self.run.finish()

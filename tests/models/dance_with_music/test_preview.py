@@ -13,9 +13,12 @@ from stagecoach.models.common.pictures import TITLE
 from stagecoach.models.dance_with_music.base import fill_base
 from stagecoach.models.dance_with_music.config import SIZES, DanceConfig
 from stagecoach.models.dance_with_music.network import build_network
-from stagecoach.models.dance_with_music.preview import PANEL, PREDICTED, TRUE, preview
+from stagecoach.models.dance_with_music.preview import PANEL, PREDICTED, SAMPLED, TRUE, preview, sampled
 from stagecoach.models.dance_with_music.stages import window_frames
 from stagecoach.models.family import Progress
+from stagecoach.models.metrics.measuring import measure
+from stagecoach.models.metrics.metric import Absent
+from stagecoach.models.metrics.weights import Models
 
 GUIDANCE = SIZES["tiny"].model_copy(update={"plan": "guidance"})
 CASES = {
@@ -179,3 +182,24 @@ def test_with_an_arcface_the_faces_are_compared_with_the_reference():
     row = slice(3 * (PANEL + TITLE), 3 * (PANEL + TITLE) + TITLE)
     assert not np.array_equal(silent[row], given[row])
     assert np.array_equal(silent[row.stop :], given[row.stop :])
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_what_is_sampled_are_the_frames_and_poses_that_are_shown(case):
+    config, stage = CASES[case]
+    network, batch, progress = _network(config, stage), _batch(config, stage), _progress(stage)
+    preview(network, batch, progress)
+    decoded = progress.helpers["vae"].decoded
+    pairs = sampled(network, batch, _progress(stage))
+    found = [measure(*pair, Models(), SAMPLED) for pair in pairs]
+    known = {name for values in found for name, value in values.items() if not isinstance(value, Absent)}
+    poses, frames, motion = {"pose_error_px"}, {"psnr", "ssim"}, {"motion_error", "motion_amount", "motion_amount_true"}
+    expected = {"m2p": poses, "guidance": frames | motion, "image": poses | frames}.get(case, poses | frames | motion)
+    assert known - {"beat_alignment"} == expected
+    assert [true.name for _, true in pairs if true.pose is not None] == batch["key"]
+    if case == "motion":
+        # The preview decodes some of the frames of all samples, true ones first.
+        shown = (Colours()(decoded[1]) + 1) / 2
+        count = len(shown) // len(pairs)
+        first = torch.stack([shown[0], shown[count - 1]])
+        torch.testing.assert_close(pairs[0][0].frames[[0, -1]], first.clamp(0, 1))

@@ -8,8 +8,11 @@ from stagecoach.data.fantasy_world.cameras import encode_pose
 from stagecoach.data.pictures import turbo
 from stagecoach.models.family import Progress
 from stagecoach.models.fantasy_world.heads.targets import all_frames, make_targets
-from stagecoach.models.fantasy_world.preview import draw_paths, preview
+from stagecoach.models.fantasy_world.preview import SAMPLED, draw_paths, preview, sampled
 from stagecoach.models.fantasy_world.validate import validate
+from stagecoach.models.metrics.measuring import measure
+from stagecoach.models.metrics.metric import Absent
+from stagecoach.models.metrics.weights import Models
 from tests.models.fantasy_world.fakes import TINY, FakeNetwork, make_batch
 
 STEP = Progress(step=0, total_steps=10, stage=1, seed=0, training=False)
@@ -123,3 +126,20 @@ def test_path_drawing_moves_up_for_a_camera_that_goes_forward():
     green[:26, :110] = False  # the legend
     rows = np.nonzero(green.any(1))[0]
     assert np.ptp(rows) > 40
+
+
+def test_what_is_sampled_has_the_numbers_of_validation_and_the_registry_metrics_of_the_family():
+    network, batch = FakeNetwork(), make_batch(2)
+    pairs = sampled(network, batch, STEP)
+    assert not network.calls[0]["camera_given"].any()
+    assert [generated.name for generated, _ in pairs] == batch["key"]
+    found = [measure(*pair, Models(), SAMPLED) for pair in pairs]
+    assert all(set(values) == set(SAMPLED) for values in found)
+    # The predicted cameras stand still, so that no similarity takes them to the true ones.
+    missing = {name for values in found for name, value in values.items() if isinstance(value, Absent)}
+    assert missing == {"ate", "rpe_translation", "rpe_rotation"}
+    truth = batch["depth"].float()
+    expected = [((1.5 - d[d > 0]).abs() / d[d > 0]).mean().item() for d in truth]
+    assert [values["depth_abs_rel"][0] for values in found] == pytest.approx(expected, rel=1e-5)
+    same = measure(pairs[0][1], pairs[0][1], Models(), ("rotation_error", "depth_abs_rel"))
+    assert same == {"rotation_error": (pytest.approx(0, abs=1e-4), 1.0), "depth_abs_rel": (0.0, 1.0)}

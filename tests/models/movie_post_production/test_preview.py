@@ -2,10 +2,14 @@
 
 import numpy as np
 import pytest
+import torch
 
 from stagecoach.data.movie_post_production.painted import BLUE, CROP, RED, draw_boxes
+from stagecoach.models.metrics.measuring import measure
+from stagecoach.models.metrics.pictures import psnr
+from stagecoach.models.metrics.weights import Models
 from stagecoach.models.movie_post_production.config import MoviePostConfig
-from stagecoach.models.movie_post_production.preview import PANEL_HEIGHT, draw, preview
+from stagecoach.models.movie_post_production.preview import PANEL_HEIGHT, SAMPLED, draw, preview, sampled
 
 
 @pytest.mark.parametrize("stage", [1, 2])
@@ -41,3 +45,16 @@ def test_references_may_be_shown_in_the_first_steps_only(make_network, make_batc
         samples[part] = found.latents
         assert found.alpha.shape == make_batch([0])["boxes"].shape[:2]
     assert not np.allclose(samples[0.25], samples[1.0])
+
+
+def test_what_is_sampled_is_the_picture_of_the_preview(make_network, make_batch, progress):
+    network, batch, done = make_network(2), make_batch([0, 1], 2), progress(2, 0, False)
+    pairs = sampled(network, batch, done)
+    assert [generated.name for generated, _ in pairs] == batch["key"]
+    painted, truth = (done.helpers["vae"](x) for x in (draw(network, batch, done).latents, batch["latent"].float()))
+    for b, (generated, true) in enumerate(pairs):
+        torch.testing.assert_close(generated.frames[0], ((painted[b] + 1) / 2).float().clamp(0, 1))
+        found = measure(generated, true, Models(), SAMPLED)
+        total, count = psnr(painted[b][None, None], truth[b][None, None], -1, 1)
+        assert found["psnr"] == (pytest.approx(total.item(), rel=1e-4), count.item())
+        assert found["lpips"].reason.startswith("torchvision's")

@@ -164,14 +164,19 @@ def test_what_detectors_found_is_read_from_a_folder_of_its_own_and_boxes_from_th
     sample = tmp_path / "made" / "room"
     write_picture(sample / "picture.png", 100)
     objects = [{"bbox": [0, 0, 0.5, 0.5], "category_name": "ball", "caption": "a red ball"}]
-    write_json(sample / "result.json", {"request": {"global_caption": "a room", "objects": objects}, "seconds": 4.0})
+    entry = {"global_caption": "a room", "objects": objects}
+    write_json(
+        sample / "result.json",
+        {"request": {"id": "room", "seed": 1, "entry": entry}, "seconds": 4.0, "peak_bytes": 2**31},
+    )
     found = tmp_path / "found" / "room"
     found.mkdir(parents=True)
     face = (np.array([[10, 12], [20, 12], [15, 18], [11, 23], [19, 23]]) * 1.0).tolist()
     write_json(found / "faces.json", {"frames": [[face]]})
     detections = tmp_path / "detections.json"
     write_json(detections, {"room": [{"category": "ball", "box": [0, 0, 0.5, 0.4], "score": 0.9}]})
-    names = ("layout_grounding_score", "face_detection_rate", "face_recall", "seconds_per_sample", "frames_per_second")
+    names = ("layout_grounding_score", "face_detection_rate", "face_recall", "seconds_per_sample")
+    names = (*names, "frames_per_second", "peak_memory")
     settings = Settings(names, WeightPaths(detections=detections), "cpu")
     result = evaluate([tmp_path / "made"], tmp_path / "out", settings, estimates=tmp_path / "found")
     means = {name: value["mean"] for name, value in result["metrics"].items()}
@@ -180,6 +185,7 @@ def test_what_detectors_found_is_read_from_a_folder_of_its_own_and_boxes_from_th
         "face_detection_rate": 1,
         "seconds_per_sample": 4,
         "frames_per_second": 0.25,
+        "peak_memory": 2,
     }
     assert result["absent"]["face_recall"] == "no reference of what was asked for"
     assert set(result["weights"]) == {"detections"}

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from stagecoach import __version__
+from stagecoach.data.outputs.moving import Video
 from stagecoach.trainer.recipe import Recipe, load_recipe
 from stagecoach.trainer.reporting.logs import log_to_run, log_to_terminal
 from stagecoach.trainer.reporting.monitor import Monitor, NodeMonitor, RunMonitor, read_run_record
@@ -111,6 +112,28 @@ def test_pictures_are_files_by_stage_and_step(recipe, tmp_path):
     assert sorted(path.name for path in folder.iterdir()) == ["clip_0_depth.png", "clip_1.png"]
     assert np.array_equal(np.asarray(Image.open(folder / "clip_0_depth.png")), picture)
     assert np.array_equal(np.asarray(Image.open(folder / "clip_1.png")), picture[:, ::-1])
+
+
+def test_a_video_is_a_gif_in_the_run_in_tensorboard_and_in_wandb(recipe_file, tmp_path, monkeypatch):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    recipe = load_recipe(recipe=recipe_file, overrides=["logging.tensorboard=true", "logging.wandb=offline"])
+    frames = np.stack([np.full((8, 12, 3), 60 * k, np.uint8) for k in range(4)])
+    monitor = RunMonitor(recipe, tmp_path, 1, 0)
+    monitor.images(5, {"clip-sampled": Video(frames, 10.0), "clip": frames[0]})
+    monitor.close()
+    folder = tmp_path / "previews" / "stage1" / "step_5"
+    assert sorted(path.name for path in folder.iterdir()) == ["clip-sampled.gif", "clip.png"]
+    with Image.open(folder / "clip-sampled.gif") as gif:
+        assert (gif.n_frames, gif.size, gif.info["duration"]) == (4, (12, 8), 100)
+        gif.seek(2)
+        assert abs(np.asarray(gif.convert("RGB")).astype(int) - 120).max() <= 4
+    events = EventAccumulator(str(tmp_path / "tb" / "stage1")).Reload()
+    assert set(events.Tags()["images"]) == {"preview/clip", "preview/clip-sampled"}
+    assert events.Images("preview/clip-sampled")[0].encoded_image_string.startswith(b"GIF89a")
+    (media,) = tmp_path.glob("wandb/offline-run-*/files/media/videos/preview/clip-sampled_*.gif")
+    assert media.read_bytes() == (folder / "clip-sampled.gif").read_bytes()
 
 
 def test_run_json_says_what_ran_where_and_keeps_facts(recipe, tmp_path, monkeypatch):
