@@ -26,5 +26,5 @@ grep '^deepspeed==' "$venv/lowest.txt" | xargs pip install --quiet --no-build-is
 pip install --quiet -r "$venv/lowest.txt"
 pip install --quiet --no-deps --no-build-isolation -e .
 python -m pytest -q -x -p no:cacheprovider tests/trainer tests/launch/test_build_shards.py tests/launch/test_package.py \
-    tests/data/stores tests/data/encoding tests/data/format tests/models/common tests/distributed/test_parity.py \
-    tests/distributed/test_dance_with_music.py
+    tests/data/stores tests/data/encoding tests/data/format tests/data/outputs tests/models/common tests/models/metrics \
+    tests/distributed/test_parity.py tests/distributed/test_dance_with_music.py

@@ -370,12 +370,12 @@ def _check(recipe: Recipe, family: Family, source: Callable[[tuple[str | int, ..
     measured = family.measured
     for index, name in enumerate(recipe.validation.metrics or ()):
         if name not in measured:
-            here = ("validation", "metrics", index)
-            raise RecipeError(f"{source(here)}: {dotted(here)} is {name!r}{did_you_mean(name, measured)}")
+            chosen = ("validation", "metrics", index)
+            raise RecipeError(f"{source(chosen)}: {dotted(chosen)} is {name!r}{did_you_mean(name, measured)}")
     for name in recipe.validation.weights:
         if name not in WHAT:
-            here = ("validation", "weights", name)
-            raise RecipeError(f"{source(here)}: unknown key {dotted(here)}{did_you_mean(name, WHAT)}")
+            given = ("validation", "weights", name)
+            raise RecipeError(f"{source(given)}: unknown key {dotted(given)}{did_you_mean(name, WHAT)}")
     try:
         read_ds_config(recipe)
     except RecipeError as error:

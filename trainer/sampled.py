@@ -4,6 +4,7 @@ it."""
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,7 +30,7 @@ class SampledMetrics:
 
     def __init__(self, recipe: Recipe, device: torch.device) -> None:
         self.names = tuple(name for name in recipe.validation.metrics or () if name in METRICS)
-        paths = {name: Path(expand_path(path)) for name, path in recipe.validation.weights.items()}
+        paths: dict[str, Any] = {name: Path(expand_path(path)) for name, path in recipe.validation.weights.items()}
         for name, path in paths.items():
             if not path.exists():
                 raise ValueError(f"validation.weights.{name}: {path} is not there, expected a file or folder")

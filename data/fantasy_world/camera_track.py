@@ -10,7 +10,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from stagecoach.data.fantasy_world.cameras import canonicalise, quaternion_from_rotation, rotation_from_quaternion
+from stagecoach.data.fantasy_world.cameras import (
+    canonicalise,
+    centres,
+    quaternion_from_rotation,
+    rotation_from_quaternion,
+)
 from stagecoach.data.fantasy_world.clip import ClipCrop
 
 
@@ -30,7 +35,7 @@ class Cameras:
     @property
     def centres(self) -> np.ndarray:
         """Positions -R^T t in the world, [F, 3]."""
-        return -np.einsum("fji,fj->fi", self.extrinsics[..., :3], self.extrinsics[..., 3])
+        return centres(_tensor(self.extrinsics)).numpy()
 
     def relative(self) -> Cameras:
         """The same cameras in a world that is camera 0."""

@@ -22,6 +22,12 @@ def canonicalise(extrinsics: Tensor) -> Tensor:
     return torch.cat([relative, shifted[..., None]], -1)
 
 
+def centres(extrinsics: Tensor) -> Tensor:
+    """Positions -R^T t of the cameras in the world: [..., 3, 4] -> [..., 3]. Sums, not matmuls, which a GPU may do in
+    TF32."""
+    return -(extrinsics[..., :3] * extrinsics[..., 3:]).sum(-2)
+
+
 def pixel_rays(intrinsics: Tensor, height: int, width: int) -> Tensor:
     """Ray directions in the camera's frame through the pixel centres, with z = 1: [..., 4] -> [..., H, W, 3]."""
     options = {"device": intrinsics.device, "dtype": intrinsics.dtype}

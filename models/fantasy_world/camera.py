@@ -11,7 +11,7 @@ from diffusers.models.attention_dispatch import dispatch_attention_fn
 from diffusers.models.transformers.transformer_wan import WanAttention
 from torch import Tensor, nn
 
-from stagecoach.data.fantasy_world.cameras import pixel_rays
+from stagecoach.data.fantasy_world.cameras import centres, pixel_rays
 from stagecoach.models.fantasy_world.backbone import SplitWanBlock
 from stagecoach.models.fantasy_world.config import PATCH, VAE_SPACE, VAE_TIME, CameraControlConfig
 from stagecoach.models.fantasy_world.geometry.branch import ZeroLinear
@@ -52,8 +52,7 @@ def average_groups(x: Tensor) -> Tensor:
 
 def _with_moment(rays: Tensor, extrinsics: Tensor) -> Tensor:
     """Camera-frame directions ``[B, F, h, w, 3]`` -> ``[B, F, h, w, 6]`` in the world."""
-    rotation, translation = extrinsics[..., :3], extrinsics[..., 3:]
-    centre = -(rotation * translation).sum(-2)  # o = -R^T t; sums, not matmuls, which a GPU may do in TF32
+    rotation, centre = extrinsics[..., :3], centres(extrinsics)
     directions = (rays[..., None] * rotation[:, :, None, None]).sum(-2)  # d = R^T d_camera
     moments = torch.linalg.cross(centre[:, :, None, None].expand_as(directions), directions)
     return torch.cat([moments, directions], -1)

@@ -7,7 +7,7 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from stagecoach.data.fantasy_world.cameras import decode_pose
+from stagecoach.data.fantasy_world.cameras import centres, decode_pose
 from stagecoach.data.pictures import INVALID, turbo
 from stagecoach.models.common.keyed import keyed_randn
 from stagecoach.models.common.pictures import resized, titled
@@ -37,8 +37,8 @@ def preview(network: torch.nn.Module, batch: Batch, progress: Progress) -> dict[
     prediction = read(network, batch, frames)
     targets = make_targets(batch, frames)
     height, width = targets.depth.shape[-2:]
-    true_path = camera_path(batch["extrinsics"].float())
-    path = camera_path(decode_pose(prediction["poses"][-1].float(), height, width)[0])
+    true_path = centres(batch["extrinsics"].float())
+    path = centres(decode_pose(prediction["poses"][-1].float(), height, width)[0])
     pictures = {}
     for b, key in enumerate(batch["key"]):
         first = batch["frame"][b].cpu().numpy() if "frame" in batch else np.full((height, width, 3), 255, np.uint8)
@@ -83,11 +83,6 @@ def sampled(network: torch.nn.Module, batch: Batch, progress: Progress) -> list[
         (record(b, key, prediction["depth"], path), record(b, key, targets.depth, true_path))
         for b, key in enumerate(batch["key"])
     ]
-
-
-def camera_path(extrinsics: Tensor) -> Tensor:
-    """Camera centres -R^T t in the world: ``[..., 3, 4]`` -> ``[..., 3]``."""
-    return -(extrinsics[..., :3].transpose(-1, -2) @ extrinsics[..., 3:])[..., 0]
 
 
 def draw_paths(true: np.ndarray, predicted: np.ndarray, width: int, height: int) -> np.ndarray:

@@ -8,7 +8,7 @@ published; the scale here is ours. AUC follows VGGT's evaluation (arXiv 2503.116
 import torch
 from torch import Tensor
 
-from stagecoach.data.fantasy_world.cameras import canonicalise
+from stagecoach.data.fantasy_world.cameras import canonicalise, centres
 from stagecoach.models.common.reduce import Measured
 from stagecoach.models.metrics.metric import Metric, Unavailable
 
@@ -126,8 +126,7 @@ def _checked(extrinsics: Tensor) -> Tensor:
 def _from_first(extrinsics: Tensor) -> tuple[Tensor, Tensor]:
     """Rotations and positions of the cameras in the first one's frame (camera to world)."""
     relative = canonicalise(_checked(extrinsics))
-    turn = relative[..., :3].mT
-    return turn, -(turn @ relative[..., 3:])[..., 0]
+    return relative[..., :3].mT, centres(relative)
 
 
 def _unit_reach(place: Tensor) -> Tensor:

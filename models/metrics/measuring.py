@@ -261,8 +261,10 @@ def _beats(generated: Record, truth: Record, models: Models) -> Found:
     beat = generated.beat if generated.beat is not None else truth.need("beat", "of the music")
     xy, conf = _batched(generated.need("pose", GENERATED))
     rate = generated.rate or truth.rate or dance.FRAME_RATE
-    if len(beat) != xy.shape[1]:
-        raise Unavailable(f"beats of {len(beat)} frames found, expected the {xy.shape[1]} of the poses")
+    frames = xy.shape[1]
+    if len(beat) < frames:
+        raise Unavailable(f"beats of {len(beat)} frames found, expected the {frames} of the poses")
+    beat = beat[:frames]
     return {"beat_alignment": dance.beat_alignment(xy, conf, beat[None], *_size(generated, truth), rate)}
 
 

@@ -134,16 +134,16 @@ def _pose(path: Path) -> Pose:
 
 
 def _beats(path: Path) -> Tensor:
-    """``{"frames": F, "beats": [frame, ...]}``."""
+    """``{"frames": F, "beat_frames": [frame, ...]}``."""
     content = read_json(path, "beats")
-    beats = content.get("beats") if isinstance(content, dict) else None
+    beats = content.get("beat_frames") if isinstance(content, dict) else None
     frames = content.get("frames") if isinstance(content, dict) else None
     if (
         not isinstance(frames, int)
         or not isinstance(beats, list)
         or not all(isinstance(b, int) and 0 <= b < frames for b in beats)
     ):
-        raise RawError(f"{path}: expected the number of 'frames' and the list 'beats' of those that have one")
+        raise RawError(f"{path}: expected the number of 'frames' and the list 'beat_frames' of those that have one")
     found = torch.zeros(frames)
     found[beats] = 1
     return found
@@ -209,6 +209,10 @@ def _described(record: Record, content: Any, folder: Path) -> Record:
     if isinstance(peak, int) and peak:
         facts["peak_memory"] = peak / 2**30
     words = asked(entry, folder) if isinstance(entry, dict) else {}
+    said = content.get("facts")
+    said = said if isinstance(said, dict) else {}
+    if record.frames is None and all(type(said.get(name)) in (int, float) for name in ("fps", "height", "width")):
+        words |= {"rate": float(said["fps"]), "size": (int(said["height"]), int(said["width"]))}
     return replace(record, facts=facts, seed=seed if isinstance(seed, int) else None, **words)
 
 

@@ -144,7 +144,7 @@ class TensorBoard:
 
     def _moving(self, tag: str, video: Video, step: int) -> None:
         """As ``add_video`` does it, which needs moviepy to make the GIF."""
-        from tensorboard.compat.proto.summary_pb2 import Summary
+        from tensorboard.compat.proto.summary_pb2 import Summary  # type: ignore[import-untyped]
 
         height, width = video.frames.shape[1:3]
         image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=encode_gif(video))
