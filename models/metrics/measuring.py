@@ -124,7 +124,9 @@ def _picture(function: Callable[[Tensor, Tensor], Measured], name: str) -> Calla
 
 
 def _lpips(generated: Record, truth: Record, models: Models) -> Found:
-    return {"lpips": pictures.lpips(models("lpips"), *_both_frames(generated, truth))}
+    network, pair = models("lpips"), _both_frames(generated, truth)
+    device = next(network.buffers()).device
+    return {"lpips": pictures.lpips(network, *(frames.to(device) for frames in pair))}
 
 
 def _motion(generated: Record, truth: Record, models: Models) -> Found:

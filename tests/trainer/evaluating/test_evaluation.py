@@ -237,17 +237,17 @@ def test_an_unknown_metric_is_refused_with_the_known_ones(words, message):
 def test_a_dance_that_was_not_painted_is_measured_by_its_poses_and_beats(tmp_path):
     folder, random = tmp_path / "made" / "song", np.random.default_rng(0)
     folder.mkdir(parents=True)
-    pose = np.concatenate([random.uniform(0.3, 0.6, (1, 134, 2)), np.full((1, 134, 1), 0.9)], -1).repeat(12, 0)
-    pose[:, :, 0] += 0.01 * np.cos(np.arange(12) * np.pi / 3)[:, None]
+    pose = np.concatenate([random.uniform(0.3, 0.6, (1, 134, 2)), np.full((1, 134, 1), 0.9)], -1).repeat(40, 0)
+    pose[:, :, 0] += 0.05 * np.cos((np.arange(40) - 10.5) * np.pi / 10)[:, None]  # slowest from frame 10 to 11
     frames = [{"frame_id": k, "keypoints": points} for k, points in enumerate(pose.tolist())]
     write_json(folder / "pose.json", {"poses": frames})
-    write_json(folder / "beats.json", {"frames": 14, "fps": 30, "beats": [0.1, 0.2], "beat_frames": [3, 6]})
-    write_json(folder / "result.json", {"facts": {"fps": 30, "height": 100, "width": 200, "frames": 12}})
+    write_json(folder / "beats.json", {"frames": 44, "fps": 30, "beats": [0.3333, 0.6667], "beat_frames": [10, 20]})
+    write_json(folder / "result.json", {"facts": {"fps": 30, "height": 100, "width": 200, "frames": 40}})
     moved = [{"keypoints": [[x + 0.02, y, c] for x, y, c in frame["keypoints"]]} for frame in frames]
     (tmp_path / "true" / "song").mkdir(parents=True)
     write_json(tmp_path / "true" / "song" / "pose.json", {"poses": moved})
     settings = Settings(("pose_error_px", "beat_alignment", "psnr"), device="cpu")
     result = evaluate([tmp_path / "made"], tmp_path / "out", settings, tmp_path / "true")
     assert result["metrics"]["pose_error_px"]["mean"] == pytest.approx(4, rel=1e-4)
-    assert 0 < result["metrics"]["beat_alignment"]["mean"] <= 1
+    assert result["metrics"]["beat_alignment"]["mean"] == pytest.approx(1)
     assert result["absent"] == {"psnr": "no frames of what was generated"}
