@@ -1,6 +1,7 @@
 """What people see on a terminal: progress bars on the standard error, and results as tables."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
@@ -17,6 +18,22 @@ def track(items: Iterable[Any], title: str, total: int) -> Iterable[Any]:
     if not total:
         yield from items
         return
+    with _bar() as progress:
+        yield from progress.track(items, total=total, description=title)
+
+
+@contextmanager
+def counter(title: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A bar of so many things, and what tells it how many are done. Of nothing it shows nothing."""
+    if not total:
+        yield lambda done: None
+        return
+    with _bar() as progress:
+        task = progress.add_task(title, total=total)
+        yield lambda done: progress.update(task, completed=done)
+
+
+def _bar() -> Progress:
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -25,8 +42,7 @@ def track(items: Iterable[Any], title: str, total: int) -> Iterable[Any]:
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        yield from progress.track(items, total=total, description=title)
+    return Progress(*columns, console=Console(stderr=True))
 
 
 def untracked(items: Iterable[Any], title: str, total: int) -> Iterable[Any]:

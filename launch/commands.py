@@ -15,10 +15,11 @@ from stagecoach import __version__
 from stagecoach.launch import shards
 from stagecoach.launch.evaluating import evaluate
 from stagecoach.launch.exporting import export
-from stagecoach.launch.paths import check_paths
+from stagecoach.launch.generating import compare, sample
+from stagecoach.launch.paths import check_paths, on_each_node
 from stagecoach.trainer.cli import ModelFlags, Outcome, RecipeFlags, command, new_app, run_app, single
-from stagecoach.trainer.environment import NodeError, check_environment, first_rank_answers
-from stagecoach.trainer.reporting.logs import log_to_run, process_rank
+from stagecoach.trainer.environment import check_environment
+from stagecoach.trainer.reporting.logs import log_to_run
 from stagecoach.trainer.waiting import waiting
 
 log = logging.getLogger(__name__)
@@ -58,14 +59,7 @@ def _train(recipe_flags: RecipeFlags, flags: TrainFlags, stages: list[int] | Non
     if flags.dry_run and flags.resume != "auto":
         raise typer.BadParameter("--resume is not allowed with --dry-run, which takes the first step of a stage")
     check_environment(expect_ranks)
-    try:
-        check_paths(recipe_flags, flags.init, flags.resume)
-    except (ValueError, OSError) as error:
-        # What only another rank does not see it names after they have met; what none sees ends all of them.
-        if process_rank() == 0:
-            raise
-        if not first_rank_answers(20.0):
-            raise NodeError(str(error)) from error
+    on_each_node(lambda: check_paths(recipe_flags, flags.init, flags.resume))
     with waiting("PyTorch and DeepSpeed to be imported"):
         recipe = recipe_flags.load()
         import stagecoach.trainer.run  # noqa: F401
@@ -179,7 +173,7 @@ def verify(
 
 
 app = new_app(name="stagecoach", add_completion=True)
-for function in (train, plan, verify, export, evaluate):
+for function in (train, plan, verify, export, sample, compare, evaluate):
     app.command()(function)
 app.add_typer(shards.app, name="shards")
 

@@ -1,13 +1,15 @@
 """The paths that a training command names, looked at before torch is imported."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from stagecoach.data.paths import expand_path
 from stagecoach.trainer.cli import RecipeFlags
+from stagecoach.trainer.environment import NodeError, first_rank_answers
+from stagecoach.trainer.reporting.logs import process_rank
 from stagecoach.trainer.settings import RecipeError, nest, overlay, parse_override, read_yaml
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -29,6 +31,22 @@ MODEL_PATHS = (
 )
 """The keys of all families' configs that name files: their ``PathText`` fields. The configs themselves import torch."""
 _CONFIGS = ("model", "stages.*.model")
+
+
+T = TypeVar("T")
+
+
+def on_each_node(look: Callable[[], T]) -> T:
+    """What ``look`` finds, for rank 0 to use. What only another rank does not see it names after they have met; what
+    none sees ends all of them."""
+    try:
+        return look()
+    except (ValueError, OSError) as error:
+        if process_rank() == 0:
+            raise
+        if not first_rank_answers(20.0):
+            raise NodeError(str(error)) from error
+        return None  # type: ignore[return-value]
 
 
 def check_paths(flags: RecipeFlags, init: Path | None, resume: str) -> None:
@@ -55,9 +73,9 @@ def check_paths(flags: RecipeFlags, init: Path | None, resume: str) -> None:
     config = texts.get("ds_config")
     if config and not any((folder / _path(config)).is_file() for folder in (Path(), ROOT)):
         raise RecipeError(f"ds_config: {config} is not there, expected a DeepSpeed JSON file or null")
-    for key, kind in (("run", "the run"), ("stream.cache.directory", "the cache")):
+    for key in ("run", "stream.cache.directory"):
         if text := texts.get(key):
-            _check_writable(_path(text), kind)
+            check_writable(_path(text))
     for key, text in texts.items():
         names_weights = any(fnmatch(key, f"{place}.{name}") for place in _CONFIGS for name in MODEL_PATHS)
         if names_weights and not _path(text).exists():
@@ -94,9 +112,10 @@ def _path(text: str | Path) -> Path:
     return Path(expand_path(str(text)))
 
 
-def _check_writable(path: Path, kind: str) -> None:
-    there = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+def check_writable(folder: Path) -> None:
+    """Raise ``ValueError`` or ``PermissionError`` where ``folder``, of a run, a cache or answers, cannot be made."""
+    there = next(above for above in (folder, *folder.absolute().parents) if above.exists())
     if not there.is_dir():
-        raise ValueError(f"{there}: is a file, expected a folder that {kind} {path} can be written to")
+        raise ValueError(f"{there}: is a file, expected a folder that {folder} can be written to")
     if not os.access(there, os.W_OK | os.X_OK):
-        raise PermissionError(13, f"cannot be written by this user, expected a folder for {kind}", str(there))
+        raise PermissionError(13, f"cannot be written by this user, expected a folder for {folder}", str(there))

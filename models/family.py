@@ -255,9 +255,11 @@ class Family(ABC):
         return (*(m.name for m in self.metrics if m.name.startswith("val_")), *self.sampled_metrics)
 
     def generation(self, weights: "Weights", options: "GenerationOptions") -> "Generation":
-        """What answers requests for pictures or videos with trained ``weights`` of this family. Raises ``ValueError``,
-        also where the family has none."""
-        raise ValueError(f"family {self.name!r} cannot be sampled from; launch/export.py writes its weights")
+        """What answers requests for pictures or videos with trained ``weights`` of this family: here for LoRA on a
+        ``transformer`` of diffusers, whose pipeline paints. Raises ``ValueError``, also where that is not so."""
+        from stagecoach.models.common.picture_generation import PictureGeneration  # imports this module
+
+        return PictureGeneration(weights, options)
 
     def record(self, arrays: Mapping[str, np.ndarray]) -> Record:
         """What the fields of a sample say of the truth. Raises ``ValueError`` where they hold none that generated

@@ -7,7 +7,7 @@ alone, so that requests are checked before anything large is read; ``load`` brin
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -30,14 +30,15 @@ class GenerationOptions:
     """How requests are answered, but for what each says itself.
 
     ``base`` as ``load_network`` takes it; ``components``: local folders (or files) of the parts around the network, by
-    the names in ``Generation.components``. ``steps`` and ``guidance`` None are the family's; a request's own come
-    first, as its ``seed`` does. ``offload`` has on the device only the part that computes; ``quantize``
-    keeps the base's linear layers in 8 bits. ``on_step`` is called after
-    each step of denoising; what it raises ends the request.
+    the names in ``Generation.components``; those that are not given are looked for by name in the folder ``parts``, a
+    tokenizer also next to its text encoder. ``steps`` and ``guidance`` None are the family's; a request's own come
+    first, as its ``seed`` does. ``offload`` has on the device only the part that computes; ``quantize`` keeps the
+    base's linear layers in 8 bits. ``on_step`` is called after each step of denoising; what it raises ends the request.
     """
 
     base: str | Path | Mapping[str, str | Path] | None = None
     components: Mapping[str, Path] = field(default_factory=dict)
+    parts: Path | None = None
     steps: int | None = None
     guidance: float | None = None
     seed: int = 0
@@ -62,7 +63,7 @@ class Source:
 class RequestFields(Section):
     """What an entry of any family may say."""
 
-    id: str | None = None
+    id: str | int | None = None
     seed: int | None = Field(None, ge=0, lt=2**63)
     steps: int | None = Field(None, ge=1)
     guidance: float | None = Field(None, ge=0)
@@ -102,10 +103,10 @@ class Generation(ABC):
     """Names of the parts around the network that may be given."""
     fields: ClassVar[type[RequestFields]] = RequestFields
     """What an entry may say; ``read`` checks it."""
-    shown: ClassVar[tuple[str, ...]]
+    shown: tuple[str, ...]
     """Files of an answer that stand for it on a page, the main one first: .mp4 or .png."""
-    steps: ClassVar[int]
-    guidance: ClassVar[float]
+    steps: int
+    guidance: float
     """Where neither a request nor the options have others."""
 
     def __init__(self, weights: Weights, options: GenerationOptions) -> None:
@@ -115,8 +116,18 @@ class Generation(ABC):
                 f"component {unknown[0]!r} is none of family {weights.card.family!r}, expected some of "
                 f"{', '.join(self.components)}"
             )
-        self.weights, self.options = weights, options
+        self.weights, self.options = weights, replace(options, components=self._find(options))
         self.config: Any = weights.config_with(options.base)
+
+    def _find(self, options: GenerationOptions) -> dict[str, Path]:
+        """The components that are given or found."""
+        found = dict(options.components)
+        for name in self.components:
+            encoder = options.components.get(name.replace("tokenizer", "text_encoder"))
+            for folder in (None if encoder is None else encoder.parent, options.parts):
+                if name not in found and folder is not None and (folder / name).exists():
+                    found[name] = folder / name
+        return found
 
     @abstractmethod
     def parse(self, entry: Mapping[str, Any], source: Source) -> Request:
@@ -149,6 +160,14 @@ class Generation(ABC):
             "quantize": self.options.quantize,
         }
 
+    def require(self, *names: str) -> None:
+        """Raise ``ValueError`` for a component of ``names`` that is not given."""
+        for name in names:
+            if name not in self.options.components:
+                raise ValueError(
+                    f"no {name} is given, expected its folder: --component {name}=DIR, or --components DIR"
+                )
+
     def read(self, entry: Mapping[str, Any], source: Source) -> Any:
         """The entry as ``fields``. Raises ``ValueError`` naming ``source.where`` and the field."""
         try:
@@ -162,7 +181,7 @@ class Generation(ABC):
 
     def common(self, given: RequestFields, entry: Mapping[str, Any], source: Source) -> dict[str, Any]:
         """The fields of ``Request`` but ``files``. Raises ``ValueError`` for an id that names no folder."""
-        name = source.name if given.id is None else given.id
+        name = source.name if given.id is None else str(given.id)
         if not ID.fullmatch(name):
             raise ValueError(
                 f"{source.where}: id is {name!r:.120}, expected up to 100 letters, digits and . _ -, the first "

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -75,7 +75,7 @@ class DanceGeneration(Generation):
 
     components = ("vae", "image_encoder", "arcface", "music_to_pose")
     fields = DanceFields
-    shown: ClassVar[tuple[str, ...]] = ("video.mp4", "side_by_side.mp4")
+    shown = ("video.mp4", "side_by_side.mp4")
     steps = 20
     guidance = 3.5
     pipeline: DanceWithMusicPipeline
@@ -83,15 +83,13 @@ class DanceGeneration(Generation):
     def __init__(self, weights: Weights, options: GenerationOptions) -> None:
         super().__init__(weights, replace(options, base=base_paths(options.base)))
         self.draws = self.config.phase(weights.stage) != "m2p"
-        self.steps, self.guidance = self.config.sampling.steps, self.config.sampling.guidance_scale  # type: ignore[misc]
+        self.steps, self.guidance = self.config.sampling.steps, self.config.sampling.guidance_scale
         needed = ["image_encoder"]
         if self.draws and self.config.weights.vae is None:
             needed.append("vae")
         if not self.draws:
-            self.shown = ("skeleton.mp4",)  # type: ignore[misc]
-        for name in needed:
-            if name not in options.components:
-                raise ValueError(f"no {name} is named, expected its folder: --component {name}=DIR, or --components")
+            self.shown = ("skeleton.mp4",)
+        self.require(*needed)
 
     def parse(self, entry: Mapping[str, Any], source: Source) -> DanceRequest:
         given, where, config = self.read(entry, source), source.where, self.config

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from pydantic import Field
@@ -70,16 +70,14 @@ class FantasyWorldGeneration(Generation):
 
     components = ("vae", "text_encoder", "tokenizer", "image_encoder")
     fields = WorldFields
-    shown: ClassVar[tuple[str, ...]] = ("video.mp4", "depth.mp4")
+    shown = ("video.mp4", "depth.mp4")
     steps = INFERENCE_STEPS
     guidance = 5.0
     pipeline: FantasyWorldPipeline
 
     def __init__(self, weights: Weights, options: GenerationOptions) -> None:
         super().__init__(weights, options)
-        for name in ("vae", *(["image_encoder"] if self.config.image_to_video else [])):
-            if name not in options.components:
-                raise ValueError(f"no {name} is named, expected its folder: --component {name}=DIR, or --components")
+        self.require("vae", *(["image_encoder"] if self.config.image_to_video else []))
 
     def parse(self, entry: Mapping[str, Any], source: Source) -> WorldRequest:
         given, where, clip = self.read(entry, source), source.where, self.config.clip

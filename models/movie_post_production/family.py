@@ -95,6 +95,11 @@ class MoviePostProductionFamily(Family):
             "N": min(config.instance.max_refs, REFERENCES),
         }
 
+    def generation(self, weights, options):
+        from stagecoach.models.movie_post_production.generate import MoviePostGeneration  # its pipeline opens families
+
+        return MoviePostGeneration(weights, options)
+
     def fill_example(self, batch: Batch, config: MoviePostConfig) -> None:
         """Square boxes anywhere, that together cover a picture ``COVER`` times; unit vectors; all three depths. Boxes
         have values on the meta device too, since the lengths of the segments follow from them."""

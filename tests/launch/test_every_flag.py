@@ -1,17 +1,20 @@
 """Every flag of every command reaches what the command does: none is accepted and ignored."""
 
 import shutil
+from contextlib import nullcontext
 from dataclasses import fields, is_dataclass
 from typing import Any, get_args
 
 import pytest
+import torch
 import typer
 from typer.main import get_command
 
 from stagecoach.data.builders import BUILDERS, builder
-from stagecoach.launch import commands, shards
+from stagecoach.launch import commands, generating, shards
 from stagecoach.launch.paths import RECIPES
 from stagecoach.trainer.cli import invoke, single
+from stagecoach.trainer.distributed import World
 
 RECIPE = {
     "--family": "stable_diffusion_3",
@@ -22,7 +25,44 @@ RECIPE = {
 }
 READS = {"--data": "other", "--run": "elsewhere", "--allow-random-init": None}
 TRAIN = {"--init": "adapter", "--resume": "never", "--dry-run": None, "--expect-ranks": "5"}
+ASKED = {
+    "--requests": "one.jsonl",
+    "--prompt": "other",
+    "--negative-prompt": "blurred",
+    "--image": "photo.png",
+    "--camera": "pan",
+    "--video": "clip.mp4",
+    "--song": "song.mp3",
+    "--photo": "dancer.png",
+    "--frames": "9",
+    "--height": "64",
+    "--width": "64",
+    "--set": "fps=24",
+    "--base": "wan",
+    "--components": "parts",
+    "--vae": "vae",
+    "--text-encoder": "text",
+    "--component": "dino=dino",
+    "--steps": "3",
+    "--guidance": "2.5",
+    "--dtype": "bf16",
+    "--offload": None,
+    "--quantize": "int8",
+    "--vae-tiling": None,
+    "--expect-ranks": "5",
+    "--family": "fantasy_world",
+    "--size": "tiny",
+    "--remake": None,
+}
 COMMANDS = {
+    "sample": (
+        ("--adapter", "a", "--output", "b", "--prompt", "x"),
+        ASKED | {"--adapter": "c", "--output": "d", "--which": "average", "--predecessor": "e", "--seed": "3"},
+    ),
+    "compare": (
+        ("--column", "a", "--output", "b", "--prompt", "x"),
+        ASKED | {"--column": "c", "--output": "d", "--run": "runs", "--seeds": "0,1", "--title": "Which?"},
+    ),
     "train": (("--data", "x"), RECIPE | READS | TRAIN | {"--stages": "2"}),
     "plan": ((), RECIPE | {"--gpus": "16", "--gpu": "H100", "--utilisation": "0.3", "--bandwidth": "50"}),
     "verify": (("--data", "x"), RECIPE | READS | {"--stage": "2", "--init": "adapter", "--gpus": "16", "--full": None}),
@@ -133,6 +173,8 @@ def calls(monkeypatch, tmp_path):
         "stagecoach.trainer.export.export_adapter",
         "stagecoach.trainer.export.export_onnx",
         "stagecoach.trainer.evaluating.evaluation.evaluate",
+        "stagecoach.trainer.generating.sample.sample",
+        "stagecoach.trainer.generating.compare.compare",
         "stagecoach.launch.shards.checking.check",
         "stagecoach.launch.shards.repairing.repair",
         "stagecoach.launch.shards.index_folder",
@@ -143,10 +185,17 @@ def calls(monkeypatch, tmp_path):
     for target in ("stagecoach.launch.commands.check_environment", "stagecoach.launch.shards.schema_of"):
         monkeypatch.setattr(target, record(ends=False))
     monkeypatch.setattr(commands, "check_paths", lambda *_: None)
+    monkeypatch.setattr(generating, "check_environment", record(ends=False))
+    monkeypatch.setattr(generating, "_check_weights", lambda *_: None)
+    monkeypatch.setattr(generating.OptionFlags, "check", lambda *_: None)
+    monkeypatch.setattr("stagecoach.trainer.distributed.start", lambda: World(0, 1, 0, torch.device("cpu")))
+    monkeypatch.setattr("stagecoach.trainer.generating.sample.locked_output", lambda *_: nullcontext())
     monkeypatch.setattr(commands, "log_to_run", lambda *_: None)
     monkeypatch.setattr(shards.inspecting, "contact_sheet", record(ends=False, gives=[[0]]))
     monkeypatch.setattr(shards, "atomic_file", record())
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "stage1" / "adapter").mkdir(parents=True)
+    (tmp_path / "runs" / "stage1" / "adapter" / "adapter.json").touch()
     shutil.copyfile(RECIPES / "fantasy_world" / "tiny.yaml", tmp_path / "recipe.yaml")
 
     def run(app, words):

@@ -171,5 +171,5 @@ def test_what_is_wrong_with_a_request_is_said_before_anything_is_loaded(runs, da
         with pytest.raises(ValueError, match=re.escape(reason)):
             generation.parse(ENTRY | change, source)
     assert not hasattr(generation, "pipeline")
-    with pytest.raises(ValueError, match="no image_encoder is named"):
+    with pytest.raises(ValueError, match="no image_encoder is given"):
         get_family("dance_with_music").generation(open_weights(runs["tiny"].adapter), GenerationOptions())

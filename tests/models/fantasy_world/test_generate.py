@@ -118,7 +118,7 @@ def test_what_is_wrong_with_a_request_is_said_before_anything_is_loaded(generati
         with pytest.raises(ValueError, match=re.escape(reason)):
             drawing.parse(entry, Source("line 3"))
     assert not hasattr(drawing, "pipeline")
-    for parts, reason in (({}, "no vae is named"), ({"dino": encoders / "vae"}, "component 'dino' is none of family")):
+    for parts, reason in (({}, "no vae is given"), ({"dino": encoders / "vae"}, "component 'dino' is none of family")):
         with pytest.raises(ValueError, match=reason):
             get_family("fantasy_world").generation(drawing.weights, GenerationOptions(components=parts))
 
