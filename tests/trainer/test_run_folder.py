@@ -67,17 +67,6 @@ def train_until_a_power_cut(recipe: dict, step: int, **options) -> None:
         StageLoop.save = save
 
 
-def optimizer_settings(recipe: dict, stage: int) -> list[dict]:
-    setup = cases.prepared(recipe, stage, resume="auto")
-    optimizer = setup.engine.deepspeed.optimizer
-    while hasattr(optimizer, "optimizer"):
-        optimizer = optimizer.optimizer
-    names = ("weight_decay", "betas", "eps", "lr_scale", "start_fraction", "name")
-    found = [{name: group[name] for name in names} for group in optimizer.param_groups]
-    setup.engine.deepspeed.destroy()
-    return found
-
-
 def checkpoints(run: Path, stage: int = 1) -> list[str]:
     return sorted(path.name for path in (run / f"stage{stage}" / "checkpoints").iterdir())
 
@@ -127,10 +116,16 @@ def resume_from(recipe: dict, path: str) -> None:
     train_until_a_power_cut(recipe, 3, resume=path)
 
 
+def resume_from_home(recipe: dict, home: str, path: str) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HOME", home)
+        resume_from(recipe, path)
+
+
 def test_what_lies_beyond_the_checkpoint_that_a_run_goes_on_from_is_moved_aside(alone, recipe, tmp_path):
     run = tmp_path / "run"
     alone.run(cases.train, recipe(), [1])
-    alone.run(resume_from, recipe(learning_rate=5e-3), str(run / "stage1/checkpoints/checkpoint_2"))
+    alone.run(resume_from_home, recipe(learning_rate=5e-3), str(run), "~/stage1/checkpoints/checkpoint_2")
     assert checkpoints(run) == ["checkpoint_2", "checkpoint_3"]
     assert not (run / "stage1" / "adapter").exists()
     (aside,) = (run / "earlier").iterdir()
@@ -177,18 +172,10 @@ def test_moving_aside_twice_in_a_second_keeps_both(tmp_path):
 
 
 @pytest.mark.parametrize("zero", [1, 2, 3])
-def test_after_a_load_the_optimizers_settings_are_those_of_the_recipe(alone, recipe, zero):
+def test_after_a_load_the_optimizers_settings_and_rates_are_those_of_recipe_and_family(alone, recipe, zero):
     alone.run(cases.train, recipe(zero=zero, steps=2), [1, 2])
-    changed = recipe(
-        zero=zero, steps=3, optimizer={"torch_adam": True, "weight_decay": 0.5, "betas": (0.5, 0.6), "eps": 1e-4}
-    )
-    (groups,) = alone.run(optimizer_settings, changed, 2)
-    assert len(groups) == 4
-    for group in groups:
-        assert (tuple(group["betas"]), group["eps"]) == ((0.5, 0.6), 1e-4)
-        assert group["weight_decay"] == (0.0 if group["name"].endswith("_no_decay") else 0.5)
-        assert group["lr_scale"] == (0.5 if "x0.5" in group["name"] else 1.0)
-        assert group["start_fraction"] == 0.0
+    (groups,) = alone.run(cases.settings_in_force, recipe(zero=zero, **cases.CHANGED), 2, *cases.OTHER_RATES)
+    cases.check_settings(groups)
 
 
 def test_a_pipeline_keeps_a_stage_of_the_same_recipe_and_says_by_name_what_differs(alone, recipe, tmp_path):
@@ -257,6 +244,12 @@ def start_from(recipe: dict, stages: list[int], init: str) -> None:
     cases.train(recipe, stages, init=Path(init))
 
 
+def start_from_variable(recipe: dict, value: str, init: str) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRAINED", value)
+        start_from(recipe, [2], init)
+
+
 def test_init_is_a_warm_start_of_the_same_or_the_stage_before_recorded_as_such(alone, recipe, tmp_path):
     alone.run(cases.train, recipe(), [1, 2])
     one, two = (str(tmp_path / f"run/stage{stage}/adapter") for stage in (1, 2))
@@ -273,6 +266,9 @@ def test_init_is_a_warm_start_of_the_same_or_the_stage_before_recorded_as_such(a
             before, after = read_tensors(Path(init)), read_tensors(run / f"stage{stage}/adapter")
             assert before.keys() == after.keys()
             assert all(torch.equal(before[name], after[name]) for name in before)
+    alone.run(start_from_variable, recipe(run=tmp_path / "variable"), str(tmp_path / "run"), "$TRAINED/stage1/adapter")
+    card = read_card(tmp_path / "variable/stage2/adapter")
+    assert (card.predecessor, card.started_from["adapter"]) == (read_card(Path(one)).sha256, one)
     for stage, init, words in (
         (1, two, "adapter of stage 2, expected 1 to start stage 1"),
         (1, str(tmp_path / "run"), r"no adapter and no checkpoint, expected .*adapter\.json, such as"),

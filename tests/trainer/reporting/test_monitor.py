@@ -242,6 +242,40 @@ def test_wandb_with_a_key_is_online_under_the_id_of_run_json(recipe_file, tmp_pa
     assert fake_wandb.runs[0].finished
 
 
+def test_what_the_ranks_do_reaches_wandb_under_cluster(recipe_file, tmp_path, fake_wandb):
+    monitor = with_wandb(recipe_file, tmp_path, "offline")
+    values = {"cluster/slowest_rank": 1.0, "cluster/step_seconds_max": 2.0}
+    monitor.cluster(10, ClusterView(values, {"step_seconds": [1.0, 2.0]}, "slowest rank 1 (b)", []))
+    monitor.close()
+    assert fake_wandb.runs[0].logged == [{"step": 10, **values}]
+
+
+def test_the_config_that_wandb_keeps_holds_no_secret(recipe_file, tmp_path, fake_wandb, monkeypatch):
+    monkeypatch.setenv("STORE_SECRET_ACCESS_KEY", "wJalrXUtnFEMI")
+    secrets = ("hunter22", "0f3a9c77", "wJalrXUtnFEMI", "hf_abcdefghijklmnopqrstuvwx")
+    words = [
+        "logging.wandb=offline",
+        "data=[{path: 'https://anna:hunter22@host/set?X-Amz-Signature=0f3a9c77&part=3'}, {path: 's3://b/wJalrXUtnFEMI'}]",
+        "encoders.text.name=hf_abcdefghijklmnopqrstuvwx",
+        f"stream.cache.directory={tmp_path}/cache",
+    ]
+    recipe = load_recipe(recipe=recipe_file, overrides=words)
+    assert all(secret in str(recipe.model_dump()) for secret in secrets)
+    for monitor in (
+        RunMonitor(recipe, tmp_path / "run", 1, 0),
+        NodeMonitor(recipe, tmp_path / "run", 1, "shared", "node01"),
+    ):
+        monitor.close()
+    for call in fake_wandb.calls:
+        assert not [secret for secret in secrets if secret in str(call)], call
+        assert [part["path"] for part in call["config"]["data"]] == [
+            "https://***@host/set?X-Amz-Signature=***&part=3",
+            "s3://b/***",
+        ]
+        assert (call["config"]["seed"], call["config"]["stages"]["1"]["steps"]) == (recipe.seed, 100)
+    assert len(fake_wandb.calls) == 2
+
+
 def test_several_nodes_share_one_wandb_run_that_rank_0_leads(recipe_file, tmp_path, fake_wandb):
     fake_wandb.has_key = True
     recipe = load_recipe(recipe=recipe_file, overrides=["logging.wandb=online"])

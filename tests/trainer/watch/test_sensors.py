@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from stagecoach.trainer.watch import sensors
 from stagecoach.trainer.watch.record import SENSORS
 from stagecoach.trainer.watch.sensors import NodeSensors
 
@@ -111,6 +112,34 @@ def test_without_a_driver_the_rest_is_measured(nvml):
     assert 0.001 < values["rss_gib"] < 100
     assert values["cpu_percent"] >= 0
     assert 0 < values["host_memory_percent"] < 100
+
+
+def test_what_infiniband_carries_is_counted_over_all_cards_and_directions_in_bytes(tmp_path, monkeypatch):
+    """Its counters are in units of four bytes; that of a port that is down may not be readable."""
+    clock = [100.0]
+    monkeypatch.setattr(sensors, "INFINIBAND", tmp_path)
+    monkeypatch.setattr(sensors, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    at = SENSORS.index("infiniband_mb_per_second")
+
+    def count(card: str, port: int, **counters: int | str) -> None:
+        folder = tmp_path / card / "ports" / str(port) / "counters"
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, value in counters.items():
+            (folder / name).write_text(f"{value}\n")
+
+    without = NodeSensors([(os.getpid(), None)])
+    count("mlx5_0", 1, port_xmit_data=2**40, port_rcv_data=7, port_xmit_packets=0)
+    count("mlx5_1", 2, port_xmit_data=0, port_rcv_data=0, port_rcv_errors=0)
+    count("mlx5_2", 1, port_xmit_data="N/A", port_rcv_data="N/A")
+    clock[0] = 101.0
+    assert math.isnan(without.sample()[0][at])  # nothing to compare with yet
+    node = NodeSensors([(os.getpid(), None), (os.getpid(), None)])
+    count("mlx5_0", 1, port_xmit_data=2**40 + 500_000, port_rcv_data=250_007, port_xmit_packets=10**9)
+    count("mlx5_1", 2, port_xmit_data=125_000, port_rcv_data=125_000, port_rcv_errors=10**9)
+    clock[0] = 103.0
+    assert [row[at] for row in node.sample()] == [2.0, 2.0]  # 1,000,000 units in two seconds
+    clock[0] = 104.0
+    assert [row[at] for row in node.sample()] == [0.0, 0.0]
 
 
 def test_a_process_that_is_gone_has_no_numbers():
