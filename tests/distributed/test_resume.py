@@ -84,6 +84,23 @@ def test_another_zero_stage_goes_on_from_a_checkpoint(pair, shards, tmp_path):
     assert all(f"written by 2 ranks, ZeRO-{zero}" in log for zero in (1, 2, 3))
 
 
+def test_after_a_change_of_world_size_the_optimizers_settings_and_rates_are_those_of_recipe_and_family(
+    pair, shards, tmp_path
+):
+    quiet = {"validation_samples": 0, "preview_samples": 0}
+    alone = Pair(size=1)
+    try:
+        for zero in (1, 3):
+            recipe = cases.toy_recipe(shards, str(tmp_path / f"{zero}"), zero=zero, steps=2, **quiet)
+            alone.run(cases.train, recipe.model_dump(), [1, 2])
+    finally:
+        alone.close()
+    for zero, other in ((1, 2), (3, 3), (3, 1)):
+        changed = cases.toy_recipe(shards, str(tmp_path / f"{zero}"), zero=other, **cases.CHANGED, **quiet)
+        for groups in pair.run(cases.settings_in_force, changed.model_dump(), 2, *cases.OTHER_RATES):
+            cases.check_settings(groups)
+
+
 @pytest.mark.slow
 def test_other_numbers_of_ranks_stages_of_zero_and_micro_batches_go_on_with_the_same_samples(pair, shards, tmp_path):
     options = {"ema": {"decay": 0.9}, "schedule": "cosine", "steps": 10, "global_batch": 12}
