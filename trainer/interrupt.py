@@ -91,7 +91,8 @@ def leave_on_signals() -> None:
 @contextmanager
 def signals_held() -> Iterator[None]:
     """Children that are started inside inherit blocked SIGTERM and SIGUSR1, which a launcher sends to whole groups: a
-    compiler lives on. This process still leaves by its other thread."""
+    compiler lives on (not so a script of dash, which unblocks them when a command of its has ended). This process still
+    leaves by its other thread."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, EARLY_SIGNALS)
     try:
         yield

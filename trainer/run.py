@@ -22,6 +22,7 @@ from stagecoach.trainer.setup import StageData, StageSetup, prepare_stage
 from stagecoach.trainer.stage import StageLoop, describe
 from stagecoach.trainer.stage_plan import StagePlan
 from stagecoach.trainer.start_point import named_checkpoint
+from stagecoach.trainer.waiting import waiting
 from stagecoach.trainer.watch.cluster import ClusterMeter
 from stagecoach.trainer.watch.heartbeat import beat, phase
 from stagecoach.trainer.watch.start import Watch, watching
@@ -96,7 +97,8 @@ def _kept(recipe: Recipe, index: int, world: World, init: Path | None, resume: s
         shards = StageData.open(plan).fingerprint(recipe.stream.active_shards)
         return finished_adapter(plan, shards, init, extend=alone)
 
-    return on_first(world, find)
+    with waiting(f"what stage {index} left in {recipe.run} to be checked"):
+        return on_first(world, find)
 
 
 @contextmanager

@@ -34,6 +34,7 @@ from stagecoach.trainer.run_folder import checkpoint_store
 from stagecoach.trainer.stage_plan import StagePlan
 from stagecoach.trainer.start_point import find_checkpoint, open_start, start_source
 from stagecoach.trainer.subset import engine_module
+from stagecoach.trainer.waiting import waiting
 
 log = logging.getLogger(__name__)
 
@@ -167,14 +168,16 @@ def prepare_stage(
     known to be wrong by then is said before the network is built.
     """
     recipe, family, index = plan.recipe, plan.family, plan.index
-    data = StageData.open(plan)
+    with waiting(f"the shards of stage {index} to be opened"):
+        data = StageData.open(plan)
     predecessor, source = None, start_source(plan, init)
     if source is not None:
         if rehearsal and init is None and not on_first(world, source.exists):
             log.info(f"stage {index} is rehearsed from initial values: there is no {source} yet")
             source = None
         else:
-            predecessor = on_first(world, open_start, plan, source, init)
+            with waiting(f"the weights in {source} to be checked"):
+                predecessor = on_first(world, open_start, plan, source, init)
             log.info(f"stage {index} starts from the {predecessor.describe()}")
 
     network, base = build_network(plan, world)
@@ -183,7 +186,8 @@ def prepare_stage(
     if predecessor is not None:
         predecessor.check_base(base)
         expected = trained_before(network, plan.specs, predecessor.stage + 1)
-        load_tensors(predecessor.files, network, expected, source, assign_gathered)
+        with waiting(f"the weights in {source} to be loaded"):
+            load_tensors(predecessor.files, network, expected, source, assign_gathered)
 
     state = TrainingState(
         family=family.name,
@@ -201,21 +205,24 @@ def prepare_stage(
         order=data.order.order_version,
     )
     store = checkpoint_store(recipe.run, index, recipe.keep_checkpoints)
-    checkpoint = find_checkpoint(store, resume, state, plan.stage.steps, world)
+    with waiting(f"the checkpoints in {store.directory} to be checked"):
+        checkpoint = find_checkpoint(store, resume, state, plan.stage.steps, world)
 
     apply_activation_checkpointing(family.recompute_units(network), recipe.activation_checkpointing)
     if recipe.leaf_modules:
         for module in family.leaf_modules(network):
             mark_leaf(module)
-    engine = start_engine(
-        engine_module(network, recipe.frozen),
-        parameter_groups(network, trained, recipe.optimizer),
-        deepspeed_config(plan),
-    )
+    with waiting("DeepSpeed's engine to start"):
+        engine = start_engine(
+            engine_module(network, recipe.frozen),
+            parameter_groups(network, trained, recipe.optimizer),
+            deepspeed_config(plan),
+        )
     ema = Ema(engine, recipe.ema.decay) if recipe.ema else None
     if checkpoint is not None:
         path, found = checkpoint
-        restore(engine, network, path, found, ema, world)
+        with waiting(f"{path} to be restored"):
+            restore(engine, network, path, found, ema, world)
         state = replace(state, step=found.step, skipped=found.skipped, bad=found.bad)
         other = (found.world_size, found.zero) != (world.size, recipe.zero)
         log.info(
@@ -223,10 +230,12 @@ def prepare_stage(
             + (f" (written by {found.world_size} ranks, ZeRO-{found.zero})" if other else "")
         )
     trainable = {name: p for name, p in network.named_parameters() if p.requires_grad}
+    with waiting("the frozen helpers to be loaded"):
+        helpers = plan.helpers(world.device)
     return StageSetup(
         plan=plan,
         data=data,
-        engine=StageEngine(network, engine, trainable, plan.helpers(world.device), ema),
+        engine=StageEngine(network, engine, trainable, helpers, ema),
         start=StartPoint(state, base, predecessor, source, decisive_settings(plan, state.shards, state.started_from)),
         store=store,
         world=world,
@@ -240,8 +249,10 @@ def build_network(plan: StagePlan, world: World) -> tuple[nn.Module, str]:
     # Block by block: each is partitioned as soon as its weights are there, so that no rank ever holds them all.
     device = torch.device("cpu") if shard else world.device
     on_loaded = partition_on_arrival(plan) if shard else None
-    network = family.build(plan.config, plan.index, device, plan.dtype)
-    base = family.load_base(network, plan.config, device, on_loaded)
+    with waiting("the network to be built"):
+        network = family.build(plan.config, plan.index, device, plan.dtype)
+    with waiting("the base weights to be loaded"):
+        base = family.load_base(network, plan.config, device, on_loaded)
     for module in network.modules() if shard else ():  # partitioning moves parameters alone
         for name, buffer in module._buffers.items():
             module._buffers[name] = None if buffer is None else buffer.to(world.device)

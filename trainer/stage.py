@@ -108,7 +108,8 @@ class StageLoop:
         check = GradientCheck(network, plan.spec, s.world) if checked else None
         if self.step == 0:
             # The state before the first step is what every later number is compared with.
-            self._evaluate(validate=True, preview=False)
+            with waiting("the validation before the first step"):
+                self._evaluate(validate=True, preview=False)
         s.engine.deepspeed.module.train()
         accumulation, first = plan.batching.accumulation, self.step
         stream = s.stream(self.step, plan.stage.steps)

@@ -8,7 +8,7 @@ import textwrap
 
 import pytest
 
-from stagecoach.trainer.interrupt import EXIT_CODE
+from stagecoach.trainer.interrupt import EXIT_CODE, signals_held
 from tests.tiny_data import ROOT
 
 
@@ -97,3 +97,14 @@ def test_a_signal_during_the_first_imports_of_a_command_leaves_with_75(words, tm
     process.send_signal(signal.SIGUSR1)
     assert process.wait(5) == EXIT_CODE
     assert "leaves on SIGUSR1 with exit code 75" in process.stderr.read()
+
+
+def test_a_child_that_was_started_while_signals_are_held_goes_on_when_it_gets_one():
+    with signals_held():
+        shielded = subprocess.Popen(["sleep", "0.5"])
+    other = subprocess.Popen(["sleep", "0.5"])
+    for process in (shielded, other):
+        process.send_signal(signal.SIGUSR1)
+        process.send_signal(signal.SIGTERM)
+    assert shielded.wait(5) == 0
+    assert other.wait(5) in (-signal.SIGUSR1, -signal.SIGTERM)

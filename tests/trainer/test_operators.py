@@ -10,9 +10,12 @@ import sys
 import textwrap
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
+import psutil
 import pytest
 import torch.utils.cpp_extension
+from deepspeed.accelerator import get_accelerator
 
 from stagecoach.trainer import operators, waiting
 from stagecoach.trainer.operators import LOCK, BuildLock
@@ -35,7 +38,7 @@ print("built", flush=True)
 
 @pytest.fixture
 def builder(tmp_path):
-    """Start a process that builds a tiny operator with a compiler that takes ``seconds`` and says when it starts."""
+    """Start a process that builds a tiny operator with a compiler that takes ``seconds`` and notes its process."""
     (tmp_path / "tiny.cpp").write_text(SLOW)
     script = tmp_path / "build.py"
     script.write_text(textwrap.dedent(BUILD))
@@ -43,7 +46,8 @@ def builder(tmp_path):
     def start(seconds: float) -> subprocess.Popen:
         compiler = tmp_path / f"compiler{seconds}"
         compiler.write_text(
-            f'#!/bin/sh\ncase "$*" in *tiny.cpp*) touch {tmp_path}/compiling; sleep {seconds} ;; esac\nexec c++ "$@"\n'
+            f'#!/bin/sh\ncase "$*" in *tiny.cpp*) echo $$ >> {tmp_path}/compiling; sleep {seconds} ;; esac\n'
+            'exec c++ "$@"\n'
         )
         compiler.chmod(0o755)
         environment = os.environ | {"CXX": str(compiler), "TORCH_EXTENSIONS_DIR": str(tmp_path / "cache")}
@@ -75,6 +79,9 @@ def test_a_build_that_was_killed_is_taken_over_and_a_signal_in_one_leaves_with_7
     assert first.wait(10) == 75
     assert "leaves on SIGUSR1" in first.stderr.read()
     assert left.exists()
+    compiler = psutil.Process(int(compiling.read_text()))
+    time.sleep(0.5)
+    assert compiler.status() != psutil.STATUS_ZOMBIE  # it got the signal as well
     os.killpg(first.pid, signal.SIGKILL)
     compiling.unlink()
     second = builder(601)
@@ -88,6 +95,45 @@ def test_a_build_that_was_killed_is_taken_over_and_a_signal_in_one_leaves_with_7
     assert "built" in out
     assert f"{left} was left by a build that was killed" in err
     assert not left.exists()
+
+
+@pytest.mark.slow
+def test_of_two_builders_at_once_one_runs_the_compiler_and_both_have_the_operator(builder, tmp_path):
+    both = [builder(6), builder(6)]
+    for process in both:
+        out, err = process.communicate(timeout=120)
+        assert (process.returncode, out.split()) == (0, ["starts", "built"]), err
+    assert len((tmp_path / "compiling").read_text().split()) == 1
+    assert not (tmp_path / "cache" / "tiny" / "lock").exists()
+
+
+@pytest.mark.slow
+def test_the_command_builds_a_real_operator_of_deepspeed_under_our_lock(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "stagecoach.trainer.operators", "ShareMemCommBuilder"],
+        env=os.environ | {"TORCH_EXTENSIONS_DIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=250,
+    )
+    assert done.returncode == 0, done.stderr
+    (library,) = tmp_path.glob("*/*.so")
+    assert done.stdout.splitlines()[-1] == f"{library.stem} is built"
+    assert library.with_name(LOCK).read_text().startswith("process ")
+
+
+def test_without_names_the_operators_of_the_recipes_are_built_and_an_unknown_one_is_refused(monkeypatch, capsys):
+    accelerator, loaded = get_accelerator(), []
+
+    def create(name):
+        return SimpleNamespace(name=name, load=lambda verbose: loaded.append(name)) if "Builder" in name else None
+
+    with pytest.raises(ValueError, match=r"Nothing: DeepSpeed has no such operator here, expected a name such as"):
+        operators.build(["Nothing"])
+    monkeypatch.setattr(accelerator, "create_op_builder", create)
+    operators.build([])
+    assert loaded == ["ShareMemCommBuilder", "FusedAdamBuilder"]
+    assert capsys.readouterr().out == "ShareMemCommBuilder is built\nFusedAdamBuilder is built\n"
 
 
 def test_a_lock_file_without_a_holder_is_taken_over(tmp_path, caplog):
