@@ -10,12 +10,10 @@ import sys
 import textwrap
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import psutil
 import pytest
 import torch.utils.cpp_extension
-from deepspeed.accelerator import get_accelerator
 
 from stagecoach.trainer import operators, waiting
 from stagecoach.trainer.operators import LOCK, BuildLock
@@ -120,20 +118,6 @@ def test_the_command_builds_a_real_operator_of_deepspeed_under_our_lock(tmp_path
     (library,) = tmp_path.glob("*/*.so")
     assert done.stdout.splitlines()[-1] == f"{library.stem} is built"
     assert library.with_name(LOCK).read_text().startswith("process ")
-
-
-def test_without_names_the_operators_of_the_recipes_are_built_and_an_unknown_one_is_refused(monkeypatch, capsys):
-    accelerator, loaded = get_accelerator(), []
-
-    def create(name):
-        return SimpleNamespace(name=name, load=lambda verbose: loaded.append(name)) if "Builder" in name else None
-
-    with pytest.raises(ValueError, match=r"Nothing: DeepSpeed has no such operator here, expected a name such as"):
-        operators.build(["Nothing"])
-    monkeypatch.setattr(accelerator, "create_op_builder", create)
-    operators.build([])
-    assert loaded == ["ShareMemCommBuilder", "FusedAdamBuilder"]
-    assert capsys.readouterr().out == "ShareMemCommBuilder is built\nFusedAdamBuilder is built\n"
 
 
 def test_a_lock_file_without_a_holder_is_taken_over(tmp_path, caplog):

@@ -93,6 +93,7 @@ def named_waits(recipes: list[dict], stages: list[int]) -> list[str]:
     return said
 
 
+@pytest.mark.slow
 def test_all_that_a_stage_waits_for_before_its_first_step_is_named(tmp_path):
     write_toy_shards(tmp_path / "shards")
     folder = tmp_path / "run"
