@@ -105,7 +105,7 @@ REFUSED = {
     ),
     "ds_config": (["--data", ".", "--recipe", "ds.yaml"], "ds_config: gone.json is not there, expected a DeepSpeed"),
     "ds_config set": (["--data", ".", *TINY, "--set", "ds_config=nowhere"], "ds_config: nowhere is not there"),
-    "cache": (["--data", ".", *TINY, "--set", "stream.cache.directory=$HOME/file/c"], "that the cache"),
+    "cache": (["--data", ".", *TINY, "--set", "stream.cache.directory=$HOME/file/c"], "is a file, expected a folder"),
     "data": (["--data", "nowhere"], "data: nowhere is not there"),
     "no data": ([], "data: no shards named"),
     "recipe": (["--data", ".", "--recipe", "none.yaml"], "none.yaml: cannot be read"),
