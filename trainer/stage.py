@@ -84,7 +84,6 @@ class StageLoop:
                 plan.recipe,
             )
         self.peak = peak_flops(device_name(setup.world.device))
-        # On the rank that logs; it takes some seconds.
         self.flops_per_sample = on_first(setup.world, sample_flops, plan) if self.peak else 0.0
 
     def run(self) -> Path:

@@ -61,7 +61,7 @@ MOST = 6
 @pytest.mark.timeout(1200)
 def test_a_shifted_song_shifts_the_slow_moments_of_the_dance(tmp_path, trained):
     """Songs and dancers never seen, through the pipeline: a song that starts 4 frames later, or earlier, is danced to 4
-    frames ahead, or behind, by the correlation of the body's speed. Measured with champ: 4, 0 and -4 in each of eight
+    frames ahead, or behind, by the correlation of the body's speed. Measured with champ: 4, 0 and -4 in each of four
     songs; with svd all are within a frame. Compared with the song as it was, or the shift turned round, it fails."""
     found = {shift: [] for shift in (SHIFT, 0, -SHIFT)}
     for number in range(SONGS):

@@ -151,11 +151,11 @@ class Saver:
         shapes = {name: tuple(parameter_shape(parameter)) for name, parameter in self.parameters.items()}
         self.layout = Layout(kinds, shapes, [sizes for sizes, _ in ranks], [fragments for _, fragments in ranks])
         if self.asynchronous:
-            own = socket.gethostname(), 4 * len(kinds) * sum(self.layout.sizes[self.world.rank])
+            mine = socket.gethostname(), 4 * len(kinds) * sum(self.layout.sizes[self.world.rank])
             asked: list[Any] = [None] * self.world.size
-            dist.all_gather_object(asked, own)  # before the first rank has got any
-            needed = sum(size for host, size in asked if host == own[0])
-            together(self.world, attempt(check_memory, needed, own[0]) or attempt(self._get_memory))
+            dist.all_gather_object(asked, mine)  # before the first rank has got any
+            needed = sum(size for host, size in asked if host == mine[0])
+            together(self.world, attempt(check_memory, needed, mine[0]) or attempt(self._get_memory))
         made: list[Any] = [Invitation(), None]
         together(self.world, attempt(_invite, made, self.world.size) if self.world.is_first else None)
         invitation, listener = from_first(made[0]), made[1]
