@@ -13,12 +13,17 @@ from PIL import Image
 from stagecoach import DanceWithMusicPipeline
 from stagecoach.data.dance_with_music.poses import read_poses
 from stagecoach.models.common.keyed import keyed_randn, request_generators
+from stagecoach.models.dance_with_music.base import fill_base
 from stagecoach.models.dance_with_music.clip import read_references
 from stagecoach.models.dance_with_music.conditions import make_conditions, predict_poses, read_batch
 from stagecoach.models.dance_with_music.config import SIZES, DanceConfig
+from stagecoach.models.dance_with_music.music_to_pose.dance import predict_dance
+from stagecoach.models.dance_with_music.network import build_network
 from stagecoach.models.dance_with_music.sampler import draw
 from stagecoach.models.family import Progress
+from tests.models.dance_with_music.champ_inputs import make_conditions as random_conditions
 from tests.models.dance_with_music.champ_inputs import open_zeros
+from tests.models.test_devices import _to_meta
 from tests.models.weights.held import hold
 from tests.tiny_dance import make_network
 
@@ -248,6 +253,12 @@ def test_trained_weights_are_opened_in_each_form_with_a_music_to_pose_of_any_sta
     state = average.transformer.network.state_dict()
     assert all(torch.equal(state[name], value) for name, value in held.average.items())
     plain = danced(opened, asked)
+    half = DanceWithMusicPipeline.from_adapter(held.adapter, **parts, dtype=torch.bfloat16)
+    half.set_progress_bar_config(disable=True)
+    assert half.transformer.dtype == torch.bfloat16
+    near = danced(half, asked)
+    other = danced(opened, asked, request="b")
+    assert 0 < (near - plain).abs().mean() < 0.2 * (other - plain).abs().mean()
     given = {}
     for source in (first, held.adapter):
         pipe = DanceWithMusicPipeline.from_adapter(held.adapter, **parts, music_to_pose=source)
@@ -271,6 +282,24 @@ def test_the_example_of_the_docs_goes_from_an_adapter_to_a_video(champ, dance, a
     exec(text, given)
     with av.open(str(tmp_path / "video.mp4")) as video:
         assert len(list(video.decode(video=0))) == given["track"].frames
+
+
+@pytest.mark.parametrize("size", ["tiny", "tiny-svd"])
+def test_windows_passes_and_poses_stay_on_the_device_of_the_noise(size):
+    """On the meta device a tensor made elsewhere or a value asked of the device raises."""
+    config = sized(size)
+    network = build_network(config, 3, "cpu", torch.bfloat16)
+    fill_base(network, config, "cpu")
+    _to_meta(network)
+    given = random_conditions(frames=11)
+    if size == "tiny-svd":
+        given["guidance"] = {"pose_net": torch.rand(2, 11, 3, 64, 64)}
+    conditions = torch.utils._pytree.tree_map_only(torch.Tensor, lambda value: value.to("meta"), given)
+    assert draw(network, torch.zeros(2, 11, 4, 8, 8, device="meta"), conditions).device.type == "meta"
+    inputs = (torch.zeros(1, *shape, device="meta") for shape in ((50, 35), (config.unet.cross_dim,), (134, 3)))
+    dance = predict_dance(network.poses, config.m2p, *inputs, 16)
+    assert dance.points.device.type == "meta"
+    assert dance.points.shape == (1, 50, 134, 3)
 
 
 def test_what_cannot_be_danced_is_refused_by_a_sentence(champ, dance, asked):
