@@ -30,7 +30,10 @@ MODEL_PATHS = (
     "weights.arcface",
 )
 """The keys of all families' configs that name files: their ``PathText`` fields. The configs themselves import torch."""
-_CONFIGS = ("model", "stages.*.model")
+WEIGHTS = (
+    *tuple(f"{place}.{name}" for place in ("model", "stages.*.model") for name in MODEL_PATHS),
+    "validation.weights.*",
+)
 
 
 T = TypeVar("T")
@@ -77,8 +80,7 @@ def check_paths(flags: RecipeFlags, init: Path | None, resume: str) -> None:
         if text := texts.get(key):
             check_writable(_path(text))
     for key, text in texts.items():
-        names_weights = any(fnmatch(key, f"{place}.{name}") for place in _CONFIGS for name in MODEL_PATHS)
-        if names_weights and not _path(text).exists():
+        if any(fnmatch(key, name) for name in WEIGHTS) and not _path(text).exists():
             raise RecipeError(f"{key}: {text} is not there, expected a file or folder of weights that this host sees")
 
 

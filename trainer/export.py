@@ -5,7 +5,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from stagecoach.models.weights.opening import Which, open_weights
 from stagecoach.trainer.redact import redact_values, without_places
 
 EXPORT_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+LAYOUTS = ("adapter", "diffusers-lora")
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +26,7 @@ def export_adapter(
     adapter: Path,
     output: Path,
     dtype: str = "bf16",
-    layout: Literal["adapter", "diffusers-lora"] = "adapter",
+    layout: str = "adapter",
     which: Which = "raw",
     predecessor: Path | None = None,
     public: bool = False,
@@ -36,7 +37,7 @@ def export_adapter(
     Args:
         adapter: an adapter, a checkpoint or an exported file, as ``open_weights`` takes it with ``which`` and
             ``predecessor``.
-        layout: ``diffusers-lora`` writes its LoRA alone, under the names that diffusers' pipelines load.
+        layout: ``adapter``, or ``diffusers-lora``: its LoRA alone, under the names that diffusers' pipelines load.
         public: leave secrets and places of this machine out of the config.
 
     Raises:
@@ -45,6 +46,8 @@ def export_adapter(
     """
     if output.suffix != ".safetensors":
         raise ValueError(f"{output}: expected a name that ends in .safetensors")
+    if layout not in LAYOUTS:
+        raise ValueError(f"layout is {layout!r}, expected one of {', '.join(LAYOUTS)}")
     weights = open_weights(adapter, which, predecessor=predecessor)
     found = weights.tensors()
     if layout == "diffusers-lora":

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -128,6 +129,7 @@ def test_a_damaged_checkpoint_is_named_and_the_next_older_one_used(pair, shards,
         "checkpoint_15",
         "checkpoint_20",
     ]
+    shutil.rmtree(tmp_path / "stage1" / "adapter")  # else the stage is finished
     damage(checkpoints / "checkpoint_20" / "model.safetensors")
     (checkpoints / "checkpoint_15" / "training_state.json").unlink()
     pair.run(cases.train, recipe.model_dump(), [1])
@@ -142,6 +144,7 @@ def test_a_damaged_checkpoint_is_named_and_the_next_older_one_used(pair, shards,
 def test_a_run_with_only_damaged_checkpoints_stops_and_says_so(pair, shards, tmp_path):
     recipe = cases.toy_recipe(shards, str(tmp_path), checkpoint_every=20)
     pair.run(cases.train, recipe.model_dump(), [1])
+    shutil.rmtree(tmp_path / "stage1" / "adapter")
     damage(tmp_path / "stage1" / "checkpoints" / "checkpoint_20" / "model.safetensors")
     with pytest.raises(AssertionError, match="none of 1 checkpoints is intact"):
         pair.run(cases.train, recipe.model_dump(), [1])

@@ -12,7 +12,7 @@ import pytest
 from pydantic import AfterValidator, BaseModel
 
 from stagecoach.data.paths import expand_path
-from stagecoach.launch.paths import MODEL_PATHS, _texts
+from stagecoach.launch.paths import MODEL_PATHS, WEIGHTS, _texts
 from stagecoach.models import FAMILIES, get_family
 from stagecoach.trainer import environment as environment_module
 from stagecoach.trainer.environment import check_environment, resolve_environment
@@ -99,6 +99,10 @@ REFUSED = {
     "base": (["--data", ".", "--set", "model.base=nowhere"], "model.base: nowhere is not there, expected a file or"),
     "variable": (["--data", ".", "--set", "model.base=$NONE/x"], "the environment has no variable 'NONE'"),
     "weights": (["--data", ".", "--recipe", "weights.yaml"], "model.weights.guidance.mask: ~/gone is not there"),
+    "metric": (
+        ["--data", ".", *TINY, "--set", "validation.weights.lpips=gone"],
+        "validation.weights.lpips: gone is not",
+    ),
     "stage": (
         ["--data", ".", "--profile", "tiny", "--set", "stages.2.model.dino={base: gone}"],
         "stages.2.model.dino.base: gone is not there",
@@ -142,7 +146,7 @@ def test_paths_are_looked_at_before_torch_is_imported(case, tmp_path):
 
 
 def test_every_path_of_a_recipe_is_one_that_is_looked_at_before_torch_is_imported():
-    assert set(path_keys(Recipe)) == {"data", "data.path", "run", "ds_config", "stream.cache.directory"}
+    assert set(path_keys(Recipe)) == {"data", "data.path", "run", "ds_config", "stream.cache.directory", WEIGHTS[-1]}
     families = [get_family(name) for name in FAMILIES]
     assert {key for family in families for key in path_keys(family.config_type)} == set(MODEL_PATHS)
     for size in (size for family in families for size in family.sizes.values()):  # they name none themselves

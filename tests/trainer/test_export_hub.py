@@ -193,7 +193,8 @@ def test_pushing_lists_first_and_uploads_with_yes(tmp_path, adapter, monkeypatch
         assert "adapter.safetensors" in said
         assert "me/a: nothing was uploaded; --yes uploads it" in said
         assert run_stagecoach(*words, "--yes")[1] == 0
-        assert json.loads(asked[0][2])["visibility"] == "private"
+        (made,) = [json.loads(body) for _, path, body in asked if path == "/api/repos/create"]
+        assert made["visibility"] == "private"
         assert files == bytes_of(tmp_path / "hub")
         assert "me/a: uploaded, http://127.0.0.1" in capfd.readouterr().out
 

@@ -31,7 +31,7 @@ def test_the_picture_is_that_of_the_pipeline_of_diffusers_with_the_lora(config, 
     generation.answer(generation.parse({"prompt": PROMPT, "negative_prompt": "blurred"}, SOURCE), tmp_path / "out")
     found = np.asarray(Image.open(tmp_path / "out" / "picture.png")).astype(int)
 
-    export_adapter(held.adapter, tmp_path / "lora.safetensors", "fp32", "diffusers")
+    export_adapter(held.adapter, tmp_path / "lora.safetensors", "fp32", "diffusers-lora")
     theirs = tiny.pipeline()
     theirs.set_progress_bar_config(disable=True)
     asked = {
