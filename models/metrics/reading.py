@@ -1,5 +1,6 @@
 """Samples read from files: the folders of ``launch/sample.py``, videos and pictures of any tool, and lists of them."""
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,8 @@ from stagecoach.data.movie_post_production.requests import parse_request
 from stagecoach.data.outputs.point_cloud import read_ply
 from stagecoach.data.pictures import read_picture
 from stagecoach.models.metrics.record import Cameras, Pose, Record, ShownObject
+
+log = logging.getLogger(__name__)
 
 RESULT = "result.json"
 FILES = {
@@ -61,14 +64,22 @@ def find_samples(folder: Path) -> dict[str, Path]:
 
 
 def read_sample(name: str, path: Path) -> Record:
-    """A sample of ``find_samples``. Raises ``ValueError`` for files that are damaged or other than expected."""
+    """A sample of ``find_samples``. Raises ``ValueError`` for files that are damaged or other than expected. Predicted
+    cameras that cannot be (a negative focal length) are none, which is logged."""
     if path.is_file():
         return read_files(name, {"frames": path})
     if (path / MANIFEST).is_file():
         check_directory(path, hashes=False)
     files = {field: path / name for field, names in FILES.items() for name in names if (path / name).is_file()}
+    is_answer = (path / RESULT).is_file()
+    predicted = files.pop("cameras", None) if is_answer else None
     record = read_files(name, files)
-    if (path / RESULT).is_file():
+    if predicted is not None:
+        try:
+            record = replace(record, cameras=_cameras(predicted, record))
+        except RawError as error:
+            log.warning(f"{name}: its cameras are not measured: {error}")
+    if is_answer:
         record = _described(record, read_json(path / RESULT, "what a sample is"), path)
     return record
 

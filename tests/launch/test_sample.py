@@ -18,6 +18,7 @@ from stagecoach.data.encoding.tiny_encoders import write_wan_encoders
 from stagecoach.data.fantasy_world.readers import read_frames
 from stagecoach.data.files import TEMPORARY
 from stagecoach.models.fantasy_world.config import SIZES
+from tests.commands import run_stagecoach
 from tests.models.weights.held import hold
 from tests.pair import free_port
 from tests.tiny_data import ROOT
@@ -114,6 +115,14 @@ def test_one_rank_and_two_killed_and_continued_give_the_same_frames(given, tmp_p
     assert pixels(two) == expected
     assert {name: (two / name / "result.json").stat().st_mtime_ns for name in before} == before
     assert not list(two.glob(f"{TEMPORARY}*"))
+
+    numbers = tmp_path / "numbers"  # what evaluate reads of the very folders
+    code = run_stagecoach("evaluate", one, "--truth", two, "--output", numbers)[1]
+    assert code == 0
+    measured = json.loads((numbers / "result.json").read_text())["metrics"]
+    for name, value in (("psnr", 100), ("depth_abs_rel", 0), ("motion_error", 0)):
+        assert (measured[name]["mean"], measured[name]["n"]) == (pytest.approx(value, abs=1e-4), len(GOOD))
+    assert measured["seconds_per_sample"]["n"] > 0
 
 
 def test_a_signal_ends_it_with_75_and_nothing_half_written(given, tmp_path):
