@@ -88,7 +88,7 @@ def test_the_folder_opens_as_the_adapter_does(tmp_path, adapter):
 
 
 @pytest.mark.parametrize("family", ["movie_post_production", "fantasy_world", "dance_with_music"])
-def test_a_familys_folder_gives_the_network_that_its_adapter_gives(tmp_path, family):
+def test_the_folder_of_each_family_gives_the_network_that_its_adapter_gives(tmp_path, family):
     held = hold(tmp_path / "run", family)
     write_hub_folder(held.adapter, tmp_path / "hub", "fp32")
     found, expected = (load_network(open_weights(source)) for source in (tmp_path / "hub", held.adapter))
