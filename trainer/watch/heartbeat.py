@@ -123,6 +123,9 @@ class Heartbeat:
             self.page.pulse(count, collectives_started(), self.dumped)
             order, code = self.page.ordered()
             if order != KEEP_ON and not self.dumped:
+                # With the interpreter's lock: no thread moves while its frames are read, which ends a process now and
+                # then where a signal asks for them.
+                faulthandler.dump_traceback(_stacks, all_threads=True)
                 write_flight_recorder(flight_path(self.folder, self.rank))
                 self.dumped = 1
             elif order == KEEP_ON:

@@ -278,8 +278,6 @@ class Watcher:
         sizes = {state.rank: _size(stacks_path(self.folder, state.rank)) for state in states}
         for state in there:
             self._page(state.rank).order(DUMP)
-            with suppress(OSError):
-                os.kill(state.pid, STACKS)
         if stop:
             for state in there:
                 if state.process == STOPPED:
@@ -287,7 +285,14 @@ class Watcher:
                         os.kill(state.pid, signal.SIGCONT)
         waited = [state.rank for state in there if stop or state.process != STOPPED]
         end = time.monotonic() + DUMP_SECONDS
+        by_signal = end - DUMP_SECONDS / 2
         while time.monotonic() < end and not all(self._has_dumped(rank, sizes[rank]) for rank in waited):
+            if time.monotonic() > by_signal:  # native code holds the interpreter of those that have said nothing
+                by_signal = end
+                for state in there:
+                    if _size(stacks_path(self.folder, state.rank)) == sizes[state.rank]:
+                        with suppress(OSError):
+                            os.kill(state.pid, STACKS)
             time.sleep(0.1)
 
         def write() -> None:
