@@ -125,6 +125,7 @@ class Heartbeat:
             if order != KEEP_ON and not self.dumped:
                 # With the interpreter's lock: no thread moves while its frames are read, which ends a process now and
                 # then where a signal asks for them.
+                assert _stacks is not None  # since start()
                 faulthandler.dump_traceback(_stacks, all_threads=True)
                 write_flight_recorder(flight_path(self.folder, self.rank))
                 self.dumped = 1
