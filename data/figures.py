@@ -51,14 +51,14 @@ MIN_SIDE = 0.07
 
 @dataclass(frozen=True)
 class Variety:
-    """What pictures hold: from ``least`` to ``most`` objects, at most ``far`` metres away, of ``patterns``. ``told``:
-    whether captions say what they look like."""
+    """What pictures hold: from ``least`` to ``most`` objects, at most ``far`` metres away, of ``patterns``.
+    ``described``: whether captions say what they look like."""
 
     least: int = 2
     most: int = 6
     far: float = FAR
     patterns: tuple[str, ...] = PATTERNS
-    told: bool = True
+    described: bool = True
 
 
 EVERYTHING = Variety()
@@ -169,7 +169,7 @@ def render(seed: int, index: int, height: int, width: int, variety: Variety = EV
         image[mask] = _hazy(placed.identity.colour(a[mask], b[mask]), placed.z)
         owner[mask] = number
     where = {"foreground": "in front", "midground": "farther back", "background": "in the distance"}
-    names = [str(placed.identity) if variety.told else "a thing" for placed in objects]
+    names = [str(placed.identity) if variety.described else "a thing" for placed in objects]
     things = ", ".join(f"{n} {where[placed.depth_label]}" for n, placed in zip(names, objects, strict=True))
     image = image.reshape(height, SUPERSAMPLING, width, SUPERSAMPLING, 3).mean((1, 3))
     return Picture(

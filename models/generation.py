@@ -210,7 +210,7 @@ def hash_content(path: Path) -> str:
     return hash_files([path] if path.is_file() else sorted(path.iterdir()))
 
 
-def place(pipeline: Any, options: GenerationOptions) -> Any:
+def to_device(pipeline: Any, options: GenerationOptions) -> Any:
     """The pipeline where it computes, without bars of its own."""
     pipeline.set_progress_bar_config(disable=True)
     if options.offload:

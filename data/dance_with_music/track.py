@@ -76,7 +76,7 @@ def read_track(
         if rows is None:
             raise RawError(
                 f"{path}: the network hears {width} numbers per frame, expected a file of such rows at {FRAME_RATE} "
-                "per second beside the song; compute them as for the shards"
+                "per second next to the song; compute them as for the shards"
             )
         table = read_rows(rows, width)[round(start * FRAME_RATE) :]
         if len(table) < (count - 1) * stride + 1:

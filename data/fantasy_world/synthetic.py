@@ -32,12 +32,12 @@ PATHS = {
 
 @dataclass(frozen=True)
 class Variety:
-    """Clips along ``paths`` in turn. ``told``: whether prompts name the path. ``rooms``: so many interiors, each seen
+    """Clips along ``paths`` in turn. ``described``: whether prompts name the path. ``interiors``: how many, each seen
     along all paths before the next; None: each clip has its own."""
 
     paths: tuple[str, ...] = tuple(PATHS)
-    told: bool = True
-    rooms: int | None = None
+    described: bool = True
+    interiors: int | None = None
 
 
 EVERYTHING = Variety()
@@ -88,9 +88,9 @@ def render_clip(
     """Clip ``index`` of a seed: an interior with solids, seen along a path."""
     random = np.random.default_rng([seed, index])
     path, amount = variety.paths[index % len(variety.paths)], None
-    if variety.rooms is not None:
+    if variety.interiors is not None:
         amount = random.uniform(*AMOUNT)
-        random = np.random.default_rng([seed, index // len(variety.paths) % variety.rooms])
+        random = np.random.default_rng([seed, index // len(variety.paths) % variety.interiors])
     vertical_fov = np.radians(random.uniform(42, 64))
     focal = height / 2 / np.tan(vertical_fov / 2)
     pixels = np.array([focal, focal, width / 2, height / 2])
@@ -106,7 +106,7 @@ def render_clip(
         np.stack(depths) * np.float32(unit),
         moved,
         pixels / np.array([width, height, width, height]),
-        f"{description}; {PATHS[path]}" if variety.told else description,
+        f"{description}; {PATHS[path]}" if variety.described else description,
         path,
     )
 

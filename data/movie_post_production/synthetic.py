@@ -36,7 +36,7 @@ def write_synthetic(
     def write(base: Path, index: int) -> None:
         picture = render(seed, index, *sizes[index // 2 % len(sizes)], variety)
         Image.fromarray(picture.image).save(base / IMAGES / f"{_name(index)}.png")
-        write_json(base / CAPTIONS / f"{_name(index)}.json", _entry(picture, index, pictures, variety.told))
+        write_json(base / CAPTIONS / f"{_name(index)}.json", _entry(picture, index, pictures, variety.described))
 
     described = {"pictures": pictures, "sizes": [list(size) for size in sizes], "seed": seed}
     write_set(directory, pictures, write, described, (IMAGES, CAPTIONS), steps=steps)
@@ -46,15 +46,15 @@ def _name(index: int) -> str:
     return f"scene_{index:05d}"
 
 
-def _entry(picture: Picture, index: int, pictures: int, told: bool) -> dict[str, Any]:
+def _entry(picture: Picture, index: int, pictures: int, described: bool) -> dict[str, Any]:
     partner = index ^ 1
     objects = [
         {
             "object_id": number,
-            "category_name": placed.identity.shape if told else "thing",
+            "category_name": placed.identity.shape if described else "thing",
             "bbox": list(box),
             "depth_label": placed.depth_label,
-            "caption": str(placed.identity) if told else "a thing",
+            "caption": str(placed.identity) if described else "a thing",
         }
         for number, (placed, box) in enumerate(zip(picture.objects, picture.boxes, strict=True))
     ]

@@ -15,7 +15,7 @@ from stagecoach.data.encoding.pipeline_folder import PipelineFolder
 from stagecoach.data.outputs.sheet import write_picture
 from stagecoach.data.pictures import check_sides
 from stagecoach.models.common.keyed import request_generators
-from stagecoach.models.generation import CPU, Generation, GenerationOptions, Request, RequestFields, Source, place
+from stagecoach.models.generation import CPU, Generation, GenerationOptions, Request, RequestFields, Source, to_device
 from stagecoach.models.weights import Weights, load_network
 
 NUMBERS = ("", "_2", "_3")
@@ -81,7 +81,7 @@ class PictureGeneration(Generation):
                 part.to(dtype)
         if self.options.vae_tiling:
             pipeline.vae.enable_tiling()
-        self.pipeline = place(pipeline, self.options)
+        self.pipeline = to_device(pipeline, self.options)
 
     def answer(self, request: PictureRequest, folder: Path) -> dict[str, Any]:
         def on_step(*_: Any) -> dict[str, Any]:

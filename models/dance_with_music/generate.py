@@ -26,7 +26,15 @@ from stagecoach.models.dance_with_music.components import base_paths, open_music
 from stagecoach.models.dance_with_music.inputs import move_pose, prepare_photos
 from stagecoach.models.dance_with_music.pipeline import DanceWithMusicPipeline
 from stagecoach.models.dance_with_music.sampler import make_windows
-from stagecoach.models.generation import Generation, GenerationOptions, Request, RequestFields, Source, find_file, place
+from stagecoach.models.generation import (
+    Generation,
+    GenerationOptions,
+    Request,
+    RequestFields,
+    Source,
+    find_file,
+    to_device,
+)
 from stagecoach.models.metrics.dance import beat_alignment
 from stagecoach.models.weights import Weights, load_network
 
@@ -143,7 +151,7 @@ class DanceGeneration(Generation):
                     f"{type(pipeline.vae).__name__} decodes in no tiles; leave that out, frames are decoded 4 at a time"
                 )
             pipeline.vae.enable_tiling()
-        self.pipeline = place(pipeline, own)
+        self.pipeline = to_device(pipeline, own)
 
     def answer(self, request: DanceRequest, folder: Path) -> dict[str, Any]:
         given, size = request.given, (request.height, request.width)

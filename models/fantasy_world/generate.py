@@ -21,7 +21,15 @@ from stagecoach.models.fantasy_world.inputs import FantasyWorldOutput, check_siz
 from stagecoach.models.fantasy_world.long_clips import sample_long
 from stagecoach.models.fantasy_world.pipeline import FantasyWorldPipeline, load_drawing
 from stagecoach.models.fantasy_world.sampler import INFERENCE_STEPS
-from stagecoach.models.generation import Generation, GenerationOptions, Request, RequestFields, Source, find_file, place
+from stagecoach.models.generation import (
+    Generation,
+    GenerationOptions,
+    Request,
+    RequestFields,
+    Source,
+    find_file,
+    to_device,
+)
 from stagecoach.models.weights import Weights
 
 RATE = 16.0
@@ -144,7 +152,7 @@ class FantasyWorldGeneration(Generation):
         pipeline = FantasyWorldPipeline.from_network(network, **own.components)
         if own.vae_tiling:
             pipeline.enable_vae_tiling()
-        self.pipeline = place(pipeline, own)
+        self.pipeline = to_device(pipeline, own)
 
     def answer(self, request: WorldRequest, folder: Path) -> dict[str, Any]:
         found = self._sample(request)

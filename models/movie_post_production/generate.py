@@ -14,7 +14,7 @@ from stagecoach.data.movie_post_production.requests import PictureRequest, parse
 from stagecoach.data.outputs.sheet import write_picture
 from stagecoach.data.pictures import check_sides
 from stagecoach.models.common.keyed import request_generators
-from stagecoach.models.generation import Generation, GenerationOptions, Request, RequestFields, Source, place
+from stagecoach.models.generation import Generation, GenerationOptions, Request, RequestFields, Source, to_device
 from stagecoach.models.movie_post_production.config import PATCH, VAE_STRIDE
 from stagecoach.models.movie_post_production.pipeline import MoviePostPipeline
 from stagecoach.models.movie_post_production.sampler import STEPS
@@ -90,7 +90,7 @@ class MoviePostGeneration(Generation):
         pipeline = MoviePostPipeline.from_network(network, **self.options.components)  # type: ignore[arg-type]
         if self.options.vae_tiling:
             pipeline.vae.enable_tiling()
-        self.pipeline = place(pipeline, self.options)
+        self.pipeline = to_device(pipeline, self.options)
 
     def answer(self, request: MovieRequest, folder: Path) -> dict[str, Any]:
         given, objects = request.given, request.picture.objects

@@ -21,7 +21,7 @@ from tests.tiny_movie import FAMILY, make_tiny_movie
 
 SIDE = 64
 PICTURES, BASE_STEPS, STEPS = 500, 500, 250
-VARIETY = Variety(least=1, most=2, far=4.4, patterns=("plain",), told=False)
+VARIETY = Variety(least=1, most=2, far=4.4, patterns=("plain",), described=False)
 PROMPT = "a thing in front, on stone before a grey wall"
 """As the captions of the pictures are."""
 LEFT, RIGHT = (0.0, 0.375, 0.5, 0.875), (0.5, 0.375, 1.0, 0.875)

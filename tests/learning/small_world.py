@@ -20,7 +20,7 @@ from tests.tiny_wan import train_tiny_wan
 from tests.tiny_world import FRAMES, HEIGHT, WIDTH, make_tiny_world
 
 CLIPS, BASE_STEPS, STEPS, SEED = 120, 400, 200, 3
-VARIETY = Variety(paths=("pan_left", "pan_right"), told=False, rooms=2)
+VARIETY = Variety(paths=("pan_left", "pan_right"), described=False, interiors=2)
 SETTINGS = {
     "zero": 1,
     "ds_config": "null",

@@ -9,7 +9,7 @@ import psutil
 
 def available_bytes(root: Path = Path("/")) -> int:
     """Bytes that processes here may still get. Beyond them the kernel ends one of the group without an error that could
-    be told. What it can take back (files that were read) counts as available."""
+    be reported. What it can take back (files that were read) counts as available."""
     return min([psutil.virtual_memory().available, *_left_in_groups(root)])
 
 

@@ -17,9 +17,9 @@ from stagecoach.models.generation import Generation, GenerationOptions, Request,
 from stagecoach.models.weights import open_weights
 from stagecoach.models.weights.opening import Weights, Which
 from stagecoach.trainer.distributed import World, attempt, on_first, together
-from stagecoach.trainer.generating.crew import Crew
 from stagecoach.trainer.generating.listing import Listed
 from stagecoach.trainer.generating.sealed import identity_hash, is_answered, output_folder, sealed_folder, write_result
+from stagecoach.trainer.generating.shared_queue import SharedQueue
 from stagecoach.trainer.interrupt import Interrupted, StopRequest
 
 log = logging.getLogger(__name__)
@@ -99,11 +99,11 @@ def sample(
     where ``remake`` says so. A failure is one line in the log and stops no other request. Raises ``ValueError`` for
     what concerns all of them, and ``Interrupted`` when a signal asked a rank to stop.
     """
-    crew: Crew | None = None
+    queue: SharedQueue | None = None
 
     def on_step() -> None:
-        if crew is not None:
-            crew.check()
+        if queue is not None:
+            queue.check()
 
     generations: list[Generation] = []
 
@@ -124,9 +124,9 @@ def sample(
         show = stack.enter_context(counter(title, len(plan.jobs))) if world.is_first else lambda done: None
         stop = stack.enter_context(StopRequest())
         stop.at_once(False)  # from here on a folder would stay half-written
-        crew = Crew(world, stop, show)
-        own = _work(crew, generation, plan)
-        stopped = crew.meet()
+        queue = SharedQueue(world, stop, show)
+        own = _work(queue, generation, plan)
+        stopped = queue.meet()
     if stopped:
         raise Interrupted("stopped on request; what was answered is kept, and the same command goes on")
     return _gathered(world, plan.summary, own)
@@ -175,12 +175,12 @@ def _plan(
     return Plan(jobs, settings, summary)
 
 
-def _work(crew: Crew, generation: Generation, plan: Plan) -> Summary:
+def _work(queue: SharedQueue, generation: Generation, plan: Plan) -> Summary:
     """Take one request after the other, until none is left or the command is to stop."""
     own = Summary()
     try:
-        while (number := crew.take()) < len(plan.jobs):
-            crew.check()
+        while (number := queue.take()) < len(plan.jobs):
+            queue.check()
             job = plan.jobs[number]
             try:
                 _answer(generation, job, plan.settings)
@@ -191,11 +191,11 @@ def _work(crew: Crew, generation: Generation, plan: Plan) -> Summary:
             except (ValueError, OSError) as error:
                 own.failed.append(f"{job.where}: {error}")
             else:
-                crew.finish()
+                queue.finish()
                 continue
             own.failed[-1] = " ".join(own.failed[-1].split())
             log.error(own.failed[-1])
-            crew.finish()
+            queue.finish()
     except Interrupted:
         pass  # ``meet`` knows
     return own

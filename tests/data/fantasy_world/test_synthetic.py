@@ -114,7 +114,7 @@ def test_a_folder_of_something_else_is_never_replaced(raw, tmp_path):
 
 
 def test_rooms_are_seen_again_from_the_same_place_and_prompts_do_not_tell_the_path():
-    variety = Variety(paths=("pan_left", "pan_right"), told=False, rooms=2)
+    variety = Variety(paths=("pan_left", "pan_right"), described=False, interiors=2)
     clips = [render_clip(3, index, 3, 32, 48, variety) for index in range(6)]
     for one, other in ((0, 1), (0, 4), (2, 3)):
         assert clips[one].prompt == clips[other].prompt

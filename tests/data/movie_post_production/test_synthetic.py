@@ -126,7 +126,7 @@ def test_a_folder_of_something_else_is_never_replaced(tmp_path, raw):
 
 
 def test_a_variety_limits_what_there_is_and_what_is_told():
-    variety = Variety(least=1, most=2, far=NEAR, patterns=("plain",), told=False)
+    variety = Variety(least=1, most=2, far=NEAR, patterns=("plain",), described=False)
     pictures = [render(5, i, 64, 64, variety) for i in PICTURES]
     assert {len(picture.objects) for picture in pictures} == {1, 2}
     for picture in pictures:

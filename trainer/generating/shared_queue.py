@@ -1,4 +1,4 @@
-"""The ranks at work on one list of requests: each takes the next one when it is free. They meet in the store of the
+"""One list of requests for all ranks: each takes the next one when it is free. They meet in the store of the
 process group alone, as a collective would have to wait for the longest request."""
 
 import itertools
@@ -17,9 +17,9 @@ POLL = 0.2
 _lists = itertools.count()
 
 
-class Crew:
-    """At work on one list; every rank makes as many crews, in the same order. ``on_progress`` is told how many requests
-    are done with, on rank 0."""
+class SharedQueue:
+    """Of one list; every rank makes as many, in the same order. ``on_progress`` gets the number of requests that are
+    finished, on rank 0."""
 
     def __init__(self, world: World, stop: StopRequest, on_progress: Callable[[int], None]) -> None:
         self.world, self.stop, self.on_progress = world, stop, on_progress
@@ -31,7 +31,7 @@ class Crew:
         return self.store.add("taken", 1) - 1
 
     def finish(self, count: int = 1) -> None:
-        """So many requests are done with."""
+        """So many requests are finished."""
         self.store.add("finished", count)
         self._show()
 
