@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
+import mimetypes
 import re
 import struct
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,10 +20,13 @@ from stagecoach.data.building.jobs import RawError
 from stagecoach.data.building.options import Argument
 from stagecoach.data.local_files import is_file
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".gif")
+FORMATS = "PNG, JPEG, WebP, TIFF, BMP or GIF"
 ORIENTATION, SIDES_SWAPPED = 0x0112, 5
 """The EXIF tag, and its lowest value that swaps height and width."""
 SIXTEEN_BITS = 65535
+TWELVE_BITS = 4095
+"""The largest number of cameras and scanners that store 12 bits in 16."""
 
 Size = tuple[int, int]
 """Height and width in pixels."""
@@ -48,6 +54,32 @@ _TURBO = np.array(
 )
 
 
+_log = logging.getLogger(__name__)
+
+
+def find_pictures(folder: Path, below: bool = False) -> tuple[list[Path], list[Path]]:
+    """The pictures of a folder by their suffix, and its other files, each by name; of no folder none. ``below``: also
+    of the folders in it. Hidden files, as a Mac leaves beside each (``._name``), are neither."""
+    found = sorted(folder.rglob("*") if below else folder.iterdir()) if folder.is_dir() else []
+    shown = [p for p in found if not any(part.startswith(".") for part in p.relative_to(folder).parts)]
+    pictures = [path for path in shown if path.suffix.lower() in SUFFIXES]
+    return pictures, [path for path in shown if path.suffix.lower() not in SUFFIXES and not path.is_dir()]
+
+
+def unread_pictures(others: Sequence[Path]) -> list[Path]:
+    """Those of the other files of a folder that are pictures by their suffix, of formats that are not read."""
+    return [path for path in others if (mimetypes.guess_type(path.name)[0] or "").startswith("image/")]
+
+
+def warn_of_others(folder: Path, others: Sequence[Path], besides: Sequence[str] = ()) -> None:
+    """Say which files of a folder of pictures are passed over, but those of the suffixes ``besides``."""
+    passed = [path for path in others if path.suffix.lower() not in besides]
+    if passed:
+        kinds = Counter(path.suffix or "without a suffix" for path in passed)
+        counted = ", ".join(f"{number} {kind}" for kind, number in sorted(kinds.items()))
+        _log.warning("%s: passed over %s (first %s), no %s", folder, counted, passed[0].name, FORMATS)
+
+
 @contextmanager
 def open_picture(path: Path) -> Iterator[Image.Image]:
     """Open a picture with Pillow. Raises ``RawError`` for what goes wrong inside the block."""
@@ -59,7 +91,7 @@ def open_picture(path: Path) -> Iterator[Image.Image]:
     except RawError:
         raise
     except (OSError, ValueError, SyntaxError, TypeError, KeyError, struct.error, Image.DecompressionBombError) as error:
-        raise RawError(f"{path}: not readable as a picture ({error}), expected PNG, JPEG or WebP") from error
+        raise RawError(f"{path}: not readable as a picture ({error}), expected {FORMATS}") from error
 
 
 def picture_size(path: Path) -> Size:
@@ -71,30 +103,46 @@ def picture_size(path: Path) -> Size:
 
 
 def read_picture(path: Path, behind: str = "white") -> Image.Image:
-    """Read a picture as 8-bit RGB: turned upright by its EXIF orientation, 16-bit grey scaled to 8 bits, what is
-    transparent on the colour ``behind``.
+    """Read a picture as 8-bit RGB (``to_rgb``). Of several in one file the first is read, which is logged.
 
     Raises:
         RawError: not readable, or grey values beyond 16 bits, whose range nothing tells.
     """
     with open_picture(path) as image:
+        # The further pictures of a phone's JPEG (MPO) are made of the first: its depth, its gain map.
+        if getattr(image, "is_animated", False) and image.format != "MPO":
+            _log.warning("%s: %d pictures in one file, of which the first is read", path, image.n_frames)
         image.load()
-        image = ImageOps.exif_transpose(image)
-        if image.mode[0] in "IF":
-            image = _eight_bits(image, path)
-        if image.mode in ("RGBA", "LA", "PA", "RGBa") or "transparency" in image.info:
-            image = image.convert("RGBA")
-            image = Image.alpha_composite(Image.new("RGBA", image.size, behind), image)
-        return image.convert("RGB")
+        return to_rgb(image, str(path), behind)
 
 
-def _eight_bits(image: Image.Image, path: Path) -> Image.Image:
+def to_rgb(image: Image.Image, where: str, behind: str = "white") -> Image.Image:
+    """The picture as it is seen, 8-bit RGB: turned upright by its EXIF orientation, 16-bit grey scaled to 8 bits, what
+    is transparent on the colour ``behind``. Raises ``RawError`` naming ``where`` for grey values beyond 16 bits."""
+    image = ImageOps.exif_transpose(image)
+    if image.mode[0] in "IF":
+        image = _eight_bits(image, where)
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, behind), image)
+    return image.convert("RGB")
+
+
+def _eight_bits(image: Image.Image, where: str) -> Image.Image:
     """Grey of 16 bits or more -> L, or LA where one grey value stands for transparent."""
     values = np.asarray(image)
-    if image.mode == "F" or values.min() < 0 or values.max() > SIXTEEN_BITS:
+    low, high = values.min(), values.max()
+    if image.mode == "F" or low < 0 or high > SIXTEEN_BITS:
         raise RawError(
-            f"{path}: grey values of mode {image.mode} from {values.min():g} to {values.max():g} found, expected 8 or "
-            f"16 bits; save it as a PNG of one of them"
+            f"{where}: grey values of mode {image.mode} from {low:g} to {high:g} found, expected 8 or 16 bits; save it "
+            "as a PNG of one of them"
+        )
+    if 0 < high <= TWELVE_BITS:
+        _log.warning(
+            "%s: 16-bit grey up to %d of %d is all but black; if it holds 12 bits or fewer, scale it to 16",
+            where,
+            high,
+            SIXTEEN_BITS,
         )
     grey = Image.fromarray(((values.astype(np.uint32) + 128) // 257).astype(np.uint8))
     if isinstance(clear := image.info.get("transparency"), int):

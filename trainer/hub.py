@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from PIL import Image, ImageOps, UnidentifiedImageError
 
 from stagecoach.data.files import replaced_directory, sha256_file, write_json
+from stagecoach.data.pictures import FORMATS, find_pictures, read_picture, unread_pictures, warn_of_others
 from stagecoach.data.reading import read_regular
 from stagecoach.data.weight_files import CONFIG, EXPORTED
 from stagecoach.models.common.licences import strictest
@@ -20,7 +20,6 @@ from stagecoach.trainer.reporting.monitor import METRICS
 from stagecoach.trainer.reporting.sinks import read_metrics
 
 RECIPE, README, ABOUT, SAMPLES = "recipe.yaml", "README.md", "stagecoach.json", "samples"
-PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 MOST_PICTURES = 24
 LARGEST = 64 << 20
 """Bytes of a recipe or of a result that is read."""
@@ -157,20 +156,17 @@ def _validated(weights: Weights) -> dict[str, Any]:
 
 def _copy_pictures(source: Path, folder: Path) -> list[str]:
     """As PNG, so that no place, camera or name that a file says goes with them."""
-    found = sorted(path for path in source.rglob("*") if path.suffix.lower() in PICTURES and path.is_file())
+    found, others = find_pictures(source, below=True)
     if not found:
-        raise ValueError(f"{source}: holds no picture, expected some that end in {', '.join(PICTURES)}")
+        raise ValueError(f"{source}: holds no picture, expected {FORMATS}")
+    warn_of_others(source, unread_pictures(others))
     if len(found) > MOST_PICTURES:
         log.warning(f"{source}: holds {len(found)} pictures, of which the first {MOST_PICTURES} by name are shown")
     folder.mkdir()
     names = []
     for path in found[:MOST_PICTURES]:
         name = "-".join(path.relative_to(source).with_suffix("").parts) + ".png"
-        try:
-            with Image.open(path) as picture:
-                ImageOps.exif_transpose(picture).convert("RGB").save(folder / name)
-        except (OSError, UnidentifiedImageError) as error:
-            raise ValueError(f"{path}: not readable as a picture ({error})") from error
+        read_picture(path).save(folder / name)
         names.append(name)
     return names
 

@@ -25,14 +25,17 @@ from stagecoach.data.building.raw_files import check_split, safe_key
 from stagecoach.data.files import sha256_json
 from stagecoach.data.format.schema import Field, SampleSchema
 from stagecoach.data.pictures import (
-    SUFFIXES,
+    FORMATS,
     CoverCrop,
     Preview,
     Sizes,
     choose_size,
+    find_pictures,
     picture_size,
     read_picture,
     shrink,
+    unread_pictures,
+    warn_of_others,
 )
 from stagecoach.data.streaming.dataset import Sample
 from stagecoach.data.synthetic import Steps, write_set
@@ -44,6 +47,7 @@ if TYPE_CHECKING:
     from stagecoach.data.encoding.tiny_vae import Layout
 
 METADATA = "metadata.jsonl"
+SIDECARS = (".txt", ".json", ".jsonl")
 
 
 @dataclass(frozen=True)
@@ -73,11 +77,13 @@ class SyntheticPictures:
 def read_captioned(base: Path) -> tuple[list[RawItem], list[tuple[str, RawError]]]:
     """Items of all pictures below ``base`` by name, whose records are ``CaptionedPicture``; (name, error) of those that
     cannot be used. Raises ``RawError`` where there is no picture."""
-    paths = sorted(path for path in base.rglob("*") if path.suffix.lower() in SUFFIXES)
+    paths, others = find_pictures(base, below=True)
     if not paths:
         raise RawError(f"{base}: no picture found, expected <name>.png with its caption in <name>.txt or {METADATA}")
     listed = _read_metadata(base / METADATA)
     items, bad = [], []
+    for path in unread_pictures(others):
+        bad.append((str(path.relative_to(base)), RawError(f"{path}: a format that is not read, expected {FORMATS}")))
     for path in paths:
         name = str(path.relative_to(base))
         try:
@@ -122,6 +128,9 @@ def _read_metadata(path: Path) -> dict[str, dict[str, Any]]:
 class CaptionedJob(EncodingJob):
     """Items' records are ``CaptionedPicture``. ``builder`` gives the schema and the text states."""
 
+    _told = False
+    """Whether files that are passed over were named."""
+
     def __init__(self, raw: Path, options: CaptionedOptions, builder: CaptionedBuilder) -> None:
         self.raw, self.options, self.builder = raw, options, builder
         configs = self.folder.configs
@@ -142,10 +151,14 @@ class CaptionedJob(EncodingJob):
         return self.folder.entries
 
     def items(self) -> tuple[list[RawItem], list[tuple[str, RawError]]]:
+        if not self._told:  # once, not in each worker that gets a copy
+            others = find_pictures(self.raw, below=True)[1]
+            warn_of_others(self.raw, [path for path in others if path not in unread_pictures(others)], SIDECARS)
+            self._told = True
         return read_captioned(self.raw)
 
     def settings(self) -> dict[str, Any]:
-        items, bad = self.items()
+        items, bad = read_captioned(self.raw)
         described = [[item.key, item.split, item.record.caption] for item in items] + [str(error) for _, error in bad]
         options = {"sizes": self.options.sizes, "preview": self.options.preview}
         return {"options": options, "captions": sha256_json(described), "encoders": self.entries}

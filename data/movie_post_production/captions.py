@@ -22,7 +22,7 @@ from stagecoach.data.movie_post_production.objects import (
     read_size,
     read_text,
 )
-from stagecoach.data.pictures import SUFFIXES
+from stagecoach.data.pictures import SUFFIXES, find_pictures
 
 CAPTIONS, IMAGES = "captions", "images"
 
@@ -92,7 +92,7 @@ def read_captions(base: Path) -> tuple[list[RawPicture], list[tuple[str, RawErro
 
 def find_images(folder: Path) -> dict[str, Path]:
     """Pictures by name without suffix; of several of one name the first of ``SUFFIXES``."""
-    found = [p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES] if folder.is_dir() else []
+    found, _ = find_pictures(folder)
     found.sort(key=lambda p: (SUFFIXES.index(p.suffix.lower()), p.name), reverse=True)
     return {path.stem: path for path in found}
 

@@ -29,7 +29,7 @@ from stagecoach.data.movie_post_production.objects import (
     read_size,
     read_text,
 )
-from stagecoach.data.pictures import Size, read_picture
+from stagecoach.data.pictures import Size, read_picture, to_rgb
 
 WHOLE: Box = (0.0, 0.0, 1.0, 1.0)
 
@@ -107,7 +107,8 @@ def parse_object(entry: Any, where: str, folder: Path, number: int) -> Requested
     elif isinstance(given, str):
         reference = parse_reference(given, where, folder)
     elif isinstance(given, Image.Image | np.ndarray):
-        reference = Reference((Image.fromarray(given) if isinstance(given, np.ndarray) else given).convert("RGB"))
+        picture = Image.fromarray(given) if isinstance(given, np.ndarray) else given
+        reference = Reference(to_rgb(picture, f"{where}: reference"))
     else:
         raise RawError(f"{where}: 'reference' is {given!r:.80}, expected path[#x1,y1,x2,y2] or a picture")
     if reference is None and entry.get("ref_image_id") is not None:

@@ -8,7 +8,7 @@ import PIL.Image
 import torch
 from torch import Tensor
 
-from stagecoach.data.pictures import TITLE, CoverCrop, column, resized, titled
+from stagecoach.data.pictures import TITLE, CoverCrop, column, resized, titled, to_rgb
 
 __all__ = ["TITLE", "column", "fitted", "read_pixels", "resized", "side_by_side", "titled", "to_uint8"]
 RANGE = 1e-3
@@ -19,7 +19,7 @@ def read_pixels(image: Any) -> np.ndarray:
     """uint8 ``[h, w, 3]`` of a picture that a user gives: PIL's, an array of that kind or in 0..1, a tensor
     ``[3, h, w]``. Raises ``ValueError``."""
     if isinstance(image, PIL.Image.Image):
-        return np.asarray(image.convert("RGB"))
+        return np.asarray(to_rgb(image, "the picture that was given"))
     if isinstance(image, Tensor):
         image = image.movedim(0, -1).cpu()
         image = (image if image.dtype == torch.uint8 else image.float()).numpy()

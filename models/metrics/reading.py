@@ -18,7 +18,7 @@ from stagecoach.data.fantasy_world.readers import read_frames
 from stagecoach.data.files import MANIFEST, check_directory
 from stagecoach.data.movie_post_production.requests import parse_request
 from stagecoach.data.outputs.point_cloud import read_ply
-from stagecoach.data.pictures import read_picture
+from stagecoach.data.pictures import SUFFIXES, read_picture, unread_pictures, warn_of_others
 from stagecoach.models.metrics.record import Cameras, Pose, Record, ShownObject
 
 log = logging.getLogger(__name__)
@@ -38,7 +38,8 @@ FILES = {
     "faces": ("faces.json",),
 }
 """What each field of a ``Record`` is read from in a sample's folder."""
-VIDEOS, PICTURES = (".mp4", ".mov", ".webm", ".mkv"), (".png", ".jpg", ".jpeg")
+VIDEOS = (".mp4", ".mov", ".webm", ".mkv", ".gif")
+PICTURES = tuple(suffix for suffix in SUFFIXES if suffix not in VIDEOS)
 
 
 def find_samples(folder: Path) -> dict[str, Path]:
@@ -47,7 +48,7 @@ def find_samples(folder: Path) -> dict[str, Path]:
     if not folder.is_dir():
         raise ValueError(f"{folder}: is not there, expected a folder of samples")
     known = {RESULT, *(name for names in FILES.values() for name in names)}
-    found = {}
+    found, others = {}, []
     for path in sorted(folder.iterdir()):
         if path.name.startswith("."):
             continue
@@ -56,6 +57,9 @@ def find_samples(folder: Path) -> dict[str, Path]:
                 found[path.name] = path
         elif path.suffix.lower() in (*VIDEOS, *PICTURES):
             found[path.stem] = path
+        else:
+            others.append(path)
+    warn_of_others(folder, unread_pictures(others))
     if not found:
         raise ValueError(
             f"{folder}: holds no sample, expected folders as launch/sample.py writes them, videos or pictures"

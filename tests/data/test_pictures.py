@@ -7,7 +7,16 @@ from PIL import Image
 from stagecoach.data.building.jobs import RawError
 from stagecoach.data.dance_with_music.footage import open_footage
 from stagecoach.data.fantasy_world.readers import read_maps
-from stagecoach.data.pictures import CoverCrop, picture_size, read_picture, shrink
+from stagecoach.data.pictures import (
+    CoverCrop,
+    find_pictures,
+    picture_size,
+    read_picture,
+    shrink,
+    unread_pictures,
+    warn_of_others,
+)
+from stagecoach.models.common.pictures import read_pixels
 
 RED, GREEN, WHITE, BLACK = [255, 0, 0], [0, 128, 0], [255] * 3, [0] * 3
 
@@ -93,6 +102,57 @@ def test_grey_values_of_unknown_range_are_refused(tmp_path, values):
 def test_grey_becomes_three_equal_channels(tmp_path, mode):
     image = Image.fromarray(np.array([[0, 255]], np.uint8)).convert(mode)
     assert read(save(image, tmp_path / "a.png"))[0].tolist() == [BLACK, WHITE]
+
+
+def test_sixteen_bit_grey_that_holds_twelve_is_said_to_be_all_but_black(tmp_path, caplog):
+    read_picture(save(Image.fromarray(np.array([[0, 4095]], np.uint16)), tmp_path / "a.png"))
+    assert "a.png: 16-bit grey up to 4095 of 65535 is all but black" in caplog.text
+    caplog.clear()
+    read_picture(save(Image.fromarray(np.array([[0, 4096]], np.uint16)), tmp_path / "b.png"))
+    assert not caplog.text
+
+
+@pytest.mark.parametrize("suffix", ["bmp", "gif", "tif", "tiff", "webp", "png", "jpg"])
+def test_each_suffix_that_is_looked_for_is_read(tmp_path, suffix):
+    path = save(Image.new("RGB", (8, 6), tuple(RED)), tmp_path / f"a.{suffix.upper()}")
+    assert find_pictures(tmp_path) == ([path], [])
+    assert np.abs(read(path).astype(int) - RED).max() <= 2
+
+
+@pytest.mark.parametrize("suffix", ["gif", "tif", "png", "webp"])
+def test_of_several_pictures_in_one_file_the_first_is_read_and_the_others_are_said(tmp_path, suffix, caplog):
+    first, second = (Image.new("RGB", (8, 6), tuple(colour)) for colour in (RED, BLACK))
+    options = {"lossless": True} if suffix == "webp" else {}
+    path = save(first, tmp_path / f"a.{suffix}", save_all=True, append_images=[second], **options)
+    assert read(path)[0, 0].tolist() == RED
+    assert f"a.{suffix}: 2 pictures in one file, of which the first is read" in caplog.text
+
+
+def test_what_a_phone_stores_behind_a_photo_is_not_worth_a_word(tmp_path, caplog):
+    path = save(Image.new("RGB", (8, 6)), tmp_path / "a.mpo", save_all=True, append_images=[Image.new("RGB", (4, 3))])
+    assert read(path.rename(tmp_path / "a.jpg")).shape == (6, 8, 3)
+    assert not caplog.text
+
+
+def test_a_picture_that_is_given_is_seen_as_a_file_of_it_is():
+    clear = Image.new("RGBA", (2, 2), (255, 0, 0, 0))
+    ramp = Image.fromarray(np.array([[0, 32768, 65535]], np.uint16))
+    assert read_pixels(clear).tolist() == [[WHITE] * 2] * 2
+    assert read_pixels(ramp)[0, :, 0].tolist() == [0, 128, 255]
+
+
+def test_files_of_a_folder_of_pictures_that_are_passed_over_are_named(tmp_path, caplog):
+    (tmp_path / "b").mkdir()
+    for name in ("b/a.png", "b/c.heic", "d.tga", "e.tga", "f", "g.txt", ".DS_Store", "._h.png", ".i/j.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    pictures, others = find_pictures(tmp_path, below=True)
+    assert pictures == [tmp_path / "b" / "a.png"]
+    assert unread_pictures(others) == [tmp_path / "b" / "c.heic"]
+    warn_of_others(tmp_path, others, (".txt",))
+    expected = "passed over 1 .heic, 2 .tga, 1 without a suffix (first c.heic), no PNG, JPEG, WebP, TIFF, BMP or GIF"
+    assert f"{tmp_path}: {expected}" in caplog.text
+    assert find_pictures(tmp_path) == ([], [tmp_path / name for name in ("d.tga", "e.tga", "f", "g.txt")])
 
 
 def test_a_dance_of_pictures_is_read_upright_and_scaled(tmp_path):

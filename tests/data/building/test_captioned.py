@@ -1,6 +1,7 @@
 """A folder of pictures with captions becomes shards, with the text states of a diffusers pipeline."""
 
 import json
+import pickle
 
 import numpy as np
 import pytest
@@ -64,6 +65,22 @@ def test_captions_are_those_of_the_text_files(tmp_path):
     assert [(item.key, item.record.caption) for item in items] == [("a", "a red ball"), ("b_c_d_e", "a block")]
     assert [name for name, _ in bad] == ["blank.png", "no.png"]
     assert "no.txt: not readable as text" in str(bad[1][1])
+
+
+def test_files_that_are_no_pictures_are_named(tmp_path, base, caplog):
+    """A picture of a format that is not read is a bad item, another file worth a word; once, not by each worker."""
+    write(tmp_path / "raw", "a", "a red ball")
+    for name in ("b.heic", "b.txt", "c.csv", ".DS_Store"):
+        (tmp_path / "raw" / name).touch()
+    job = ToyBuilder().make_job(tmp_path / "raw", CaptionedOptions(base, ((64, 64),)))
+    items, bad = job.items()
+    assert [item.key for item in items] == ["a"]
+    expected = "b.heic: a format that is not read, expected PNG, JPEG, WebP, TIFF, BMP or GIF"
+    assert [(name, str(error)) for name, error in bad] == [("b.heic", f"{tmp_path / 'raw'}/{expected}")]
+    pickle.loads(pickle.dumps(job)).items()
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{tmp_path / 'raw'}: passed over 1 .csv (first c.csv), no PNG, JPEG, WebP, TIFF, BMP or GIF"
+    ]
 
 
 def test_captions_and_splits_are_those_of_the_metadata(tmp_path):
