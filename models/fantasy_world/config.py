@@ -1,7 +1,8 @@
 """Sizes of FantasyWorld: what a recipe may set, checked when it is read.
 
 Widths of ``wan2.1-1.3b`` are chosen so that the trainable parameters are those the seed states (956 M and 1,186 M
-within 3 %); those of ``wan2.1-14b`` are the published model's.
+within 3 %); ``wan2.1-1.3b-i2v`` has the same on Wan2.1-Fun-1.3B-InP, whose blocks, and so the geometry's, also attend
+to CLIP's picture states; those of ``wan2.1-14b`` are the published model's.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ class LossConfig(Section):
     error_quantile: float = Field(0.98, gt=0, le=1)
     """Part of a sample's valid pixels that train: those with the smallest errors; 1 keeps all [V]."""
 
-    # Camera.
+    # Camera. Weights of the means over 3 translations, 4 numbers of the quaternion and 2 fields of view.
     translation_weight: float = Field(1.0, ge=0, description="[V]")
     rotation_weight: float = Field(1.0, ge=0, description="[V]")
     fov_weight: float = Field(0.5, ge=0, description="[V]")
@@ -296,6 +297,15 @@ SIZES: dict[str, FantasyWorldConfig] = {
     "wan2.1-1.3b": FantasyWorldConfig(
         clip=ClipConfig(frames=81, height=336, width=592),
         backbone=BackboneConfig(layers=30, heads=12, head_dim=128, ffn_dim=8960),
+        split=12,
+        interaction=InteractionConfig(heads=19, head_dim=64),
+        dpt=DPTConfig(taps=(6, 9, 12, 18), channels=(256, 256, 352, 352)),
+        camera_head=CameraHeadConfig(width=512, heads=8, layers=2, mlp_ratio=2, hidden=256),
+        frames_per_step=16,
+    ),
+    "wan2.1-1.3b-i2v": FantasyWorldConfig(
+        clip=ClipConfig(frames=81, height=336, width=592),
+        backbone=BackboneConfig(layers=30, heads=12, head_dim=128, ffn_dim=8960, in_channels=36, image_dim=1280),
         split=12,
         interaction=InteractionConfig(heads=19, head_dim=64),
         dpt=DPTConfig(taps=(6, 9, 12, 18), channels=(256, 256, 352, 352)),

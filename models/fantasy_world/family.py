@@ -32,8 +32,12 @@ class FantasyWorldFamily(Family):
     metrics = METRICS
 
     parts: ClassVar[Mapping[str, tuple[Part, ...]]] = {
-        size: (Part("transformer, VAE, umT5, CLIP", f"Wan-AI/Wan2.1-{name}-Diffusers", APACHE, base=True),)
-        for size, name in (("wan2.1-1.3b", "T2V-1.3B"), ("wan2.1-14b", "I2V-14B-480P"))
+        size: (Part("transformer, VAE, umT5, CLIP", repository, APACHE, base=True),)
+        for size, repository in (
+            ("wan2.1-1.3b", "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"),
+            ("wan2.1-1.3b-i2v", "alibaba-pai/Wan2.1-Fun-1.3B-InP"),
+            ("wan2.1-14b", "Wan-AI/Wan2.1-I2V-14B-480P-Diffusers"),
+        )
     }
     stages = staticmethod(make_stages)
     build = staticmethod(build_network)

@@ -160,6 +160,7 @@ def test_the_card_carries_the_strictest_licence_of_the_parts(tmp_path, monkeypat
     [
         ("movie_post_production", "flux-dev", FLUX_DEV),
         ("fantasy_world", "wan2.1-1.3b", APACHE),
+        ("fantasy_world", "wan2.1-1.3b-i2v", APACHE),
         ("fantasy_world", "wan2.1-14b", APACHE),
         ("dance_with_music", "champ-sd15", INSIGHTFACE),
         ("dance_with_music", "svd-xt", INSIGHTFACE),

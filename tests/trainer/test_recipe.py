@@ -253,14 +253,14 @@ def test_an_overlay_changes_neither_of_its_sources():
 
 
 def test_shipped_recipes_are_the_users_stages():
-    for profile, clipping in (("default", 1.0), ("reference", 0.0)):
+    for profile, clipping in (("default", 1.0), ("default-i2v", 1.0), ("reference", 0.0)):
         values = read_yaml(RECIPES / "fantasy_world" / f"{profile}.yaml")
         stages = {number: StageRecipe(**stage) for number, stage in values["stages"].items()}
         assert [(s.steps, s.global_batch, s.learning_rate, s.checkpoint_every) for s in stages.values()] == [
             (20_000, 64, 1e-5, 1000),
             (10_000, 112, 1e-5, 1000),
         ]
-        assert values["size"] == "wan2.1-1.3b"
+        assert values["size"] == ("wan2.1-1.3b-i2v" if profile == "default-i2v" else "wan2.1-1.3b")
         assert values["model"]["camera_dropout"] == 0.17
         assert {s.gradient_clipping for s in stages.values()} == {clipping}
 

@@ -36,6 +36,35 @@ def test_the_1_3b_size_lands_on_the_seeds_numbers():
     assert {name: second[name] for name in first} == first
 
 
+def wan_count(dim, layers, ffn, channels, text=4096, freq=256, clip=1280, out=16):
+    """Parameters of a Wan2.1 image-to-video transformer from its published config, layer by layer."""
+
+    def linear(inputs, outputs):
+        return inputs * outputs + outputs
+
+    attention = 4 * linear(dim, dim) + 2 * dim  # q, k, v, o and the norms of q and k
+    picture = 2 * linear(dim, dim) + dim  # k and v of CLIP's states, the norm of k
+    block = 2 * attention + picture + linear(dim, ffn) + linear(ffn, dim) + 2 * dim + 6 * dim
+    clip_mlp = 2 * clip + linear(clip, clip) + linear(clip, dim) + 2 * dim
+    time = linear(freq, dim) + linear(dim, dim) + linear(dim, 6 * dim)
+    ends = linear(4 * channels, dim) + linear(dim, 4 * out) + 2 * dim
+    return layers * block + clip_mlp + time + linear(text, dim) + linear(dim, dim) + ends
+
+
+def test_the_1_3b_image_to_video_size_stands_on_wan_fun_inp():
+    first, _ = counts("wan2.1-1.3b-i2v", 1)
+    second, frozen = counts("wan2.1-1.3b-i2v", 2)
+    # Of Wan2.1-Fun-1.3B-InP's config.json: in_dim 36, dim 1536, ffn_dim 8960, 30 layers, model_type i2v.
+    assert frozen == wan_count(1536, 30, 8960, 36) == 1_564_428_608
+    assert wan_count(5120, 40, 13824, 36) == 16_394_878_784  # the formula, on the known 14 B
+    text_only = counts("wan2.1-1.3b", 2)[0]
+    picture = 18 * (2 * (1536 * 1536 + 1536) + 1536)  # the geometry blocks are copies of blocks that see the picture
+    assert second.pop("geo_block") - text_only.pop("geo_block") == picture
+    assert second == text_only
+    assert sum(first.values()) == 932_336_376 + picture == 1_017_353_976
+    assert SIZES["wan2.1-1.3b-i2v"].image_to_video
+
+
 @pytest.mark.parametrize("stage", [1, 2])
 def test_the_tiny_size_is_tiny(stage):
     assert sum(counts("tiny", stage)[0].values()) < 3e6

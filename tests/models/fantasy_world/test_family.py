@@ -28,7 +28,7 @@ def progress(stage: int, step: int = 0) -> Progress:
 
 def test_registry_knows_the_family_and_its_sizes():
     assert isinstance(get_family("fantasy_world"), FantasyWorldFamily)
-    assert set(FAMILY.sizes) == {"tiny", "wan2.1-1.3b", "wan2.1-14b"}
+    assert set(FAMILY.sizes) == {"tiny", "wan2.1-1.3b", "wan2.1-1.3b-i2v", "wan2.1-14b"}
 
 
 @pytest.mark.parametrize("size", list(SIZES))

@@ -8,6 +8,8 @@ from hypothesis import strategies as st
 from stagecoach.models.fantasy_world import losses
 from stagecoach.models.fantasy_world.config import LossConfig
 from stagecoach.models.fantasy_world.heads.targets import Targets
+from stagecoach.trainer.recipe import RECIPES
+from stagecoach.trainer.settings import read_yaml
 
 DEFAULT = LossConfig()
 PLAIN = LossConfig(error_quantile=1.0)
@@ -259,3 +261,19 @@ def test_losses_and_gradients_are_finite_for_any_finite_prediction(scale, seed, 
     assert all(torch.isfinite(value).all() for value in terms.values())
     sum(value.sum() for value in terms.values()).backward()
     assert all(torch.isfinite(leaf.grad).all() for leaf in guess.values())
+
+
+def test_the_reference_profile_counts_all_nine_camera_numbers_alike():
+    values = read_yaml(RECIPES / "fantasy_world" / "reference.yaml")["model"]["losses"]
+    g = torch.Generator().manual_seed(0)
+    pose, target = torch.randn(3, 5, 9, generator=g), torch.randn(3, 5, 9, generator=g)
+    target[..., 3:7] *= (pose[..., 3:7] * target[..., 3:7]).sum(-1, keepdim=True).sign()  # the nearer of q and -q
+    expected = torch.nn.functional.huber_loss(pose, target, reduction="none", delta=1.0).flatten(1).mean(1)
+    torch.testing.assert_close(losses.camera_loss([pose], target, LossConfig(**values)), expected)
+    slopes = []
+    for number in (0, 3, 7):  # a translation, a number of the quaternion, a field of view, off by the same
+        moved = target.clone()
+        moved[..., number] += 0.01
+        slopes.append(losses.camera_loss([moved], target, LossConfig(**values)))
+    torch.testing.assert_close(slopes[1], slopes[0], rtol=1e-3, atol=0)
+    torch.testing.assert_close(slopes[2], slopes[0], rtol=1e-3, atol=0)
