@@ -21,7 +21,7 @@ from stagecoach.data import figures
 from stagecoach.data.builders import Builder
 from stagecoach.data.building.jobs import EncodedSample, EncodingJob, RawError, RawItem, items_per_part
 from stagecoach.data.building.options import Argument
-from stagecoach.data.building.raw_files import check_split, safe_key
+from stagecoach.data.building.raw_files import check_split, read_text, safe_key
 from stagecoach.data.files import sha256_json
 from stagecoach.data.format.schema import Field, SampleSchema
 from stagecoach.data.pictures import (
@@ -87,7 +87,7 @@ def read_captioned(base: Path) -> tuple[list[RawItem], list[tuple[str, RawError]
     for path in paths:
         name = str(path.relative_to(base))
         try:
-            entry = listed.get(name) if listed else {"text": _read_text(path.with_suffix(".txt"))}
+            entry = listed.get(name) if listed else {"text": read_text(path.with_suffix(".txt"), "its caption")}
             if not entry or not isinstance(entry.get("text"), str) or not entry["text"].strip():
                 raise RawError(f"{path}: no caption found, expected a text in {METADATA if listed else 'its .txt'}")
             split = check_split(entry, str(path))
@@ -100,19 +100,12 @@ def read_captioned(base: Path) -> tuple[list[RawItem], list[tuple[str, RawError]
     return items, bad
 
 
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise RawError(f"{path}: not readable as text ({error}), expected the picture's caption") from error
-
-
 def _read_metadata(path: Path) -> dict[str, dict[str, Any]]:
     if not path.is_file():
         return {}
     entries = {}
     # Not splitlines, which also splits at the line separators that JSON allows inside a string.
-    for number, line in enumerate(_read_text(path).split("\n"), 1):
+    for number, line in enumerate(read_text(path, "captions").split("\n"), 1):
         if not line.strip():
             continue
         try:

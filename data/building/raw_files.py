@@ -40,8 +40,20 @@ def read_bytes(path: Path, expected: str) -> bytes:
         raise RawError(f"{path}: not readable ({cause}), expected {expected}") from error
 
 
+def read_text(path: Path, expected: str) -> str:
+    """A text file in UTF-8 or UTF-16, with or without a byte order mark (which is left out), lines ending in "\\n".
+    Raises ``RawError``; ``UnreachableError`` as ``read_bytes``."""
+    data = read_bytes(path, expected)
+    try:
+        return data.decode(json.detect_encoding(data)).replace("\r\n", "\n").replace("\r", "\n")
+    except UnicodeDecodeError as error:
+        raise RawError(
+            f"{path}: not readable as text ({error}), expected {expected} in UTF-8 or UTF-16; save it so"
+        ) from error
+
+
 def read_json(path: Path, expected: str) -> Any:
-    """The content of a JSON file. Raises ``RawError``."""
+    """The content of a JSON file, encoded as ``read_text`` takes it. Raises ``RawError``."""
     try:
         return json.loads(read_bytes(path, expected))
     except RawError:

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from stagecoach.data.building.jobs import RawError
+from stagecoach.data.building.raw_files import read_text
 from stagecoach.data.fantasy_world.camera_track import Cameras
 from stagecoach.data.fantasy_world.cameras import quaternion_from_rotation, rotation_from_quaternion
 from stagecoach.data.files import atomic_file
@@ -93,10 +94,7 @@ def _read_cameras(path: Path) -> tuple[dict[int, list[float]], dict[int, tuple[i
 
 
 def _lines(path: Path) -> list[str]:
-    try:
-        return path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise RawError(f"{path}: not readable as text ({error}), expected COLMAP's {path.name}") from error
+    return read_text(path, f"COLMAP's {path.name}").split("\n")
 
 
 def _natural(name: str) -> list[tuple[bool, int, str]]:

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import ImageOps
 
 from stagecoach.data.building.jobs import RawError
-from stagecoach.data.building.raw_files import open_media, video_stream
+from stagecoach.data.building.raw_files import open_media, read_text, video_stream
 from stagecoach.data.pictures import open_picture
 
 COLUMNS = ("idx", "fx", "fy", "cx", "cy", "k1", "k2", *(f"w2c[{r},{c}]" for r in range(3) for c in range(4)))
@@ -86,11 +86,7 @@ def read_timed_cameras(path: Path, unit: IntrinsicsUnit) -> tuple[np.ndarray, Ca
 
 def _camera_rows(path: Path, unit: IntrinsicsUnit) -> Iterator[tuple[int, list[float]]]:
     """The numbers of each line, with its own."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise RawError(f"{path}: not readable as text ({error}), expected a camera file") from error
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(read_text(path, "a camera file").split("\n"), 1):
         if line.strip() and not (number == 1 and "://" in line):
             yield number, _camera_row(line.split(), f"{path}:{number}", unit)
 

@@ -64,7 +64,7 @@ def test_captions_are_those_of_the_text_files(tmp_path):
     items, bad = read_captioned(tmp_path)
     assert [(item.key, item.record.caption) for item in items] == [("a", "a red ball"), ("b_c_d_e", "a block")]
     assert [name for name, _ in bad] == ["blank.png", "no.png"]
-    assert "no.txt: not readable as text" in str(bad[1][1])
+    assert "no.txt: not readable (No such file or directory)" in str(bad[1][1])
 
 
 def test_files_that_are_no_pictures_are_named(tmp_path, base, caplog):
