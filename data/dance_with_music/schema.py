@@ -14,7 +14,7 @@ LATENT_CHANNELS = 4
 LATENT_STRIDE = 8
 
 
-def dance_schema(music_dim: int = 35, clip_dim: int = 768) -> SampleSchema:
+def dance_schema(music_dim: int = 35, clip_dim: int = 768, map_channels: int | None = None) -> SampleSchema:
     """Fields of a segment of F frames of H x W pixels at 30 per second, with R references; h = H / 8, w = W / 8.
 
     - ``latents``: mean of the VAE's posterior, times its scaling factor (which ``meta`` names).
@@ -25,10 +25,12 @@ def dance_schema(music_dim: int = 35, clip_dim: int = 768) -> SampleSchema:
     - ``pose_xy``: 134 DWPose points (``data.dance_with_music.skeleton``), 65535 is the picture's width or height;
       ``pose_conf``: 255 is 1, 0 a point that is not there or outside of the picture.
     - ``face_box``: x0 y0 x1 y1 divided by width and height; 0 where ``face_valid`` is 0.
-    - ``music``: row k is frame k; EDGE's 35 numbers (``data.encoding.audio``) or 4800 of Jukebox.
+    - ``music``: row k is frame k; EDGE's 35 numbers (``data.encoding.audio``), 4800 of Jukebox, or any others.
+    - ``music_map``, where ``map_channels`` are given: pictures that another program has made of the music.
     - ``beat``: 1 at the frames of beats; ``onset``: strength of the onset in each frame.
     - ``frame``: the middle frame, for previews.
     """
+    maps = () if map_channels is None else (Field("music_map", "f16", ("F", map_channels, "hm", "wm")),)
     return SampleSchema(
         NAME,
         VERSION,
@@ -47,6 +49,7 @@ def dance_schema(music_dim: int = 35, clip_dim: int = 768) -> SampleSchema:
             Field("music", "f16", ("F", music_dim)),
             Field("beat", "u8", ("F",)),
             Field("onset", "f16", ("F",)),
+            *maps,
             Field("frame", "image", ("H", "W", 3), optional=True),
         ),
         window="F",

@@ -15,7 +15,8 @@ from stagecoach.data.encoding.audio import BEAT, EDGE_DIM, HOP, ONSET, edge_rows
 @dataclass(frozen=True)
 class Track:
     """A part of a song, frame by frame at ``rate`` per second: ``rows`` float32 [F, Dm], ``beat`` bool [F] and
-    ``onset`` float32 [F]. ``start``: seconds of frame 0 in the ``path``."""
+    ``onset`` float32 [F]; ``maps``: pictures of the music [F, C, H, W]. ``start``: seconds of frame 0 in
+    the ``path``."""
 
     path: Path
     start: float
@@ -23,6 +24,7 @@ class Track:
     rows: np.ndarray
     beat: np.ndarray
     onset: np.ndarray
+    maps: np.ndarray | None = None
 
     @property
     def frames(self) -> int:

@@ -20,7 +20,7 @@ POSE_STEPS, CONFIDENCE_STEPS = 65535, 255
 class Clip:
     """T frames of B samples. ``latents`` fp32 ``[B, T, 4, h, w]``; ``music`` ``[B, T, Dm]``; ``xy`` fp32 ``[B, T, 134,
     2]`` divided by width and height; ``conf`` fp32 ``[B, T, 134]`` in 0..1; ``beat`` ``[B, T]``; ``face_box``
-    ``[B, T, 4]``, ``face_valid`` ``[B, T]``."""
+    ``[B, T, 4]``, ``face_valid`` ``[B, T]``; ``music_map`` ``[B, T, C, H, W]`` where the shards hold such."""
 
     latents: Tensor
     music: Tensor
@@ -29,6 +29,7 @@ class Clip:
     beat: Tensor
     face_box: Tensor
     face_valid: Tensor
+    music_map: Tensor | None = None
 
     @property
     def picture(self) -> tuple[int, int]:
@@ -48,11 +49,16 @@ class Clip:
 
     def first(self, count: int) -> Clip:
         """At most the first ``count`` frames."""
-        return replace(self, **{field.name: getattr(self, field.name)[:, :count] for field in fields(self)})
+        return replace(self, **{name: value[:, :count] for name, value in self._tensors})
 
     def at(self, frames: Tensor) -> Clip:
         """The ``frames`` ``[B, K]`` of each sample."""
-        return replace(self, **{field.name: take(getattr(self, field.name), frames) for field in fields(self)})
+        return replace(self, **{name: take(value, frames) for name, value in self._tensors})
+
+    @property
+    def _tensors(self) -> list[tuple[str, Tensor]]:
+        found = [(field.name, getattr(self, field.name)) for field in fields(self)]
+        return [(name, value) for name, value in found if value is not None]
 
 
 @dataclass(frozen=True)
@@ -77,6 +83,7 @@ def read_clip(batch: Batch) -> Clip:
         batch["beat"],
         batch["face_box"].float(),
         batch["face_valid"],
+        batch.get("music_map"),
     )
 
 

@@ -86,7 +86,7 @@ def make_conditions(
 
 def guidance(config: DanceConfig, clip: Clip, output: Mapping[str, Tensor] | None, ratio: float) -> dict[str, Tensor]:
     """Each type's condition: ``ratio`` times that of the prediction and the rest of the true pose's."""
-    true = GuidanceInput(clip.xy, clip.conf, None, clip.music, *clip.picture)
+    true = GuidanceInput(clip.xy, clip.conf, None, clip.music, *clip.picture, clip.music_map)
     found = {}
     for name in config.guidance.types:
         kind = guidance_type(name)

@@ -165,7 +165,7 @@ class MotionConfig(Section):
 class M2PConfig(Section):
     """MusicToPose. ``head``: ``factorised``, a distribution over columns and one over rows per point, or ``full2d``,
     one over all pixels through the guide's convolutions. ``resolution``: pixels per side of a heatmap; ``temperature``
-    of its softmax; ``music_dim`` 35 (EDGE's features) or 4800 (Jukebox)."""
+    of its softmax; ``music_dim`` as the shards have it: 35 (EDGE's features), 4800 (Jukebox) or any other."""
 
     music_dim: int = 4800
     hidden: int = 2048
@@ -189,13 +189,25 @@ class M2PConfig(Section):
 class GuidanceConfig(Section):
     """What is added behind the denoiser's first convolution: the sum of one encoder per type. ``types`` are names of
     ``models.dance_with_music.guidance.types.GUIDANCE_TYPES``. ``inner``: width before the zero-initialised last
-    convolution, the guide's 1280, or None for none. ``chunk``: frames that an encoder takes at once."""
+    convolution, the guide's 1280, or None for none. ``chunk``: frames that an encoder takes at once. ``map_channels``:
+    of the pictures of music that type ``music_map`` is given, as the shards hold them; None makes a channel of each
+    number of a row."""
 
     types: tuple[str, ...] = ("pose",)
     widths: tuple[int, ...] = (16, 32, 96, 256)
     heads: int = 8
     inner: int | None = None
     chunk: int = Field(24, gt=0)
+    map_channels: int | None = Field(None, gt=0)
+
+    @model_validator(mode="after")
+    def _check(self) -> GuidanceConfig:
+        if self.map_channels is not None and "music_map" not in self.types:
+            raise ValueError(
+                f"guidance.map_channels is {self.map_channels} but guidance.types {list(self.types)}, expected "
+                "music_map among them"
+            )
+        return self
 
 
 class FaceConfig(Section):

@@ -63,7 +63,7 @@ class DanceWithMusicFamily(Family):
     onnx_components = staticmethod(onnx_components)
 
     def schema(self, config: DanceConfig) -> SampleSchema:
-        return dance_schema(config.m2p.music_dim, config.unet.cross_dim)
+        return dance_schema(config.m2p.music_dim, config.unet.cross_dim, config.guidance.map_channels)
 
     def check_base(self, config: DanceConfig) -> str:
         """On the weights of all parts and the helpers."""
@@ -84,10 +84,12 @@ class DanceWithMusicFamily(Family):
         given = {*(["m2p"] if weights.m2p else []), *(f"guidance_{name}" for name in weights.guidance)}
         for name, module in network.named_modules():
             if isinstance(module, MusicNorm) and part_of(f"{name}.shift") not in given:
+                maps = name.startswith("guidance.encoders.music_map.") and network.config.guidance.map_channels
+                kind, count = ("music_map", "music_map_count") if maps else ("music", "frame_count")
                 module.fit(
-                    torch.tensor(statistics["music_sum"], dtype=torch.float64),
-                    torch.tensor(statistics["music_square_sum"], dtype=torch.float64),
-                    statistics["frame_count"],
+                    torch.tensor(statistics[f"{kind}_sum"], dtype=torch.float64),
+                    torch.tensor(statistics[f"{kind}_square_sum"], dtype=torch.float64),
+                    statistics[count],
                 )
 
     def window(self, config: DanceConfig, stage: int, step: int, total_steps: int, epoch: int) -> Window:
@@ -116,6 +118,8 @@ class DanceWithMusicFamily(Family):
             "w": w,
             "H": config.picture.height,
             "W": config.picture.width,
+            "hm": h,
+            "wm": w,
         }
 
     def fill_example(self, batch: Batch, config: DanceConfig) -> None:

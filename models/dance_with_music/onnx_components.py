@@ -73,6 +73,7 @@ def guidance_part(encoder: nn.Module, name: str, config: DanceConfig) -> OnnxPar
             torch.randn(1, t, config.m2p.music_dim, generator=generator),
             config.picture.height,
             config.picture.width,
+            torch.randn(1, t, config.guidance.map_channels or 1, *config.picture.latent, generator=generator),
         )
         return {"condition": guidance_type(name).render(given, config)[0]}
 

@@ -141,6 +141,7 @@ class DanceWithMusicPipeline(StagePipeline):
         pose: Any = None,
         image_pose: Any = None,
         music: Any = None,
+        music_map: Any = None,
         num_frames: int | None = None,
         height: int | None = None,
         width: int | None = None,
@@ -174,6 +175,7 @@ class DanceWithMusicPipeline(StagePipeline):
             image_pose: ``[134, 3]`` in the first photo, by which its face is cut out and from which a predicted dance
                 starts; without it the network sees no face and starts where no point was found.
             music: rows ``[F, Dm]`` at ``rate`` instead of the song's 35 numbers.
+            music_map: pictures of the music ``[F, C, H, W]`` at ``rate``, for a network that is guided by such.
             num_frames: the first of them only.
             height, width: None for the network's.
             num_inference_steps, guidance_scale, context_length, context_overlap: None for ``sampling`` of the config.
@@ -216,6 +218,7 @@ class DanceWithMusicPipeline(StagePipeline):
         frames = num_frames or (len(rows) if pose is None else len(prepare_pose(pose)))
         if rows is not None and len(rows) < frames:
             raise ValueError(f"{len(rows)} rows of music given for a video of {frames} frames, expected as many")
+        maps = self._maps(song, music_map, frames)
         photo = self.encode_photos(image, image_pose, height, width, image_latents, image_embeds, face_embeds)
         dance = None
         if pose is None:
@@ -226,7 +229,7 @@ class DanceWithMusicPipeline(StagePipeline):
             points = prepare_pose(pose, frames)
         conditions = self._conditions(photo, dance, num_videos_per_prompt)
         guidance = encode_dance(
-            self.transformer, config, points, dance, rows, self._strength, (height, width), self._execution_device
+            self.transformer, config, points, dance, rows, self._strength, (height, width), self._execution_device, maps
         ).expand(num_videos_per_prompt, -1, -1, -1, -1)
         still = (
             network.phase == "image" and config.backbone == "champ"
@@ -367,9 +370,25 @@ class DanceWithMusicPipeline(StagePipeline):
             music = (song if isinstance(song, Track) else read_track(Path(song), stride=stride)).rows
         if music is not None:
             return torch.as_tensor(music, dtype=torch.float32)
-        if needed or "music" in self.transformer.network.config.guidance.types:
+        guidance = self.transformer.network.config.guidance
+        if needed or "music" in guidance.types or ("music_map" in guidance.types and guidance.map_channels is None):
             raise ValueError("neither song nor music given, expected one of them")
         return None
+
+    def _maps(self, song: Any, music_map: Any, frames: int) -> Tensor | None:
+        """Pictures of the music, fp32 ``[F, C, H, W]``, where the network is guided by such. Raises ``ValueError``."""
+        channels = self.transformer.network.config.guidance.map_channels
+        if channels is None:
+            return None
+        if music_map is None and isinstance(song, Track):
+            music_map = song.maps
+        found = None if music_map is None else torch.as_tensor(music_map, dtype=torch.float32)
+        if found is None or found.ndim != 4 or found.shape[1] != channels or len(found) < frames:
+            raise ValueError(
+                f"maps of music {None if found is None else list(found.shape)} given, expected music_map [F, {channels}"
+                f", H, W] of the {frames} frames at {self.rate:g} per second"
+            )
+        return found
 
     def _conditions(self, photo: Mapping[str, Tensor], dance: Dance | None, samples: int) -> dict[str, Any]:
         """Nothing withheld, the schedules at the end of the stage."""

@@ -170,6 +170,21 @@ class MusicGuidance(nn.Module):
         return self.encoder(pixels.unflatten(1, (1, self.resolution, self.resolution)))
 
 
+class MusicMapGuidance(nn.Module):
+    """Pictures of music, each channel normalised over the training split."""
+
+    def __init__(self, channels: int, encoder: GuidanceEncoder) -> None:
+        super().__init__()
+        self.music_norm = MusicNorm(channels)
+        self.encoder = encoder
+
+    def forward(self, condition: Tensor) -> Tensor:
+        """``[N, C, h, w]`` -> ``[N, outputs, h, w]``, in the dtype of the condition, or of the weights where it is
+        fp32."""
+        dtype = self.encoder.conv_in.weight.dtype if condition.dtype == torch.float32 else condition.dtype
+        return self.encoder(self.music_norm(condition.movedim(1, -1)).movedim(-1, 1).to(dtype))
+
+
 CONVOLUTIONS = (
     (3, 3, 3, 1),
     (3, 16, 4, 2),

@@ -24,7 +24,12 @@ from torch import Tensor, nn
 
 from stagecoach.data.dance_with_music.schema import KEYPOINTS, LATENT_STRIDE
 from stagecoach.models.dance_with_music.config import DanceConfig
-from stagecoach.models.dance_with_music.guidance.encoders import GuidanceEncoder, MusicGuidance, PoseNet
+from stagecoach.models.dance_with_music.guidance.encoders import (
+    GuidanceEncoder,
+    MusicGuidance,
+    MusicMapGuidance,
+    PoseNet,
+)
 from stagecoach.models.dance_with_music.guidance.rendering import render_skeletons
 from stagecoach.models.dance_with_music.music_to_pose.heatmaps import axis_marginals, gaussian_marginals, heatmap, outer
 
@@ -33,7 +38,8 @@ from stagecoach.models.dance_with_music.music_to_pose.heatmaps import axis_margi
 class GuidanceInput:
     """What conditions are made of. ``xy`` ``[B, T, 134, 2]`` divided by width and height, ``conf`` ``[B, T, 134]`` in
     0..1: true points, or those of a prediction, whose ``logits`` (MusicToPose's output) then say how sure it is of
-    their positions. ``music`` ``[B, T, Dm]``; ``height`` and ``width`` of the picture in pixels."""
+    their positions. ``music`` ``[B, T, Dm]``; ``height`` and ``width`` of the picture in pixels; ``music_map``
+    ``[B, T, C, H, W]``, where there are pictures of the music."""
 
     xy: Tensor
     conf: Tensor
@@ -41,6 +47,7 @@ class GuidanceInput:
     music: Tensor
     height: int
     width: int
+    music_map: Tensor | None = None
 
     @property
     def latent(self) -> tuple[int, int]:
@@ -144,6 +151,22 @@ def _render_picture(given: GuidanceInput, config: DanceConfig) -> Tensor:
     return render_skeletons(given.xy, given.conf, given.height, given.width)
 
 
+def render_music_maps(given: GuidanceInput, config: DanceConfig) -> Tensor:
+    """``[B, T, C, h, w]``: pictures of the music, or its rows with each number all over a channel."""
+    if config.guidance.map_channels is None:
+        return given.music.float()[..., None, None].expand(-1, -1, -1, *given.latent)
+    if given.music_map is None:
+        raise ValueError(
+            f"no maps of music given, expected {config.guidance.map_channels} channels per frame for guidance music_map"
+        )
+    return resize_maps(given.music_map.float(), *given.latent)
+
+
+def _music_maps(config: DanceConfig) -> MusicMapGuidance:
+    channels = config.guidance.map_channels or config.m2p.music_dim
+    return MusicMapGuidance(channels, _encoder(config, channels))
+
+
 def _encoder(config: DanceConfig, inputs: int, down: int = 1) -> GuidanceEncoder:
     own = config.guidance
     return GuidanceEncoder(
@@ -169,3 +192,4 @@ register_guidance(
         from_pose=False,
     ),
 )
+register_guidance("music_map", GuidanceType(make=_music_maps, render=render_music_maps, from_pose=False))

@@ -1,6 +1,7 @@
 """Guidance by type and the encoders behind it."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -268,3 +269,35 @@ def test_names_that_are_taken_unknown_or_no_names_are_refused():
 
 def test_the_default_guidance_is_the_pose():
     assert GuidanceConfig().types == ("pose",)
+
+
+def test_maps_of_music_are_guidance_of_their_channels():
+    """The guide's music files of (feature_dim, height, width), and those of (feature_dim,) as channels."""
+    config = with_types("pose", "music_map", map_channels=7)
+    maps = torch.randn(2, 3, 7, 24, 20)
+    inputs = replace(given(height=128, width=96), music_map=maps)
+    condition = guidance.guidance_type("music_map").render(inputs, config)
+    torch.testing.assert_close(condition, resize_maps(maps, 16, 12))
+    torch.manual_seed(0)
+    bank = wake(GuidanceBank(config))
+    encoder = bank.encoders["music_map"]
+    assert encoder.encoder.conv_in.weight.shape[1] == 7
+    frames = condition.flatten(0, 1)
+    encoder.music_norm.fit(frames.sum((0, 2, 3)), frames.square().sum((0, 2, 3)), 6 * 16 * 12)
+    seen = []
+    encoder.encoder.conv_in.register_forward_hook(lambda module, args, out: seen.append(args[0]))
+    assert bank(render_guidance(inputs, config), (16, 12)).shape == (2, 3, 32, 16, 12)
+    torch.testing.assert_close(seen[0].mean((0, 2, 3)), torch.zeros(7), atol=1e-5, rtol=0)
+    torch.testing.assert_close(seen[0].square().mean((0, 2, 3)), torch.ones(7), atol=1e-4, rtol=0)
+    with pytest.raises(ValueError, match="no maps of music given, expected 7 channels per frame"):
+        render_guidance(given(), config)
+    rows = with_types("music_map")
+    assert GuidanceBank(rows).encoders["music_map"].encoder.conv_in.weight.shape[1] == 35
+    condition = render_guidance(inputs, rows)["music_map"]
+    assert condition.shape == (2, 3, 35, 16, 12)
+    assert (condition == inputs.music[..., None, None]).all()
+
+
+def test_channels_without_the_type_that_reads_them_are_refused():
+    with pytest.raises(ValueError, match=r"guidance\.map_channels is 7 but guidance\.types .*, expected music_map"):
+        GuidanceConfig(map_channels=7)
