@@ -103,10 +103,12 @@ def use_positions(unet: nn.Module, length: int, device: torch.device | str) -> N
 
 
 def temporal(module: AnimateDiffTransformer3D, x: Tensor, frames: int) -> Tensor:
-    """``x`` ``[B T, C, h, w]`` -> the same; as diffusers' forward, operation by operation."""
+    """``x`` ``[B T, C, h, w]`` -> the same. As AnimateDiff's and CHAMP's code, which the weights were trained with, the
+    norm sees one frame at a time: what enters the attention of a frame does not depend on the clip around it.
+    (diffusers' port takes its statistics over the whole clip.)"""
     c, h, w = x.shape[1:]
-    y = module.norm(x.unflatten(0, (-1, frames)).permute(0, 2, 1, 3, 4))
-    y = module.proj_in(y.permute(0, 3, 4, 2, 1).reshape(-1, frames, c))
+    y = module.norm(x).unflatten(0, (-1, frames)).permute(0, 3, 4, 1, 2)
+    y = module.proj_in(y.reshape(-1, frames, c))
     for block in module.transformer_blocks:
         for norm, attention in ((block.norm1, block.attn1), (block.norm2, block.attn2)):
             normed = block.pos_embed(norm(y))

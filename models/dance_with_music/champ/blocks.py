@@ -1,6 +1,7 @@
 """The layers that a UNet of Stable Diffusion's kind is made of, run child by child as diffusers runs them.
 
-Without references and identity each equals diffusers' to the last bit. A ``Layer`` only refers to the modules that it
+Without references and identity each equals diffusers' to the last bit, but for the motion modules, which are
+AnimateDiff's. A ``Layer`` only refers to the modules that it
 runs: they stay where diffusers has them, under its names, and what ZeRO partitions is they.
 """
 

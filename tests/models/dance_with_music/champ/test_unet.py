@@ -27,13 +27,11 @@ def unets():
     return {motion: library_unet(motion) for motion in (False, True)}
 
 
-def library(unet, x, level, clip, dtype, motion):
+def library(unet, x, level, clip, dtype):
     """What diffusers' model makes of the same noisy latents."""
     b, frames = x.shape[:2]
     unet, context = copy.deepcopy(unet).to(dtype), clip.to(dtype).repeat_interleave(frames, 0)
     with torch.no_grad():
-        if motion:
-            return unet(x.transpose(1, 2).to(dtype), level, context).sample.transpose(1, 2).float()
         return (
             unet(x.flatten(0, 1).to(dtype), level.repeat_interleave(frames), context)
             .sample.unflatten(0, (b, frames))
@@ -42,14 +40,13 @@ def library(unet, x, level, clip, dtype, motion):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("motion", [False, True])
 @pytest.mark.parametrize(("frames", "side"), [(1, (8, 8)), (3, (8, 8)), (2, (5, 10))])
-def test_with_nothing_hung_in_it_is_diffusers_model_bit_for_bit(unets, dtype, motion, frames, side):
+def test_with_nothing_hung_in_it_is_diffusers_model_bit_for_bit(unets, dtype, frames, side):
     (x, level), conditions = make_noisy(frames, side), make_conditions(frames, side)
-    denoiser = make_denoiser(unets[motion], dtype)
+    denoiser = make_denoiser(unets[False], dtype)
     with torch.no_grad():
         result = denoiser(x, level, conditions, None, None, {})
-    expected = library(unets[motion], x, level, conditions["embedding"], dtype, motion)
+    expected = library(unets[False], x, level, conditions["embedding"], dtype)
     assert result.dtype == torch.float32
     assert torch.equal(result, expected)
     assert expected.std() > 0.01
