@@ -1,12 +1,15 @@
 """The guide's raw layout: ``captions/<image id>.json`` next to ``images/<image id>.png`` (``readers`` reads the files).
 
 Keys of a caption file: image_id, global_caption, objects (each with object_id, category_name, bbox, caption and, where
-known, depth_label), and optionally width, height and split. An object may name a reference from another picture by
-``ref_image_id`` and ``ref_object_id`` (without it the same object_id): its CLIP and DINO vectors are then those of that
-object there, so that the network cannot copy the very pixels it is asked for.
+known, depth_label; none in a picture without objects), and optionally width, height, split and image_path, whose last
+part names the picture. DenseLayout's ``prompt`` and ``annos`` are global_caption and objects with boxes in pixels. An
+object may name a reference from another picture by ``ref_image_id`` and ``ref_object_id`` (without it the same
+object_id): its CLIP and DINO vectors are then those of that object there, so that the network cannot copy the very
+pixels it is asked for. Names are compared with composed letters (``data.names``).
 """
 
 import hashlib
+import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -14,17 +17,21 @@ from typing import Any, Literal
 from stagecoach.data.building.jobs import RawError
 from stagecoach.data.building.raw_files import check_split, read_json, safe_key
 from stagecoach.data.files import sha256_file
+from stagecoach.data.movie_post_production.boxes import Box, BoxConvention, BoxFormat, BoxSurvey, BoxUnits
 from stagecoach.data.movie_post_production.objects import (
-    Box,
     DescribedObject,
-    read_number,
+    ObjectId,
+    read_id,
     read_object,
     read_size,
     read_text,
 )
-from stagecoach.data.pictures import SUFFIXES, find_pictures
+from stagecoach.data.names import composed
+from stagecoach.data.pictures import FORMATS, SUFFIXES, find_pictures, picture_size, warn_of_others
 
 CAPTIONS, IMAGES = "captions", "images"
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -32,7 +39,7 @@ class RawReference:
     """The object whose crop describes an object: of the picture itself, or of another one."""
 
     image_id: str
-    object_id: int
+    object_id: ObjectId
     image: Path
     box: Box
 
@@ -60,26 +67,46 @@ class RawPicture:
     sha256: str
 
 
-def read_captions(base: Path) -> tuple[list[RawPicture], list[tuple[str, RawError]], list[str]]:
-    """Pictures of ``base`` by name of their caption file; (file, error) of those that cannot be used, first those that
-    are bad themselves, then those that refer to one of them; and the names of all caption files, sorted.
+@dataclass(frozen=True)
+class Boxes:
+    """How boxes are read: as a person says, else corners, in fractions of the picture, or in ``annos`` in pixels."""
 
-    Raises ``RawError`` where there is none.
+    format: BoxFormat | None = None
+    units: BoxUnits | None = None
+
+    def of(self, entry: dict) -> BoxConvention:
+        """In this caption file."""
+        return BoxConvention(self.format or "xyxy", self.units or ("pixel" if "annos" in entry else "fraction"))
+
+
+def read_captions(
+    base: Path, boxes: Boxes | None = None
+) -> tuple[list[RawPicture], list[tuple[str, RawError]], list[str]]:
+    """Pictures of ``base`` by name of their caption file; (file, error) of those that cannot be used, first those that
+    are bad themselves, then those that refer to one of them; and the names of all caption files, sorted. Pictures
+    without captions and files of other kinds are named in warnings.
+
+    Raises ``RawError`` where there is none, and where most boxes are none as ``boxes`` reads them.
     """
-    folder = base / CAPTIONS
-    names = sorted(p.name for p in folder.glob("*.json")) if folder.is_dir() else []
+    folder, boxes = base / CAPTIONS, boxes or Boxes()
+    found = [p for p in folder.glob("*.json") if p.name[0] != "."] if folder.is_dir() else []
+    names: dict[str, Path] = {}
+    bad: list[tuple[str, RawError]] = []
+    for path in sorted(found):
+        if (first := names.setdefault(composed(path.name), path)) is not path:
+            bad.append((str(path), RawError(f"{path}: the same name as {first.name!r} in other letters, expected one")))
     if not names:
         raise RawError(
             f"{folder}: no caption file found, expected {folder.name}/<image id>.json next to {IMAGES}/<image id>.png"
         )
-    images = find_images(base / IMAGES)
-    read: dict[str, tuple[RawPicture, dict[int, tuple[str, int]]]] = {}
-    bad: list[tuple[str, RawError]] = []
-    for name in names:
+    images, survey = _Images(base / IMAGES), BoxSurvey(boxes.format is not None)
+    read: dict[str, tuple[RawPicture, dict[ObjectId, tuple[str, ObjectId]]]] = {}
+    for name, path in sorted(names.items()):
         try:
-            read[name.removesuffix(".json")] = _read_picture(folder / name, images)
+            read[name.removesuffix(".json")] = _read_picture(path, images, boxes, survey)
         except RawError as error:
-            bad.append((str(folder / name), error))
+            bad.append((str(path), error))
+    survey.check(folder)
     known = {name: picture for name, (picture, _) in read.items()}
     pictures = []
     for picture, wanted in read.values():
@@ -87,68 +114,104 @@ def read_captions(base: Path) -> tuple[list[RawPicture], list[tuple[str, RawErro
             pictures.append(_with_references(picture, wanted, known))
         except RawError as error:
             bad.append((str(picture.captions), error))
-    return pictures, bad, names
+    images.warn()
+    return pictures, bad, sorted(names)
 
 
 def find_images(folder: Path) -> dict[str, Path]:
     """Pictures by name without suffix; of several of one name the first of ``SUFFIXES``."""
-    found, _ = find_pictures(folder)
-    found.sort(key=lambda p: (SUFFIXES.index(p.suffix.lower()), p.name), reverse=True)
-    return {path.stem: path for path in found}
+    return _Images(folder).by_id
 
 
-def _read_picture(path: Path, images: dict[str, Path]) -> tuple[RawPicture, dict[int, tuple[str, int]]]:
+class _Images:
+    """The pictures of a folder. ``by_id``: by name without suffix, of several the first of ``SUFFIXES``."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        found, self._others = find_pictures(folder)
+        found.sort(key=lambda p: (SUFFIXES.index(p.suffix.lower()), p.name), reverse=True)
+        self.by_id = {composed(path.stem): path for path in found}
+        self._by_name = {composed(path.name): path for path in found}
+        self._asked: set[Path] = set()
+
+    def of(self, image_id: str, entry: dict, captions: Path) -> Path:
+        """The picture of a caption file: the one that its image_path names, else that of its id. Raises
+        ``RawError``."""
+        named = composed(Path(str(entry.get("image_path") or "")).name)
+        image = self._by_name.get(named) or self.by_id.get(image_id)
+        unread = next((path for path in self._others if composed(path.stem) == image_id), None)
+        if image is None and unread is not None:
+            raise RawError(f"{unread}: a format that is not read, expected {FORMATS}")
+        if image is None:
+            raise RawError(f"{self._folder / image_id}.png: missing, expected the picture of {captions}")
+        self._asked.add(image)
+        return image
+
+    def warn(self) -> None:
+        """Name what no caption file asked for."""
+        warn_of_others(self._folder, self._others)
+        unasked = sorted(set(self._by_name.values()) - self._asked)
+        if unasked:
+            number, first = len(unasked), unasked[0].name
+            _log.warning("%s: passed over %d pictures without a caption file (first %s)", self._folder, number, first)
+
+
+def _read_picture(
+    path: Path, images: _Images, boxes: Boxes, survey: BoxSurvey
+) -> tuple[RawPicture, dict[ObjectId, tuple[str, ObjectId]]]:
     """The picture, and by object the (image id, object id) of references from other pictures."""
     entry = read_json(path, "a caption file")
     if not isinstance(entry, dict):
         raise RawError(
             f"{path}: holds {type(entry).__name__}, expected an object with image_id, global_caption and objects"
         )
-    image_id = path.name.removesuffix(".json")
-    if str(entry.get("image_id", image_id)) != image_id:
+    image_id = composed(path.name).removesuffix(".json")
+    if composed(str(entry.get("image_id", image_id))) != image_id:
         raise RawError(f"{path}: image_id is {entry['image_id']!r}, expected the file's name {image_id!r}")
-    caption = read_text(entry, "global_caption", str(path))
-    if image_id not in images:
-        raise RawError(f"{path.parents[1] / IMAGES / image_id}.png: missing, expected the picture of {path}")
-    listed = entry.get("objects")
-    if not isinstance(listed, list) or not listed:
-        raise RawError(f"{path}: 'objects' is {listed!r:.60}, expected a list of at least one object")
-    objects, wanted = [], {}
+    published = "annos" in entry and "objects" not in entry
+    image, size, listed = images.of(image_id, entry, path), read_size(entry, path), _listed(entry, path, published)
+    convention = boxes.of(entry)
+    if size is None and convention.units == "pixel" and listed:
+        size = picture_size(image)[::-1]
+    for value in listed:
+        survey.add(value.get("bbox") if isinstance(value, dict) else None, convention, size)
+    caption = read_text(entry, "prompt" if published else "global_caption", str(path))
+    objects: list[RawObject] = []
+    wanted = {}
     for index, value in enumerate(listed):
-        found, reference = _read_object(value, f"{path}: object {index}", image_id, images[image_id])
+        where = f"{path}: object {index}"
+        found = read_object(value, where, index if published else None, convention, size)
         if any(found.object_id == other.object_id for other in objects):
-            raise RawError(
-                f"{path}: object {index} has the object_id {found.object_id} of another one, expected each once"
-            )
-        objects.append(found)
+            raise RawError(f"{where} has the object_id {found.object_id} of another one, expected each once")
+        reference = _reference(value, where, image_id, found.object_id)
+        objects.append(RawObject(**vars(found), reference=RawReference(image_id, found.object_id, image, found.box)))
         if reference != (image_id, found.object_id):
             wanted[found.object_id] = reference
-    picture = RawPicture(
-        _key(image_id),
-        image_id,
-        images[image_id],
-        path,
-        caption,
-        tuple(objects),
-        read_size(entry, path),
-        check_split(entry, str(path)),
-        sha256_file(path),
-    )
+    split = check_split(entry, str(path))
+    picture = RawPicture(_key(image_id), image_id, image, path, caption, tuple(objects), size, split, sha256_file(path))
     return picture, wanted
 
 
-def _read_object(entry: Any, where: str, image_id: str, image: Path) -> tuple[RawObject, tuple[str, int]]:
-    found = read_object(entry, where)
-    reference = image_id, found.object_id
-    if entry.get("ref_image_id") is not None:
-        named = {"ref_object_id": found.object_id, **entry}
-        reference = str(entry["ref_image_id"]), read_number(named, "ref_object_id", where)
-    own = RawReference(image_id, found.object_id, image, found.box)
-    return RawObject(**vars(found), reference=own), reference
+def _listed(entry: dict, path: Path, published: bool) -> list[Any]:
+    """The entries of the objects; DenseLayout nests them in lists."""
+    name = "annos" if published else "objects"
+    listed = entry.get(name)
+    if not isinstance(listed, list):
+        raise RawError(f"{path}: {name!r} is {listed!r:.60}, expected a list of objects, [] in a picture without any")
+    if published and listed and all(isinstance(value, list) for value in listed):
+        return [value for inner in listed for value in inner]
+    return listed
+
+
+def _reference(entry: dict, where: str, image_id: str, object_id: ObjectId) -> tuple[str, ObjectId]:
+    """(image id, object id) of the object whose crop describes this one."""
+    if entry.get("ref_image_id") is None:
+        return image_id, object_id
+    return composed(str(entry["ref_image_id"])), read_id({"ref_object_id": object_id, **entry}, "ref_object_id", where)
 
 
 def _with_references(
-    picture: RawPicture, wanted: dict[int, tuple[str, int]], pictures: dict[str, RawPicture]
+    picture: RawPicture, wanted: dict[ObjectId, tuple[str, ObjectId]], pictures: dict[str, RawPicture]
 ) -> RawPicture:
     objects = []
     for item in picture.objects:
@@ -158,7 +221,7 @@ def _with_references(
             found = next((o for o in other.objects if o.object_id == object_id), None) if other else None
             if found is None:
                 raise RawError(
-                    f"{picture.captions}: object {item.object_id} refers to object {object_id} of image "
+                    f"{picture.captions}: object {item.object_id!r} refers to object {object_id!r} of image "
                     f"{image_id!r}, expected one that a usable caption file describes"
                 )
             item = replace(item, reference=RawReference(image_id, object_id, other.image, found.box))

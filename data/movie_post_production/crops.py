@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from stagecoach.data.movie_post_production.objects import Box
+from stagecoach.data.movie_post_production.boxes import Box
 from stagecoach.data.pictures import Size
 
 MIN_VISIBLE = 0.5

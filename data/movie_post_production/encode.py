@@ -86,9 +86,9 @@ class Encoders:
         if self._t5 is None:
             return [p.text[0] for p in prepared], [p.text[1] for p in prepared], []
         captions = [p.caption for p in prepared]
-        objects = self._pooled.encode([text for p in prepared for text in p.texts])
-        object_text = list(torch.stack(objects).split([len(p.texts) for p in prepared]))
-        return self._t5.encode(captions), self._pooled.encode(captions), object_text
+        pooled = self._pooled.encode(captions)
+        objects = _stacked(self._pooled.encode([text for p in prepared for text in p.texts]), len(pooled[0]))
+        return self._t5.encode(captions), pooled, list(objects.split([len(p.texts) for p in prepared]))
 
 
 def describe_encoders(base: Path, options: BuildOptions) -> dict[str, EncoderEntry]:
@@ -142,5 +142,10 @@ def _vectors(
     """fp32 [N, D] of each picture, read or encoded."""
     if encoder is None:
         return given
-    found = torch.stack(encoder.encode([crop for group in crops for crop in group]))
+    found = _stacked(encoder.encode([crop for group in crops for crop in group]), encoder.dim)
     return [part.numpy() for part in found.split([len(group) for group in crops])]
+
+
+def _stacked(vectors: list[Tensor], dim: int) -> Tensor:
+    """[N, dim], also of no vector: pictures need not have objects."""
+    return torch.stack(vectors) if vectors else torch.zeros(0, dim)

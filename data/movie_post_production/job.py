@@ -20,10 +20,11 @@ from stagecoach.data.building.jobs import (
     SumStatistics,
     items_per_part,
 )
-from stagecoach.data.movie_post_production.captions import RawPicture, read_captions
+from stagecoach.data.movie_post_production.captions import Boxes, RawPicture, read_captions
 from stagecoach.data.movie_post_production.options import BuildOptions, Dims
 from stagecoach.data.movie_post_production.prepare import Prepared, check_picture, precomputed_files, prepare_picture
 from stagecoach.data.movie_post_production.schema import DEPTH_LABELS
+from stagecoach.data.names import composed
 
 if TYPE_CHECKING:
     from stagecoach.data.encoding.encoders import EncoderEntry
@@ -119,11 +120,11 @@ class MovieJob(EncodingJob):
     def _split(self, picture: RawPicture, trained: set[str]) -> str | None:
         if picture.split or not self._options.seed_split:
             return picture.split
-        return "train" if picture.captions.name in trained else "val"
+        return "train" if composed(picture.captions.name) in trained else "val"
 
     @cached_property
     def _captions(self) -> tuple[list[RawPicture], list[tuple[str, RawError]], list[str]]:
-        return read_captions(self._raw)
+        return read_captions(self._raw, Boxes(self._options.box_format, self._options.box_units))
 
     @cached_property
     def entries(self) -> dict[str, EncoderEntry]:

@@ -1,17 +1,14 @@
 """The objects of a picture as the guide's JSON describes them, with or without the picture: boxes, words, depth."""
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
 from stagecoach.data.building.jobs import RawError
+from stagecoach.data.movie_post_production.boxes import Box, BoxConvention, read_box
 from stagecoach.data.movie_post_production.schema import DEPTH_LABELS
+from stagecoach.data.names import composed
 
-OUTSIDE = 0.05
-"""How far a box may stick out of the picture, in fractions of its side; it is clipped. Farther, and its unit is
-another."""
-
-Box = tuple[float, float, float, float]
+ObjectId = int | str
 
 
 @dataclass(frozen=True)
@@ -19,7 +16,7 @@ class DescribedObject:
     """``box``: x1 y1 x2 y2 in [0, 1]. ``depth``: index into ``DEPTH_LABELS``; ``depth_given`` is false where it was
     guessed from the box."""
 
-    object_id: int
+    object_id: ObjectId
     category: str
     caption: str
     box: Box
@@ -32,15 +29,23 @@ class DescribedObject:
         return ", ".join(word.strip() for word in (self.category, self.caption) if word.strip())
 
 
-def read_object(entry: Any, where: str, number: int | None = None) -> DescribedObject:
-    """The object of an entry; ``number`` is its id where it names none (None: it must). Raises ``RawError``."""
+def read_object(
+    entry: Any,
+    where: str,
+    number: int | None = None,
+    convention: BoxConvention | None = None,
+    size: tuple[int, int] | None = None,
+) -> DescribedObject:
+    """The object of an entry; ``number`` is its id where it names none (None: it must). ``size``: width and height of
+    the picture, for boxes in pixels. Raises ``RawError``."""
     if not isinstance(entry, dict):
         raise RawError(
             f"{where}: holds {type(entry).__name__}, expected an object with object_id, category_name, bbox and caption"
         )
-    if number is None or entry.get("object_id") is not None:
-        number = read_number(entry, "object_id", where)
-    box = read_box(entry.get("bbox"), where)
+    name: ObjectId | None = number
+    if name is None or entry.get("object_id") is not None:
+        name = read_id(entry, "object_id", where)
+    box = read_box(entry.get("bbox"), where, convention, size)
     label = entry.get("depth_label")
     if label is not None and label not in DEPTH_LABELS:
         raise RawError(f"{where}: 'depth_label' is {label!r}, expected one of {list(DEPTH_LABELS)} or none")
@@ -50,7 +55,7 @@ def read_object(entry: Any, where: str, number: int | None = None) -> DescribedO
         raise RawError(
             f"{where}: category_name and caption are {words!r:.80}, expected texts, of which one may be empty"
         )
-    return DescribedObject(number, *words, box, depth, label is not None)
+    return DescribedObject(name, *words, box, depth, label is not None)
 
 
 def guess_depth(box: Box) -> int:
@@ -61,25 +66,6 @@ def guess_depth(box: Box) -> int:
     return 2 if area < 0.01 or centre < 0.3 else 1
 
 
-def read_box(value: Any, where: str) -> Box:
-    """A box in [0, 1]: what sticks out a little is clipped. Raises ``RawError`` for anything that is no box."""
-    numbers = (
-        isinstance(value, list)
-        and len(value) == 4
-        and all(isinstance(v, (int, float)) and not isinstance(v, bool) and math.isfinite(v) for v in value)
-    )
-    if not numbers:
-        raise RawError(f"{where}: 'bbox' is {value!r:.80}, expected four finite numbers x1 y1 x2 y2")
-    if min(value) < -OUTSIDE or max(value) > 1 + OUTSIDE:
-        raise RawError(f"{where}: 'bbox' is {value}, expected numbers in 0..1; divide pixels by width and height")
-    x1, y1, x2, y2 = (min(max(float(v), 0.0), 1.0) for v in value)
-    if x1 >= x2 or y1 >= y2:
-        raise RawError(
-            f"{where}: 'bbox' is {value}, an empty box, expected x1 < x2 and y1 < y2 (corners, not width and height)"
-        )
-    return x1, y1, x2, y2
-
-
 def read_text(entry: dict, name: str, where: str) -> str:
     value = entry.get(name)
     if not isinstance(value, str) or not value.strip():
@@ -87,11 +73,21 @@ def read_text(entry: dict, name: str, where: str) -> str:
     return value
 
 
-def read_number(entry: dict, name: str, where: str) -> int:
+def read_number(entry: dict, name: str, where: str, more: str = "") -> int:
     value = entry.get(name)
     if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise RawError(f"{where}: {name!r} is {value!r:.60}, expected a whole number from 0")
+        raise RawError(f"{where}: {name!r} is {value!r:.60}, expected a whole number from 0{more}")
     return value
+
+
+def read_id(entry: dict, name: str, where: str) -> ObjectId:
+    """A whole number, also where it stands as text, or a text that can be a part of a file's name."""
+    value = entry.get(name)
+    if not isinstance(value, str):
+        return read_number(entry, name, where, " or a text")
+    if not value.strip() or "/" in value or not value.isprintable():
+        raise RawError(f"{where}: {name!r} is {value!r:.60}, expected a number from 0 or a printable text without /")
+    return int(value) if value.isascii() and value.isdigit() and str(int(value)) == value else composed(value)
 
 
 def read_size(entry: dict, path: object) -> tuple[int, int] | None:

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 from stagecoach.data.building.options import Argument
 from stagecoach.data.format.schema import SampleSchema
+from stagecoach.data.movie_post_production.boxes import BoxFormat, BoxUnits
 from stagecoach.data.movie_post_production.schema import movie_post_production_schema
 from stagecoach.data.pictures import Preview, Sizes
 
@@ -62,6 +63,17 @@ class BuildOptions:
     dino_dim: Annotated[
         int, Argument("length of precomputed DINO vectors: 1024 for ViT-L (default), 768 for ViT-B", metavar="N")
     ] = 1024
+    box_format: Annotated[
+        BoxFormat | None,
+        Argument("what a bbox is: xyxy corners (default; checked on all boxes) or xywh a corner, width and height"),
+    ] = None
+    box_units: Annotated[
+        BoxUnits | None,
+        Argument(
+            "of a bbox: fraction of the picture's side (default; checked), pixel (default in files with annos) or 1000 "
+            "for thousandths of the side"
+        ),
+    ] = None
     seed_split: Annotated[
         bool,
         Argument(

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw
 
+from stagecoach.data.movie_post_production.boxes import Box
 from stagecoach.data.movie_post_production.crops import cut
-from stagecoach.data.movie_post_production.objects import Box
 from stagecoach.data.movie_post_production.schema import FOREGROUND
 from stagecoach.data.pictures import column, resized, titled
 

@@ -12,8 +12,10 @@ from stagecoach.data.building.jobs import RawError
 from stagecoach.data.movie_post_production import readers
 from stagecoach.data.movie_post_production.captions import RawObject, RawPicture
 from stagecoach.data.movie_post_production.crops import FrameCrop, cut
+from stagecoach.data.movie_post_production.objects import ObjectId
 from stagecoach.data.movie_post_production.options import BuildOptions, Dims
 from stagecoach.data.movie_post_production.schema import DEPTH_LABELS, LATENT_STRIDE
+from stagecoach.data.names import as_spelled
 from stagecoach.data.pictures import Size, choose_size, read_picture
 
 VECTORS = {"clip": readers.CLIP_VECTORS, "dino": readers.DINO_VECTORS}
@@ -70,14 +72,16 @@ def prepare_picture(base: Path, raw: RawPicture, options: BuildOptions, dims: Di
         size = picture.height, picture.width
         crop = FrameCrop.of(*size, choose_size(*size, options.sizes, str(raw.image)))
     objects, dropped = _choose_objects(raw, crop, options.max_objects)
-    boxes = np.array([crop.box(item.box) for item in objects], np.float32)
+    boxes = np.array([crop.box(item.box) for item in objects], np.float32).reshape(-1, 4)
     text = None
     if "text" in options.precomputed:
         text = readers.read_text(
             readers.text_path(base, raw.image_id), raw.caption, options.text_length, dims.text, dims.pooled
         )
     vectors = {
-        name: np.stack([readers.read_vector(_vector_path(base, VECTORS[name], item), dim) for item in objects])
+        name: np.array(
+            [readers.read_vector(_vector_path(base, VECTORS[name], item), dim) for item in objects], np.float32
+        ).reshape(-1, dim)
         for name, dim in (("clip", dims.clip), ("dino", dims.dino))
         if name in options.precomputed
     }
@@ -114,12 +118,13 @@ def precomputed_files(base: Path, raw: RawPicture, options: BuildOptions) -> lis
 
 
 def _vector_path(base: Path, folder: str, item: RawObject) -> Path:
-    return base / folder / f"{item.reference.image_id}_obj{item.reference.object_id}.npy"
+    return as_spelled(base / folder / f"{item.reference.image_id}_obj{item.reference.object_id}.npy")
 
 
 def _choose_objects(raw: RawPicture, crop: FrameCrop, most: int) -> tuple[list[RawObject], list[dict[str, Any]]]:
     """Objects in the crop, in the order of the file, at most the ``most`` largest; and the others, with the reason."""
-    dropped, areas = {}, {}
+    dropped: dict[ObjectId, str] = {}
+    areas: dict[ObjectId, float] = {}
     for item in raw.objects:
         box = crop.box(item.box)
         if box is None:
@@ -128,15 +133,19 @@ def _choose_objects(raw: RawPicture, crop: FrameCrop, most: int) -> tuple[list[R
             dropped[item.object_id] = "below a pixel"
         else:
             areas[item.object_id] = (box[2] - box[0]) * (box[3] - box[1])
-    if not areas:
+    if raw.objects and not areas:
         raise RawError(
             f"{raw.captions}: none of its {len(raw.objects)} objects is in the crop to {crop.size[0]} x "
             f"{crop.size[1]}, expected one; give --sizes with one of the picture's shape"
         )
-    dropped |= dict.fromkeys(sorted(areas, key=areas.get, reverse=True)[most:], "beyond the largest")
+    dropped |= dict.fromkeys(sorted(areas, key=areas.__getitem__, reverse=True)[most:], "beyond the largest")
     return (
         [item for item in raw.objects if item.object_id not in dropped],
-        [{"object_id": number, "reason": reason} for number, reason in sorted(dropped.items())],
+        [
+            {"object_id": item.object_id, "reason": dropped[item.object_id]}
+            for item in raw.objects
+            if item.object_id in dropped
+        ],
     )
 
 

@@ -13,10 +13,13 @@ from torch import Tensor
 from stagecoach.data.building.jobs import RawError
 from stagecoach.data.building.raw_files import read_npy
 from stagecoach.data.movie_post_production.captions import RawPicture
+from stagecoach.data.names import as_spelled, composed
 from stagecoach.data.pictures import picture_size
 
 CLIP_VECTORS, DINO_VECTORS = "embedding/clip_cropped_boxes", "embedding/dino_cropped_boxes"
 LATENTS, TEXTS = "latents/vae_full_images", "latents/text_embeddings"
+T5_KEYS, POOLED_KEYS = ("t5_text_embeddings", "text_embeddings"), ("clip_pooled_embeddings", "pooled_embeddings")
+"""Names of the text states: the guide's, and its earlier ones."""
 ASPECT_TOLERANCE = 0.02
 UNIT_TOLERANCE = 0.01
 
@@ -68,7 +71,7 @@ def read_latent(path: Path, channels: int) -> Tensor:
 
 def text_path(base: Path, image_id: str) -> Path:
     """The precomputed text states of a picture."""
-    return base / TEXTS / f"{image_id}.pt"
+    return as_spelled(base / TEXTS / f"{image_id}.pt")
 
 
 def read_text(path: Path, caption: str, length: int, text_dim: int, pooled_dim: int) -> tuple[Tensor, Tensor]:
@@ -76,12 +79,13 @@ def read_text(path: Path, caption: str, length: int, text_dim: int, pooled_dim: 
     entry = read_pt(path, "text states")
     if not isinstance(entry, dict):
         raise RawError(f"{path}: holds {type(entry).__name__}, expected t5_text_embeddings and clip_pooled_embeddings")
-    if isinstance(entry.get("global_caption"), str) and entry["global_caption"] != caption:
+    if isinstance(entry.get("global_caption"), str) and composed(entry["global_caption"]) != composed(caption):
         raise RawError(
             f"{path}: made for the caption {entry['global_caption'][:60]!r}, expected {caption[:60]!r}; encode it again"
         )
     out = []
-    for name, shape in (("t5_text_embeddings", (length, text_dim)), ("clip_pooled_embeddings", (pooled_dim,))):
+    for names, shape in ((T5_KEYS, (length, text_dim)), (POOLED_KEYS, (pooled_dim,))):
+        name = next((name for name in names if name in entry), names[0])
         value = entry.get(name)
         if not isinstance(value, Tensor):
             raise RawError(f"{path}: {name!r} is {type(value).__name__}, expected a tensor; found keys {sorted(entry)}")
@@ -124,7 +128,7 @@ def expect(path: Path, what: str) -> None:
 
 def _either(path: Path) -> Path:
     """The ``.pt`` or, where only that is there, the ``.npy`` of the same name."""
-    other = path.with_suffix(".npy")
+    path, other = as_spelled(path), as_spelled(path.with_name(f"{path.name.removesuffix('.pt')}.npy"))
     return other if not path.exists() and other.exists() else path
 
 

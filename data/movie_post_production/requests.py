@@ -17,18 +17,19 @@ from PIL import Image
 
 from stagecoach.data.building.jobs import RawError
 from stagecoach.data.building.raw_files import read_json
+from stagecoach.data.movie_post_production.boxes import OUTSIDE, Box, read_box
 from stagecoach.data.movie_post_production.captions import CAPTIONS, IMAGES, find_images
 from stagecoach.data.movie_post_production.crops import cut
 from stagecoach.data.movie_post_production.objects import (
-    OUTSIDE,
-    Box,
     DescribedObject,
-    read_box,
+    ObjectId,
+    read_id,
     read_number,
     read_object,
     read_size,
     read_text,
 )
+from stagecoach.data.names import as_spelled, composed
 from stagecoach.data.pictures import Size, read_picture, to_rgb
 
 WHOLE: Box = (0.0, 0.0, 1.0, 1.0)
@@ -131,11 +132,12 @@ def parse_reference(text: str, where: str, folder: Path) -> Reference:
     return Reference(path, box)
 
 
-def _described_reference(entry: dict, number: int, where: str, folder: Path) -> Reference:
+def _described_reference(entry: dict, number: ObjectId, where: str, folder: Path) -> Reference:
     """Of another picture of the guide's raw layout, in whose ``captions`` the request lies."""
-    image_id = str(entry["ref_image_id"])
-    wanted = read_number({"ref_object_id": number, **entry}, "ref_object_id", where)
-    image, captions = find_images(folder.parent / IMAGES).get(image_id), folder / f"{image_id}.json"
+    image_id = composed(str(entry["ref_image_id"]))
+    wanted = read_id({"ref_object_id": number, **entry}, "ref_object_id", where)
+    image = find_images(folder.parent / IMAGES).get(image_id)
+    captions = as_spelled(folder / f"{image_id}.json")
     if folder.name != CAPTIONS or image is None or not captions.is_file():
         raise RawError(
             f"{where}: refers to image {image_id!r}, expected {folder.parent / IMAGES / image_id}.png and "
@@ -145,9 +147,9 @@ def _described_reference(entry: dict, number: int, where: str, folder: Path) -> 
     others = described.get("objects") if isinstance(described, dict) else None
     if not isinstance(others, list) or not all(isinstance(other, dict) for other in others):
         raise RawError(f"{captions}: holds no list of objects, expected the captions of {image_id!r}")
-    found = next((other for other in others if other.get("object_id") == wanted), None)
+    found = next((other for other in others if composed(str(other.get("object_id"))) == str(wanted)), None)
     if found is None:
-        raise RawError(f"{where}: refers to object {wanted} of {captions}, which has none of that number")
+        raise RawError(f"{where}: refers to object {wanted} of {captions}, which has none of that id")
     return Reference(image, read_box(found.get("bbox"), f"{captions}: object {wanted}"))
 
 

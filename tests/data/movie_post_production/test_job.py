@@ -319,6 +319,61 @@ def test_a_picture_whose_objects_are_all_cropped_is_named(raw, edit, options, tm
         make(raw, tmp_path / "out", options(sizes=((64, 64),)))
 
 
+def test_a_picture_without_objects_is_a_sample_like_others(raw, edit, samples, encoders, options, tmp_path):
+    """Computed and read: no boxes, no vectors, the fields all there, and one batch with others."""
+    write_precomputed(raw, samples, encoders, "flux")
+    chosen = (options(), options(precomputed=PRECOMPUTED, clip=None, dino=None, clip_dim=12, dino_dim=16))
+    for number in range(PICTURES):
+        edit(raw, number, lambda e: e.update(objects=[] if e["image_id"] != "scene_00000" else e["objects"][1:]))
+    for which, given in enumerate(chosen):
+        found = make(raw, tmp_path / str(which), given, holdout=0.0)
+        bare, other = found["scene_00001"], found["scene_00000"]
+        assert set(bare.arrays) == set(other.arrays)
+        assert [bare.arrays[name].shape for name in ("boxes", "depth", "clip", "dino")] == [
+            (0, 4),
+            (0,),
+            (0, 12),
+            (0, 16),
+        ]
+        assert bare.meta["objects"] == []
+        torch.testing.assert_close(floats(bare.arrays["latent"]), floats(samples["scene_00001"].arrays["latent"]))
+        batch = collate(SCHEMA, [bare, found["scene_00004"]])
+        assert batch["boxes"].shape == (2, 0, 4)
+        assert valid_objects(collate(SCHEMA, [bare, other])["boxes"]).sum(1).tolist() == [0, len(other.arrays["boxes"])]
+        statistics = ShardSet.open(tmp_path / str(which) / "train", SCHEMA).statistics
+        assert sum(statistics["objects_by_depth"]) == len(other.arrays["boxes"])
+
+
+def test_text_states_under_the_guides_earlier_names_are_read(raw, samples, encoders, options, tmp_path):
+    write_precomputed(raw, samples, encoders, "flux")
+    for path in (raw / readers.TEXTS).iterdir():
+        entry = torch.load(path)
+        torch.save(
+            {"text_embeddings": entry["t5_text_embeddings"], "pooled_embeddings": entry["clip_pooled_embeddings"]}, path
+        )
+    found = make(raw, tmp_path / "out", options(precomputed=("text",)))
+    for key, sample in found.items():
+        np.testing.assert_array_equal(sample.arrays["t5"], samples[key].arrays["t5"])
+        np.testing.assert_array_equal(sample.arrays["pooled"], samples[key].arrays["pooled"])
+
+
+def test_precomputed_files_are_found_however_a_mac_spells_them(raw, edit, samples, encoders, options, tmp_path):
+    """And objects with texts as ids have vectors of these names."""
+    write_precomputed(raw, samples, encoders, "flux")
+    composed, apart = "caf\u00e9", "cafe\u0301"
+    edit(raw, 1, lambda e: e["objects"][1].update(object_id="caf\u00e9"))
+    for path in sorted(p for p in raw.rglob("scene_00001*")):
+        name = path.name.replace("scene_00001", composed if path.suffix == ".json" else apart)
+        path.rename(path.with_name(name.replace("_obj1.", f"_obj{apart}.")))
+    for path in (raw / "captions").iterdir():
+        path.write_text(path.read_text().replace("scene_00001", composed))
+    given = options(precomputed=PRECOMPUTED, clip=None, dino=None, clip_dim=12, dino_dim=16)
+    found = make(raw, tmp_path / "out", given)
+    (sample,) = (s for s in found.values() if s.meta["image_id"] == composed)
+    np.testing.assert_allclose(sample.arrays["clip"], samples["scene_00001"].arrays["clip"], atol=2e-3)
+    assert sample.meta["objects"][1]["object_id"] == composed
+
+
 def splits_of(raw, options) -> dict[str, str | None]:
     return {item.key: item.split for item in MovieJob(raw, options).items()[0]}
 
