@@ -1,6 +1,8 @@
 """The encoders of a MoviePostProduction build, side by side."""
 
+import math
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import torch
@@ -15,12 +17,18 @@ from stagecoach.data.files import sha256_json
 from stagecoach.data.movie_post_production import readers
 from stagecoach.data.movie_post_production.options import BuildOptions, LatentConvention
 from stagecoach.data.movie_post_production.prepare import Prepared
-from stagecoach.data.pictures import shrink
+from stagecoach.data.movie_post_production.schema import LATENT_STRIDE
+from stagecoach.data.pictures import resized, shrink
 
 MAX_LATENT_ERROR = 0.4
 """How far precomputed latents may be off those of the picture, relative to their size (root mean square). Pixels in
 0..1 instead of -1..1 halve the contrast, another scale is off by its factor; a draw from the posterior or another
 filter for the resize is off by little. A missing shift (4 % of the size for FLUX) is not seen here."""
+
+REDUCED, ALIKE = 4, 1.8
+"""Of each picture with a precomputed latent the VAE sees one made smaller by the first, whose latent is about as large
+(root mean square); beyond a factor of the second the picture itself is encoded and compared. A scale of FLUX that is
+left out or applied twice makes 2.8."""
 
 
 class Encoders:
@@ -72,15 +80,36 @@ class Encoders:
             found = dict(zip(order, self._vae.encode([prepared[i].image for i in order]), strict=True))
             return [found[i] for i in range(len(prepared))]
         latents = [convert_latent(p.latent, self._convention, self._vae.shift, self._vae.scale) for p in prepared]
-        expected = self._vae.encode([prepared[0].image])[0]
-        error = float((latents[0] - expected).square().mean().sqrt() / expected.square().mean().sqrt())
-        if not error < MAX_LATENT_ERROR:
-            raise RawError(
-                f"{names[0]}: its precomputed latent is off the one of the picture by {error:.2f} of its "
-                f"size, expected below {MAX_LATENT_ERROR}; it was made from pixels in 0..1, by another VAE "
-                f"or not as --latent-convention {self._convention} says: compute the latents"
-            )
+        small = self._vae.encode([_reduced(item.image) for item in prepared])
+        for name, item, latent, seen in zip(names, prepared, latents, small, strict=True):
+            # The first of each batch, and any that is suspiciously large or small for its picture.
+            if item is prepared[0] or not 1 / ALIKE < _size(latent) / _size(seen) < ALIKE:
+                expected = self._vae.encode([item.image])[0]
+                if not _error(latent, expected) < MAX_LATENT_ERROR:
+                    raise RawError(f"{name}: {self._cause(item.latent, expected)}")
         return latents
+
+    def _cause(self, given: Tensor, expected: Tensor) -> str:
+        """What is wrong with a precomputed latent, in words."""
+        shift, scale = self._vae.shift, self._vae.scale
+        factor = float((given * expected).sum() / given.square().sum().clamp_min(1e-9))
+        fits = {c: _error(convert_latent(given, c, shift, scale), expected) for c in get_args(LatentConvention)}
+        best = min(fits, key=fits.__getitem__)
+        twice = _error(given / scale + shift, expected)
+        if fits[best] < MAX_LATENT_ERROR:
+            likely = f"it is one by --latent-convention {best}, off by {fits[best]:.2f}: give that"
+        elif twice < MAX_LATENT_ERROR:
+            likely = f"the VAE's shift and scale {scale:g} were applied twice: apply them once"
+        elif _error(factor * given, expected) < MAX_LATENT_ERROR:
+            likely = f"times {factor:.3g} it would be: write it as --latent-convention says, or compute the latents"
+        else:
+            likely = "it was made of another picture, from pixels in 0..1 or by another VAE: compute the latents"
+        off = _error(convert_latent(given, self._convention, shift, scale), expected)
+        return (
+            f"its precomputed latent, of standard deviation {float(given.std()):.2f}, is by --latent-convention "
+            f"{self._convention} off the one of the picture by {off:.2f} of its size, expected below "
+            f"{MAX_LATENT_ERROR}; {likely}"
+        )
 
     def _texts(self, prepared: list[Prepared]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         if self._t5 is None:
@@ -134,6 +163,23 @@ def convert_latent(latent: Tensor, convention: LatentConvention, shift: float, s
         case "scaled":
             return latent - shift * scale
     return latent
+
+
+def _error(latent: Tensor, expected: Tensor) -> float:
+    """Relative to the size of ``expected`` (root mean square); infinite for another shape or no numbers."""
+    if latent.shape != expected.shape:
+        return math.inf
+    return _size(latent - expected) / _size(expected)
+
+
+def _size(latent: Tensor) -> float:
+    """Root mean square."""
+    return max(float(latent.square().mean().sqrt()), 1e-9)
+
+
+def _reduced(image: np.ndarray) -> np.ndarray:
+    height, width = (max(round(side / REDUCED / LATENT_STRIDE), 2) * LATENT_STRIDE for side in image.shape[:2])
+    return resized(image, width, height)
 
 
 def _vectors(

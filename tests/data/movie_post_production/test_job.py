@@ -262,19 +262,54 @@ def test_what_is_precomputed_is_read_as_it_is(raw, samples, encoders, options, t
     )
 
 
+SHIFT, SCALE = 0.1159, 0.3611
+
+
 @pytest.mark.parametrize(
-    ("spoil", "message"),
-    [(lambda z: z * 0.5, "off the one of the picture"), (lambda z: z.flip(-1), "off the one of the picture")],
+    ("spoil", "convention", "message"),
+    [
+        (
+            lambda z: z * 0.5,
+            "flux",
+            r"by --latent-convention flux off the one of the picture by 0\.5.*; times 2 it would be",
+        ),
+        (lambda z: z.flip(-1), "flux", "it was made of another picture, from pixels in 0..1 or by another VAE"),
+        (
+            lambda z: z / SCALE + SHIFT,
+            "flux",
+            r"deviation 3\.38.* one by --latent-convention raw, off by 0\.00: give that",
+        ),
+        (lambda z: z / SCALE + SHIFT, "scaled", "it is one by --latent-convention raw"),
+        (lambda z: z, "raw", r"by --latent-convention raw off .*; it is one by --latent-convention flux, off by 0\.00"),
+        (
+            lambda z: (z - SHIFT) * SCALE,
+            "flux",
+            r"deviation 0\.44.*the VAE's shift and scale 0\.3611 were applied twice",
+        ),
+        (
+            lambda z: z * 70,
+            "flux",
+            r"deviation 85\.48.*; times 0\.0143 it would be: write it as --latent-convention says",
+        ),
+    ],
 )
 def test_latents_that_are_not_those_of_their_pictures_stop_the_build(
-    raw, samples, encoders, options, tmp_path, spoil, message
+    raw, samples, encoders, options, tmp_path, spoil, convention, message
 ):
-    """Regression D17: half the contrast is what pixels in 0..1 for -1..1 leave."""
+    """Regression D17: half the contrast is what pixels in 0..1 for -1..1 leave. Any scale is named with its cause."""
     write_precomputed(raw, samples, encoders, "flux")
     for path in (raw / readers.LATENTS).iterdir():
         torch.save(spoil(torch.load(path)), path)
     with pytest.raises(RawError, match=message):
-        make(raw, tmp_path / "out", options(precomputed=("latents",)), skip_bad=True)
+        make(raw, tmp_path / "out", options(precomputed=("latents",), latent_convention=convention), skip_bad=True)
+
+
+def test_one_latent_of_another_scale_among_good_ones_is_named(raw, samples, encoders, options, tmp_path):
+    write_precomputed(raw, samples, encoders, "flux")
+    path = raw / readers.LATENTS / "scene_00005.pt"
+    torch.save(torch.load(path) / SCALE + SHIFT, path)
+    with pytest.raises(RawError, match=r"scene_00005\.png: .* it is one by --latent-convention raw"):
+        make(raw, tmp_path / "out", options(precomputed=("latents",)), holdout=0.0)
 
 
 @pytest.mark.parametrize(
