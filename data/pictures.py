@@ -86,7 +86,8 @@ def open_picture(path: Path) -> Iterator[Image.Image]:
     if path.exists() and not is_file(path):  # the library would wait for the writer of a pipe
         raise RawError(f"{path}: no regular file, expected a picture; remove what lies there")
     try:
-        with Image.open(path) as image:
+        # By a path Pillow maps uncompressed TIFFs into memory, which goes wrong where they are turned.
+        with path.open("rb") as file, Image.open(file) as image:
             yield image
     except RawError:
         raise

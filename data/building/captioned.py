@@ -2,6 +2,7 @@
 
 The raw data set is a folder of pictures. A caption is the text in ``<name>.txt`` next to ``<name>.png``, or ``text`` in
 the picture's line of ``metadata.jsonl`` ({"file_name": ..., "text": ...}, as Hugging Face's image folders have it).
+Names are compared with composed letters (``data.names``).
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from stagecoach.data.building.options import Argument
 from stagecoach.data.building.raw_files import check_split, read_text, safe_key
 from stagecoach.data.files import sha256_json
 from stagecoach.data.format.schema import Field, SampleSchema
+from stagecoach.data.names import as_spelled, composed
 from stagecoach.data.pictures import (
     FORMATS,
     CoverCrop,
@@ -80,23 +82,27 @@ def read_captioned(base: Path) -> tuple[list[RawItem], list[tuple[str, RawError]
     paths, others = find_pictures(base, below=True)
     if not paths:
         raise RawError(f"{base}: no picture found, expected <name>.png with its caption in <name>.txt or {METADATA}")
-    listed = _read_metadata(base / METADATA)
+    listed, lists = _read_metadata(base / METADATA), (base / METADATA).is_file()
     items, bad = [], []
     for path in unread_pictures(others):
         bad.append((str(path.relative_to(base)), RawError(f"{path}: a format that is not read, expected {FORMATS}")))
     for path in paths:
         name = str(path.relative_to(base))
         try:
-            entry = listed.get(name) if listed else {"text": read_text(path.with_suffix(".txt"), "its caption")}
+            text = as_spelled(path.with_suffix(".txt"))
+            entry = listed.pop(composed(name), None) if lists else {"text": read_text(text, "its caption")}
             if not entry or not isinstance(entry.get("text"), str) or not entry["text"].strip():
-                raise RawError(f"{path}: no caption found, expected a text in {METADATA if listed else 'its .txt'}")
+                raise RawError(f"{path}: no caption found, expected a text in {METADATA if lists else 'its .txt'}")
             split = check_split(entry, str(path))
         except RawError as error:
             bad.append((name, error))
             continue
-        key = safe_key(str(path.relative_to(base).with_suffix("")))
+        key = safe_key(composed(str(path.relative_to(base).with_suffix(""))))
         picture = CaptionedPicture(path, " ".join(entry["text"].split()), split)
         items.append(RawItem(key, picture.split, picture))
+    named = {str(path.relative_to(base)) for path in others}
+    lost = sorted(name for name in listed if name not in named)
+    bad += [(name, RawError(f"{base / name}: missing, expected the picture that {METADATA} names")) for name in lost]
     return items, bad
 
 
@@ -110,7 +116,7 @@ def _read_metadata(path: Path) -> dict[str, dict[str, Any]]:
             continue
         try:
             entry = json.loads(line)
-            entries[entry["file_name"]] = entry
+            entries[composed(entry["file_name"])] = entry
         except (ValueError, KeyError, TypeError) as error:
             raise RawError(
                 f"{path}:{number}: not readable ({type(error).__name__}: {error}), expected file_name and text"

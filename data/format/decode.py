@@ -12,6 +12,7 @@ from PIL import Image
 
 from stagecoach.data.files import DamagedError
 from stagecoach.data.format.schema import Field, SampleSchema, SchemaError, check_sample
+from stagecoach.data.pictures import to_rgb
 
 NPY_MAGIC = b"\x93NUMPY"
 NPY_HEADER = re.compile(
@@ -142,6 +143,7 @@ def npy_header(data: memoryview) -> tuple[int, np.dtype, tuple[int, ...], bool]:
 def _decode_image(data: memoryview, where: str) -> np.ndarray:
     try:
         with Image.open(io.BytesIO(data)) as image:
-            return np.asarray(image.convert("RGB"))
+            image.load()
+            return np.asarray(to_rgb(image, where))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise DamagedError(f"{where} is not a readable picture ({error}); build the shard again") from error

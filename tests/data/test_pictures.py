@@ -48,6 +48,19 @@ def test_a_picture_is_turned_upright_by_its_exif_orientation(tmp_path, orientati
     assert [int(q > 128) for q in quarters] == [int(k == corner) for k in range(4)]
 
 
+@pytest.mark.parametrize("pixels", [np.zeros((32, 64), np.uint8), np.zeros((32, 64), np.uint16)])
+def test_a_grey_tiff_is_turned_upright(tmp_path, pixels):
+    """Pillow 13 scrambles uncompressed ones that it maps into memory."""
+    pixels[:16, :32] = np.iinfo(pixels.dtype).max
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    found = read(save(Image.fromarray(pixels), tmp_path / "a.tif", exif=turned))[..., 0]
+    assert found.shape == (64, 32)
+    expected = np.zeros((64, 32))
+    expected[:32, 16:] = 255
+    np.testing.assert_array_equal(found, expected)
+
+
 @pytest.mark.parametrize("mode", ["RGBA", "LA"])
 def test_what_is_transparent_lies_on_white_or_on_what_is_asked_for(tmp_path, mode):
     pixels = np.zeros((4, 6, 4), np.uint8)

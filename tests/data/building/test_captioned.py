@@ -83,6 +83,49 @@ def test_files_that_are_no_pictures_are_named(tmp_path, base, caplog):
     ]
 
 
+@pytest.mark.parametrize("metadata", [False, True])
+def test_names_as_a_mac_spells_them_belong_together(tmp_path, metadata):
+    """The picture's letters are taken apart (NFD), those of its caption composed, and the other way round."""
+    composed, apart = "caf\u00e9", "cafe\u0301"
+    write(tmp_path, f"{apart}-1", None)
+    write(tmp_path, f"{composed}-2", None)
+    names = {f"{composed}-1": "a ball", f"{apart}-2": "a block"}
+    for name, text in names.items():
+        (tmp_path / f"{name}.txt").write_text(text)
+    if metadata:
+        lines = [{"file_name": f"{name}.png", "text": text} for name, text in names.items()]
+        (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    items, bad = read_captioned(tmp_path)
+    assert not bad
+    assert {item.record.caption: item.key for item in items} == {"a ball": "caf_-1", "a block": "caf_-2"}
+
+
+def test_a_picture_that_the_metadata_names_and_is_not_there_is_named(tmp_path):
+    write(tmp_path, "a", None)
+    lines = [{"file_name": name, "text": "a ball"} for name in ("a.png", "b.jpg")]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    items, ((name, error),) = read_captioned(tmp_path)
+    assert ([item.key for item in items], name) == (["a"], "b.jpg")
+    assert str(error).endswith("b.jpg: missing, expected the picture that metadata.jsonl names")
+
+
+def test_a_sixteen_bit_picture_that_is_turned_is_built_as_it_is_seen(tmp_path, base):
+    """EXIF 6 and a ramp of 16 bits: height and width swap, grey is scaled and not clipped to white."""
+    (tmp_path / "raw").mkdir()
+    ramp = np.tile(np.linspace(0, 65535, 96).astype(np.uint16), (64, 1))
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    Image.fromarray(ramp).save(tmp_path / "raw" / "a.tif", exif=turned)
+    (tmp_path / "raw" / "a.txt").write_text("a ramp")
+    job = ToyBuilder().make_job(tmp_path / "raw", CaptionedOptions(base, ((96, 64), (64, 96))))
+    (item,), bad = job.items()
+    assert not bad
+    job.check(item)
+    picture = job.prepare(item)
+    assert picture.shape == (96, 64, 3)
+    np.testing.assert_allclose(picture[:, 0, 0], np.linspace(0, 255, 96), atol=1)
+
+
 def test_captions_and_splits_are_those_of_the_metadata(tmp_path):
     write(tmp_path, "a", None)
     write(tmp_path, "b", None)

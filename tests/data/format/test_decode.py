@@ -148,6 +148,20 @@ def test_pictures_of_others_may_have_any_of_their_extensions(kind, name):
     assert arrays["frame"].shape == (2, 3, 3)
 
 
+def test_pictures_of_others_come_out_as_they_are_seen():
+    """Turned by EXIF, transparency on white, 16 bits scaled to 8."""
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    clear = Image.new("RGBA", (4, 2), (0, 0, 0, 0))
+    ramp = Image.fromarray(np.array([[0, 32768, 65535]], np.uint16))
+    for image, expected in ((clear, np.full((4, 2), 255)), (ramp, np.array([[0], [128], [255]]))):
+        buffer = io.BytesIO()
+        image.save(buffer, "png", exif=turned)
+        schema = SampleSchema("t", 1, (Field("x", "image", ("H", "W", 3)),))
+        found = decode_sample(schema, {"x.png": memoryview(buffer.getvalue())}, "set.tar: sample 'a'", heads=False)[0]
+        np.testing.assert_array_equal(found["x"], np.repeat(expected[..., None], 3, 2))
+
+
 def test_a_field_that_the_head_lists_and_the_members_lack_is_damage():
     """As after an index lost the row of an optional field."""
     schema = SampleSchema("t", 1, (Field("x", "f32", ("n",), optional=True),))
