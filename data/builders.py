@@ -6,7 +6,7 @@ A builder is what ``launch/build_shards.py`` asks of a family. Adding one is a m
 
 import importlib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,3 +66,15 @@ def builder(family: str) -> Builder:
     if family not in BUILDERS:
         raise ValueError(f"no shards can be built for family {family!r}, expected one of {sorted(BUILDERS)}")
     return importlib.import_module(BUILDERS[family]).FamilyBuilder()
+
+    def describe(self, statistics: Mapping[str, Any]) -> dict[str, Any]:
+        """What the statistics of a split say of the data, by name, for people; nothing by default."""
+        return {}
+
+
+def describe_statistics(family: str, statistics: Mapping[str, Any] | None) -> dict[str, Any]:
+    """As ``Builder.describe``; nothing of a family that is not known here or whose packages are missing."""
+    try:
+        return builder(family).describe(statistics) if family in BUILDERS and statistics else {}
+    except ImportError:
+        return {}

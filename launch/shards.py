@@ -251,9 +251,10 @@ def _split_parts(name: str, split: dict[str, Any]) -> list[str | Table]:
             if not isinstance(entry, dict)
             else ", ".join(f"{what} {str(value)[:40]}" for what, value in entry.items()),
         )
+    described = [summary_table(split["described"])] if split["described"] else []
     histograms = {"bytes per sample": split["sample_bytes"], **split["dims"]}
     bars = [_bars(title, found) for title, found in histograms.items() if found]
-    return [title, fields, encoders if split["encoders"] else "no encoders are named", *bars]
+    return [title, fields, *described, encoders if split["encoders"] else "no encoders are named", *bars]
 
 
 def _bars(title: str, found: dict[str, Any]) -> Table:

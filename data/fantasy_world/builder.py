@@ -1,18 +1,20 @@
 """What ``shards build`` and ``shards synthesize`` ask of FantasyWorld."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 
 from stagecoach.data.builders import Builder
 from stagecoach.data.building.jobs import EncodedSample, Statistics
 from stagecoach.data.building.options import Argument
-from stagecoach.data.fantasy_world.clip import ClipOptions
-from stagecoach.data.fantasy_world.job import ClipStatistics, EncoderPaths, FantasyWorldJob
+from stagecoach.data.fantasy_world.job import EncoderPaths, FantasyWorldJob
+from stagecoach.data.fantasy_world.options import ClipOptions
 from stagecoach.data.fantasy_world.raw import read_metadata
 from stagecoach.data.fantasy_world.readers import read_frames
+from stagecoach.data.fantasy_world.statistics import ClipStatistics, describe
 from stagecoach.data.fantasy_world.synthetic import write_synthetic
 from stagecoach.data.pictures import depth_colours, sheet
 from stagecoach.data.streaming.dataset import Sample
@@ -58,3 +60,6 @@ class FamilyBuilder(Builder):
         cameras = {name: sample.arrays[name].copy() for name in ("extrinsics", "intrinsics")}  # torch wants to write
         statistics.add(replace(sample, arrays={**sample.arrays, **cameras}, counted=False))
         return statistics
+
+    def describe(self, statistics: Mapping[str, Any]) -> dict[str, Any]:
+        return describe(statistics)

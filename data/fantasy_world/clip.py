@@ -1,64 +1,44 @@
 """One raw clip becomes frames, depth and cameras of one size, in a canonical frame and scale."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
 
 import numpy as np
 import torch
 
-from stagecoach.data.building.options import Argument
-from stagecoach.data.fantasy_world.cameras import canonicalise, unproject
+from stagecoach.data.fantasy_world.cameras import canonicalise
+from stagecoach.data.fantasy_world.depth import depth_of, measure_scene, stored_depth, valid_depth
+from stagecoach.data.fantasy_world.options import ClipOptions
 from stagecoach.data.fantasy_world.raw import RawClip, RawError
 from stagecoach.data.fantasy_world.readers import (
-    IntrinsicsUnit,
+    CameraTrack,
     count_maps,
     declared_frames,
     read_cameras,
     read_frames,
     read_maps,
 )
-from stagecoach.data.fantasy_world.schema import LATENT_STRIDE, latent_frames
-from stagecoach.data.pictures import CoverCrop, check_sides
+from stagecoach.data.fantasy_world.warp import AXES, Warp, check_warp, invert, problem
+from stagecoach.data.pictures import CoverCrop
 
 ASPECT_TOLERANCE = 0.02
-FLOAT16_MAX = float(np.finfo(np.float16).max)
-PATCH_STRIDE = 2 * LATENT_STRIDE
-"""Pixels per token of the Wan transformer, which takes 2 x 2 latents as one."""
-
-
-@dataclass(frozen=True)
-class ClipOptions:
-    """Size of the clips to be made and how the raw files are to be read. Raises ``ValueError`` for a size that the
-    backbone cannot take."""
-
-    frames: Annotated[int, Argument("frames per clip, 4k + 1")] = 81
-    height: Annotated[int, Argument("pixels")] = 336
-    width: Annotated[int, Argument("pixels")] = 592
-    intrinsics: Annotated[
-        IntrinsicsUnit, Argument("unit in the camera files: divided by width and height (default), or pixels")
-    ] = "normalised"
-    depth_scale: Annotated[
-        float, Argument("what depth files are multiplied by to be in the unit of the camera translations", metavar="X")
-    ] = 1.0
-
-    def __post_init__(self) -> None:
-        latent_frames(self.frames)
-        check_sides(self.height, self.width, PATCH_STRIDE, "VAE stride 8, patch 2")
-        if not self.depth_scale > 0:
-            raise ValueError(f"depth scale {self.depth_scale} found, expected a number above 0")
+CENTRE_TOLERANCE = 0.25
+"""How far a principal point may lie from the middle of the picture, in parts of its size."""
 
 
 @dataclass(frozen=True)
 class Clip:
     """``frames`` uint8 [F, H, W, 3]; ``depth`` float16 [F, H, W], 0 where invalid; ``extrinsics`` float32 [F, 3, 4];
-    ``intrinsics`` float32 [F, 4] in pixels; ``scale`` is what depth and translations were divided by."""
+    ``intrinsics`` float32 [F, 4] in pixels; ``scale`` is what depth and translations were divided by; ``valid`` is the
+    part of the pixels with a depth; ``warp`` tells whether depth and cameras agree."""
 
     frames: np.ndarray
     depth: np.ndarray
     extrinsics: np.ndarray
     intrinsics: np.ndarray
     scale: float
+    valid: float
+    warp: Warp
     distorted: bool
 
 
@@ -98,43 +78,50 @@ def precheck(raw: RawClip, options: ClipOptions) -> None:
 
 
 def prepare_clip(raw: RawClip, options: ClipOptions) -> Clip:
-    """Read, crop, canonicalise and scale one clip.
-
-    The scale is the mean distance of the valid world points from camera 0 (FantasyWorld, data section: canonical frame
-    and scene scale). Raises ``RawError``.
-    """
-    track = read_cameras(raw.cameras, options.frames, options.intrinsics)
+    """Read, crop, canonicalise and scale one clip (``measure_scene``), and compare its depth with its cameras
+    (``warp``). Raises ``RawError``."""
+    track = _in_our_convention(read_cameras(raw.cameras, options.frames, options.intrinsics), options)
     crop, images = None, []
     for image in read_frames(raw.video, options.frames):
         crop = crop or ClipCrop.of(*image.shape[:2], options.height, options.width)
         images.append(crop.image(image))
-    intrinsics = track.intrinsics
-    if options.intrinsics == "normalised":
-        intrinsics = intrinsics * np.tile([crop.source_width, crop.source_height], 2)
-    intrinsics = torch.from_numpy(crop.intrinsics(intrinsics))
+    size = np.tile([crop.source_width, crop.source_height], 2)
+    pixels = track.intrinsics * size if options.intrinsics == "normalised" else track.intrinsics
+    _check_centre(pixels / size, raw.cameras, crop)
+    intrinsics = torch.from_numpy(crop.intrinsics(pixels))
     extrinsics = canonicalise(torch.from_numpy(track.extrinsics))
 
+    where = str(raw.depth or raw.points)
     depth = torch.from_numpy(_read_depth(raw, options, crop, track.extrinsics))
-    scale = _scene_scale(depth, intrinsics, extrinsics, raw)
-    extrinsics[..., 3] /= scale
-    depth = depth / scale
-    stored = torch.where(depth > FLOAT16_MAX, 0, depth).half().numpy()
-    return Clip(
-        np.stack(images), stored, extrinsics.float().numpy(), intrinsics.float().numpy(), scale, track.distorted
-    )
+    scene = measure_scene(depth, intrinsics, extrinsics, options, where)
+    cameras = track.extrinsics, intrinsics.numpy()
+    warp = check_warp(depth.numpy(), *cameras)
+    wrong = problem(depth.numpy(), *cameras, warp, options.max_warp_error) if options.max_warp_error < 1 else None
+    if wrong:
+        raise RawError(f"{where}: {wrong}")
+    extrinsics[..., 3] /= scene.scale
+    stored = stored_depth(depth / scene.scale, where)
+    outer, inner = extrinsics.float().numpy(), intrinsics.float().numpy()
+    return Clip(np.stack(images), stored, outer, inner, scene.scale, scene.valid, warp, track.distorted)
 
 
-def _scene_scale(depth: torch.Tensor, intrinsics: torch.Tensor, extrinsics: torch.Tensor, raw: RawClip) -> float:
-    """Frame by frame, since the points of a whole clip in double precision are half a gigabyte."""
-    total, count = 0.0, 0
-    for map_, inner, outer in zip(depth, intrinsics, extrinsics, strict=True):
-        distances = unproject(map_.double(), inner, outer).norm(dim=-1)[map_ > 0]
-        total, count = total + float(distances.sum()), count + distances.numel()
-    if not count:
+def _in_our_convention(track: CameraTrack, options: ClipOptions) -> CameraTrack:
+    """World to camera, x right, y down, z forward."""
+    extrinsics = invert(track.extrinsics) if options.camera_convention == "c2w" else track.extrinsics
+    if options.camera_axes != "opencv":
+        extrinsics = AXES[options.camera_axes] @ extrinsics
+    return replace(track, extrinsics=extrinsics)
+
+
+def _check_centre(normalised: np.ndarray, path: Path, crop: ClipCrop) -> None:
+    """A principal point far from the middle is one of a picture of another size."""
+    off = np.abs(normalised[:, 2:] - 0.5).max(-1)
+    if off.max() > CENTRE_TOLERANCE:
+        x, y = normalised[int(off.argmax()), 2:] * [crop.source_width, crop.source_height]
         raise RawError(
-            f"{raw.depth or raw.points}: no valid depth found (finite and above 0) inside the crop, expected some"
+            f"{path}: principal point {x:.5g} {y:.5g} in a video of {crop.source_width:g} x {crop.source_height:g} "
+            "found, expected it near the middle; the intrinsics are of pictures of another size or unit"
         )
-    return total / count
 
 
 def _read_depth(raw: RawClip, options: ClipOptions, crop: ClipCrop, extrinsics: np.ndarray) -> np.ndarray:
@@ -151,11 +138,10 @@ def _read_depth(raw: RawClip, options: ClipOptions, crop: ClipCrop, extrinsics: 
         return crop.maps(maps)
 
     if raw.depth:
-        depth = cropped(raw.depth, "depth").astype(np.float32) * options.depth_scale
+        depth = depth_of(cropped(raw.depth, "depth"), options)
     else:
         points = cropped(raw.points, "points", channels=3)
         depth = np.einsum("fc,fhwc->fhw", extrinsics[:, 2, :3], points) + extrinsics[:, 2, 3, None, None]
-    valid = np.isfinite(depth) & (depth > 0)
     if raw.mask:
-        valid &= cropped(raw.mask, "mask") != 0
-    return np.where(valid, depth, 0).astype(np.float32)
+        depth = np.where(cropped(raw.mask, "mask") != 0, depth, 0)
+    return valid_depth(depth, options).astype(np.float32)

@@ -6,13 +6,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
-import torch
-
-from stagecoach.data.building.jobs import EncodedSample, EncodingJob, RawError, RawItem, SumStatistics, items_per_part
+from stagecoach.data.building.jobs import EncodedSample, EncodingJob, RawError, RawItem, items_per_part
 from stagecoach.data.building.options import Argument
-from stagecoach.data.fantasy_world.cameras import POSE_SIZE, encode_pose
-from stagecoach.data.fantasy_world.clip import Clip, ClipOptions, precheck, prepare_clip
+from stagecoach.data.fantasy_world.clip import Clip, precheck, prepare_clip
+from stagecoach.data.fantasy_world.options import ClipOptions
 from stagecoach.data.fantasy_world.raw import METADATA, read_metadata
 from stagecoach.data.fantasy_world.schema import (
     CLIP_TOKENS,
@@ -21,6 +18,7 @@ from stagecoach.data.fantasy_world.schema import (
     fantasy_world_schema,
     latent_frames,
 )
+from stagecoach.data.fantasy_world.statistics import ClipStatistics, describe
 from stagecoach.data.files import sha256_file
 from stagecoach.data.format.schema import SampleSchema
 
@@ -47,30 +45,6 @@ class _Sizes:
     channels: int
     text: int
     image: int | None
-
-
-class ClipStatistics(SumStatistics):
-    """Sums from which the trivial predictors follow that a trained network must beat.
-
-    ``depth_sum``, ``depth_count`` over valid pixels, in units of the scene scale; ``camera_sum`` [F][9] of the pose
-    encodings (translation, quaternion, field of view), ``camera_count`` samples; ``distorted_count`` clips with a lens
-    distortion, which ``sample.counted`` says.
-    """
-
-    def __init__(self, frames: int) -> None:
-        camera_sum = np.zeros((frames, POSE_SIZE))
-        super().__init__(depth_sum=0.0, depth_count=0, camera_sum=camera_sum, camera_count=0, distorted_count=0)
-
-    def count(self, sample: EncodedSample) -> dict[str, Any]:
-        depth, extrinsics, intrinsics = (sample.arrays[name] for name in ("depth", "extrinsics", "intrinsics"))
-        pose = encode_pose(torch.from_numpy(extrinsics), torch.from_numpy(intrinsics), *depth.shape[1:])
-        return {
-            "depth_sum": float(depth.sum(dtype=np.float64)),
-            "depth_count": int(np.count_nonzero(depth)),
-            "camera_sum": pose.double().numpy(),
-            "camera_count": 1,
-            "distorted_count": int(sample.counted),
-        }
 
 
 class FantasyWorldJob(EncodingJob):
@@ -148,7 +122,7 @@ class FantasyWorldJob(EncodingJob):
                     "intrinsics": clip.intrinsics,
                     "frame": clip.frames[0],
                 },
-                {"prompt": prompts[i], "scale": clip.scale},
+                {"prompt": prompts[i], "scale": clip.scale, "valid": round(clip.valid, 6), "warp": clip.warp.as_dict()},
                 clip.distorted,
             )
             for i, clip in enumerate(prepared)
@@ -158,8 +132,9 @@ class FantasyWorldJob(EncodingJob):
         return ClipStatistics(self._clip.frames)
 
     def summary(self, statistics: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-        """Clips whose camera file gives a lens distortion, which is ignored."""
-        return {"distorted": sum(split["distorted_count"] for split in statistics.values())}
+        """Clips whose camera file gives a lens distortion, which is ignored, and what the depth is like."""
+        merged = ClipStatistics.merge(list(statistics.values()))
+        return {"distorted": merged.get("distorted_count", 0), **describe(merged)}
 
     @cached_property
     def _models(self) -> dict[str, tuple[type, Path]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -31,13 +32,17 @@ NO_SCALE = np.ones(1)
 @dataclass(frozen=True)
 class Warp:
     """``error``: median of |z - d| / d over the pixels of frame 0 that fall onto valid pixels of ``frame``, z their
-    depth there and d that frame's; None where nothing can be said: the clip is nearly ``still``, or no frame sees
-    enough of frame 0 (``overlap``, the part of its valid pixels)."""
+    depth there and d that frame's; None where nothing can be said: the clip is nearly ``still``, has no depth to
+    compare, or no frame sees enough of frame 0. ``overlap``: the part of its valid pixels that fall into ``frame``."""
 
     error: float | None
     frame: int
     overlap: float
     still: bool = False
+
+    def as_dict(self) -> dict[str, Any]:
+        error = None if self.error is None else round(self.error, 6)
+        return {"error": error, "frame": self.frame, "overlap": round(self.overlap, 4), "still": self.still}
 
 
 def check_warp(depth: np.ndarray, extrinsics: np.ndarray, intrinsics: np.ndarray) -> Warp:
@@ -45,7 +50,8 @@ def check_warp(depth: np.ndarray, extrinsics: np.ndarray, intrinsics: np.ndarray
 
     Args:
         depth: z-depth [T, H, W] in the unit of the translations, 0 or not finite where invalid.
-        extrinsics: world to camera [T, 3, 4].
+        extrinsics: world to camera [T, 3, 4], in the world of their file: once they are relative to frame 0, camera to
+            world can no longer be told.
         intrinsics: fx fy cx cy in pixels of the maps [T, 4].
     """
     error, frame, overlap = _measure(depth, extrinsics, intrinsics, _candidates(len(depth)))
@@ -59,12 +65,13 @@ def problem(depth: np.ndarray, extrinsics: np.ndarray, intrinsics: np.ndarray, f
     """What is wrong with a clip, in words for its error message: an error above ``most``, another reading of the files
     that fits clearly better, or no frame that sees frame 0. None for a clip that passes. Arguments as ``check_warp``.
     """
-    if found.still or (found.error is not None and found.error < FLOOR):
+    unseen = found.error is None and found.overlap < LEAST_OVERLAP
+    if not unseen and (found.error or 0) < FLOOR:
         return None
     cause = likely_cause(depth, extrinsics, intrinsics, found)
-    if found.error is None:
+    if unseen:
         what = "no later frame sees a fifth of frame 0"
-    elif found.error > most or cause:
+    elif (found.error or 0) > most or cause:
         what = f"frame 0 warped into frame {found.frame} is off by {found.error:.3g} of the depth there"
     else:
         return None
@@ -131,22 +138,24 @@ def _measure(
     depth: np.ndarray, extrinsics: np.ndarray, intrinsics: np.ndarray, candidates: Sequence[int]
 ) -> tuple[float, int, float]:
     """Error, frame and overlap of the first of the candidates that sees enough, 0 as frame where there is none."""
-    overlap = 0.0
+    most = 0.0
     for frame in candidates:
         error, overlap = _error(depth, extrinsics, intrinsics, frame)
-        if overlap >= LEAST_OVERLAP:
+        if overlap >= LEAST_OVERLAP and error < np.inf:
             return error, frame, overlap
-    return np.inf, 0, overlap
+        most = max(most, overlap)
+    return np.inf, 0, most
 
 
 def _error(depth: np.ndarray, extrinsics: np.ndarray, intrinsics: np.ndarray, frame: int) -> tuple[float, float]:
-    """The median relative error (inf where too few pixels fall onto valid ones), and their part of the valid ones."""
+    """The median relative error (inf where too few pixels fall onto valid ones), and the overlap, all of it where frame
+    0 has no depth: what is not there is not out of sight."""
     height, width = depth.shape[1:]
     v, u = (_places(size) for size in (height, width))
     first = depth[0][np.ix_(v, u)].astype(np.float64)
     valid = np.isfinite(first) & (first > 0)
     if valid.sum() < LEAST_PIXELS:
-        return np.inf, 0.0
+        return np.inf, 1.0
     fx, fy, cx, cy = intrinsics[0]
     x, y = np.meshgrid((u + 0.5 - cx) / fx, (v + 0.5 - cy) / fy)
     points = np.stack([x, y, np.ones_like(x)], -1)[valid] * first[valid][:, None]
@@ -156,30 +165,32 @@ def _error(depth: np.ndarray, extrinsics: np.ndarray, intrinsics: np.ndarray, fr
     fx, fy, cx, cy = intrinsics[frame]
     column, row = (seen[:, 0] / seen[:, 2] * fx + cx - 0.5, seen[:, 1] / seen[:, 2] * fy + cy - 0.5)
     inside = (column >= 0) & (column <= width - 1) & (row >= 0) & (row <= height - 1)
-    found = _bilinear(depth[frame], row[inside], column[inside])
-    z, there = seen[inside, 2], found > 0
+    found, z = _looked_up(depth[frame], row[inside], column[inside]), seen[inside, 2]
+    there, overlap = found > 0, float(inside.sum() / valid.sum())
     if there.sum() < LEAST_PIXELS:
-        return np.inf, 0.0
-    error = np.median(np.abs(z[there] - found[there]) / found[there])
-    return float(error), float(there.sum() / valid.sum())
+        return np.inf, overlap
+    return float(np.median(np.abs(z[there] - found[there]) / found[there])), overlap
 
 
 def _places(size: int) -> np.ndarray:
     return np.unique(np.linspace(0, size - 1, min(size, GRID)).astype(np.int64))
 
 
-def _bilinear(map_: np.ndarray, row: np.ndarray, column: np.ndarray) -> np.ndarray:
-    """Values between four valid pixels, 0 elsewhere."""
+def _looked_up(map_: np.ndarray, row: np.ndarray, column: np.ndarray) -> np.ndarray:
+    """Values between four valid pixels, that of the nearest pixel elsewhere (0 or not finite where invalid)."""
     top, left = (np.minimum(p.astype(np.int64), n - 2) for p, n in zip((row, column), map_.shape, strict=True))
     down, right = row - top, column - left
     corners = [map_[top + i, left + j].astype(np.float64) for i in (0, 1) for j in (0, 1)]
     weights = [a * b for a in (1 - down, down) for b in (1 - right, right)]
+    nearest = map_[np.rint(row).astype(np.int64), np.rint(column).astype(np.int64)].astype(np.float64)
     with np.errstate(invalid="ignore"):
         valid = np.all([np.isfinite(c) & (c > 0) for c in corners], 0)
-        return np.where(valid, sum(c * w for c, w in zip(corners, weights, strict=True)), 0)
+        found = np.where(valid, sum(c * w for c, w in zip(corners, weights, strict=True)), nearest)
+    return np.where(np.isfinite(found), found, 0)
 
 
 def _change(one: np.ndarray, other: np.ndarray) -> float:
     """Median relative difference in place."""
+    one, other = (m[np.ix_(*map(_places, m.shape))].astype(np.float64) for m in (one, other))
     valid = np.isfinite(one) & np.isfinite(other) & (one > 0) & (other > 0)
     return float(np.median(np.abs(one[valid] - other[valid]) / other[valid])) if valid.any() else np.inf

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from stagecoach.data.builders import builder
+from stagecoach.data.builders import builder, describe_statistics
 from stagecoach.data.format.index import read_index
 from stagecoach.data.format.shards import read_manifest
 from stagecoach.data.maintenance.check import built_schema, find_sets
@@ -21,7 +21,8 @@ BINS = 12
 
 def inspect(directory: Path, track: Track = untracked) -> dict[str, dict[str, Any]]:
     """By split: schema, counts, bytes by field, histograms of the bytes of a sample and of each named dimension of the
-    schema, encoders, fingerprint. Read from manifest and indices alone. Raises ``DamagedError`` naming a bad one."""
+    schema, what the statistics say, encoders, fingerprint. Read from manifest and indices alone. Raises
+    ``DamagedError`` naming a bad one."""
     return {name: _inspect(path, track) for name, path in find_sets(directory).items()}
 
 
@@ -49,6 +50,7 @@ def _inspect(path: Path, track: Track) -> dict[str, Any]:
         "field_bytes": dict(sorted(fields.items())),
         "sample_bytes": histogram(weights),
         "dims": {dim: histogram(counts) for dim, counts in sizes.items()},
+        "described": describe_statistics(schema.name, manifest.statistics),
         "encoders": manifest.encoders,
         "heads": manifest.heads,
         "dropped": manifest.dropped,

@@ -12,7 +12,9 @@ from typing import Any
 import torch
 from packaging.requirements import Requirement
 
+from stagecoach.data.builders import describe_statistics
 from stagecoach.data.files import MANIFEST
+from stagecoach.data.format.shards import read_manifest
 from stagecoach.data.paths import expand_path
 from stagecoach.data.stores.opening import open_storage
 from stagecoach.data.streaming.dataset import ShardSet, verify_shards
@@ -100,7 +102,14 @@ def _shards(plans: dict[int, StagePlan], path: str, split: str, full: bool) -> s
         shards = ShardSet.open(storage, schema)
         shards.read(len(shards) - 1)
     looked = "all hashes agree" if full else "sizes and indices agree (--full compares hashes)"
-    return f"{storage.url}: {len(shards):,} samples in {len(shards.shard_sizes)} shards, {looked}, one sample decoded"
+    found = f"{storage.url}: {len(shards):,} samples in {len(shards.shard_sizes)} shards, {looked}, one sample decoded"
+    manifest = read_manifest(storage)
+    described = describe_statistics(manifest.schema["name"], manifest.statistics)
+    return "; ".join([found, *(f"{name}: {_words(value)}" for name, value in described.items())])
+
+
+def _words(value: object) -> str:
+    return ", ".join(f"{name} {number}" for name, number in value.items()) if isinstance(value, dict) else str(value)
 
 
 def _base(plans: dict[int, StagePlan]) -> str:

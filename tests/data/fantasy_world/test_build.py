@@ -15,9 +15,10 @@ from stagecoach.data.encoding.latent_encoders import VideoEncoder
 from stagecoach.data.encoding.text_encoders import TextEncoder
 from stagecoach.data.fantasy_world.cameras import encode_pose
 from stagecoach.data.fantasy_world.clip import ClipOptions, prepare_clip
-from stagecoach.data.fantasy_world.job import ClipStatistics, FantasyWorldJob, _Sizes
+from stagecoach.data.fantasy_world.job import FantasyWorldJob, _Sizes
 from stagecoach.data.fantasy_world.raw import read_metadata
 from stagecoach.data.fantasy_world.schema import fantasy_world_schema
+from stagecoach.data.fantasy_world.statistics import WARP_EDGES, ClipStatistics, describe
 from stagecoach.data.files import TEMPORARY
 from stagecoach.data.maintenance.check import check, find_sets
 from stagecoach.data.maintenance.inspect import contact_sheet, inspect
@@ -34,7 +35,8 @@ def shards(synthetic, make_job, tmp_path_factory) -> Path:
     report = build(make_job(synthetic, image=True), output, BuildOptions(holdout=0.3))
     assert sum(report.samples.values()) == 4
     assert report.skipped == 0
-    assert report.more == {"distorted": 0}
+    assert report.more["distorted"] == 0
+    assert sum(report.more["warp error"].values()) == 4
     return output
 
 
@@ -59,7 +61,10 @@ def test_samples_hold_what_the_encoders_and_the_clips_give(shards, synthetic, en
         for name in ("depth", "extrinsics", "intrinsics"):
             np.testing.assert_array_equal(sample.arrays[name], getattr(clip, name))
         assert np.abs(sample.arrays["frame"].astype(int) - clip.frames[0]).mean() < 8
-        assert sample.meta == {"prompt": clips[key].prompt, "scale": clip.scale}
+        assert sample.meta["prompt"] == clips[key].prompt
+        assert sample.meta["scale"] == clip.scale
+        assert sample.meta["valid"] == pytest.approx((clip.depth > 0).mean(), abs=1e-6)
+        assert sample.meta["warp"] == clip.warp.as_dict()
 
 
 def test_image_to_video_fields_are_there_when_an_image_encoder_is(shards):
@@ -80,6 +85,31 @@ def test_statistics_are_sums_over_the_training_split(shards):
     poses = sum(encode_pose(*camera, HEIGHT, WIDTH) for camera in cameras)
     np.testing.assert_allclose(train.statistics["camera_sum"], poses.numpy(), atol=1e-5)
     assert train.statistics["camera_count"] == len(train)
+
+
+def test_what_depth_is_like_is_counted_and_told(shards):
+    train = ShardSet.open(shards / "train", SCHEMA)
+    samples = [train.read(i) for i in range(len(train))]
+    errors = [sample.meta["warp"]["error"] for sample in samples]
+    assert train.statistics["warp_counts"][-1] == errors.count(None)
+    assert sum(train.statistics["warp_counts"][: WARP_EDGES.index(0.02) + 1]) == len(train) - errors.count(None)
+    valid = np.mean([sample.meta["valid"] for sample in samples])
+    told = describe(train.statistics)
+    assert told["valid depth"] == f"{100 * valid:.1f} %"
+    assert told["scene scale"].startswith(f"{np.exp(np.mean([np.log(s.meta['scale']) for s in samples])):.3g}, times")
+    assert inspect(shards)["train"]["described"] == told
+    assert describe({"depth_sum": 1.0}) == {}
+
+
+def test_a_set_of_wrong_units_is_refused_with_the_cause(raw, make_job, edit_metadata, tmp_path):
+    def change(entries):
+        for entry in entries:
+            for file in (raw / entry["depth"]).iterdir():
+                np.save(file, 1000 * np.load(file))
+
+    edit_metadata(raw, change)
+    with pytest.raises(RawError, match=r"depth/scene_0000\d: depth and cameras do not agree.* 0\.001 times as large"):
+        build(make_job(raw), tmp_path / "shards", BuildOptions())
 
 
 def test_the_manifest_names_the_encoders(shards):

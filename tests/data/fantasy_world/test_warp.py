@@ -92,4 +92,19 @@ def test_invalid_pixels_and_a_far_turn_leave_a_nearer_frame():
     depth[1:] = 0
     found = check_warp(depth, extrinsics, intrinsics)
     assert (found.error, found.frame, found.still) == (None, 0, False)
-    assert "no later frame sees a fifth of frame 0" in problem(depth, extrinsics, intrinsics, found, 0.02)
+    assert problem(depth, extrinsics, intrinsics, found, 0.02) is None  # nothing to compare
+
+
+def test_cameras_that_lose_sight_of_the_scene_at_once_are_refused():
+    depth, extrinsics, intrinsics = clip(0)
+    lost = extrinsics * [1, 1, 1, 1e6]
+    found = check_warp(depth, lost, intrinsics)
+    assert found.error is None
+    assert "no later frame sees a fifth of frame 0" in problem(depth, lost, intrinsics, found, 0.02)
+
+
+def test_sparse_depth_is_compared_where_there_is_some():
+    depth, extrinsics, intrinsics = clip(0)
+    sparse = np.where(np.random.default_rng(0).random(depth.shape) < 0.1, depth, 0)
+    assert check_warp(sparse, extrinsics, intrinsics).error < 0.01
+    assert check_warp(sparse * 1000, extrinsics, intrinsics).error > 0.03
