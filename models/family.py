@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
@@ -23,6 +24,7 @@ from stagecoach.models.common.licences import Part
 from stagecoach.models.common.lora import PREFIX, export_lora
 from stagecoach.models.common.materialise import OnLoaded, WeightSource, load_base, without_lora
 from stagecoach.models.common.onnx_export import Component
+from stagecoach.models.common.published import PublishedFile
 from stagecoach.models.metrics.metric import Metric
 from stagecoach.models.metrics.record import Record
 
@@ -177,6 +179,16 @@ class Family(ABC):
     def open_base(self, config: Any) -> WeightSource:
         """Where the frozen weights are read from, checked by names and shapes, without reading them all. Raises
         ``ValueError`` naming the file and the names that are missing or left over."""
+
+    def open_published(self, path: Path) -> PublishedFile | None:
+        """Trained weights as the authors of the family's method published them; None where ``path`` holds none. Raises
+        ``ValueError`` where they are not whole."""
+        return None
+
+    def check_start(self, config: Any, trained: Any) -> None:
+        """Raise ``ValueError`` where weights that were trained at the config ``trained`` would compute something else
+        at ``config``, which shapes do not tell."""
+        return None
 
     def base_name(self, config: Any, name: str) -> str | None:
         """Where the network's tensor ``name`` stands in ``open_base``; None where it does not. The base is the network

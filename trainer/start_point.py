@@ -31,13 +31,18 @@ def open_start(plan: StagePlan, source: Path, init: Path | None) -> Weights:
     """The weights in ``source``, which are of the stage before or, with ``init``, of this one (a warm start). Raises
     ``ValueError`` and ``DamagedError`` as ``open_weights``."""
     index = plan.index
-    return open_weights(
+    weights = open_weights(
         source,
         family=plan.family.name,
         size=plan.recipe.size,
         stages=[stage for stage in (index - 1, index if init is not None else 0) if stage],
         purpose=f" to start stage {index}; give the right one with --init",
     )
+    try:
+        plan.family.check_start(plan.config, weights.config)
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from error
+    return weights
 
 
 def find_checkpoint(

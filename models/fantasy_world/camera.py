@@ -107,10 +107,12 @@ class CameraEncoder(nn.Module):
 
 
 class CameraAdapter(nn.Module):
-    """What a block adds to its cross-attention's output, before the frozen output projection; 0 at first."""
+    """What a block adds to its cross-attention's output, before the frozen output projection; 0 at first. A
+    ``published`` one has a ReLU inside and adds nothing where the camera is withheld."""
 
-    def __init__(self, config: CameraControlConfig, dim: int) -> None:
+    def __init__(self, config: CameraControlConfig, dim: int, published: bool = False) -> None:
         super().__init__()
+        self.published = published
         self.camera = nn.Linear(config.features, config.features)
         self.video_in = nn.Linear(dim, config.hidden)
         self.video_out = nn.Linear(config.hidden, config.features)
@@ -118,8 +120,10 @@ class CameraAdapter(nn.Module):
 
     def forward(self, x: Tensor, features: Tensor) -> Tensor:
         """``[B, N, d]``, ``[B, N, features]`` -> ``[B, N, d]``."""
-        mixed = self.camera(features) + self.video_out(F.gelu(self.video_in(x)))
-        return self.up(F.relu(self.down(mixed)))
+        inner = self.video_in(x)
+        mixed = self.camera(features) + self.video_out(F.relu(inner) if self.published else F.gelu(inner))
+        shift = self.up(F.relu(self.down(mixed)))
+        return shift * features.any(2).any(1)[:, None, None] if self.published else shift
 
 
 class ControlledWanBlock(SplitWanBlock):
@@ -173,6 +177,13 @@ def fold_plucker(extrinsics: Tensor, intrinsics: Tensor, height: int, width: int
         rays = plucker(extrinsics[:, one], intrinsics[:, one], height, width)[:, 0]
         frames.append(F.pixel_unshuffle(rays.permute(0, 3, 1, 2), VAE_SPACE).to(dtype))
     return torch.stack(frames, 1)
+
+
+def published_lens(intrinsics: Tensor, height: int, width: int) -> Tensor:
+    """Intrinsics ``[..., 4]`` as the published rays are made of them: focal lengths and the image's middle, in pixels,
+    multiplied by the image's size once more. Its weights were trained with such rays, nearly parallel as they are."""
+    size = intrinsics.new_tensor([width, height])
+    return torch.cat([intrinsics[..., :2], (size / 2).expand_as(intrinsics[..., 2:])], -1) * size.repeat(2)
 
 
 def halve_time(x: Tensor) -> Tensor:

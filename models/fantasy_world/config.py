@@ -224,6 +224,9 @@ class FantasyWorldConfig(Section):
     backbone: BackboneConfig
     split: int
     geometry: Literal["wan", "aggregator"] = "wan"
+    compatibility: Literal["default", "published"] = "default"
+    """published: the ``aggregator`` computes what the published code does, for weights that were trained with it; what
+    ``default`` does otherwise, and why, is in docs/fantasy_world.md."""
     bridge: BridgeConfig = BridgeConfig()
     aggregator: AggregatorConfig = AggregatorConfig()
     camera_control: CameraControlConfig = CameraControlConfig()
@@ -231,6 +234,8 @@ class FantasyWorldConfig(Section):
     dpt: DPTConfig
     camera_head: CameraHeadConfig
     pose_hidden: int = 512
+    vggt: PathText | None = None
+    """VGGT-1B's file, whose aggregator and heads a stage without predecessor starts from; for ``published``."""
     base: PathText | None = None
     allow_random_init: bool = False
     frames_per_step: int = Field(gt=0)
@@ -250,6 +255,15 @@ class FantasyWorldConfig(Section):
             raise ValueError(
                 f"dpt.taps is {taps}, expected four ascending 1-based layers that end at the last of the "
                 f"{self.irg_layers} IRG layers"
+            )
+        if self.published and self.geometry != "aggregator":
+            raise ValueError(
+                f"compatibility is published for geometry {self.geometry}, expected geometry aggregator, the design "
+                "that was published (size wan2.1-14b)"
+            )
+        if self.vggt is not None and not self.published:
+            raise ValueError(
+                "vggt is set for compatibility default, expected published: the weights were trained with its blocks"
             )
         if self.geometry == "aggregator" and self.camera_control.layers > self.backbone.layers:
             raise ValueError(
@@ -275,6 +289,10 @@ class FantasyWorldConfig(Section):
     def tap_dim(self) -> int:
         """Width of what the heads read: an aggregator layer hands out its frame and global states side by side."""
         return self.geometry_dim if self.geometry == "wan" else 2 * self.geometry_dim
+
+    @property
+    def published(self) -> bool:
+        return self.compatibility == "published"
 
     @property
     def image_to_video(self) -> bool:

@@ -1,6 +1,7 @@
 """FantasyWorld as the trainer sees it."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -13,11 +14,13 @@ from stagecoach.models.common.licences import APACHE, Part
 from stagecoach.models.common.materialise import WeightSource, open_folder
 from stagecoach.models.common.onnx_export import Component
 from stagecoach.models.common.onnx_vae import video_decoder
+from stagecoach.models.common.published import PublishedFile
 from stagecoach.models.family import Batch, Family
 from stagecoach.models.fantasy_world.backbone import base_name
 from stagecoach.models.fantasy_world.config import SIZES, FantasyWorldConfig
 from stagecoach.models.fantasy_world.network import build_network
 from stagecoach.models.fantasy_world.preview import SAMPLED, preview, sampled
+from stagecoach.models.fantasy_world.published import open_published, open_vggt, start_from_vggt, trained_shapes
 from stagecoach.models.fantasy_world.stages import METRICS, make_stages
 from stagecoach.models.fantasy_world.validate import validate
 from stagecoach.models.metrics.record import Record
@@ -79,6 +82,27 @@ class FantasyWorldFamily(Family):
         from stagecoach.models.fantasy_world.generate import FantasyWorldGeneration  # its pipeline opens families
 
         return FantasyWorldGeneration(weights, options)
+
+    def open_published(self, path: Path) -> PublishedFile | None:
+        return open_published(path)
+
+    def check_start(self, config: FantasyWorldConfig, trained: FantasyWorldConfig) -> None:
+        if config.compatibility != trained.compatibility:
+            raise ValueError(
+                f"weights of compatibility {trained.compatibility}, expected {config.compatibility}, which the recipe "
+                f"names; set model.compatibility to {trained.compatibility}"
+            )
+
+    def check_base(self, config: FantasyWorldConfig) -> str:
+        found = super().check_base(config)
+        if config.vggt is None:
+            return found
+        return f"{found}; geometry {open_vggt(config.vggt, trained_shapes(config, 1)).where}"
+
+    def init_from_statistics(self, network, statistics):
+        """Nothing of the data; VGGT-1B's weights where the config names them."""
+        if network.config.vggt is not None:
+            start_from_vggt(network, network.config.vggt)
 
     def record(self, arrays):
         """Depth and cameras."""

@@ -15,12 +15,20 @@ from stagecoach.models.fantasy_world.camera import (
     ControlledWanBlock,
     PoseEncoder,
     fold_plucker,
+    published_lens,
     token_plucker,
 )
 from stagecoach.models.fantasy_world.config import FantasyWorldConfig
-from stagecoach.models.fantasy_world.geometry.aggregator import AggregatorPair, PosedTokens, TimeProjection, group_poses
+from stagecoach.models.fantasy_world.geometry.aggregator import (
+    AggregatorPair,
+    PosedTokens,
+    PublishedTimeProjection,
+    TimeProjection,
+    group_poses,
+)
 from stagecoach.models.fantasy_world.geometry.branch import LatentBridge, WanGeometryBlock, ZeroLinear
-from stagecoach.models.fantasy_world.geometry.tokens import SpecialTokens
+from stagecoach.models.fantasy_world.geometry.tokens import PUBLISHED_STD, SpecialTokens
+from stagecoach.models.fantasy_world.rope import plane_rotation
 from stagecoach.models.fantasy_world.streams import FantasyWorld
 
 
@@ -92,12 +100,14 @@ class AggregatorFantasyWorld(FantasyWorld):
 
     def make_camera(self) -> None:
         backbone, control, width = self.config.backbone, self.config.camera_control, self.config.geometry_dim
-        self.geometry_time = self.own("geometry_time", lambda: TimeProjection(backbone.freq_dim, width))
+        published = self.config.published
+        projection = PublishedTimeProjection if published else TimeProjection
+        self.geometry_time = self.own("geometry_time", lambda: projection(backbone.freq_dim, width))
         if self.stage > 1:
             self.pose_encoder = self.own("pose_encoder", lambda: CameraEncoder(control, backbone.dim))
             self.camera_adapters = self.own(
                 "camera_adapters",
-                lambda: nn.ModuleList(CameraAdapter(control, backbone.dim) for _ in range(control.layers)),
+                lambda: nn.ModuleList(CameraAdapter(control, backbone.dim, published) for _ in range(control.layers)),
             )
 
     @property
@@ -108,10 +118,11 @@ class AggregatorFantasyWorld(FantasyWorld):
         return nn.Linear(self.config.backbone.dim, self.config.geometry_dim)  # the published 1 x 1 x 1 convolution
 
     def make_tokens(self) -> nn.Module:
-        return PosedTokens(self.config.aggregator)
+        aggregator = self.config.aggregator
+        return SpecialTokens(aggregator.dim, std=PUBLISHED_STD) if self.config.published else PosedTokens(aggregator)
 
     def make_geo_block(self, block: nn.Module) -> nn.Module:
-        return AggregatorPair(self.config.aggregator)
+        return AggregatorPair(self.config.aggregator, self.config.published)
 
     def pcb_block(self, block: nn.Module) -> nn.Module:
         return ControlledWanBlock(block)
@@ -125,7 +136,8 @@ class AggregatorFantasyWorld(FantasyWorld):
         poses = group_poses(encode_pose(extrinsics, intrinsics, height, width))
         features = None
         if self.stage > 1:
-            features = self.pose_encoder(fold_plucker(extrinsics, intrinsics, height, width, self.dtype), given)
+            lens = published_lens(intrinsics, height, width) if self.config.published else intrinsics
+            features = self.pose_encoder(fold_plucker(extrinsics, lens, height, width, self.dtype), given)
         return poses.to(self.dtype), given, features
 
     def run_pcb_block(self, i: int, block: nn.Module, x: Tensor, video: tuple, camera: tuple) -> Tensor:
@@ -133,17 +145,16 @@ class AggregatorFantasyWorld(FantasyWorld):
 
     def start_geometry(self, x_v: Tensor, latent: Tensor, camera: tuple) -> Tensor:
         poses, given, _ = camera
-        return self.special_tokens(self.latent_bridge(x_v).unflatten(1, (latent.shape[2], -1)), poses, given)
+        patches = self.latent_bridge(x_v).unflatten(1, (latent.shape[2], -1))
+        # The published sampling shows the cameras to the video alone.
+        return self.special_tokens(patches) if self.config.published else self.special_tokens(patches, poses, given)
 
     def geometry_inputs(
         self, latent: Tensor, timestep: Tensor, context: Tensor, projection: Tensor, camera: tuple
     ) -> tuple:
-        head_dim = self.own_head_dim
-        return (
-            self.geometry_time(timestep),
-            self.rope.geometry(head_dim, latent[:, :, :1]),
-            self.rope.geometry(head_dim, latent),
-        )
+        rotation = plane_rotation if self.config.published else self.rope.geometry
+        in_frame, in_clip = (rotation(self.own_head_dim, part) for part in (latent[:, :, :1], latent))
+        return self.geometry_time(timestep), in_frame, in_clip
 
     def video_inputs(self, i: int, video: tuple, camera: tuple) -> tuple:
         return *video, *self._control(self.config.split + i, camera)

@@ -17,6 +17,7 @@ Rotation = tuple[Tensor, Tensor]
 """cos and sin, fp32 ``[1, T, 1, head_dim]``, each number twice (for the two of a pair)."""
 
 _LONGEST = 1024
+_PLANE_BASE = 100.0
 
 
 class RotaryTables(nn.Module):
@@ -45,6 +46,24 @@ def with_special_tokens(table: Tensor, frames: int, value: float) -> Tensor:
     table = table.unflatten(1, (frames, -1))
     special = table.new_full((1, frames, SPECIAL_TOKENS, *table.shape[3:]), value)
     return torch.cat([special, table], 2).flatten(1, 2)
+
+
+def plane_rotation(head_dim: int, latent: Tensor) -> Rotation:
+    """VGGT's 2-D rotation (base 100) for the f (5 + h w) tokens: half of a head turns with the row, half with the
+    column, both from 1; all frames alike. cos and sin fp32 ``[1, T, 1, head_dim / 2]`` for ``rotate_halves``."""
+    f, h, w = latent.shape[2], latent.shape[3] // PATCH, latent.shape[4] // PATCH
+    places = torch.cartesian_prod(*(torch.arange(1.0, size + 1, device=latent.device) for size in (h, w)))
+    places = nn.functional.pad(places, (0, 0, SPECIAL_TOKENS, 0))  # [P, 2]; special tokens at 0, which does not turn
+    frequency = _PLANE_BASE ** -(torch.arange(head_dim // 4, device=latent.device) / (head_dim // 4))
+    angle = (places[..., None] * frequency).flatten(1).repeat(f, 1)[None, :, None]
+    return angle.cos(), angle.sin()
+
+
+def rotate_halves(x: Tensor, rotation: Rotation) -> Tensor:
+    """``rotate`` by a ``plane_rotation``: the pairs are number i of the first and of the second half of an axis."""
+    cos, sin = (part.unflatten(-1, (2, -1)) for part in rotation)
+    a, b = x.float().unflatten(-1, (2, 2, -1)).unbind(-2)
+    return torch.stack([a * cos - b * sin, a * sin + b * cos], -2).flatten(-3).type_as(x)
 
 
 def rotate(x: Tensor, rotation: Rotation) -> Tensor:

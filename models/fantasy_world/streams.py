@@ -45,8 +45,10 @@ class FantasyWorld(StageNetwork, ABC):
         self.latent_bridge = self.own("latent_bridge", self.make_bridge)
         self.special_tokens = self.own("special_tokens", self.make_tokens)
         self.irg = nn.ModuleList(self._irg_layer(i, block) for i, block in enumerate(base.blocks[config.split :]))
-        self.dpt = self.own("dpt", lambda: DenseHeads(config.dpt, config.tap_dim))
-        self.camera_head = self.own("camera_head", lambda: CameraHead(config.camera_head, config.tap_dim))
+        self.dpt = self.own("dpt", lambda: DenseHeads(config.dpt, config.tap_dim, config.published))
+        self.camera_head = self.own(
+            "camera_head", lambda: CameraHead(config.camera_head, config.tap_dim, config.published)
+        )
         if stage > 1:
             self.out = OutputHead(base)
         self.make_camera()

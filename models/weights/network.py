@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from stagecoach.data.tensors import open_tensors
 from stagecoach.models.common.attention import resolve_backend, set_backend
 from stagecoach.models.common.quantize import Kind as Bits
 from stagecoach.models.common.quantize import quantize as store
 from stagecoach.models.trainable import freeze, maximal_trainable, parameter_shape, trained_before
 from stagecoach.models.weights.opening import Weights, compare
+from stagecoach.models.weights.stored import open_stored
 
 Assign = Callable[[nn.Parameter, Tensor], Any]
 
@@ -33,7 +33,7 @@ def load_tensors(
     """
     parameters = dict(network.named_parameters())
     with ExitStack() as stack:
-        handles = {file: stack.enter_context(open_tensors(file)) for file in dict.fromkeys(files.values())}
+        handles = {file: stack.enter_context(open_stored(file)) for file in dict.fromkeys(files.values())}
         found = {name: tuple(handles[file].get_slice(name).get_shape()) for name, file in files.items()}
         compare(source, found, {name: parameter_shape(parameters[name]) for name in expected})
         for name in sorted(files) if assign is not None else ():

@@ -18,8 +18,9 @@ from stagecoach.models import get_family
 from stagecoach.models.family import Family
 from stagecoach.models.trainable import trained_before
 from stagecoach.models.weights.card import AdapterCard, adapter_files, from_metadata, read_card
+from stagecoach.models.weights.stored import open_published, open_stored
 
-Kind = Literal["adapter", "file", "checkpoint", "base"]
+Kind = Literal["adapter", "file", "checkpoint", "published", "base"]
 Which = Literal["raw", "ema"]
 Shapes = Mapping[str, tuple[int, ...]]
 STORED = {"F32": "fp32", "BF16": "bf16", "F16": "fp16"}
@@ -85,8 +86,9 @@ class Weights:
         return _read({name: file for name, file in self.files.items() if names is None or name in names})
 
     def check_base(self, found: str) -> None:
-        """Raise ``ValueError`` unless ``found`` is the hash of the base that the weights were trained on."""
-        if self.kind != "base" and found != self.card.base:
+        """Raise ``ValueError`` unless ``found`` is the hash of the base that the weights were trained on, which of
+        published ones is not known."""
+        if self.kind not in ("base", "published") and found != self.card.base:
             raise ValueError(
                 f"{self.source}: {self.kind} of base weights {self.card.base[:12]}, expected {found[:12]}, those that "
                 "the config or the call names now (sha256); give the folder of the base that it was trained on"
@@ -118,8 +120,9 @@ def open_weights(
 
     Args:
         source: folder of an adapter, file or folder for a hub that ``export.py`` wrote, folder of a checkpoint (or the
-            ``model.safetensors`` or ``ema.safetensors`` in it), or None: no training, the base of ``family`` and
-            ``size`` (in the last stage, or that of ``stages``; at ``config`` where that is given).
+            ``model.safetensors`` or ``ema.safetensors`` in it), a file that the method's authors published, or None: no
+            training, the base of ``family`` and ``size`` (in the last stage, or that of ``stages``; at ``config`` where
+            that is given).
         which: of a checkpoint, the weights themselves or their moving average.
         family, size, stages: what the weights must be of.
         predecessor: the adapter that a checkpoint's stage started from, which holds what earlier stages trained. None
@@ -155,7 +158,7 @@ class _Wanted:
     stages: tuple[int, ...] | None
     purpose: str
 
-    def check(self, kind: Kind, source: Path, card: AdapterCard) -> None:
+    def check(self, kind: str, source: Path, card: AdapterCard) -> None:
         for what, found, expected in (
             ("family", card.family, None if self.family is None else [self.family]),
             ("size", card.size, None if self.size is None else [self.size]),
@@ -197,7 +200,7 @@ def _adapter(path: Path, which: Which, wanted: _Wanted) -> Weights:
 
 def _file(path: Path, which: Which, wanted: _Wanted) -> Weights:
     if path.suffix != ENDING:
-        raise ValueError(f"{path}: expected a file ending in {ENDING}, which export.py wrote, or an adapter's folder")
+        return _published(path, which, wanted)
     with open_tensors(path) as handle:
         card = from_metadata(path, handle.metadata() or {})
     wanted.check("file", path, card)
@@ -206,6 +209,16 @@ def _file(path: Path, which: Which, wanted: _Wanted) -> Weights:
     if found.sha256 != card.sha256:
         raise DamagedError(f"{path}: its tensors differ from the sha256 in its metadata; export it again")
     return found
+
+
+def _published(path: Path, which: Which, wanted: _Wanted) -> Weights:
+    family, file = open_published(path)
+    spec = next(spec for spec in family.stages(file.config) if spec.index == file.stage)
+    values = file.config.model_dump(mode="json")
+    card = AdapterCard(family.name, file.size, spec.index, spec.name, 0, "", "", None, "raw", values)
+    wanted.check("published file", path, card)
+    _check_which(path, which, card)
+    return _whole("published", path, card, dict.fromkeys(file.keys(), path))
 
 
 def _checkpoint(path: Path, which: Which, wanted: _Wanted, predecessor: Path | None) -> Weights:
@@ -332,7 +345,7 @@ def compare(source: object, found: Shapes, expected: Shapes) -> None:
 
 def _header(file: Path) -> dict[str, tuple[tuple[int, ...], str]]:
     """Shape and dtype of each tensor of a file."""
-    with open_tensors(file) as handle:
+    with open_stored(file) as handle:
         slices = {name: handle.get_slice(name) for name in handle.keys()}  # noqa: SIM118  # no mapping
         return {
             name: (tuple(one.get_shape()), STORED.get(one.get_dtype(), one.get_dtype())) for name, one in slices.items()
@@ -342,7 +355,7 @@ def _header(file: Path) -> dict[str, tuple[tuple[int, ...], str]]:
 def _read(files: Mapping[str, Path]) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     for file in dict.fromkeys(files.values()):
-        with open_tensors(file) as handle:
+        with open_stored(file) as handle:
             found |= {name: handle.get_tensor(name).float() for name, place in files.items() if place == file}
     return found
 

@@ -2,7 +2,7 @@
 
 One pair of blocks stands next to each IRG video block. The frame block attends inside a latent frame, the global block
 over all of them; the exchange with the video happens in the middle of the global block. Both turn queries and keys by
-the video's 3-D rotation: the published model has VGGT's 2-D one there, which knows no order of frames.
+the video's 3-D rotation, those of ``compatibility: published`` by VGGT's 2-D one, which knows no order of frames.
 """
 
 import torch
@@ -21,10 +21,10 @@ from stagecoach.models.fantasy_world.rope import Rotation
 class AggregatorPair(nn.Module):
     """Frame block, then global block. Never called as a whole: ``open`` runs it up to the exchange with the video."""
 
-    def __init__(self, config: AggregatorConfig) -> None:
+    def __init__(self, config: AggregatorConfig, published: bool = False) -> None:
         super().__init__()
         self.frame_block, self.global_block = (
-            VGGTBlock(config.dim, config.heads, config.mlp_ratio, qk_norm=True) for _ in range(2)
+            VGGTBlock(config.dim, config.heads, config.mlp_ratio, qk_norm=True, published=published) for _ in range(2)
         )
 
     def open(self, x: Tensor, time: Tensor, in_frame: Rotation, in_clip: Rotation) -> tuple[Tensor, tuple]:
@@ -57,6 +57,27 @@ class TimeProjection(nn.Module):
     def forward(self, timestep: Tensor) -> Tensor:
         x = self.proj_mid(F.silu(self.proj_in(self.frequencies(timestep.float()))))
         return self.proj_out(F.silu(x)).unflatten(1, (6, -1))
+
+
+class PublishedTimeProjection(TimeProjection):
+    """With the angles in fp64, which reach 1000 rad: in fp32 they are off by up to 6e-5."""
+
+    def __init__(self, freq_dim: int, dim: int) -> None:
+        super().__init__(freq_dim, dim)
+        self.frequencies = ExactTimesteps(freq_dim // 2)
+
+
+class ExactTimesteps(nn.Module):
+    """``[B]`` -> fp32 ``[B, 2 count]``, cosines, then sines."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.count = count
+
+    def forward(self, timestep: Tensor) -> Tensor:
+        powers = torch.arange(self.count, dtype=torch.float64, device=timestep.device) / self.count
+        angle = torch.outer(timestep.double(), 10000.0**-powers)
+        return torch.cat([angle.cos(), angle.sin()], 1).float()
 
 
 class PosedTokens(SpecialTokens):

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from stagecoach.models.fantasy_world.config import SPECIAL_TOKENS
 
-TOKEN_STD = 0.02
+TOKEN_STD, PUBLISHED_STD = 0.02, 1e-6
 
 
 class SpecialTokens(nn.Module):
@@ -20,11 +20,11 @@ class SpecialTokens(nn.Module):
     aggregator's frame attention tells them apart by itself.)
     """
 
-    def __init__(self, dim: int, timed: bool = False) -> None:
+    def __init__(self, dim: int, timed: bool = False, std: float = TOKEN_STD) -> None:
         super().__init__()
         self.timed = timed
-        self.camera = nn.Parameter(TOKEN_STD * torch.randn(2, 1, dim))
-        self.register = nn.Parameter(TOKEN_STD * torch.randn(2, SPECIAL_TOKENS - 1, dim))
+        self.camera = nn.Parameter(std * torch.randn(2, 1, dim))
+        self.register = nn.Parameter(std * torch.randn(2, SPECIAL_TOKENS - 1, dim))
 
     def forward(self, patches: Tensor, camera: Tensor | None = None) -> Tensor:
         """``[B, f, h w, d]`` -> ``[B, f (5 + h w), d]``. ``camera`` ``[B, f, d]`` is added to the camera tokens."""

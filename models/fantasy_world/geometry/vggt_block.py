@@ -1,8 +1,8 @@
 """The transformer block of VGGT (fused qkv, LayerScale), in two halves, with a learned modulation.
 
-The published FantasyWorld applies shift and scale behind the MLP and leaves one of six modulation vectors unused. Here
-they act as in Wan: shift and scale on the normalised input, the gate on the output. Gates enter as 1 + gate and all
-six start at 0, so that at first the block is VGGT's own.
+The modulation acts as in Wan: shift and scale on the normalised input, the gate on the output. Gates enter as 1 + gate
+and all six start at 0, so that at first the block is VGGT's own. The published FantasyWorld, which ``published``
+blocks compute, applies shift, scale and gate behind the MLP, has no gate on the attention, and norms with eps 1e-5.
 """
 
 import torch
@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stagecoach.models.common.attention import Attend
-from stagecoach.models.fantasy_world.rope import rotate
+from stagecoach.models.fantasy_world.rope import rotate, rotate_halves
 
 _LAYER_SCALE = 0.01
 
@@ -28,16 +28,36 @@ class Modulation(nn.Module):
         return (table if time is None else table + time.float()).chunk(6, dim=1)
 
 
+class PublishedModulation(Modulation):
+    """Of six vectors the attention's gate is not used."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__(dim)
+        nn.init.normal_(self.table, std=dim**-0.5)
+
+    def forward(self, time: Tensor | None = None) -> tuple[Tensor, ...]:
+        shift, scale, gate, *feed_forward = super().forward(time)
+        return shift, scale, torch.zeros_like(gate), *feed_forward
+
+
+class Unmodulated(nn.Module):
+    """What leaves both halves of a published block as VGGT has them."""
+
+    def forward(self, time: Tensor | None = None) -> tuple[float, ...]:
+        return 0.0, 0.0, 0.0, 0.0, 0.0, 1.0
+
+
 class SelfAttention(nn.Module):
     """x + ls (1 + gate) Attention(LN(x) (1 + scale) + shift)."""
 
-    def __init__(self, dim: int, heads: int, qk_norm: bool) -> None:
+    def __init__(self, dim: int, heads: int, qk_norm: bool, published: bool = False) -> None:
         super().__init__()
-        self.heads = heads
-        self.norm = nn.LayerNorm(dim, eps=1e-6)
+        self.heads, eps = heads, 1e-5 if published else 1e-6
+        self.rotate = rotate_halves if published else rotate
+        self.norm = nn.LayerNorm(dim, eps=eps)
         self.qkv, self.proj = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
         self.norm_q, self.norm_k = (
-            (nn.LayerNorm(dim // heads, eps=1e-6), nn.LayerNorm(dim // heads, eps=1e-6))
+            (nn.LayerNorm(dim // heads, eps=eps), nn.LayerNorm(dim // heads, eps=eps))
             if qk_norm
             else (nn.Identity(), nn.Identity())
         )
@@ -45,20 +65,21 @@ class SelfAttention(nn.Module):
         self.attend = Attend()
 
     def forward(self, x: Tensor, shift: Tensor, scale: Tensor, gate: Tensor, *rotation: Tensor) -> Tensor:
-        """``x`` ``[B, T, d]``; ``rotation`` is nothing, or cos and sin ``[1, T, 1, d / heads]``."""
+        """``x`` ``[B, T, d]``; ``rotation`` is nothing, or cos and sin ``[1, T, 1, d / heads]``, of a published block
+        those of ``plane_rotation``."""
         q, k, v = self.qkv(modulate(self.norm(x), shift, scale)).unflatten(2, (3, self.heads, -1)).unbind(2)
         q, k = self.norm_q(q), self.norm_k(k)
         if rotation:
-            q, k = rotate(q, rotation), rotate(k, rotation)
+            q, k = self.rotate(q, rotation), self.rotate(k, rotation)
         return add_gated(x, self.proj(self.attend(q, k, v)), gate, self.layer_scale)
 
 
 class MLP(nn.Module):
     """x + ls (1 + gate) MLP(LN(x) (1 + scale) + shift)."""
 
-    def __init__(self, dim: int, ratio: int) -> None:
+    def __init__(self, dim: int, ratio: int, eps: float = 1e-6) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(dim, eps=1e-6)
+        self.norm = nn.LayerNorm(dim, eps=eps)
         self.fc1, self.fc2 = nn.Linear(dim, ratio * dim), nn.Linear(ratio * dim, dim)
         self.layer_scale = nn.Parameter(torch.full((dim,), _LAYER_SCALE))
 
@@ -68,14 +89,26 @@ class MLP(nn.Module):
         return add_gated(x, inner, gate, self.layer_scale)
 
 
-class VGGTBlock(nn.Module):
-    """Both halves. The caller runs them one by one where something happens in between."""
+class PublishedMLP(MLP):
+    """x + gate ls (MLP(LN(x)) (1 + scale) + shift)."""
 
-    def __init__(self, dim: int, heads: int, mlp_ratio: int, qk_norm: bool) -> None:
+    def forward(self, x: Tensor, shift: Tensor, scale: Tensor, gate: Tensor) -> Tensor:
+        update = modulate(self.fc2(F.gelu(self.fc1(self.norm(x)))), shift, scale)
+        return (x.float() + update.float() * self.layer_scale.float() * gate).type_as(x)
+
+
+class VGGTBlock(nn.Module):
+    """Both halves. The caller runs them one by one where something happens in between. A published one may go without
+    modulation."""
+
+    def __init__(
+        self, dim: int, heads: int, mlp_ratio: int, qk_norm: bool, published: bool = False, modulated: bool = True
+    ) -> None:
         super().__init__()
-        self.modulation = Modulation(dim)
-        self.attention = SelfAttention(dim, heads, qk_norm)
-        self.feed_forward = MLP(dim, mlp_ratio)
+        modulation = PublishedModulation if published else Modulation
+        self.modulation = modulation(dim) if modulated else Unmodulated()
+        self.attention = SelfAttention(dim, heads, qk_norm, published)
+        self.feed_forward = PublishedMLP(dim, mlp_ratio, eps=1e-5) if published else MLP(dim, mlp_ratio)
 
     def forward(self, x: Tensor, time: Tensor | None = None, *rotation: Tensor) -> Tensor:
         """``[B, T, d]`` -> same; ``time`` ``[B, 6, d]``, ``rotation`` nothing, or cos and sin."""
