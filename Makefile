@@ -22,7 +22,7 @@ $(VENV)/.installed: constraints.txt setup.py
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet -c constraints.txt torch setuptools wheel ninja packaging py-cpuinfo numpy
 	$(BIN)/pip install --quiet -c constraints.txt --no-build-isolation deepspeed
-	$(BIN)/pip install --quiet -c constraints.txt --no-build-isolation -e ".[dance,evaluate,export,quantize,sample,dev]"
+	$(BIN)/pip install --quiet -c constraints.txt --no-build-isolation -e ".[annotate,dance,evaluate,export,quantize,sample,dev]"
 	$(BIN)/python -m stagecoach.trainer.operators
 	touch $@
 

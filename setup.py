@@ -59,6 +59,14 @@ setup(
     ],
     extras_require={
         "build": BUILD,
+        "annotate": [
+            *BUILD,
+            "onnxruntime>=1.24.1",
+            "pycolmap>=4.2.1",
+            "scenedetect-headless>=0.7.2",
+            "opencv-python-headless>=5.0.0.93",
+            "scipy>=1.17",
+        ],
         "dance": [*BUILD, "librosa>=0.11", "h5py>=3.16", "onnxruntime>=1.24.1"],
         "evaluate": ["torchmetrics>=1.9", "scipy>=1.17"],
         "export": ["onnx>=1.23", "onnxruntime>=1.24.1", "huggingface_hub>=2.4"],

@@ -125,6 +125,18 @@ def load_tokenizer(path: Path, vocabulary: int) -> tuple[PreTrainedTokenizerBase
     )
 
 
+def load_processor(path: Path) -> Any:
+    """What turns pictures (and texts) into the input of the model in the same folder. Raises ``EncoderError``."""
+    encoder_folder(path)
+    try:
+        return transformers.AutoProcessor.from_pretrained(path, local_files_only=True)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise EncoderError(
+            f"{path}: no processor can be loaded from it ({short_error(error)}), expected preprocessor_config.json "
+            "next to the weights"
+        ) from error
+
+
 def encoder_entry(kind: type, path: Path, device: torch.device) -> EncoderEntry:
     """What the manifest says of the model in ``path``. Raises ``EncoderError`` where it holds no weights."""
     weights = sorted(encoder_folder(path).glob("*.safetensors"))

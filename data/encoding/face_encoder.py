@@ -9,11 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image
 
-from stagecoach.data.encoding.encoders import EncoderEntry, EncoderError, short_error
-from stagecoach.data.files import import_extra, sha256_file
+from stagecoach.data.encoding.encoders import EncoderEntry, EncoderError
+from stagecoach.data.encoding.onnx_file import OnnxFile, onnx_entry
 
 SIZE = 112
 FACE_DIM = 512
@@ -22,6 +21,7 @@ TEMPLATE = np.array(
 )
 """Where eyes, nose and corners of the mouth come to lie (insightface's ``arcface_dst``), in pixel indices."""
 TOGETHER = 64
+PURPOSE = "ArcFace (antelopev2's glintr100.onnx, say)"
 
 
 def similarity(source: np.ndarray, target: np.ndarray) -> np.ndarray:
@@ -54,41 +54,23 @@ class FaceEncoder:
     """Raises ``EncoderError`` for a file that is not such a model."""
 
     def __init__(self, path: Path) -> None:
-        onnxruntime = import_extra("onnxruntime", "ArcFace", "dance")
-        _check_file(path)
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
-        options.intra_op_num_threads = torch.get_num_threads()  # else one per core in each of several workers
-        wanted = ("CUDAExecutionProvider", "CPUExecutionProvider")
-        try:
-            providers = [p for p in wanted if p in onnxruntime.get_available_providers()]
-            self._session = onnxruntime.InferenceSession(str(path), options, providers=providers)
-        except Exception as error:  # onnxruntime's exceptions share no base but this
-            raise EncoderError(f"{path}: not loadable as an ONNX model ({short_error(error)})") from error
-        given, made = self._session.get_inputs(), self._session.get_outputs()
-        shapes = [list(given[0].shape[1:]), list(made[0].shape[1:])]
+        self._model = OnnxFile(path, PURPOSE, "dance")
+        shapes = [list(next(iter(given.values()))[1:]) for given in (self._model.inputs, self._model.outputs)]
         if shapes != [[3, SIZE, SIZE], [FACE_DIM]]:
             raise EncoderError(
                 f"{path}: a model from {shapes[0]} to {shapes[1]} found, expected ArcFace's from "
                 f"[3, {SIZE}, {SIZE}] to [{FACE_DIM}]"
             )
-        self._input = given[0].name
 
     def encode(self, faces: Sequence[np.ndarray]) -> np.ndarray:
         """Aligned faces uint8 [112, 112, 3] -> float32 [N, 512], not normalised."""
         out = [np.zeros((0, FACE_DIM), np.float32)]
         for start in range(0, len(faces), TOGETHER):
             batch = np.stack(faces[start : start + TOGETHER]).astype(np.float32).transpose(0, 3, 1, 2)
-            out.append(self._session.run(None, {self._input: (batch - 127.5) / 127.5})[0])
+            out.append(self._model((batch - 127.5) / 127.5)[0])
         return np.concatenate(out).astype(np.float32)
 
 
 def face_entry(path: Path) -> EncoderEntry:
     """What the manifest says of the model. Raises ``EncoderError`` for a missing file."""
-    _check_file(path)
-    return EncoderEntry(name="ArcFace", path_name=path.name, sha256=sha256_file(path), dtype="float32")
-
-
-def _check_file(path: Path) -> None:
-    if not path.is_file():
-        raise EncoderError(f"{path}: no such file, expected ArcFace as .onnx (antelopev2's glintr100.onnx, say)")
+    return onnx_entry(path, "ArcFace", PURPOSE)

@@ -1,0 +1,139 @@
+"""Poses from local networks: closed-form ones find what was drawn, so that every crop and every number is checked."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from stagecoach.data.annotation.people import PersonDetector, YoloxDetector, track_person
+from stagecoach.data.annotation.poses import (
+    PoseEstimator,
+    SimccModel,
+    VitPoseModel,
+    open_pose_estimator,
+    pose_entries,
+    to_dwpose,
+)
+from stagecoach.data.dance_with_music.skeleton import BODY
+from stagecoach.data.encoding.encoders import EncoderError
+from stagecoach.data.files import sha256_file
+from tests.tiny_annotators import draw_person, write_onnx_poses, write_vitpose
+
+BOXES = [(40, 20, 100, 150), (44, 22, 104, 152), (50, 22, 110, 152)]
+RED, BLUE = [(60, 50), (64, 52), (70, 52)], [(80, 120), (84, 122), (90, 122)]
+
+
+@pytest.fixture(scope="module")
+def networks(tmp_path_factory):
+    return write_onnx_poses(tmp_path_factory.mktemp("networks"))
+
+
+def frames():
+    return [draw_person(180, 160, *found) for found in zip(BOXES, RED, BLUE, strict=True)]
+
+
+def test_yolox_finds_the_box_through_letterbox_and_grid(networks):
+    """180 x 160 into 64 x 64: a pixel of the square is 2.8 of the picture."""
+    for image, box in zip(frames(), BOXES, strict=True):
+        (found,) = YoloxDetector(networks[0]).boxes(image)
+        assert np.abs(found[:4] - box).max() <= 3
+        assert found[4] == pytest.approx(0.9)
+    assert YoloxDetector(networks[0]).boxes(np.zeros((180, 160, 3), np.uint8)).shape == (0, 5)
+
+
+def test_simcc_points_come_back_to_the_pixels_they_were_drawn_at(networks):
+    """Crops of 96 x 72 of boxes 1.25 times as large: a pixel of the crop is 1.7, half a pixel of SimCC 0.85."""
+    points = SimccModel(networks[1]).points(frames(), [np.array(box, float) for box in BOXES])
+    assert points.shape == (3, 133, 3)
+    for found, red, blue in zip(points, RED, BLUE, strict=True):
+        assert np.abs(found[::2, :2] - red).max() <= 1.0
+        assert np.abs(found[1::2, :2] - blue).max() <= 1.0
+    assert points[..., 2].min() > 0.8
+
+
+def test_estimate_gives_dwpose_points_as_fractions_and_zeros_where_nobody_is(networks):
+    empty = np.zeros((180, 160, 3), np.uint8)
+    poses = open_pose_estimator(networks[1], networks[0]).estimate(iter([empty, *frames()]))
+    assert poses.shape == (4, 134, 3)
+    assert poses.dtype == np.float32
+    assert not poses[0].any()
+    for found, red, blue in zip(poses[1:], RED, BLUE, strict=True):
+        size = np.array([160, 180])
+        assert np.abs(found[0, :2] * size - red).max() <= 2  # the nose is COCO's 0
+        assert np.abs(found[2, :2] * size - red).max() <= 2  # the right shoulder is COCO's 6
+        assert np.abs(found[5, :2] * size - blue).max() <= 2  # the left one COCO's 5
+        middle = (np.array(red) + blue) / 2
+        assert np.abs(found[1, :2] * size - middle).max() <= 2  # the neck
+    assert poses[1:, :, 2].min() > 0.7
+
+
+def test_entries_name_the_hash_of_each_file(networks, tmp_path):
+    entries = pose_entries(networks[1], networks[0])
+    assert entries["pose"]["sha256"] == sha256_file(networks[1])
+    assert entries["person_detector"]["path_name"] == "yolox.onnx"
+    with pytest.raises(EncoderError, match=r"none.onnx: missing, expected a pose network"):
+        pose_entries(tmp_path / "none.onnx", networks[0])
+    with pytest.raises(EncoderError, match=r"expected one from \[N, 3, H, W\] to 133 points"):
+        SimccModel(networks[0]).points(frames()[:1], [np.array(BOXES[0], float)])
+    with pytest.raises(EncoderError, match="expected YOLOX's"):
+        YoloxDetector(networks[1])
+
+
+def test_coco_points_are_reordered_as_dwpose_does():
+    """Index lists of DWPose's ``wholebody.py``: after the neck is put in at 17, these move to those."""
+    points = np.random.default_rng(0).random((133, 3))
+    neck = [*points[[5, 6], :2].mean(0), points[[5, 6], 2].min()]
+    wanted = np.insert(points, 17, neck, 0)
+    coco = [17, 6, 8, 10, 7, 9, 12, 14, 16, 13, 15, 2, 1, 4, 3]
+    openpose = [1, 2, 3, 4, 6, 7, 8, 9, 10, 12, 13, 14, 15, 16, 17]
+    wanted[openpose] = wanted[coco]
+    np.testing.assert_allclose(to_dwpose(points), wanted)
+    assert not to_dwpose(points[:17])[18:].any()
+
+
+class Listed(PersonDetector):
+    """A detector that has been told what to find."""
+
+    def __init__(self, found):
+        self._found = iter(found)
+
+    def boxes(self, image):
+        return np.array(next(self._found), float).reshape(-1, 5)
+
+
+def test_the_largest_person_is_followed_and_short_gaps_are_bridged():
+    large, small = [0, 0, 40, 80, 0.5], [100, 0, 120, 40, 0.9]
+    moved = [6, 0, 46, 80, 0.4]
+    larger = [100, 0, 160, 120, 0.9]
+    found = [[small, large], [small], [], [larger, moved], *[[]] * 6, [small]]
+    boxes = [box for _, box in track_person(list(range(len(found))), Listed(found))]
+    np.testing.assert_allclose(boxes[:4], [large[:4], [2, 0, 42, 80], [4, 0, 44, 80], moved[:4]])
+    assert boxes[4:10] == [None] * 6
+    np.testing.assert_allclose(boxes[10], small[:4])
+
+
+@pytest.mark.parametrize("count", [17, 133])
+def test_vitpose_runs_from_its_folder(count, tmp_path):
+    write_vitpose(tmp_path, count)
+    estimator = PoseEstimator(VitPoseModel(tmp_path), Listed([[[*box, 0.9]] for box in BOXES]))
+    poses = estimator.estimate(frames())
+    assert poses.shape == (3, 134, 3)
+    shown = poses[..., 2] > 0
+    assert shown[:, BODY].any()
+    assert shown[:, 24:].any() == (count == 133)
+
+
+def test_peaks_of_vitpose_heatmaps_come_back_to_their_pixels(tmp_path, monkeypatch):
+    """The crop is the box at 3 : 4, 1.25 times as large; its corners are the middles of a heatmap's corner cells."""
+    write_vitpose(tmp_path)
+    model = VitPoseModel(tmp_path)
+    y, x = np.mgrid[:16, :12]
+    peak = np.exp(-((x - 3.5) ** 2 + (y - 9) ** 2) / 2 / 4)
+    heatmaps = torch.from_numpy(np.broadcast_to(peak, (1, 17, 16, 12)).astype(np.float32).copy())
+    monkeypatch.setattr(model, "_model", lambda **given: SimpleNamespace(heatmaps=heatmaps))
+    model._model.dtype = torch.float32
+    (found,) = model.points(frames()[:1], [np.array(BOXES[0], float)])
+    middle, size = np.array([70, 85]), 1.25 * 130 * np.array([0.75, 1])
+    wanted = middle + (np.array([3.5, 9]) - [5.5, 7.5]) / [11, 15] * size
+    np.testing.assert_allclose(found[:, :2], np.broadcast_to(wanted, (17, 2)), atol=1.0)

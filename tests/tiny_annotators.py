@@ -1,0 +1,87 @@
+"""Networks that annotate, small and made on the spot: closed-form ones as .onnx, which find what a test has drawn, and
+tiny random ones of transformers."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+CELL = 64 + 2 * 4 + 3
+"""Of a 64 x 64 YOLOX: stride 16, column 3, row 2, behind the 8 x 8 cells of stride 8."""
+
+
+class GreenDetector(nn.Module):
+    """YOLOX's raw grid [1, 84, 7] with one box: what is green in [1, 3, 64, 64] (BGR)."""
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        green = (image[:, 1:2] > 115).float() * (image[:, 2:3] < 250).float() * (image[:, :1] < 250).float()
+        green = torch.nn.functional.max_pool2d(green, 7, 1, 3)
+        green = 1 - torch.nn.functional.max_pool2d(1 - green, 7, 1, 3)
+        place = torch.arange(64.0)
+        ends = []
+        for profile in (green.amax((1, 2)), green.amax((1, 3))):
+            ends += [64 - (profile * (64 - place)).amax(1), (profile * (place + 1)).amax(1)]
+        left, right, top, bottom = ends
+        there = green.amax((1, 2, 3))
+        size = torch.stack([right - left, bottom - top], 1).clamp(min=1)
+        middle = torch.stack([left + right, top + bottom], 1) / 2 / 16 - torch.tensor([[3.0, 2.0]])
+        box = torch.cat([middle, (size / 16).log(), there[:, None], torch.tensor([[0.9, 0.1]])], 1)
+        rest = torch.zeros(1, 84, 7)
+        return torch.cat([rest[:, :CELL], box[:, None], rest[:, CELL + 1 :]], 1)
+
+
+class DotPoses(nn.Module):
+    """SimCC of 133 points: the even ones where red is brightest, the odd ones where blue is."""
+
+    def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        parts = []
+        for axis in (2, 3):
+            peaks = torch.stack([image[:, 0], image[:, 2]], 1).amax(axis) / 2.2
+            fine = torch.stack([peaks, peaks - 1], -1).flatten(-2)
+            parts.append(fine.repeat(1, 67, 1)[:, :133])
+        return parts[0], parts[1]
+
+
+def write_onnx_poses(folder: Path, height: int = 96, width: int = 72) -> tuple[Path, Path]:
+    """Detector and pose network as .onnx in ``folder``: yolox.onnx and pose.onnx."""
+    folder.mkdir(parents=True, exist_ok=True)
+    detector, pose = folder / "yolox.onnx", folder / "pose.onnx"
+    torch.onnx.export(GreenDetector(), (torch.zeros(1, 3, 64, 64),), str(detector), opset_version=17, dynamo=False)
+    torch.onnx.export(
+        DotPoses(),
+        (torch.zeros(2, 3, height, width),),
+        str(pose),
+        input_names=["input"],
+        output_names=["x", "y"],
+        dynamic_axes={"input": {0: "n"}, "x": {0: "n"}, "y": {0: "n"}},
+        opset_version=17,
+        dynamo=False,
+    )
+    return detector, pose
+
+
+def draw_person(height: int, width: int, box: tuple[int, int, int, int], red: tuple, blue: tuple) -> np.ndarray:
+    """uint8 [H, W, 3]: a green box (x0, y0, x1, y1) with a red and a blue spot at (x, y), pixel indices."""
+    image = np.zeros((height, width, 3))
+    image[box[1] : box[3], box[0] : box[2], 1] = 230
+    y, x = np.mgrid[:height, :width]
+    for channel, (u, v) in ((0, red), (2, blue)):
+        image[..., channel] = 249 * np.exp(-((x - u) ** 2 + (y - v) ** 2) / 2 / 4)
+    return image.round().astype(np.uint8)
+
+
+def write_vitpose(folder: Path, points: int = 17) -> None:
+    from transformers import VitPoseBackboneConfig, VitPoseConfig, VitPoseForPoseEstimation, VitPoseImageProcessor
+
+    backbone = VitPoseBackboneConfig(
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=(64, 48),
+        patch_size=(16, 16),
+        out_features=["stage2"],
+    )
+    torch.manual_seed(0)
+    VitPoseForPoseEstimation(VitPoseConfig(backbone_config=backbone, num_labels=points)).save_pretrained(folder)
+    VitPoseImageProcessor(size={"height": 64, "width": 48}).save_pretrained(folder)
