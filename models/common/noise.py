@@ -15,6 +15,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Any, Literal
 
 import diffusers
@@ -190,6 +191,15 @@ class FlowMatching(NoiseProcess):
 
     def level_at(self, u: Tensor) -> Tensor:
         return self.shift * u / (1 + (self.shift - 1) * u)
+
+    def share_up_to(self, sigma: float) -> float:
+        """Of the draws, those of at most ``sigma``: the distribution function of ``draw``."""
+        if sigma >= 1:
+            return 1.0
+        u = sigma / (self.shift - (self.shift - 1) * sigma)
+        if self.sampling == "logit_normal":
+            return NormalDist().cdf(math.log(u / (1 - u)))
+        return u if self.grid is None else math.floor(u * self.grid) / self.grid
 
     def mix(self, x0: Tensor, noise: Tensor, level: Tensor) -> Noised:
         x0, noise, sigma = x0.float(), noise.float(), level.float()

@@ -36,7 +36,8 @@ class IdentityConfig(Section):
     margin: int = Field(8, ge=0, description="latents around the box that the decoder sees besides, its context")
     crops: int = Field(4, ge=1, description="references of each sample that are drawn for the loss")
     t_max: float = Field(0.6, gt=0, le=1)
-    """No identity is asked of a picture noisier than this, whose estimate is blurred; the seed has no limit: 1."""
+    """No identity is asked of a picture noisier than this, whose estimate is blurred; the loss of the others is divided
+    by their share of all draws, so that ``identity_weight`` is what it says. The seed has no limit: 1."""
     warmup: float = Field(0.01, ge=0, lt=1)
     """Fraction of the stage over which the loss's weight rises from 0; modulation starts at nothing, and 10 (1 - cos)
     is some ten times the flow-matching loss; the seed: 0."""

@@ -29,7 +29,7 @@ METRICS = (
     Metric("dino_similarity_mean", "cosine", True),
     *(
         Metric(name, higher_is_better=None)
-        for name in ("timestep_mean", "alpha_mean", "alpha_fg_ratio", "feedback_magnitude")
+        for name in ("timestep_mean", "alpha_mean", "alpha_fg_ratio", "identity_share", "feedback_magnitude")
     ),
     *(Metric(f"val_{name}", higher_is_better=None) for name in ("alpha_mean", "alpha_fg_ratio")),
     *(

@@ -50,9 +50,12 @@ def training_step(network: torch.nn.Module, batch: Batch, progress: Progress) ->
         **reference_metrics(prediction, valid),
     }
     if network.stage >= IDENTITY_STAGE:
-        terms["dino_identity"], similarity = _identity(config, progress.helpers, batch, instances, prediction, noised)
+        share = process.share_up_to(constants.identity.t_max)
+        terms["dino_identity"], measured = _identity(
+            config, progress.helpers, batch, instances, prediction, noised, share
+        )
         weighted = terms["dino_identity"] * identity_weight(config).at(progress)
-        metrics |= {"dino_similarity_mean": similarity, "loss/dino_identity_weighted": sum_count(weighted)}
+        metrics |= measured | {"loss/dino_identity_weighted": sum_count(weighted)}
     if network.stage >= FEEDBACK_STAGE:
         foreground = prediction["active"] & (alpha >= FOREGROUND)
         metrics["feedback_magnitude"] = sum_count(prediction["feedback"], foreground)
@@ -103,9 +106,11 @@ def _identity(
     instances: Instances,
     prediction: dict[str, Tensor],
     noised: Noised,
-) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-    """Loss ``[B]``, and sum and count of the cosines it is made of. Asked for are foreground references that the
-    network was shown, in pictures at most as noisy as ``t_max``."""
+    share: float,
+) -> tuple[Tensor, Metrics]:
+    """Loss ``[B]`` and metrics of the cosines it is made of. Asked for are foreground references that the network was
+    shown, in pictures at most as noisy as ``t_max``. These are a ``share`` of all, by which their loss is divided: in
+    the mean over all pictures its weight is then the one that the recipe gives, at any resolution."""
     constants = config.losses.identity
     alpha = prediction["alpha"].detach().float()
     shown = prediction["active"] & instances["dino_given"]
@@ -120,4 +125,8 @@ def _identity(
         helpers["dino"],
         constants,
     )
-    return identity.identity_loss(cosine, slots.take(alpha), slots.used), sum_count(cosine, slots.used)
+    metrics = {
+        "dino_similarity_mean": sum_count(cosine, slots.used),
+        "identity_share": sum_count(slots.used.any(1).float()),
+    }
+    return identity.identity_loss(cosine, slots.take(alpha), slots.used) / max(share, 1e-6), metrics

@@ -59,6 +59,25 @@ def test_drawn_sigmas_follow_the_shifted_distribution(steps):
     assert sigma.mean().item() == pytest.approx(0.7476, abs=0.02)
 
 
+@pytest.mark.parametrize(
+    ("process", "share"),
+    [
+        (FlowMatching(resolution_shift(4096), "logit_normal"), 0.2282),  # FLUX at 1024 pixels
+        (FlowMatching(resolution_shift(1024), "logit_normal"), 0.4111),  # and at 512
+        (FlowMatching(1.0, "logit_normal"), 0.6574),
+        (FlowMatching(), 0.6),
+        (FlowMatching(5.0), 0.2308),
+        (FlowMatching(5.0, grid=4), 0.0),
+    ],
+)
+def test_the_share_of_draws_up_to_a_level_is_the_one_that_is_drawn(process, share):
+    assert process.share_up_to(0.6) == pytest.approx(share, abs=1e-4)
+    assert process.share_up_to(1.0) == 1.0
+    uids = torch.arange(40_000)
+    sigma = process.draw({"uid": uids, "rng_key": uids}, "t")
+    assert (sigma <= 0.6).float().mean().item() == pytest.approx(share, abs=0.01)
+
+
 def test_sigma_drawn_from_a_grid_lies_on_it():
     grid = FlowMatching(3.0).sigmas(10)
     distance = (drawn(200, 10, 3.0)[:, None] - grid).abs().min(1)

@@ -125,6 +125,27 @@ def test_the_identity_loss_reaches_modulation_and_layout_and_is_zero_above_t_max
     assert output["metrics"]["dino_similarity_mean"][1] == 0
 
 
+@pytest.mark.parametrize("t_max", [0.6, 1.0])
+def test_the_identity_weight_counts_once_however_few_pictures_carry_its_loss(
+    make_network, make_batch, config, progress, t_max
+):
+    """A picture below ``t_max`` has its loss over the share of such draws, 0.478 at this size; with t_max = 1, as in
+    profile reference, its loss as it is. Which picture carries it is logged."""
+    found = {}
+    for limit in (1.0, t_max):
+        values = config.model_dump()
+        values["losses"]["identity"]["t_max"] = limit
+        network = make_network(2, moved=True, changed=MoviePostConfig.model_validate(values))
+        found[limit] = training_step(network, make_batch(range(8), 2), progress(2))
+    plain, limited = found[1.0]["losses"]["dino_identity"], found[t_max]["losses"]["dino_identity"]
+    carries = limited > 0
+    assert 0 < carries.sum() <= (plain > 0).sum()
+    assert (carries.sum() == (plain > 0).sum()) == (t_max == 1.0)
+    torch.testing.assert_close(limited[carries], plain[carries] / (1.0 if t_max == 1.0 else 0.4784), rtol=1e-3, atol=0)
+    total, count = found[t_max]["metrics"]["identity_share"]
+    assert (total.item(), count.item()) == (carries.sum().item(), 8)
+
+
 def profile_config(config: MoviePostConfig, profile: str) -> MoviePostConfig:
     """``config`` with the switches of the profile's recipe, its widths left as they are."""
     path = Path(__file__).resolve().parents[3] / "launch" / "recipes" / "movie_post_production" / f"{profile}.yaml"
