@@ -30,8 +30,8 @@ Init = Annotated[
     typer.Option(
         metavar="ADAPTER|FILE|CHECKPOINT|base",
         help="what the first stage starts from instead of the adapter that the stage before left in the run: an "
-        "adapter, a file of export.py or a checkpoint, of the stage before it or of the same one (a warm start), or "
-        "base for no adapter",
+        "adapter, a file of export.py, a published file or a checkpoint, of the stage before it or of the same one (a "
+        "warm start), or base for no adapter",
     ),
 ]
 

@@ -69,7 +69,9 @@ def export(
     adapter: Annotated[
         Path,
         typer.Option(
-            metavar="DIR|FILE", help="a run's stage<N>/adapter, one of its checkpoints, an exported file or hub folder"
+            metavar="DIR|FILE",
+            help="a run's stage<N>/adapter, one of its checkpoints, an exported file or hub folder, a file that the "
+            "method's authors published",
         ),
     ],
     output: Annotated[

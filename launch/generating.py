@@ -179,7 +179,8 @@ def sample(
         str,
         typer.Option(
             metavar="DIR|FILE|base",
-            help="a run's stage<N>/adapter, one of its checkpoints, an exported file, or base for no adapter",
+            help="a run's stage<N>/adapter, one of its checkpoints, an exported file, a file that the method's authors "
+            "published, or base for no adapter",
         ),
     ],
     output: Annotated[Path, typer.Option(metavar="DIR", help="folder for the answers, one folder each")],

@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RECIPES = Path(__file__).parent / "recipes"
 MODEL_PATHS = (
     "base",
+    "vggt",
     "vae",
     "vae.base",
     "dino.base",
