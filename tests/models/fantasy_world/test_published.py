@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from stagecoach.models.family import Progress
 from stagecoach.models.fantasy_world import published as loader
 from stagecoach.models.fantasy_world.camera import CameraAdapter, fold_plucker, published_lens
+from stagecoach.models.fantasy_world.camera import plucker as plucker_of
 from stagecoach.models.fantasy_world.config import FantasyWorldConfig
 from stagecoach.models.fantasy_world.geometry.aggregator import AggregatorPair, TimeProjection
 from stagecoach.models.fantasy_world.heads.camera_head import CameraHead
@@ -132,6 +133,12 @@ def test_rays_and_camera_features_are_the_published_ones(world, inputs):
     folded = fold_plucker(inputs["extrinsics"], lens, height, width, torch.float32)
     plucker = formula.rays(inputs["extrinsics"], inputs["intrinsics"], height, width)
     close(folded, torch.nn.functional.pixel_unshuffle(plucker.permute(0, 1, 4, 2, 3), 8))
+    lens = torch.tensor([500.0, 480.0, 296.0, 168.0])[None, None]
+    spread = [
+        plucker_of(torch.eye(3, 4)[None, None], one, 336, 592)[..., 3].aminmax()
+        for one in (lens, published_lens(lens, 336, 592))
+    ]
+    assert [round(float(found.max - found.min), 4) for found in spread] == [1.0176, 0.0015]
     close(world.network.pose_encoder(folded, torch.tensor([True, True])), formula.camera_features(world.w, plucker))
 
 

@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from stagecoach import FantasyWorldPipeline
 from stagecoach.models.fantasy_world import published as loader
 from stagecoach.models.fantasy_world.config import SIZES
 from stagecoach.models.fantasy_world.family import FantasyWorldFamily
@@ -87,6 +88,9 @@ def test_a_published_file_opens_as_weights_do_and_exports(file, tmp_path):
     assert torch.equal(values["latent_bridge.weight"], bridge[:, :, 0, 0, 0])
     behind = tensors["IRGBlock.1.x_dit.cross_attn.processor.k_proj.group1.bias"].bfloat16().float()
     assert torch.equal(values["camera_adapters.3.camera.bias"], behind)
+    network = FantasyWorldPipeline.from_adapter(file).transformer.network
+    assert network.config.published
+    assert torch.equal(network.camera_adapters[3].camera.bias, behind)
     export_adapter(file, tmp_path / "own.safetensors", "bf16")
     own = open_weights(tmp_path / "own.safetensors")
     assert own.config == found.config
