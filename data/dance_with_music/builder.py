@@ -13,7 +13,7 @@ from stagecoach.data.dance_with_music.footage import open_footage
 from stagecoach.data.dance_with_music.job import DanceJob, DanceStatistics, EncoderPaths, RawOptions
 from stagecoach.data.dance_with_music.layouts import read_layout
 from stagecoach.data.dance_with_music.picture import sample_picture
-from stagecoach.data.dance_with_music.poses import read_poses
+from stagecoach.data.dance_with_music.poses import load_poses
 from stagecoach.data.dance_with_music.segment import SegmentOptions
 from stagecoach.data.dance_with_music.skeleton import five_points
 from stagecoach.data.dance_with_music.synthetic import write_synthetic
@@ -49,7 +49,8 @@ class FamilyBuilder(Builder):
         for dance in read_layout(raw, "videos")[0]:
             footage = open_footage(dance.footage, dance.rate)
             chosen = footage.chosen[::8]
-            xy, conf = read_poses(dance.poses, chosen, dance.unit)
+            poses = load_poses(dance.poses, dance.reading, footage.size)
+            xy, conf = poses.xy[chosen], poses.conf[chosen]
             for image, points, sure in zip(footage.read(chosen), xy, conf, strict=True):
                 frames.append(image)
                 five = five_points(points, sure)
@@ -58,7 +59,10 @@ class FamilyBuilder(Builder):
         write_sd_encoders(directory, np.stack(frames), np.stack(faces) if faces else np.zeros((0,)), seed)
 
     def count(self, statistics: Statistics | None, sample: EncodedSample) -> Statistics:
-        statistics = statistics or DanceStatistics(sample.arrays["music"].shape[1])
+        maps = sample.arrays.get("music_map")
+        statistics = statistics or DanceStatistics(
+            sample.arrays["music"].shape[1], None if maps is None else maps.shape[1]
+        )
         statistics.add(sample)
         return statistics
 

@@ -9,15 +9,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from stagecoach.data.building.jobs import RawError
 from stagecoach.data.building.raw_files import open_media, video_stream
 from stagecoach.data.dance_with_music.schema import FRAME_RATE
-from stagecoach.data.pictures import read_picture
+from stagecoach.data.pictures import SUFFIXES as PICTURES
+from stagecoach.data.pictures import picture_size, read_picture
 
-PICTURES = (".png", ".jpg", ".jpeg")
 ROUNDING = 1e-3
 """Frames by which time stamps may be off: containers round them."""
 
@@ -25,12 +26,14 @@ ROUNDING = 1e-3
 @dataclass(frozen=True)
 class Footage:
     """``times``: seconds of the source frames on the container's axis, rising, float64 [n]; ``chosen``: the source
-    frame of each frame at 30 per second, int64 [F]; ``files``: one per source frame where the source is a folder."""
+    frame of each frame at 30 per second, int64 [F]; ``files``: one per source frame where the source is a folder;
+    ``size``: height and width of the upright pictures."""
 
     path: Path
     times: np.ndarray
     chosen: np.ndarray
     files: tuple[Path, ...] = ()
+    size: tuple[int, int] = (0, 0)
 
     @property
     def start(self) -> float:
@@ -66,7 +69,7 @@ class Footage:
                         "file is damaged"
                     )
                 while number == current:
-                    yield frame.to_ndarray(format="rgb24")
+                    yield upright(frame)
                     current = next(wanted, None)
                 if current is None:
                     return
@@ -82,9 +85,15 @@ def open_footage(path: Path, rate: float) -> Footage:
     if path.is_dir():
         files = numbered_files(path, PICTURES)
         times = np.arange(len(files)) / rate
-        return Footage(path, times, nearest_frames(times, 1 / rate), tuple(files[n] for n in sorted(files)))
-    times, last = _frame_times(path)
-    return Footage(path, times, nearest_frames(times, last))
+        names = tuple(files[n] for n in sorted(files))
+        return Footage(path, times, nearest_frames(times, 1 / rate), names, picture_size(names[0]))
+    times, last, size = _frame_times(path)
+    return Footage(path, times, nearest_frames(times, last), size=size)
+
+
+def upright(frame: Any) -> np.ndarray:
+    """The picture of a decoded frame as a player shows it, uint8 [h, w, 3]: turned as its container says."""
+    return np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90)))
 
 
 def nearest_frames(times: np.ndarray, last: float) -> np.ndarray:
@@ -123,13 +132,17 @@ def numbered_files(folder: Path, suffixes: Sequence[str]) -> dict[int, Path]:
     return found
 
 
-def _frame_times(path: Path) -> tuple[np.ndarray, float]:
-    """Times of the frames and how long the last is shown, from the packets, without decoding."""
+def _frame_times(path: Path) -> tuple[np.ndarray, float, tuple[int, int]]:
+    """Times of the frames and how long the last is shown, from the packets; and the size of the first one, the only one
+    that is decoded."""
     with open_media(path, lambda error: f"not readable as a video ({error})") as container:
         stream = video_stream(container, path, "expected the dance")
         packets = [p for p in container.demux(stream) if p.pts is not None and not p.is_discard]
         times = np.array(sorted(float(p.pts * p.time_base) for p in packets))
         rate = stream.average_rate
+        if len(times):
+            container.seek(0)
+            size = next((upright(frame).shape[:2] for frame in container.decode(stream)), (0, 0))
     if not len(times):
         raise RawError(f"{path}: no frame with a time stamp found, expected the dance")
     steps = np.diff(times)
@@ -137,4 +150,4 @@ def _frame_times(path: Path) -> tuple[np.ndarray, float]:
         raise RawError(
             f"{path}: two frames at {times[1:][steps <= 0][0]:.3f} s, expected rising time stamps; write the file again"
         )
-    return times, float(np.median(steps)) if len(steps) else 1 / float(rate or FRAME_RATE)
+    return times, float(np.median(steps)) if len(steps) else 1 / float(rate or FRAME_RATE), size

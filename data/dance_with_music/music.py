@@ -1,7 +1,7 @@
 """The music of a dance as rows: EDGE's 35 numbers computed from its sound, or rows that another program has written.
 
-Rows are frames. A file of rows has as many as the clip has frames (at 30 per second; 60 in the HDF5 files of AIST, of
-which every second row is taken), within ``TAIL``; it is never stretched, since that would change the tempo.
+Rows are frames. A file of rows has as many as the clip has frames, at 30 per second, 60 in the HDF5 files of AIST, or
+the rate that is given, of which the nearest in time are taken. It is never stretched, as that would change the tempo.
 """
 
 import re
@@ -15,20 +15,23 @@ import numpy as np
 
 from stagecoach.data.building.jobs import RawError
 from stagecoach.data.building.raw_files import read_npy
-from stagecoach.data.dance_with_music.footage import numbered_files
+from stagecoach.data.dance_with_music.footage import nearest_frames, numbered_files
+from stagecoach.data.dance_with_music.schema import FRAME_RATE
 from stagecoach.data.encoding.audio import BEAT, EDGE_DIM, ONSET, edge_rows, read_audio
 from stagecoach.data.files import import_extra
 
 JUKEBOX_DIM = 4800
 """Width of a layer of Jukebox's 5B prior (P. Dhariwal et al., 2020)."""
-MusicKind = Literal["edge", "jukebox"]
+H5 = (".h5", ".hdf5")
+LARGEST = float(np.finfo(np.float16).max)
+MusicKind = Literal["edge", "jukebox", "files"]
 MUSIC_DIMS = {"edge": EDGE_DIM, "jukebox": JUKEBOX_DIM}
 
 ROWS = "rows of music"
 TAIL = 15
 """Rows, poses or frames (half a second) by which one of them may be longer than the others; it is cut to the
 shortest. More means that they do not belong together."""
-AIST_ROWS_PER_FRAME = 2
+AIST_RATE = 60.0
 SEED_DIM = 39
 """Numbers of the guide's preparation script, which fills up to 4800 with zeros, at 43 rows per second."""
 AIST = re.compile(r"g(?P<genre>[A-Z]{2})_s[A-Z]{2}_c[A-Za-z0-9]+_d(?P<subject>\d{2})_m(?P<song>[A-Z]{2}\d)_ch\d{2}")
@@ -37,12 +40,14 @@ AIST = re.compile(r"g(?P<genre>[A-Z]{2})_s[A-Z]{2}_c[A-Za-z0-9]+_d(?P<subject>\d
 
 @dataclass(frozen=True)
 class Music:
-    """``rows`` float32 [N, Dm], ``beat`` and ``onset`` float32 [N]; ``beats_from``: ``audio`` or ``rows``."""
+    """``rows`` float32 [N, Dm], ``beat`` and ``onset`` float32 [N]; ``beats_from``: ``audio`` or ``rows``; ``maps``
+    float32 [N, C, H, W], pictures of the music."""
 
     rows: np.ndarray
     beat: np.ndarray
     onset: np.ndarray
     beats_from: str
+    maps: np.ndarray | None = None
 
 
 def aist_bpm(song: str) -> float | None:
@@ -54,45 +59,82 @@ def aist_bpm(song: str) -> float | None:
 
 
 def read_music(
-    kind: MusicKind, audio: Path | None, start: float | None, rows: Path | None, bpm: float | None, where: str
+    kind: MusicKind,
+    audio: Path | None,
+    start: float | None,
+    rows: Path | None,
+    bpm: float | None,
+    where: str,
+    shape: tuple[int, ...] | None = None,
+    rate: float | None = None,
 ) -> Music:
     """``audio``: sound or video file, whose sample at ``start`` (None: the first) is frame 0; ``rows``: file or folder
-    of rows. Raises ``RawError``; nothing is made up in place of missing music."""
+    of rows, ``rate`` per second (None: as ``read_rows`` has it); ``shape`` of a row of kind ``files``, [D], or [C, H,
+    W] of pictures, next to which EDGE's rows are computed. Raises ``RawError``; nothing is made up in place of missing
+    music."""
     sound = _sound_rows(audio, start, bpm) if audio else None
-    if kind == "jukebox":
+    if kind == "edge" and sound is None:
         if rows is None:
             raise RawError(
-                f"{where}: no rows of {JUKEBOX_DIM} numbers found, expected Jukebox's as .npy or .h5; "
-                f"compute them first, or build with --music edge from its sound"
+                f"{where}: neither sound nor rows of music found, expected a video with sound, a sound file or "
+                f"rows; a dance without its music cannot be used"
             )
-        table = read_rows(rows, JUKEBOX_DIM)
-        if sound is None:
+        table = read_rows(rows, EDGE_DIM, rate)
+        return Music(table, (table[:, BEAT] > 0.5).astype(np.float32), table[:, ONSET], "rows")
+    table = None
+    if kind != "edge":
+        shape = (JUKEBOX_DIM,) if kind == "jukebox" else shape or music_shape(rows or Path(where))
+        what = f"rows of {JUKEBOX_DIM} numbers" if kind == "jukebox" else ROWS
+        if rows is None:
             raise RawError(
-                f"{where}: rows of Jukebox but no sound found, expected sound too, which beats are found "
-                f"in; give the song as a sound file next to them"
+                f"{where}: no {what} found, expected them as .npy or .h5 in music_features; compute them first, or "
+                "build with --music edge from its sound"
             )
-        return Music(table, sound[:, BEAT], sound[:, ONSET], "audio")
-    if sound is not None:
-        return Music(sound, sound[:, BEAT], sound[:, ONSET], "audio")
-    if rows is None:
+        table = read_rows(rows, shape, rate)
+    if sound is None:
         raise RawError(
-            f"{where}: neither sound nor rows of music found, expected a video with sound, a sound file or "
-            f"rows; a dance without its music cannot be used"
+            f"{where}: {ROWS} but no sound found, expected sound too, which beats are found in; give the song as a "
+            "sound file next to them"
         )
-    table = read_rows(rows, EDGE_DIM)
-    return Music(table, (table[:, BEAT] > 0.5).astype(np.float32), table[:, ONSET], "rows")
+    beats = sound[:, BEAT], sound[:, ONSET], "audio"
+    if table is None:
+        return Music(sound, *beats)
+    return Music(table, *beats) if table.ndim == 2 else Music(sound, *beats, table)
 
 
-def read_rows(path: Path, width: int) -> np.ndarray:
-    """Rows at 30 per second, float32 [N, width], from .npy [N, width], a folder of .npy [width] per frame, or AIST's
-    .h5 with ``music`` [N, width] or [1, N, width] at 60 per second. Raises ``RawError``."""
+def music_shape(path: Path) -> tuple[int, ...]:
+    """What a file or folder of rows has per frame: [D], or [C, H, W]. Raises ``RawError``."""
     if path.is_dir():
         files = numbered_files(path, (".npy",))
-        return np.concatenate([_checked(read_npy(files[n], ROWS)[None], files[n], width) for n in sorted(files)])
+        shape = read_npy(files[min(files)], ROWS).shape
+    else:
+        shape = _file(path).shape[1:]
+    if len(shape) not in (1, 3) or not all(shape):
+        raise RawError(f"{path}: {list(shape)} numbers per frame found, expected [D] or [C, H, W]")
+    return shape
+
+
+def read_rows(path: Path, shape: int | tuple[int, ...], rate: float | None = None) -> np.ndarray:
+    """Rows at 30 per second, float32 [N, *shape]: of those in the file the one that is nearest in time.
+
+    ``.npy`` [N, *shape] or a folder of ``.npy`` [*shape], 30 per second where ``rate`` is None; AIST's ``.h5`` with
+    ``music`` [N, D] or [1, N, D], 60 per second. Raises ``RawError``.
+    """
+    shape = (shape,) if isinstance(shape, int) else shape
+    if path.is_dir():
+        files = numbered_files(path, (".npy",))
+        table = np.concatenate([_checked(read_npy(files[n], ROWS)[None], files[n], shape) for n in sorted(files)])
+    else:
+        table = _checked(_file(path), path, shape)
+    rate = rate or (AIST_RATE if path.suffix in H5 else float(FRAME_RATE))
+    return table if rate == FRAME_RATE else table[nearest_frames(np.arange(len(table)) / rate, 1 / rate)]
+
+
+def _file(path: Path) -> np.ndarray:
     if path.suffix == ".npy":
-        return _checked(read_npy(path, ROWS), path, width)
-    if path.suffix in (".h5", ".hdf5"):
-        return _checked(_h5(path), path, width)[::AIST_ROWS_PER_FRAME]
+        return read_npy(path, ROWS)
+    if path.suffix in H5:
+        return _h5(path)
     raise RawError(
         f"{path}: found a {path.suffix or 'nameless'} file, expected rows of music as .npy, .h5 or a folder of .npy"
     )
@@ -100,23 +142,30 @@ def read_rows(path: Path, width: int) -> np.ndarray:
 
 def read_vector(path: Path, width: int) -> np.ndarray:
     """float32 [width] from .npy. Raises ``RawError``."""
-    return _checked(read_npy(path, ROWS).reshape(1, -1), path, width)[0]
+    return _checked(read_npy(path, ROWS).reshape(1, -1), path, (width,))[0]
 
 
-def _checked(table: np.ndarray, path: Path, width: int) -> np.ndarray:
-    if table.ndim != 2 or table.shape[1] != width or table.dtype.kind not in "fiu" or not len(table):
+def _checked(table: np.ndarray, path: Path, shape: tuple[int, ...]) -> np.ndarray:
+    if table.shape[1:] != shape or table.dtype.kind not in "fiu" or not len(table):
         raise RawError(
-            f"{path}: an array of shape {table.shape} and dtype {table.dtype} found, expected {width} "
-            f"numbers per row (--music is one of {MUSIC_DIMS})"
+            f"{path}: an array of shape {table.shape} and dtype {table.dtype} found, expected "
+            f"{' x '.join(map(str, shape))} numbers per row; --music edge takes {EDGE_DIM}, jukebox {JUKEBOX_DIM}, "
+            "files what the first dance has"
         )
-    if not np.isfinite(table).all():
-        raise RawError(f"{path}: numbers that are not finite found in the rows of music, expected finite ones")
-    if width == JUKEBOX_DIM and not table[:, SEED_DIM:].any():
+    table = table.astype(np.float32)
+    bad = ~(np.abs(table) <= LARGEST)  # also what is not a number
+    if bad.any():
+        row, *place = (int(k) for k in np.argwhere(bad)[0])
+        raise RawError(
+            f"{path}: {table[(row, *place)]:g} in row {row}, number {place[0] if len(place) == 1 else place}, expected "
+            f"finite numbers up to {LARGEST:g}, as the shards hold them in f16; mend or scale them"
+        )
+    if shape == (JUKEBOX_DIM,) and not table[:, SEED_DIM:].any():
         raise RawError(
             f"{path}: only the first {SEED_DIM} of {JUKEBOX_DIM} columns hold anything, expected a layer of "
             f"Jukebox; build with --music edge from the sound"
         )
-    return table.astype(np.float32)
+    return table
 
 
 def _h5(path: Path) -> np.ndarray:

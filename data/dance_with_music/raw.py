@@ -7,7 +7,7 @@ from typing import Any
 from stagecoach.data.building.jobs import RawError
 from stagecoach.data.building.raw_files import check_split, read_json, safe_key
 from stagecoach.data.dance_with_music.music import AIST, aist_bpm
-from stagecoach.data.dance_with_music.poses import PoseUnit
+from stagecoach.data.dance_with_music.poses import PLAIN, PoseReading
 
 METADATA = "dances.json"
 TEXTS = ("song", "subject", "genre", "split", "audio")
@@ -26,13 +26,14 @@ class Reference:
 
 @dataclass(frozen=True)
 class RawDance:
-    """One dance. ``footage``: a video or a folder of pictures, ``rate`` pictures per second of a folder; ``audio``: a
-    sound file or the video; ``rows``: precomputed rows of music; ``faces``: a folder of face masks, one per frame."""
+    """One dance. ``footage``: a video or a folder of pictures, ``rate`` pictures per second of a folder; ``reading``
+    of its poses; ``audio``: a sound file or the video; ``rows``: precomputed rows of music; ``faces``: a folder of face
+    masks, one per frame."""
 
     name: str
     footage: Path
     poses: Path
-    unit: PoseUnit
+    reading: PoseReading = PLAIN
     rate: float = 30.0
     audio: Path | None = None
     rows: Path | None = None
@@ -96,5 +97,10 @@ def described(base: Path, name: str, entry: dict[str, Any]) -> dict[str, Any]:
 
 
 def sound_beside(base: Path, name: str) -> Path | None:
-    """``audio/<name>.wav`` or the like below ``base``."""
-    return next((path for suffix in SOUNDS if (path := base / "audio" / f"{name}{suffix}").is_file()), None)
+    """``audio/<name>.wav`` or the like below ``base``. Raises ``RawError`` where there are several."""
+    found = [path for suffix in SOUNDS if (path := base / "audio" / f"{name}{suffix}").is_file()]
+    if len(found) > 1:
+        raise RawError(
+            f"{found[0]} and {found[1].name} are both there, expected one song of {name!r}; remove the other"
+        )
+    return found[0] if found else None

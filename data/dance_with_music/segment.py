@@ -1,9 +1,10 @@
 """One segment of a dance becomes frames of one size with their poses, music, faces and references."""
 
 import hashlib
-from dataclasses import dataclass, field
+import logging
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 
@@ -11,8 +12,9 @@ from stagecoach.data.building.jobs import RawError
 from stagecoach.data.building.options import Argument
 from stagecoach.data.building.raw_files import open_media, video_stream
 from stagecoach.data.dance_with_music.footage import PICTURES, Footage, numbered_files, open_footage
-from stagecoach.data.dance_with_music.music import MUSIC_DIMS, TAIL, Music, MusicKind, read_music, read_vector
-from stagecoach.data.dance_with_music.poses import pose_count, read_poses
+from stagecoach.data.dance_with_music.music import JUKEBOX_DIM, TAIL, Music, MusicKind, read_music, read_vector
+from stagecoach.data.dance_with_music.persons import LARGEST
+from stagecoach.data.dance_with_music.poses import Poses, check_poses, load_poses
 from stagecoach.data.dance_with_music.raw import RawDance, Reference
 from stagecoach.data.dance_with_music.schema import FACE_DIM, FRAME_RATE, LATENT_STRIDE
 from stagecoach.data.dance_with_music.skeleton import face_boxes, five_points
@@ -21,6 +23,7 @@ from stagecoach.data.pictures import CoverCrop, check_sides, read_picture
 POSE_STEPS, CONFIDENCE_STEPS = 65535, 255
 MASK = 127
 """Face masks are 255 inside."""
+_log = logging.getLogger(__name__)
 MICROSECONDS = 1_000_000
 """Units of a container's duration in a second (``av.time_base``)."""
 
@@ -45,10 +48,17 @@ class SegmentOptions:
     music: Annotated[
         MusicKind,
         Argument(
-            f"edge: 35 numbers per frame, computed from the sound (default); jukebox: {MUSIC_DIMS['jukebox']} from "
-            "files"
+            f"edge: 35 numbers per frame, computed from the sound (default); jukebox: {JUKEBOX_DIM} from files; files: "
+            "as many as these have, or pictures [C, H, W] of the music"
         ),
     ] = "edge"
+    music_rate: Annotated[
+        float | None, Argument("rows per second of files of music (default: 30; 60 in .h5)", metavar="X")
+    ] = None
+    short_song: Annotated[
+        Literal["cut", "refuse"],
+        Argument("what becomes of a dance that is longer than its song (default: cut to the song, which is said)"),
+    ] = "cut"
 
     def __post_init__(self) -> None:
         check_sides(self.height, self.width, LATENT_STRIDE, "stride of the VAE")
@@ -57,6 +67,8 @@ class SegmentOptions:
                 f"{self.references} references, at least {self.min_frames} frames and segments of "
                 f"{self.frames} found, expected rising numbers from 1"
             )
+        if self.music_rate is not None and self.music_rate <= 0:
+            raise ValueError(f"music rate {self.music_rate} found, expected rows per second above 0")
 
 
 @dataclass(frozen=True)
@@ -96,8 +108,16 @@ class Segment:
 
 
 def segment_extents(dance: RawDance, options: SegmentOptions) -> list[SegmentExtent]:
-    """The segments of a dance, by the length that its container declares. Raises ``RawError``."""
-    count = max(int(declared_seconds(dance) * FRAME_RATE / options.frames + 0.5), 1)
+    """The segments of a dance, by the length that its container declares, as far as its song goes. Raises
+    ``RawError``."""
+    seconds, song = declared_seconds(dance), None if dance.audio is None else declared_sound(dance.audio)
+    if song is not None and song < seconds - TAIL / FRAME_RATE:
+        said = f"{dance.audio}: the song lasts {song:.2f} s of the {seconds:.2f} s of {dance.footage}"
+        if options.short_song == "refuse":
+            raise RawError(f"{said}, expected as long a song; --short-song cut ends the dance with it")
+        _log.warning("%s, the dance is cut to it", said)
+        seconds = song
+    count = max(int(seconds * FRAME_RATE / options.frames + 0.5), 1)
     return [SegmentExtent(dance, index, count) for index in range(count)]
 
 
@@ -112,24 +132,37 @@ def declared_seconds(dance: RawDance) -> float:
         return (container.duration or 0) / MICROSECONDS
 
 
+def declared_sound(path: Path) -> float | None:
+    """Seconds of sound by the header of a sound or video file, None where it says nothing. Raises ``RawError``."""
+    with open_media(path, lambda error: f"not readable as audio or video ({error})") as container:
+        if not container.streams.audio:
+            return None
+        stream = container.streams.audio[0]
+        if stream.duration:
+            return float(stream.duration * stream.time_base)
+        return container.duration / MICROSECONDS if container.duration and not container.streams.video else None
+
+
 def check_segment(extent: SegmentExtent) -> None:
     """Look at what is cheap to look at, so that a bad file is found before hours of encoding. Raises ``RawError``."""
     dance = extent.dance
     declared_seconds(dance)
     if extent.index == 0:
-        pose_count(dance.poses)
-        read_poses(dance.poses, np.zeros(1, np.int64), dance.unit)
+        check_poses(dance.poses, dance.reading, open_footage(dance.footage, dance.rate).size)
     if dance.reference and dance.reference.embedding:
         _embedding(dance.reference.embedding)
 
 
-def prepare_segment(extent: SegmentExtent, options: SegmentOptions) -> Segment:
-    """Read one segment. Raises ``RawError``."""
+def prepare_segment(extent: SegmentExtent, options: SegmentOptions, shape: tuple[int, ...] | None = None) -> Segment:
+    """Read one segment; ``shape`` of a row of music of kind ``files``. Raises ``RawError``."""
     dance = extent.dance
     footage = open_footage(dance.footage, dance.rate)
     start = footage.start if dance.audio == dance.footage else None
-    music = read_music(options.music, dance.audio, start, dance.rows, dance.bpm, str(dance.footage))
-    total = _common_length(dance, footage, music)
+    where = str(dance.footage)
+    music = read_music(options.music, dance.audio, start, dance.rows, dance.bpm, where, shape, options.music_rate)
+    poses = load_poses(dance.poses, dance.reading, footage.size)
+    places = pose_places(dance, footage, poses)
+    total = _common_length(dance, footage, music, places, len(poses), options)
     first = extent.index * options.frames
     last = total if extent.index == extent.count - 1 else min(first + options.frames, total)
     if last - first < options.min_frames:
@@ -139,7 +172,7 @@ def prepare_segment(extent: SegmentExtent, options: SegmentOptions) -> Segment:
         )
     part = slice(first, last)
     chosen = footage.chosen[part]
-    xy, conf = read_poses(dance.poses, chosen, dance.unit)
+    xy, conf = poses.at(places[part])
     wanted = _drawn_frames(extent.key, xy, conf, options.references - bool(dance.reference))
     frames, references, crop = [], [], None
     if dance.reference:
@@ -157,6 +190,7 @@ def prepare_segment(extent: SegmentExtent, options: SegmentOptions) -> Segment:
         "face_box": boxes.astype(np.float16),
         "face_valid": valid.astype(np.uint8),
         "music": music.rows[part].astype(np.float16),
+        **({} if music.maps is None else {"music_map": music.maps[part].astype(np.float16)}),
         "beat": music.beat[part].astype(np.uint8),
         "onset": music.onset[part].astype(np.float16),
         "ref_frame": np.array([r.frame for r in references]),
@@ -175,31 +209,50 @@ def prepare_segment(extent: SegmentExtent, options: SegmentOptions) -> Segment:
         "width": options.width,
         "music": options.music,
         "beats_from": music.beats_from,
+        "persons": poses.persons,
     }
     return Segment(np.stack(frames), arrays, references, meta)
 
 
-def _common_length(dance: RawDance, footage: Footage, music: Music) -> int:
-    """Frames for which there are pictures, music and poses. Raises ``RawError`` where one is much shorter, or poses or
-    precomputed rows much longer, than the pictures: they belong to something else."""
-    frames, rows, poses = len(footage.chosen), len(music.rows), pose_count(dance.poses)
-    if rows < frames - TAIL:
-        raise RawError(
-            f"{dance.rows or dance.audio}: {rows} rows of music found for the {frames} frames of "
-            f"{dance.footage}, expected as many at {FRAME_RATE} per second (up to {TAIL} fewer are cut off)"
-        )
-    if dance.rows and rows > frames + TAIL:
-        raise RawError(
-            f"{dance.rows}: {rows} rows of music found for the {frames} frames of {dance.footage}, expected "
-            f"as many at {FRAME_RATE} per second; rows are never stretched, compute them at that rate"
-        )
+def pose_places(dance: RawDance, footage: Footage, poses: Poses) -> np.ndarray:
+    """Where between the poses the frames at 30 per second are, float64 [F]: one pose for each picture, or at the rate
+    that is given, or that their file says and that fits the video. Raises ``RawError``."""
+    seconds = float(footage.times[-1] - footage.times[0]) + 1 / footage.rate
     spare = TAIL * max(footage.rate / FRAME_RATE, 1)
-    if abs(poses - len(footage.times)) > spare:
+    one_each = abs(len(poses) - len(footage.times)) <= spare
+    rate = dance.reading.rate or (None if one_each else poses.rate)
+    if rate is not None and abs(len(poses) / rate - seconds) <= TAIL / FRAME_RATE:
+        return (footage.times[footage.chosen] - footage.start) * rate
+    if dance.reading.rate is None and one_each:
+        return footage.chosen.astype(float)
+    wanted = f"{rate:g} per second" if rate else "one for each frame"
+    raise RawError(
+        f"{dance.poses}: {len(poses)} poses found for a video of {len(footage.times)} frames at {footage.rate:.2f} per "
+        f"second, expected {wanted} of {dance.footage}; over its {seconds:.2f} s they would be --pose-rate "
+        f"{len(poses) / seconds:.4g}"
+    )
+
+
+def _common_length(
+    dance: RawDance, footage: Footage, music: Music, places: np.ndarray, poses: int, options: SegmentOptions
+) -> int:
+    """Frames for which there are pictures, music and poses. Raises ``RawError`` where precomputed rows are much shorter
+    or longer than the pictures: they belong to something else; and for a song that is, where that is asked for."""
+    frames, rows = len(footage.chosen), len(music.rows)
+    files = dance.rows if options.music != "edge" or dance.audio is None else None
+    own = rows if music.maps is None else len(music.maps)
+    if files is not None and abs(own - frames) > TAIL:
         raise RawError(
-            f"{dance.poses}: {poses} poses found for a video of {len(footage.times)} frames at "
-            f"{footage.rate:.2f} per second, expected one for each frame of {dance.footage}"
+            f"{files}: {own} rows of music found for the {frames} frames of {dance.footage}, expected as many at "
+            f"{FRAME_RATE} per second; rows are never stretched, give --music-rate where they are of another rate than "
+            f"{options.music_rate or FRAME_RATE:g}"
         )
-    return min(int(np.searchsorted(footage.chosen, poses)), rows, frames)
+    if rows < frames - TAIL and options.short_song == "refuse":
+        raise RawError(
+            f"{dance.audio}: {rows} rows of music found for the {frames} frames of {dance.footage}, expected as long a "
+            "song; --short-song cut ends the dance with it"
+        )
+    return min(int((places < poses).sum()), rows, own, frames)
 
 
 def _drawn_frames(key: str, xy: np.ndarray, conf: np.ndarray, count: int) -> list[int]:
@@ -217,8 +270,9 @@ def _external(dance: RawDance, reference: Reference, options: SegmentOptions) ->
     image = np.asarray(read_picture(reference.picture))
     picture = CoverCrop.of(*image.shape[:2], options.height, options.width).image(image)
     if reference.pose:
-        xy, conf = read_poses(reference.pose, np.zeros(1, np.int64), dance.unit)
-        return PreparedReference(picture, image, -1, _aligned(image, xy[0], conf[0]))
+        reading = replace(dance.reading, canvas=None, person=LARGEST)
+        pose = load_poses(reference.pose, reading, image.shape[:2])
+        return PreparedReference(picture, image, -1, _aligned(image, pose.xy[0], pose.conf[0]))
     return PreparedReference(picture, image, -1, embedding=reference.embedding and _embedding(reference.embedding))
 
 

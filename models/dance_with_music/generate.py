@@ -12,7 +12,8 @@ from torch import Tensor
 
 from stagecoach.data.dance_with_music.footage import nearest_frames
 from stagecoach.data.dance_with_music.music import TAIL
-from stagecoach.data.dance_with_music.poses import PoseUnit, pose_count, read_poses
+from stagecoach.data.dance_with_music.pose_checks import PoseUnit
+from stagecoach.data.dance_with_music.poses import PoseReading, pose_count, read_poses
 from stagecoach.data.dance_with_music.schema import FRAME_RATE
 from stagecoach.data.dance_with_music.track import Track, read_track
 from stagecoach.data.encoding.audio import EDGE_DIM, has_audio
@@ -54,7 +55,8 @@ class DanceFields(RequestFields):
     pose_rate: float = Field(float(FRAME_RATE), gt=0)
     pose_size: tuple[int, int] | None = None
     """Height and width of the pictures that the poses are of, where their shape is not the video's."""
-    unit: PoseUnit = "normalised"
+    unit: PoseUnit | None = None
+    """Of both poses; None for what their files say, or else divided by width and height."""
     rows: str | None = None
     """Rows of music for a network that hears Jukebox's."""
     height: int | None = Field(None, ge=64)
@@ -161,7 +163,9 @@ class DanceGeneration(Generation):
         photos = [np.asarray(read_picture(path)) for path in request.photos]
         photo_pose = None
         if request.photo_pose is not None:
-            xy, conf = read_poses(request.photo_pose, np.zeros(1, np.int64), given.unit)
+            xy, conf = read_poses(
+                request.photo_pose, np.zeros(1, np.int64), PoseReading(given.unit), photos[0].shape[:2]
+            )
             photo_pose = np.concatenate([xy, conf[..., None]], -1)[0]
         pose = None if request.pose is None else self._poses(request, track)
         frames = track.frames if pose is None else min(track.frames, len(pose))
@@ -217,9 +221,9 @@ class DanceGeneration(Generation):
                 f"{path}: poses of {len(times) / given.pose_rate:.2f} s found for {track.frames / track.rate:.2f} s of "
                 f"{request.song}, expected as many; give duration, or pose_rate where that is not {given.pose_rate:g}"
             )
-        xy, conf = read_poses(path, chosen[: track.frames], given.unit)
-        pose = torch.from_numpy(np.concatenate([xy, conf[..., None]], -1))
         size = given.pose_size or (request.height, request.width)
+        xy, conf = read_poses(path, chosen[: track.frames], PoseReading(given.unit, posture="any"), size)
+        pose = torch.from_numpy(np.concatenate([xy, conf[..., None]], -1))
         return move_pose(pose, size, request.height, request.width)
 
     def _sample(

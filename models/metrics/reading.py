@@ -12,7 +12,7 @@ from torch import Tensor
 
 from stagecoach.data.building.jobs import RawError
 from stagecoach.data.building.raw_files import open_media, read_json, video_stream
-from stagecoach.data.dance_with_music.poses import pose_count, read_poses
+from stagecoach.data.dance_with_music.poses import PoseReading, pose_count, read_poses
 from stagecoach.data.fantasy_world.camera_files import load_cameras
 from stagecoach.data.fantasy_world.readers import read_frames
 from stagecoach.data.files import MANIFEST, check_directory
@@ -144,7 +144,7 @@ def _array(path: Path, name: str, axes: int) -> np.ndarray:
 
 
 def _pose(path: Path) -> Pose:
-    xy, conf = read_poses(path, np.arange(pose_count(path)), "normalised")
+    xy, conf = read_poses(path, np.arange(pose_count(path)), PoseReading(posture="any"))
     return torch.from_numpy(xy), torch.from_numpy(conf)
 
 

@@ -279,7 +279,7 @@ def test_the_table_holds_all_commands():
     }
 
 
-SPECIAL = {"--sizes": "96x96", "--precomputed": "text", "--frames": "13"}
+SPECIAL = {"--pose-canvas": "640x360", "--person": "1", "--sizes": "96x96", "--precomputed": "text", "--frames": "13"}
 
 
 def other(name: str, option: Any) -> list[str]:

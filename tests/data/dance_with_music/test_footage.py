@@ -1,5 +1,6 @@
 """Frames at 30 per second are those nearest in time, at any rate of the source."""
 
+import struct
 from fractions import Fraction
 
 import av
@@ -91,3 +92,44 @@ def test_damaged_videos_are_named(tmp_path):
     (tmp_path / "b.mkv").write_bytes(data[: len(data) // 2])
     with pytest.raises(RawError, match=r"b\.mkv: .*cut short"):
         list(footage.read(footage.chosen))
+
+
+def turn(path) -> None:
+    """Give an mp4 of 64 rows the display matrix of a phone that was held upright (ISO 14496-12, tkhd)."""
+    data = bytearray(path.read_bytes())
+    at = data.find(b"tkhd") + 4 + 40
+    matrix = (0, 1 << 16, 0, -(1 << 16), 0, 0, 64 << 16, 0, 1 << 30)
+    data[at : at + 36] = struct.pack(">9i", *matrix)
+    path.write_bytes(data)
+
+
+def test_a_phones_video_is_read_as_it_is_shown(tmp_path):
+    """Stored lying, its left half white; shown turned clockwise, the upper half is white."""
+    lying = np.zeros((9, 64, 96, 3), np.uint8)
+    lying[:, :, :48] = 255
+    write_video(tmp_path / "v.mp4", lying, 30)
+    turn(tmp_path / "v.mp4")
+    footage = open_footage(tmp_path / "v.mp4", 30)
+    assert footage.size == (96, 64)
+    for image in footage.read(footage.chosen):
+        assert image.shape == (96, 64, 3)
+        assert image[:44].mean() > 240
+        assert image[52:].mean() < 15
+
+
+def test_a_variable_rate_is_taken_by_its_times(tmp_path):
+    """Half a second at 60 per second, then at 20: each frame at 30 per second is the one shown nearest to its time."""
+    times = [*(k / 60 for k in range(30)), *(0.5 + k / 20 for k in range(8))]
+    with av.open(str(tmp_path / "v.mkv"), "w") as container:
+        stream = container.add_stream("libx264", rate=60, options={"crf": "0", "threads": "1"})
+        stream.height, stream.width, stream.pix_fmt, stream.time_base = 32, 32, "yuv420p", Fraction(1, 60)
+        for k, time in enumerate(times):
+            frame = av.VideoFrame.from_ndarray(np.full((32, 32, 3), GREYS[k], np.uint8), format="rgb24")
+            frame.pts, frame.time_base = round(time * 60), Fraction(1, 60)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    footage = open_footage(tmp_path / "v.mkv", 30)
+    wanted = [int(np.abs(np.array(times) - k / 30).argmin()) for k in range(len(footage.chosen))]
+    assert footage.chosen.tolist() == wanted
+    found = [image.mean() for image in footage.read(footage.chosen)]
+    np.testing.assert_allclose(found, GREYS[wanted], atol=1.5)

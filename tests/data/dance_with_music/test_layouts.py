@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import unicodedata
 
 import h5py
 import numpy as np
@@ -25,7 +26,12 @@ def test_the_documented_layout_is_read_with_what_is_known_of_each_dance(raw):
     assert bad == []
     assert [d.name for d in dances] == [f"dance_{k:05d}" for k in range(5)]
     one = dances[0]
-    assert (one.song, one.subject, one.genre, one.unit) == ("song_000", "dancer_000", "synthetic", "normalised")
+    assert (one.song, one.subject, one.genre, one.reading.assumed) == (
+        "song_000",
+        "dancer_000",
+        "synthetic",
+        "normalised",
+    )
     assert one.audio == one.footage == raw / "videos/dance_00000.mp4"
     assert one.reference.pose == raw / "reference_images/dance_00000.json"
     assert {d.song for d in dances[:4]} == {"song_000", "song_001"}
@@ -86,7 +92,7 @@ def test_folders_of_pictures_need_poses_and_music_to_be_added(tmp_path, raw, opt
     for path in (folder / poses).glob("*.json"):
         path.unlink()
     ((_, error),) = read_layout(tmp_path / "data", layout)[1]
-    assert "no .json found (drawings of skeletons are not enough), expected DWPose's 134 points" in str(error)
+    assert "no .json or .npy found (drawings of skeletons are not enough), expected DWPose's 134 points" in str(error)
 
 
 def test_aists_rows_and_names_are_understood(tmp_path, raw, options, dance):
@@ -100,7 +106,7 @@ def test_aists_rows_and_names_are_understood(tmp_path, raw, options, dance):
     dances, _ = read_layout(tmp_path / "data", "stableanimator")
     one = dances[0]
     assert (one.song, one.subject, one.genre, one.bpm, one.rate) == ("KR1", "28", "KR", 90, 60.0)
-    with pytest.raises(RawError, match="rows of Jukebox but no sound found"):
+    with pytest.raises(RawError, match="rows of music but no sound found"):
         prepared(dances, options, music="jukebox")
     (tmp_path / "data/audio").mkdir()
     shutil.copy(raw / "videos/dance_00000.mp4", tmp_path / f"data/audio/{AIST}.mp4")
@@ -156,3 +162,34 @@ def test_missing_files_are_named(raw, tmp_path):
         read_layout(tmp_path / "nowhere", "videos")
     with pytest.raises(ValueError, match="layout 'x' found, expected one of"):
         read_layout(raw, "x")
+
+
+def test_names_of_a_mac_and_of_any_script_find_their_files(raw, tmp_path):
+    """A folder written by a Mac spells é as two letters."""
+    base = tmp_path / "data"
+    for folder in ("videos", "poses", "reference_images"):
+        (base / folder).mkdir(parents=True)
+    spelled = {name: unicodedata.normalize("NFD", name) for name in ("café", "춤")}
+    for name, other in spelled.items():
+        shutil.copy(raw / "videos/dance_00000.mp4", base / f"videos/{name}.mp4")
+        shutil.copytree(raw / "poses/dance_00000", base / "poses" / other)
+        shutil.copy(raw / "reference_images/dance_00000.png", base / f"reference_images/{other}.PNG")
+    (base / "dances.json").write_bytes(json.dumps([{"id": spelled["춤"], "song": "s"}]).encode("utf-16"))
+    dances, bad = read_layout(base, "videos")
+    assert bad == []
+    assert {d.name for d in dances} == set(spelled)
+    assert all(d.reference for d in dances)
+    assert [d.song for d in dances if d.name == "춤"] == ["s"]
+    assert len({d.key for d in dances}) == 2
+
+
+def test_what_is_passed_over_is_said(raw, caplog):
+    (raw / "reference_images/dance_00001.heic").touch()
+    (raw / "reference_images/nobody.png").touch()
+    (raw / "videos/dance_00009.rm").touch()
+    with caplog.at_level("WARNING"):
+        read_layout(raw, "videos")
+    assert "reference_images: 2 files or folders passed over (first dance_00001.heic), no reference of a dance" in (
+        caplog.text
+    )
+    assert "videos: 1 files or folders passed over (first dance_00009.rm), no video of a dance" in caplog.text

@@ -37,7 +37,7 @@ def test_other_files_are_named(tmp_path):
     with pytest.raises(RawError, match=r"narrow\.npy: .*shape \(5, 35\).*expected 4800 numbers per row"):
         read_rows(tmp_path / "narrow.npy", 4800)
     np.save(tmp_path / "nan.npy", np.full((5, 35), np.nan))
-    with pytest.raises(RawError, match=r"nan\.npy: numbers that are not finite"):
+    with pytest.raises(RawError, match=r"nan\.npy: nan in row 0, number 0, expected finite numbers"):
         read_rows(tmp_path / "nan.npy", 35)
     (tmp_path / "cut.npy").write_bytes((tmp_path / "nan.npy").read_bytes()[:100])
     with pytest.raises(RawError, match=r"cut\.npy: not a .npy file of numbers .*, expected rows of music"):
@@ -78,7 +78,7 @@ def test_beats_come_from_the_sound_where_there_is_some(tmp_path, synthetic):
     [
         ("jukebox", {}, "d: no rows of 4800 numbers found"),
         ("edge", {}, "d: neither sound nor rows of music found"),
-        ("jukebox", {"rows": True}, "d: rows of Jukebox but no sound found, expected sound too"),
+        ("jukebox", {"rows": True}, "d: rows of music but no sound found, expected sound too"),
     ],
 )
 def test_missing_music_is_never_made_up(tmp_path, kind, given, message):

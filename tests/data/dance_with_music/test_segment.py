@@ -10,6 +10,8 @@ from PIL import Image
 
 from stagecoach.data.building.jobs import RawError
 from stagecoach.data.dance_with_music.layouts import read_layout
+from stagecoach.data.dance_with_music.music import music_shape
+from stagecoach.data.dance_with_music.poses import PoseReading
 from stagecoach.data.dance_with_music.segment import (
     CONFIDENCE_STEPS,
     POSE_STEPS,
@@ -228,3 +230,107 @@ def test_a_copy_elsewhere_gives_the_same_segment(raw, options, tmp_path):
     one, other = first(raw, options), first(moved, options)
     for name, array in one.arrays.items():
         np.testing.assert_array_equal(array, other.arrays[name])
+
+
+def test_poses_of_another_rate_are_taken_at_the_times_of_the_pictures(raw, options, dance):
+    """15 poses per second of a video of 30: between two poses the points are in their middle."""
+    poses = raw / "poses/dance_00000"
+    every = [poses / f"frame_{k:03d}.json" for k in range(FRAMES)]
+    for k, file in enumerate(every):
+        if k % 2:
+            file.unlink()
+    for k in range(0, FRAMES, 2):
+        every[k].rename(poses / f"pose_{k // 2:03d}.json")
+    with pytest.raises(RawError, match=r"30 poses found for a video of 60 frames at 30\.00 per second.*--pose-rate 15"):
+        first(raw, options)
+    found = read_layout(raw, "videos", PoseReading(rate=15.0))[0][0]
+    xy = prepare_segment(SegmentExtent(found, 0, 1), options()).arrays["pose_xy"] / POSE_STEPS
+    expected = dance.points.copy()
+    expected[1:-1:2] = (dance.points[:-2:2] + dance.points[2::2]) / 2
+    expected[-1] = dance.points[-2]
+    np.testing.assert_allclose(xy, expected.clip(0, 1), atol=2e-5)
+    with pytest.raises(RawError, match=r"expected 24 per second of .*they would be --pose-rate 15"):
+        first(raw, options, reading=PoseReading(rate=24.0))
+    clip = {"fps": 15, "poses": [json.loads((poses / f"pose_{k:03d}.json").read_text()) for k in range(FRAMES // 2)]}
+    for k, frame in enumerate(clip["poses"]):
+        frame["frame_id"] = k
+    (raw / "clip.json").write_text(json.dumps(clip))
+    said = first(raw, options, poses=raw / "clip.json").arrays["pose_xy"] / POSE_STEPS
+    np.testing.assert_allclose(said, xy, atol=1e-6)
+
+
+def test_a_dance_ends_with_its_song_which_is_said(raw, options, tmp_path, caplog):
+    dance = read_layout(raw, "videos")[0][0]
+    silent = np.zeros((FRAMES, SIZE, SIZE, 3), np.uint8)
+    write_video(
+        tmp_path / "song.mp4", silent[:40], FRAME_RATE, np.random.default_rng(0).normal(size=58800).astype(np.float32)
+    )
+    short = replace(dance, audio=tmp_path / "song.mp4")
+    with caplog.at_level("WARNING"):
+        (extent,) = segment_extents(short, options())
+    assert "song lasts 1.3" in caplog.text
+    assert "s of the 2.00 s of" in caplog.text
+    assert "the dance is cut to it" in caplog.text
+    frames = len(prepare_segment(extent, options()).frames)
+    assert 40 <= frames <= 43
+    assert len(segment_extents(short, options(frames=24))) == 2, "segments end with the song too"
+    refuse = options(short_song="refuse")
+    for reading in (segment_extents, lambda d, o: prepare_segment(SegmentExtent(d, 0, 1), o)):
+        with pytest.raises(RawError, match=r"song\.mp4: .*expected as long a song; --short-song cut ends the dance"):
+            reading(short, refuse)
+
+
+def test_music_files_of_any_width_and_rate_and_pictures_of_music(raw, options):
+    """The guide's (feature_dim,) and (feature_dim, height, width); of pictures the rows are those of the sound."""
+    rng = np.random.default_rng(0)
+    folder = raw / "music_features/dance_00000"
+    folder.mkdir(parents=True)
+    rows, maps = rng.normal(size=(FRAMES, 12)), rng.normal(size=(FRAMES, 3, 8, 6))
+    heard = first(raw, options).arrays
+    for table in (rows, maps):
+        for k, row in enumerate(table):
+            np.save(folder / f"frame_{k:03d}.npy", row)
+        shape = music_shape(folder)
+        assert shape == table.shape[1:]
+        place = SegmentExtent(read_layout(raw, "videos")[0][0], 0, 1)
+        arrays = prepare_segment(place, options(music="files"), shape).arrays
+        np.testing.assert_array_equal(arrays["beat"], heard["beat"])
+        if table is rows:
+            np.testing.assert_array_equal(arrays["music"], rows.astype(np.float16))
+            with pytest.raises(RawError, match=r"frame_000\.npy: .*shape \(1, 12\).* expected 7 numbers per row"):
+                prepare_segment(place, options(music="files"), (7,))
+        else:
+            np.testing.assert_array_equal(arrays["music_map"], maps.astype(np.float16))
+            np.testing.assert_array_equal(arrays["music"], heard["music"])
+    shutil.rmtree(folder)
+    table = np.arange(86, dtype=np.float32)[:, None] * np.ones(5)  # librosa's 43.07 rows per second
+    np.save(folder.with_suffix(".npy"), table)
+    with pytest.raises(RawError, match=r"86 rows of music found for the 60 frames.*give --music-rate"):
+        prepare_segment(SegmentExtent(read_layout(raw, "videos")[0][0], 0, 1), options(music="files"), (5,))
+    arrays = prepare_segment(
+        SegmentExtent(read_layout(raw, "videos")[0][0], 0, 1), options(music="files", music_rate=43.07), (5,)
+    ).arrays
+    assert np.abs(arrays["music"][:, 0] - np.arange(FRAMES) * 43.07 / 30).max() <= 0.51, "the row nearest in time"
+
+
+def test_a_photo_is_seen_upright_with_its_pose_and_what_is_clear_is_white(raw, options):
+    """EXIF 6 is shown turned clockwise; WebP is read like the others."""
+    names = raw / "reference_images/dance_00000.png", raw / "reference_images/dance_00000.webp"
+    upright = np.asarray(Image.open(names[0]).convert("RGB"))
+    plain = first(raw, options).references[0]
+    clear = np.dstack([upright, np.full(upright.shape[:2], 255, np.uint8)])
+    clear[:8, :8, 3] = 0
+    picture = Image.fromarray(np.rot90(clear))
+    exif = picture.getexif()
+    exif[0x0112] = 6
+    picture.save(names[1], lossless=True, exact=True, exif=exif)
+    ((_, error),) = read_layout(raw, "videos")[1]
+    assert "dance_00000.png and dance_00000.webp are both there for 'dance_00000', expected one of them" in str(error)
+    names[0].unlink()
+    turned = first(raw, options).references[0]
+    assert (turned.whole[:8, :8] == 255).all()
+    seen = upright.copy()
+    seen[:8, :8] = 255
+    np.testing.assert_array_equal(turned.whole, seen)
+    assert turned.face.shape == plain.face.shape
+    assert np.abs(turned.face.astype(int) - plain.face).mean() < 1

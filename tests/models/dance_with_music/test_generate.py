@@ -8,7 +8,7 @@ import av
 import numpy as np
 import pytest
 
-from stagecoach.data.dance_with_music.poses import read_poses
+from stagecoach.data.dance_with_music.poses import PoseReading, read_poses
 from stagecoach.data.dance_with_music.song import Song
 from stagecoach.data.synthetic import SOUND_RATE
 from stagecoach.models import get_family
@@ -98,7 +98,7 @@ def test_a_song_of_12_3_seconds_becomes_369_frames_with_its_sound_within_a_frame
         lags = np.arange(-400, 401)
         match = [np.dot(np.roll(ours - ours.mean(), -lag), theirs - theirs.mean()) for lag in lags]
         assert abs(lags[int(np.argmax(match))] / 4000) < 1 / rate
-    xy, conf = read_poses(tmp_path / "a" / "pose.json", np.arange(count), "normalised")
+    xy, conf = read_poses(tmp_path / "a" / "pose.json", np.arange(count), PoseReading(posture="any"))
     assert xy.shape == (count, 134, 2)
     assert 0 < conf.min() <= conf.max() <= 1
     beats = json.loads((tmp_path / "a" / "beats.json").read_text())
@@ -130,8 +130,8 @@ def test_answers_are_those_of_seed_and_id_and_a_part_of_the_song_may_be_danced_b
     assert facts["pose"] == "given"
     assert not facts["face"]
     chosen = np.arange(30)
-    xy, conf = read_poses(source.folder / "poses" / "dance_00001", chosen, "normalised")
-    again, sure = read_poses(tmp_path / "d" / "pose.json", chosen, "normalised")
+    xy, conf = read_poses(source.folder / "poses" / "dance_00001", chosen)
+    again, sure = read_poses(tmp_path / "d" / "pose.json", chosen, PoseReading(posture="any"))
     np.testing.assert_allclose(again[conf > 0], xy[conf > 0], atol=1e-5)
     np.testing.assert_allclose(sure, conf, atol=1e-5)
     facts, _ = answer(generation, tmp_path / "e", given | {"pose": str(tmp_path / "a" / "pose.json")}, source)

@@ -63,7 +63,7 @@ def asked(dance):
     """A photo, where the face is in it, and music."""
     raw = dance.shards.parent / "raw"
     image = Image.open(raw / "reference_images" / "dance_00000.png")
-    xy, conf = read_poses(raw / "reference_images" / "dance_00000.json", np.zeros(1, np.int64), "normalised")
+    xy, conf = read_poses(raw / "reference_images" / "dance_00000.json", np.zeros(1, np.int64))
     music = torch.randn(FRAMES, 35, generator=torch.Generator().manual_seed(4))
     return {"image": image, "image_pose": np.concatenate([xy, conf[..., None]], -1)[0], "music": music}
 
