@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from stagecoach.data.building.jobs import RawError
-from stagecoach.data.dance_with_music.music import read_rows
+from stagecoach.data.dance_with_music.music import music_shape, read_rows
 from stagecoach.data.dance_with_music.schema import FRAME_RATE
 from stagecoach.data.encoding.audio import BEAT, EDGE_DIM, HOP, ONSET, edge_rows, read_audio
 
@@ -53,13 +53,14 @@ def read_track(
     stride: int = 1,
     width: int = EDGE_DIM,
     rows: Path | None = None,
+    maps: Path | None = None,
 ) -> Track:
     """The ``seconds`` (None: the rest) of a sound or video file from second ``start`` on, every ``stride``-th frame of
     30 per second: round(seconds * rate) of them. ``start`` is on the
     file's own time axis.
 
     Rows of ``width`` 35 are computed from the sound as the builder does; others are read from the file or folder
-    ``rows``, whose row 0 is the song's first. Raises ``RawError``.
+    ``rows``, whose row 0 is the song's first; pictures of the music from ``maps`` likewise. Raises ``RawError``.
     """
     per_second = FRAME_RATE * HOP
     samples = read_audio(path, start)
@@ -80,13 +81,22 @@ def read_track(
                 f"{path}: the network hears {width} numbers per frame, expected a file of such rows at {FRAME_RATE} "
                 "per second next to the song; compute them as for the shards"
             )
-        table = read_rows(rows, width)[round(start * FRAME_RATE) :]
-        if len(table) < (count - 1) * stride + 1:
-            raise RawError(
-                f"{rows}: {len(table)} rows from second {start:g} on found, expected {(count - 1) * stride + 1} for "
-                f"the {len(samples) / per_second:.2f} s of {path}"
-            )
+        table = _part(rows, width, start, (count - 1) * stride + 1, path)
+    pictures = None if maps is None else _part(maps, music_shape(maps), start, (count - 1) * stride + 1, path)
     beat = np.zeros(count, bool)
     frames = np.flatnonzero(heard[:, BEAT]) // stride
     beat[frames[frames < count]] = True
-    return Track(path, start, rate, table[::stride][:count], beat, heard[::stride][:count, ONSET])
+    onset = heard[::stride][:count, ONSET]
+    pictures = None if pictures is None else pictures[::stride][:count]
+    return Track(path, start, rate, table[::stride][:count], beat, onset, pictures)
+
+
+def _part(path: Path, shape: int | tuple[int, ...], start: float, count: int, song: Path) -> np.ndarray:
+    """Rows from second ``start`` on, at least ``count``. Raises ``RawError``."""
+    table = read_rows(path, shape)[round(start * FRAME_RATE) :]
+    if len(table) < count:
+        raise RawError(
+            f"{path}: {len(table)} rows from second {start:g} on found, expected {count} for the "
+            f"{count / FRAME_RATE:.2f} s of {song}"
+        )
+    return table

@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor
 
 from stagecoach.data.dance_with_music.footage import nearest_frames
-from stagecoach.data.dance_with_music.music import TAIL
+from stagecoach.data.dance_with_music.music import TAIL, music_shape
 from stagecoach.data.dance_with_music.pose_checks import PoseUnit
 from stagecoach.data.dance_with_music.poses import PoseReading, pose_count, read_poses
 from stagecoach.data.dance_with_music.schema import FRAME_RATE
@@ -58,7 +58,9 @@ class DanceFields(RequestFields):
     unit: PoseUnit | None = None
     """Of both poses; None for what their files say, or else divided by width and height."""
     rows: str | None = None
-    """Rows of music for a network that hears Jukebox's."""
+    """Rows of music for a network that hears others than the song's 35 numbers."""
+    maps: str | None = None
+    """Pictures of the music, for a network that is guided by such."""
     height: int | None = Field(None, ge=64)
     width: int | None = Field(None, ge=64)
     min_guidance: float | None = Field(None, ge=0)
@@ -76,6 +78,7 @@ class DanceRequest(Request):
     photo_pose: Path | None
     pose: Path | None
     rows: Path | None
+    maps: Path | None
     height: int
     width: int
 
@@ -108,7 +111,7 @@ class DanceGeneration(Generation):
         song = find_file(given.song, "song", source)
         found = {
             name: None if (text := getattr(given, name)) is None else find_file(text, name, source)
-            for name in ("photo_pose", "pose", "rows")
+            for name in ("photo_pose", "pose", "rows", "maps")
         }
         files = tuple(find_file(text, "photo", source) for text in photos)
         try:
@@ -116,6 +119,9 @@ class DanceGeneration(Generation):
             make_windows(config, given.context_length, given.context_overlap)
             if not has_audio(song):
                 raise ValueError(f"{song}: no audio stream found, expected the song")
+            channels = config.guidance.map_channels if self.draws else None
+            if channels is not None and (found["maps"] is None or music_shape(found["maps"])[0] != channels):
+                raise ValueError(f"maps of {channels} channels of the music wanted, expected their file; give maps")
             if found["pose"] is not None:
                 pose_count(found["pose"])
             elif config.phase(self.weights.stage) == "guidance" and "music_to_pose" not in self.options.components:
@@ -159,7 +165,7 @@ class DanceGeneration(Generation):
         given, size = request.given, (request.height, request.width)
         width = self._heard if request.pose is None or "music" in self.config.guidance.types else EDGE_DIM
         stride = self.config.frames.stride
-        track = read_track(request.song, given.start, given.duration, stride, width, request.rows)
+        track = read_track(request.song, given.start, given.duration, stride, width, request.rows, request.maps)
         photos = [np.asarray(read_picture(path)) for path in request.photos]
         photo_pose = None
         if request.photo_pose is not None:

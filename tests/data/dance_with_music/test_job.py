@@ -10,14 +10,17 @@ import pytest
 import torch
 
 from stagecoach.data.builders import builder
+from stagecoach.data.building.build import build
 from stagecoach.data.building.jobs import RawError, RawItem, Statistics
+from stagecoach.data.building.options import BuildOptions as ShardOptions
 from stagecoach.data.dance_with_music.encode import unit_vectors
-from stagecoach.data.dance_with_music.job import DanceStatistics
+from stagecoach.data.dance_with_music.job import DanceStatistics, RawOptions
 from stagecoach.data.dance_with_music.schema import dance_schema
 from stagecoach.data.dance_with_music.segment import prepare_segment
 from stagecoach.data.encoding.face_encoder import FaceEncoder
 from stagecoach.data.encoding.image_encoders import PictureEmbedder
 from stagecoach.data.encoding.latent_encoders import LatentEncoder
+from stagecoach.data.format.schema import SchemaError
 from stagecoach.data.format.shards import ShardWriter, write_manifest
 from stagecoach.data.streaming.dataset import Sample, ShardSet
 from stagecoach.data.streaming.stream import collate
@@ -242,3 +245,76 @@ def test_a_sample_takes_the_bytes_that_were_planned(tmp_path, frames, music, meg
 
 def test_every_raw_file_but_the_lists_belongs_to_an_item(synthetic, job):
     assert files_of_no_item(synthetic, job(synthetic)) == {"dances.json", "synthetic.json"}
+
+
+def test_pictures_of_music_are_built_counted_and_asked_for_by_their_channels(job, raw, tmp_path):
+    """The guide's files of (feature_dim, height, width), one per frame."""
+    (raw / "dances.json").write_text("[]")
+    maps = np.random.default_rng(0).normal(3, 2, size=(FRAMES, 3, 8, 6)).astype(np.float32)
+    for k in range(5):
+        if k > 1:
+            (raw / f"videos/dance_{k:05d}.mp4").unlink()
+            continue
+        folder = raw / f"music_features/dance_{k:05d}"
+        folder.mkdir(parents=True)
+        for number, frame in enumerate(maps + k):
+            np.save(folder / f"frame_{number:03d}.npy", frame)
+    build(job(raw, music="files", holdout=0.0), tmp_path / "shards", ShardOptions(holdout=0.0))
+    found = ShardSet.open(tmp_path / "shards/train", dance_schema(35, 64, 3))
+    for k in range(2):
+        np.testing.assert_array_equal(found.read(k).arrays["music_map"], (maps + k).astype(np.float16))
+    assert found.statistics["music_map_count"] == 2 * FRAMES * 8 * 6
+    whole = np.concatenate([maps, maps + 1]).astype(np.float16).astype(np.float64)
+    np.testing.assert_allclose(found.statistics["music_map_sum"], whole.sum((0, 2, 3)), rtol=1e-9)
+    np.testing.assert_allclose(found.statistics["music_map_square_sum"], (whole**2).sum((0, 2, 3)), rtol=1e-9)
+    ShardSet.open(tmp_path / "shards/train", dance_schema(35, 64))  # a network without them reads the others
+    with pytest.raises(SchemaError, match=r"'music_map' was built as f16 \['F', 3, .*expected f16 \['F', 7, "):
+        ShardSet.open(tmp_path / "shards/train", dance_schema(35, 64, 7))
+
+
+def test_one_number_that_is_not_finite_is_named_with_its_place(job, raw):
+    """In the sums of a set it would be that feature of every clip."""
+    table = np.zeros((FRAMES, 35), np.float32)
+    table[3, 5] = np.nan
+    (raw / "music_features").mkdir()
+    np.save(raw / "music_features/dance_00000.npy", table)
+    made = job(raw, music="files")
+    with pytest.raises(RawError, match=r"dance_00000\.npy: nan in row 3, number 5, expected finite numbers"):
+        made.prepare(made.items()[0][0])
+    table[3, 5] = 1e5
+    np.save(raw / "music_features/dance_00000.npy", table)
+    with pytest.raises(RawError, match=r"100000 in row 3, number 5, expected finite numbers up to 65504"):
+        made.prepare(made.items()[0][0])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"pose_canvas": "1280"}, "canvas '1280' found, expected WIDTHxHEIGHT"),
+        ({"pose_canvas": "0x5"}, "canvas '0x5' found"),
+        ({"person": "tall"}, "person 'tall' found, expected largest or a number from 0"),
+        ({"pose_rate": -1.0}, r"pose rate -1\.0 found"),
+    ],
+)
+def test_words_that_say_nothing_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        RawOptions(**changes)
+
+
+def test_options_of_poses_reach_their_reading():
+    asked = RawOptions(
+        pose_unit="pixel",
+        pose_canvas="1280x720",
+        pose_confidence="percent",
+        pose_order="coco",
+        person="1",
+        pose_rate=12.5,
+    ).poses()
+    assert (asked.unit, asked.canvas, asked.confidence, asked.order, asked.person, asked.rate) == (
+        "pixel",
+        (1280.0, 720.0),
+        "percent",
+        "coco",
+        1,
+        12.5,
+    )

@@ -6,6 +6,7 @@ import pytest
 
 from stagecoach.data.building.jobs import RawError
 from stagecoach.data.dance_with_music.music import aist_bpm, read_music, read_rows
+from stagecoach.data.dance_with_music.track import read_track
 from stagecoach.data.encoding.audio import BEAT, ONSET
 
 
@@ -89,3 +90,17 @@ def test_missing_music_is_never_made_up(tmp_path, kind, given, message):
 
 def test_aists_songs_tell_their_tempo():
     assert [aist_bpm(song) for song in ("KR1", "HO3", "BR0", "x")] == [90, 125, 80, None]
+
+
+def test_a_part_of_a_song_takes_its_rows_and_pictures(tmp_path, synthetic):
+    """Two seconds of sound; from second 0.5 on, every second frame."""
+    maps, table = np.random.default_rng(0).normal(size=(61, 2, 4, 4)).astype(np.float32), rows(61, 12)
+    np.save(tmp_path / "maps.npy", maps)
+    np.save(tmp_path / "rows.npy", table)
+    song = synthetic / "videos/dance_00000.mp4"
+    track = read_track(song, 0.5, 1.0, 2, 12, tmp_path / "rows.npy", tmp_path / "maps.npy")
+    np.testing.assert_array_equal(track.rows, table[15:45:2])
+    np.testing.assert_array_equal(track.maps, maps[15:45:2])
+    np.save(tmp_path / "maps.npy", maps[:30])
+    with pytest.raises(RawError, match=r"maps\.npy: 15 rows from second 0\.5 on found, expected 29"):
+        read_track(song, 0.5, 1.0, 2, 12, tmp_path / "rows.npy", tmp_path / "maps.npy")

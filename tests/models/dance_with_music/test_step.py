@@ -6,6 +6,7 @@ import torch
 from stagecoach.data.dance_with_music.schema import KEYPOINTS
 from stagecoach.models.dance_with_music.conditions import at_frames, make_conditions, predict_poses, read_batch
 from stagecoach.models.dance_with_music.config import SIZES, DanceConfig
+from stagecoach.models.dance_with_music.family import DanceWithMusicFamily
 from stagecoach.models.dance_with_music.losses import CUSTOM_LOSSES, register_custom_loss
 from stagecoach.models.dance_with_music.stages import make_stages
 from tests.tiny_dance import make_network, progress_at
@@ -183,3 +184,19 @@ def test_a_custom_loss_joins_the_others(dance):
         del CUSTOM_LOSSES["keep_still"]
     with pytest.raises(ValueError, match="register_custom_loss"):
         network(dance.batch(config, 3), progress_at(0, 10, 3))
+
+
+def test_pictures_of_music_guide_and_are_normalised_by_their_own_statistics(dance):
+    config = changed(plan="guidance", guidance={"types": ("pose", "music_map"), "map_channels": 3})
+    assert DanceWithMusicFamily().schema(config).field("music_map").shape == ("F", 3, "hm", "wm")
+    batch = dance.batch(changed(plan="guidance"), 1)
+    frames = batch["music"].shape[1]
+    batch["music_map"] = torch.randn(2, frames, 3, 12, 10) * 2 + 5
+    sums = {"music_map_sum": [15.0, 15.0, 15.0], "music_map_square_sum": [87.0, 87.0, 87.0], "music_map_count": 3}
+    network = make_network(config, 1, **sums)
+    norm = network.guidance.encoders["music_map"].music_norm
+    torch.testing.assert_close(norm.shift.detach(), torch.full((3,), 5.0))
+    torch.testing.assert_close(norm.scale.detach(), torch.full((3,), 0.5))
+    result = network(batch, progress_at(5))
+    total(config, 1, result["losses"], progress_at(5)).mean().backward()
+    assert network.guidance.encoders["music_map"].encoder.conv_out.weight.grad.any()
