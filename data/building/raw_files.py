@@ -93,7 +93,13 @@ def open_media(path: Path, failed: Callable[[Exception], str]) -> Iterator[Any]:
 
 
 def video_stream(container: Any, path: Path, expected: str) -> Any:
-    """The first video stream. Raises ``RawError`` where there is none."""
-    if not container.streams.video:
-        raise RawError(f"{path}: no video stream found, {expected}")
-    return container.streams.video[0]
+    """The first video stream that is no cover picture. Raises ``RawError`` where there is none."""
+    streams = container.streams
+    cover_picture = import_extra("av.stream", "video and sound").Disposition.attached_pic
+    pictures = [stream for stream in streams.video if not stream.disposition & cover_picture]
+    if pictures:
+        return pictures[0]
+    if streams.audio:
+        cover = " and a cover picture" if streams.video else ""
+        raise RawError(f"{path}: only sound{cover} found, no video, {expected}; give the file with the pictures")
+    raise RawError(f"{path}: no video found, {expected}; give a file with pictures")

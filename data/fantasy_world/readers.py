@@ -14,8 +14,10 @@ import numpy as np
 from PIL import ImageOps
 
 from stagecoach.data.building.jobs import RawError
-from stagecoach.data.building.raw_files import open_media, read_text, video_stream
+from stagecoach.data.building.raw_files import read_text
 from stagecoach.data.pictures import open_picture
+from stagecoach.data.video_frames import declared_frames as declared_frames
+from stagecoach.data.video_frames import read_video
 
 COLUMNS = ("idx", "fx", "fy", "cx", "cy", "k1", "k2", *(f"w2c[{r},{c}]" for r in range(3) for c in range(4)))
 MAX_NORMALISED_FOCAL = 10.0
@@ -36,25 +38,17 @@ class CameraTrack:
 
 
 def read_frames(path: Path, frames: int | None = None) -> Iterator[np.ndarray]:
-    """The first ``frames`` frames of a video (None: all), uint8 [h, w, 3] RGB, one at a time."""
-    found, wanted = 0, f"expected {frames or 'its'} frames"
-    with open_media(path, lambda error: f"not decodable after {found} frames ({error}), {wanted}") as container:
-        video_stream(container, path, wanted).thread_type = "AUTO"
-        for frame in container.decode(video=0):
-            yield frame.to_ndarray(format="rgb24")
-            found += 1
-            if found == frames:
-                return
+    """The first ``frames`` frames of a video (None: all), uint8 [h, w, 3] RGB, upright, one at a time."""
+    found = 0
+    for _, picture in read_video(path, expected=f"expected {frames or 'its'} frames"):
+        yield picture
+        found += 1
+        if found == frames:
+            return
     if frames is not None:
         raise RawError(
             f"{path}: {found} frames found, expected at least {frames}; take a longer video or fewer frames per clip"
         )
-
-
-def declared_frames(path: Path) -> int | None:
-    """The frame count in the video's header; None where the container has none."""
-    with open_media(path, lambda error: f"not readable as a video ({error})") as container:
-        return (container.streams.video[0].frames or None) if container.streams.video else 0
 
 
 def read_cameras(path: Path, frames: int, unit: IntrinsicsUnit) -> CameraTrack:

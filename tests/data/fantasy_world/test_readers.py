@@ -78,7 +78,7 @@ def test_a_short_video_names_file_found_and_expected(synthetic):
 def test_a_video_that_is_none_is_named(tmp_path):
     path = tmp_path / "clip.mp4"
     path.write_bytes(b"not a video at all")
-    with pytest.raises(RawError, match=r"clip\.mp4: not decodable after 0 frames"):
+    with pytest.raises(RawError, match=r"clip\.mp4: not readable as a video"):
         list(read_frames(path, 5))
 
 
