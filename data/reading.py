@@ -75,6 +75,17 @@ def read_json(path: str | os.PathLike[str], shape: type[T], limit: int = LIMIT) 
     return parse_json(read_regular(path, limit), shape, os.fspath(path), limit)
 
 
+def not_finite(values: dict[str, Any]) -> str | None:
+    """The name of the first value (a number or nested lists of them) that is not finite; JSON cannot hold it."""
+    return next((name for name, value in values.items() if not _is_finite(value)), None)
+
+
+def _is_finite(value: Any) -> bool:
+    if isinstance(value, dict | list | tuple):
+        return all(map(_is_finite, value.values() if isinstance(value, dict) else value))
+    return not isinstance(value, float) or math.isfinite(value)
+
+
 def below(directory: Path, name: str) -> Path:
     """The path of ``name`` below a folder. Raises ``DamagedError`` for a name that leads out of it: absolute, with
     ``..``, or none."""

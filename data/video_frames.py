@@ -186,7 +186,9 @@ def _check_end(stream: Any, path: Path, seen: _Seen) -> None:
     hours, minutes, seconds = (float(part) for part in tag.split(":"))
     declared = hours * 3600 + minutes * 60 + seconds
     if seen.end < declared - CUT:
-        raise RawError(f"{path}: ends after {seen.end:.3f} of the {declared:.3f} s that it declares; it was cut, {AGAIN}")
+        raise RawError(
+            f"{path}: ends after {seen.end:.3f} of the {declared:.3f} s that it declares; it was cut, {AGAIN}"
+        )
 
 
 def _unreadable(error: Exception) -> str:

@@ -239,10 +239,12 @@ def _split_parts(name: str, split: dict[str, Any]) -> list[str | Table]:
         title += f"; lost: {', '.join(split['lost'])}"
     fields = Table()
     fields.add_column("field")
-    for column in ("MB", "kB per sample"):
+    for column in ("MB", "kB per sample", "std of its channels"):
         fields.add_column(column, justify="right")
     for field, size in split["field_bytes"].items():
-        fields.add_row(field, f"{size / MEGABYTE:.2f}", f"{size / split['samples'] / 1e3:.1f}")
+        std = split["latent_std"].get(field)
+        spread = f"{min(std):.3g} to {max(std):.3g}" if std else ""
+        fields.add_row(field, f"{size / MEGABYTE:.2f}", f"{size / split['samples'] / 1e3:.1f}", spread)
     encoders = Table(show_header=False, box=None)
     for role, entry in split["encoders"].items():
         encoders.add_row(

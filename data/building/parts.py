@@ -5,7 +5,6 @@ part-000012/  shard-000012-000000.tar, .tar.idx, ...   named as in the data set
               manifest.json   size and sha256 of the files
 """
 
-import math
 import os
 import shutil
 from collections import deque
@@ -29,10 +28,11 @@ from stagecoach.data.files import (
     temporary_name,
     write_json,
 )
+from stagecoach.data.format.schema import NotFiniteError
 from stagecoach.data.format.shards import ShardEntry, ShardWriter, index_path
 from stagecoach.data.local_files import DamagedError
 from stagecoach.data.locks import TAKEN
-from stagecoach.data.reading import Count, read_json
+from stagecoach.data.reading import Count, not_finite, read_json
 
 PART = "part.json"
 
@@ -127,11 +127,11 @@ class PartWriter:
                     continue
                 group.append((item, ready))
                 if len(group) == self.job.together:
-                    written += self._encode(group, writer, statistics)
+                    written += self._encode(group, writer, statistics, bad if skip_bad else None)
                     yield from (None for _ in group)
                     group = []
             if group:
-                written += self._encode(group, writer, statistics)
+                written += self._encode(group, writer, statistics, bad if skip_bad else None)
                 yield from (None for _ in group)
         self._seal(
             folder,
@@ -150,17 +150,27 @@ class PartWriter:
         )
         return written
 
-    def _encode(self, group: list[tuple[RawItem, Any]], writer: ShardWriter, statistics: Any) -> int:
-        items, ready = [item for item, _ in group], [prepared for _, prepared in group]
+    def _encode(
+        self, group: list[tuple[RawItem, Any]], writer: ShardWriter, statistics: Any, bad: dict[str, str] | None
+    ) -> int:
+        """How many samples of the group were written; one that is not finite is added to ``bad``, if that is there."""
+        items, ready, written = [item for item, _ in group], [prepared for _, prepared in group], 0
         for item, sample in zip(items, self.job.encode(items, ready), strict=True):
-            writer.add(item.key, sample.arrays, sample.meta)
+            try:
+                writer.add(item.key, sample.arrays, sample.meta)
+            except NotFiniteError as error:
+                if bad is None:
+                    raise RawError(str(error)) from error
+                bad[item.key] = str(error)
+                continue
             statistics.add(sample)
-        return len(items)
+            written += 1
+        return written
 
     def _seal(self, temporary: Path, part: Part, content: PartRecord) -> None:
-        if not _is_finite(content["statistics"]):
+        if bad := not_finite(content["statistics"]):
             raise RawError(
-                f"{part.name}: the statistics of its items {part.items[0].key} to {part.items[-1].key} are not finite, "
+                f"{part.name}: the sum {bad!r} of its items {part.items[0].key} to {part.items[-1].key} is not finite, "
                 "expected numbers; look for one of them that holds none"
             )
         write_json(temporary / PART, content)
@@ -179,12 +189,6 @@ class PartWriter:
     def _prepared(self, items: list[RawItem]) -> Generator[tuple[RawItem, Any], None, None]:
         """Items in their order with what was read of each, or with the ``RawError`` that befell it."""
         return ahead(items, self.job.prepare, 2 * self.job.together, self.readers)
-
-
-def _is_finite(value: Any) -> bool:
-    if isinstance(value, dict | list):
-        return all(map(_is_finite, value.values() if isinstance(value, dict) else value))
-    return not isinstance(value, float) or math.isfinite(value)
 
 
 def ahead(

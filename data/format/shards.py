@@ -36,7 +36,7 @@ from typing_extensions import TypedDict
 from stagecoach.data.files import MANIFEST, atomic_file, sha256_json, sync_directory, temporary_name, write_json
 from stagecoach.data.format.schema import SampleSchema, SchemaError, check_sample, sample_sizes
 from stagecoach.data.local_files import DamagedError
-from stagecoach.data.reading import Count, Sha256, parse_json
+from stagecoach.data.reading import Count, Sha256, not_finite, parse_json
 from stagecoach.data.stores.opening import open_storage
 from stagecoach.data.stores.storage import SMALL, Storage
 
@@ -332,6 +332,10 @@ def write_manifest(
     names = [shard["name"] for shard in shards]
     if len(set(names)) < len(names):
         raise ValueError(f"{directory}: shards {sorted({n for n in names if names.count(n) > 1})} are listed twice")
+    if bad := not_finite(statistics):
+        raise ValueError(
+            f"{directory}: the sum {bad!r} of its samples is not finite, expected numbers; check the samples"
+        )
     # As it will be read: JSON knows no tuples, and its keys are strings.
     encoders, statistics = json.loads(json.dumps([encoders, statistics]))
     manifest = Manifest(

@@ -15,14 +15,16 @@ from stagecoach.data.pictures import sheet
 from stagecoach.data.progress import Track, untracked
 from stagecoach.data.streaming.dataset import ShardSet
 
+LOOKED_AT = 16
+"""Samples of a split whose numbers are read, spread over it."""
 BINS = 12
 """Most rows of a histogram."""
 
 
 def inspect(directory: Path, track: Track = untracked) -> dict[str, dict[str, Any]]:
     """By split: schema, counts, bytes by field, histograms of the bytes of a sample and of each named dimension of the
-    schema, what the statistics say, encoders, fingerprint. Read from manifest and indices alone. Raises
-    ``DamagedError`` naming a bad one."""
+    schema, what the statistics say, encoders, fingerprint. Read from manifest, indices and
+    ``LOOKED_AT`` samples. Raises ``DamagedError`` or ``SchemaError`` naming a bad one."""
     return {name: _inspect(path, track) for name, path in find_sets(directory).items()}
 
 
@@ -48,6 +50,7 @@ def _inspect(path: Path, track: Track) -> dict[str, Any]:
         "shards": len(manifest.shards),
         "bytes": sum(entry["bytes"] for entry in manifest.shards),
         "field_bytes": dict(sorted(fields.items())),
+        "latent_std": latent_std(ShardSet.open(path, schema)),
         "sample_bytes": histogram(weights),
         "dims": {dim: histogram(counts) for dim, counts in sizes.items()},
         "described": describe_statistics(schema.name, manifest.statistics),
@@ -57,6 +60,30 @@ def _inspect(path: Path, track: Track) -> dict[str, Any]:
         "lost": list(manifest.lost),
         "fingerprint": manifest.fingerprint,
     }
+
+
+def latent_std(shards: ShardSet) -> dict[str, list[float]]:
+    """Of each field of latents the standard deviation of each channel, over up to ``LOOKED_AT`` samples: about 1 where
+    latents are scaled as networks are trained with. Raises as ``ShardSet.read``."""
+    axes = {
+        spec.name: next(axis for axis, size in enumerate(spec.shape) if isinstance(size, int))
+        for spec in shards.schema.fields
+        if "latent" in spec.name and any(isinstance(size, int) for size in spec.shape)
+    }
+    sums: dict[str, np.ndarray] = {}
+    for number in np.linspace(0, len(shards) - 1, min(LOOKED_AT, len(shards))).round().astype(int).tolist():
+        arrays = shards.read(number).arrays
+        for name in axes.keys() & arrays.keys():
+            values = arrays[name]
+            if shards.schema.field(name).dtype == "bf16":
+                values = (values.astype(np.uint32) << 16).view(np.float32)
+            channels = np.moveaxis(values, axes[name], 0).reshape(values.shape[axes[name]], -1).astype(np.float64)
+            counts = np.full(len(channels), channels.shape[1], np.float64)
+            sums[name] = sums.get(name, 0) + np.stack([counts, channels.sum(1), (channels**2).sum(1)])
+    found = {}
+    for name, (count, total, squares) in sorted(sums.items()):
+        found[name] = np.sqrt(np.maximum(squares / count - (total / count) ** 2, 0)).round(4).tolist()
+    return found
 
 
 def histogram(counts: Counter[int]) -> dict[str, Any] | None:

@@ -8,6 +8,7 @@ import numpy as np
 
 from stagecoach.data.builders import BUILDERS, builder
 from stagecoach.data.building.jobs import EncodedSample, Statistics
+from stagecoach.data.reading import not_finite
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,11 @@ class RecomputedStatistics:
             self._problem = f"sample {key!r}: {error}"
 
     def result(self) -> Counted:
-        return Counted(None if self._problem or self._statistics is None else self._statistics.as_dict(), self._problem)
+        if self._problem or self._statistics is None:
+            return Counted(None, self._problem)
+        values = self._statistics.as_dict()
+        bad = not_finite(values)
+        return Counted(None, f"the sum {bad!r} of its samples is not finite") if bad else Counted(values, "")
 
 
 def merge(parts: Sequence[Counted]) -> Counted:

