@@ -24,6 +24,15 @@ class WeightFlags:
     detections: Annotated[
         Path | None, typer.Option(metavar="FILE", help="JSON of boxes by sample instead of --grounding-dino")
     ] = None
+    pose_estimator: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE|DIR", help="DWPose's or RTMPose's .onnx, ViTPose's folder: poses and faces on frames"
+        ),
+    ] = None
+    person_detector: Annotated[
+        Path | None, typer.Option(metavar="FILE|DIR", help="of its persons: YOLOX's .onnx, a detector's folder")
+    ] = None
 
 
 @dataclass

@@ -68,22 +68,29 @@ class StagePipeline(DiffusionPipeline):
             if hook.model is not self.transformer:
                 hook.offload()
 
-    def call_back(
+    def on_step(
         self,
-        callback: Callback,
+        bar: Any,
+        callback: Callback | None,
         asked: Sequence[str],
-        step: int,
-        t: Tensor,
-        latents: Tensor,
-        conditions: dict[str, Any],
-        names: Mapping[str, str],
-    ) -> Tensor | None:
-        """Call ``callback`` with the tensors ``asked``, put what it returns into ``conditions``, and give the latents
-        that it returns, if any. ``names``: of a tensor -> of the condition that it is; the latents are none."""
-        tensors = {"latents": latents, **{name: conditions[ours] for name, ours in names.items()}}
-        changed = callback(self, step, t, {name: tensors[name] for name in asked}) or {}
-        conditions.update({ours: changed[name] for name, ours in names.items() if name in changed})
-        return changed.get("latents")
+        conditions: dict[str, Any] | None = None,
+        names: Mapping[str, str] | None = None,
+    ) -> Callable[[int, Tensor, Tensor], Tensor | None]:
+        """For a loop over steps: a function of step, time and latents that moves the ``bar``, calls ``callback`` with
+        the tensors ``asked``, puts what it returns into ``conditions``, and gives the latents that it returns, if any.
+        ``names``: of a tensor -> of the condition that it is; the latents are none."""
+        own, known = {} if conditions is None else conditions, names or {}
+
+        def call(step: int, t: Tensor, latents: Tensor) -> Tensor | None:
+            bar.update()
+            if callback is None:
+                return None
+            tensors = {"latents": latents, **{name: own[ours] for name, ours in known.items()}}
+            changed = callback(self, step, t, {name: tensors[name] for name in asked}) or {}
+            own.update({ours: changed[name] for name, ours in known.items() if name in changed})
+            return changed.get("latents")
+
+        return call
 
 
 def repeated(value: Tensor, samples: int) -> Tensor:

@@ -10,7 +10,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from stagecoach.data.dance_with_music.footage import nearest_frames
+from stagecoach.data.annotation.poses import PoseEstimator, open_pose_estimator
+from stagecoach.data.dance_with_music.footage import nearest_frames, open_footage
 from stagecoach.data.dance_with_music.music import TAIL, music_shape
 from stagecoach.data.dance_with_music.pose_checks import PoseUnit
 from stagecoach.data.dance_with_music.poses import PoseReading, pose_count, read_poses
@@ -24,6 +25,7 @@ from stagecoach.data.pictures import check_sides, read_picture
 from stagecoach.models.common.keyed import request_generators
 from stagecoach.models.common.pictures import to_uint8
 from stagecoach.models.dance_with_music.components import base_paths, open_music_to_pose
+from stagecoach.models.dance_with_music.estimating import estimate_photo, estimate_video
 from stagecoach.models.dance_with_music.inputs import move_pose, prepare_photos
 from stagecoach.models.dance_with_music.pipeline import DanceWithMusicPipeline
 from stagecoach.models.dance_with_music.sampler import make_windows
@@ -49,9 +51,12 @@ class DanceFields(RequestFields):
     photo: str | list[str] = Field(min_length=1)
     """Of the dancer; the first of several shows the face."""
     photo_pose: str | None = None
-    """JSON of the pose in the first photo: its face, and where a predicted dance starts."""
+    """JSON of the pose in the first photo: its face, and where a predicted dance starts. None: what the pose estimator
+    finds there, if there is one."""
     pose: str | None = None
     """File or folder of poses that are danced; None lets MusicToPose make them."""
+    pose_video: str | None = None
+    """Video or folder of pictures of a dancer, whose poses the pose estimator finds."""
     pose_rate: float = Field(float(FRAME_RATE), gt=0)
     pose_size: tuple[int, int] | None = None
     """Height and width of the pictures that the poses are of, where their shape is not the video's."""
@@ -70,6 +75,9 @@ class DanceFields(RequestFields):
     scheduler: str | None = None
 
 
+ESTIMATORS = ("pose_estimator", "person_detector")
+
+
 @dataclass(frozen=True)
 class DanceRequest(Request):
     given: DanceFields
@@ -77,6 +85,7 @@ class DanceRequest(Request):
     photos: tuple[Path, ...]
     photo_pose: Path | None
     pose: Path | None
+    pose_video: Path | None
     rows: Path | None
     maps: Path | None
     height: int
@@ -86,12 +95,13 @@ class DanceRequest(Request):
 class DanceGeneration(Generation):
     """Weights of stage A alone make the skeleton."""
 
-    components = ("vae", "image_encoder", "arcface", "music_to_pose")
+    components = ("vae", "image_encoder", "arcface", "music_to_pose", *ESTIMATORS)
     fields = DanceFields
     shown = ("video.mp4", "side_by_side.mp4")
     steps = 20
     guidance = 3.5
     pipeline: DanceWithMusicPipeline
+    _estimator: PoseEstimator | None
 
     def __init__(self, weights: Weights, options: GenerationOptions) -> None:
         super().__init__(weights, replace(options, base=base_paths(options.base)))
@@ -102,6 +112,8 @@ class DanceGeneration(Generation):
             needed.append("vae")
         if not self.draws:
             self.shown = ("skeleton.mp4",)
+        if any(name in self.options.components for name in ESTIMATORS):
+            needed += ESTIMATORS
         self.require(*needed)
 
     def parse(self, entry: Mapping[str, Any], source: Source) -> DanceRequest:
@@ -111,7 +123,7 @@ class DanceGeneration(Generation):
         song = find_file(given.song, "song", source)
         found = {
             name: None if (text := getattr(given, name)) is None else find_file(text, name, source)
-            for name in ("photo_pose", "pose", "rows", "maps")
+            for name in ("photo_pose", "pose", "pose_video", "rows", "maps")
         }
         files = tuple(find_file(text, "photo", source) for text in photos)
         try:
@@ -122,7 +134,9 @@ class DanceGeneration(Generation):
             channels = config.guidance.map_channels if self.draws else None
             if channels is not None and (found["maps"] is None or music_shape(found["maps"])[0] != channels):
                 raise ValueError(f"maps of {channels} channels of the music wanted, expected their file; give maps")
-            if found["pose"] is not None:
+            if found["pose_video"] is not None:
+                self._check_video(given, found["pose_video"])
+            elif found["pose"] is not None:
                 pose_count(found["pose"])
             elif config.phase(self.weights.stage) == "guidance" and "music_to_pose" not in self.options.components:
                 raise ValueError(
@@ -143,10 +157,18 @@ class DanceGeneration(Generation):
             **found,
         )
 
+    def _check_video(self, given: DanceFields, path: Path) -> None:
+        if given.pose is not None:
+            raise ValueError("both pose and pose_video are given, expected one of them")
+        self.require(*ESTIMATORS)
+        open_footage(path, given.pose_rate)
+
     def load(self) -> None:
         own = self.options
         network: Any = load_network(self.weights, own.base, dtype=own.dtype, quantize=own.quantize)
         parts: dict[str, Any] = dict(own.components)
+        estimators = [parts.pop(name, None) for name in ESTIMATORS]
+        self._estimator = open_pose_estimator(*estimators) if all(estimators) else None
         listening = parts.pop("music_to_pose", None)
         if listening is not None:
             listening = open_music_to_pose(listening, "raw", None, own.dtype)
@@ -163,7 +185,8 @@ class DanceGeneration(Generation):
 
     def answer(self, request: DanceRequest, folder: Path) -> dict[str, Any]:
         given, size = request.given, (request.height, request.width)
-        width = self._heard if request.pose is None or "music" in self.config.guidance.types else EDGE_DIM
+        told = request.pose is not None or request.pose_video is not None
+        width = self._heard if not told or "music" in self.config.guidance.types else EDGE_DIM
         stride = self.config.frames.stride
         track = read_track(request.song, given.start, given.duration, stride, width, request.rows, request.maps)
         photos = [np.asarray(read_picture(path)) for path in request.photos]
@@ -173,10 +196,12 @@ class DanceGeneration(Generation):
                 request.photo_pose, np.zeros(1, np.int64), PoseReading(given.unit), photos[0].shape[:2]
             )
             photo_pose = np.concatenate([xy, conf[..., None]], -1)[0]
-        pose = None if request.pose is None else self._poses(request, track)
+        elif self._estimator is not None and (not told or "arcface" in self.options.components):
+            photo_pose = estimate_photo(self._estimator, photos[0], request.photos[0])
+        pose = self._poses(request, track) if told else None
         frames = track.frames if pose is None else min(track.frames, len(pose))
         sound = Sound(request.song, given.start)
-        source = "predicted" if pose is None else "given"
+        source = "predicted" if pose is None else "given" if request.pose_video is None else "estimated"
         if self.draws:
             found = self._sample(request, track, photos, photo_pose, pose, frames)
             danced = found.pose
@@ -216,17 +241,24 @@ class DanceGeneration(Generation):
         return (self.config if listening is None else listening.network.config).m2p.music_dim
 
     def _poses(self, request: DanceRequest, track: Track) -> Tensor:
-        """The poses of a file at the network's rate, ``[T, 134, 3]``. Raises ``ValueError`` where they end before the
-        song."""
-        given, path = request.given, request.pose
+        """The poses of a file or a video at the network's rate, ``[T, 134, 3]``. Raises ``ValueError`` where they end
+        before the song."""
+        given, path, stride = request.given, request.pose or request.pose_video, self.config.frames.stride
         assert path is not None
-        times = np.arange(pose_count(path)) / given.pose_rate
-        chosen = nearest_frames(times, 1 / given.pose_rate)[:: self.config.frames.stride]
-        if len(chosen) < track.frames - TAIL / self.config.frames.stride:
+        if request.pose is None:
+            chosen = open_footage(path, given.pose_rate).chosen
+        else:
+            chosen = nearest_frames(np.arange(pose_count(path)) / given.pose_rate, 1 / given.pose_rate)
+        seconds, chosen = len(chosen) / FRAME_RATE, chosen[::stride]
+        if len(chosen) < track.frames - TAIL / stride:
             raise ValueError(
-                f"{path}: poses of {len(times) / given.pose_rate:.2f} s found for {track.frames / track.rate:.2f} s of "
-                f"{request.song}, expected as many; give duration, or pose_rate where that is not {given.pose_rate:g}"
+                f"{path}: poses of {seconds:.2f} s found for {track.frames / track.rate:.2f} s of {request.song}, "
+                f"expected as many; give duration, or pose_rate where that is not {given.pose_rate:g}"
             )
+        if request.pose is None:
+            assert self._estimator is not None
+            pose, size = estimate_video(self._estimator, path, given.pose_rate, stride, track.frames)
+            return move_pose(pose, size, request.height, request.width)
         size = given.pose_size or (request.height, request.width)
         xy, conf = read_poses(path, chosen[: track.frames], PoseReading(given.unit, posture="any"), size)
         pose = torch.from_numpy(np.concatenate([xy, conf[..., None]], -1))

@@ -246,14 +246,7 @@ class DanceWithMusicPipeline(StagePipeline):
         passes = make_passes(self.transformer, conditions, guidance, dropout, scale)
         self.offload_encoders()
         with self.progress_bar(total=steps) as bar:
-
-            def on_step(k: int, t: Tensor, x: Tensor) -> Tensor | None:
-                bar.update()
-                if callback_on_step_end is None:
-                    return None
-                asked = callback_on_step_end_tensor_inputs
-                return self.call_back(callback_on_step_end, asked, k, t, x, {}, {})
-
+            on_step = self.on_step(bar, callback_on_step_end, callback_on_step_end_tensor_inputs)
             found = sample(
                 self.transformer, passes, noise, process, steps, scales, windows, cfg_batch, scheduler, on_step
             )

@@ -214,15 +214,8 @@ class FantasyWorldPipeline(StagePipeline):
         noise = self.make_noise((samples, *shape), generator, latents)
         self.offload_encoders()
         with self.progress_bar(total=num_inference_steps) as bar:
-
-            def on_step(k: int, t: Tensor, x: Tensor) -> Tensor | None:
-                bar.update()
-                if callback_on_step_end is None:
-                    return None
-                names = {"prompt_embeds": "text", "negative_prompt_embeds": "negative_text"}
-                asked = callback_on_step_end_tensor_inputs
-                return self.call_back(callback_on_step_end, asked, k, t, x, conditions, names)
-
+            names = {"prompt_embeds": "text", "negative_prompt_embeds": "negative_text"}
+            on_step = self.on_step(bar, callback_on_step_end, callback_on_step_end_tensor_inputs, conditions, names)
             found = sample(
                 self.transformer,
                 conditions,

@@ -1,7 +1,7 @@
 """One sample against its truth, by the names of metrics: from what is known of both to sums and counts."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -34,6 +34,8 @@ class Group:
 def measure(generated: Record, truth: Record, models: Models, names: Iterable[str]) -> dict[str, Value | Absent]:
     """Of each of the ``names`` that one sample has (``PER_SAMPLE``) its sum and count, or why there is none."""
     wanted, results = set(names), {}
+    if wanted & {*POSED}:
+        generated = _with_poses(generated, models)
     for group in GROUPS:
         chosen = [name for name in group.names if name in wanted]
         if chosen:
@@ -210,26 +212,34 @@ def _reference_objects(generated: Record, truth: Record, models: Models) -> Foun
     return {"reference_similarity": similarity.reference_similarity(candidates, references)}
 
 
-def _found_faces(generated: Record) -> list[list[np.ndarray]]:
+def _found_faces(generated: Record, models: Models) -> list[list[np.ndarray]]:
     """Faces detected on the frames, or those of the poses estimated on them."""
     if generated.faces is not None:
         return generated.faces
-    if generated.estimated is None:
+    if generated.estimated is None and not models.given(ESTIMATOR):
         raise Unavailable("no faces detected on the generated frames, nor poses estimated on them")
-    xy, conf = (x.numpy() for x in generated.estimated)
+    xy, conf = (x.numpy() for x in _estimated(generated, models))
     return [identity.pose_faces(a, b, *generated.picture) for a, b in zip(xy, conf, strict=True)]
 
 
 def _face_rate(generated: Record, truth: Record, models: Models) -> Found:
     return {
-        "face_detection_rate": identity.face_detection_rate([torch.zeros(len(f), 1) for f in _found_faces(generated)])
+        "face_detection_rate": identity.face_detection_rate(
+            [torch.zeros(len(f), 1) for f in _found_faces(generated, models)]
+        )
     }
 
 
 def _faces(generated: Record, truth: Record, models: Models) -> Found:
-    source = generated if generated.reference_faces is not None else truth
-    reference, points_of = source.need("reference", ASKED), source.need("reference_faces", ASKED)
-    found, encoder = _found_faces(generated), models("arcface")
+    source = generated if generated.reference is not None and truth.reference is None else truth
+    source = generated if generated.reference_faces is not None else source
+    reference = source.need("reference", ASKED)
+    if source.reference_faces is None and models.given(ESTIMATOR):
+        pose = models(ESTIMATOR).estimate([reference])[0]
+        points_of = [identity.pose_faces(pose[:, :2], pose[:, 2], *reference.shape[:2])]
+    else:
+        points_of = source.need("reference_faces", ASKED)
+    found, encoder = _found_faces(generated, models), models("arcface")
     wanted = identity.face_vectors(encoder, reference, points_of[0])
     if not len(wanted):
         raise Unavailable("no face on the reference")
@@ -272,9 +282,32 @@ def _beats(generated: Record, truth: Record, models: Models) -> Found:
 
 def _following(generated: Record, truth: Record, models: Models) -> Found:
     asked = _batched(generated.need("pose", ASKED))
-    found = _batched(generated.need("estimated", "on the generated video (an estimator's poses)"))
+    found = _batched(_estimated(generated, models))
     _same_length(found[0], asked[0], "estimated poses")
     return dance.pose_following(*asked, *found, *generated.picture)
+
+
+POSED = ("face_detection_rate", "face_similarity", "face_recall", "pose_following_px", "pose_following_pck")
+ESTIMATOR = "pose_estimator"
+
+
+def _with_poses(generated: Record, models: Models) -> Record:
+    """With the poses that an estimator finds on the frames, where there is one and they are not known."""
+    if not models.given(ESTIMATOR) or generated.estimated is not None or generated.frames is None:
+        return generated
+    found = measured(lambda: models(ESTIMATOR).estimate(_seen(generated)))
+    if isinstance(found, Absent):
+        return generated
+    pose = torch.from_numpy(found)
+    return replace(generated, estimated=(pose[..., :2], pose[..., 2]))
+
+
+def _estimated(generated: Record, models: Models) -> tuple[Tensor, Tensor]:
+    """Poses on the generated frames. Raises ``Unavailable``, with the estimator's reason where it is given."""
+    if generated.estimated is None and models.given(ESTIMATOR):
+        models(ESTIMATOR)
+    found: tuple[Tensor, Tensor] = generated.need("estimated", "on the generated video (an estimator's poses)")
+    return found
 
 
 SPEED = ("seconds_per_sample", "frames_per_second", "peak_memory")

@@ -27,6 +27,8 @@ class WeightPaths:
     grounding_dino: Path | None = None
     arcface: Path | None = None
     detections: Path | None = None
+    pose_estimator: Path | None = None
+    person_detector: Path | None = None
 
 
 WHAT = {
@@ -38,6 +40,8 @@ WHAT = {
     "grounding_dino": "GroundingDINO's folder",
     "arcface": "ArcFace's .onnx file",
     "detections": "a file of detections",
+    "pose_estimator": "a pose network (.onnx, or ViTPose's folder)",
+    "person_detector": "a detector of persons (.onnx or folder)",
 }
 
 
@@ -73,6 +77,7 @@ class Models:
             "grounding_dino": lambda: GroundingDino(path, device),
             "arcface": lambda: _face_encoder(path),
             "detections": lambda: read_detections(path),
+            "pose_estimator": lambda: _pose_estimator(path, self.paths.person_detector),
         }
         return openers[name]()
 
@@ -81,3 +86,11 @@ def _face_encoder(path: Path) -> Any:
     from stagecoach.data.encoding.face_encoder import FaceEncoder
 
     return loaded(FaceEncoder, path)
+
+
+def _pose_estimator(path: Path, detector: Path | None) -> Any:
+    from stagecoach.data.annotation.poses import open_pose_estimator
+
+    if detector is None:
+        raise Unavailable(f"{WHAT['person_detector']} is not given, expected person_detector: its path")
+    return loaded(lambda own: open_pose_estimator(own, detector), path)

@@ -212,14 +212,9 @@ class MoviePostPipeline(StagePipeline):
         steps = num_inference_steps if sigmas is None else len(sigmas)
         self.offload_encoders()
         with self.progress_bar(total=steps) as bar:
-
-            def on_step(k: int, t: Tensor, x: Tensor) -> Tensor | None:
-                bar.update()
-                if callback_on_step_end is None:
-                    return None
-                asked = callback_on_step_end_tensor_inputs
-                return self.call_back(callback_on_step_end, asked, k, t, x, conditions, CONDITIONS)
-
+            on_step = self.on_step(
+                bar, callback_on_step_end, callback_on_step_end_tensor_inputs, conditions, CONDITIONS
+            )
             found = sample(
                 self.transformer,
                 conditions,

@@ -125,6 +125,20 @@ def test_one_rank_and_two_killed_and_continued_give_the_same_frames(given, tmp_p
     assert measured["seconds_per_sample"]["n"] > 0
 
 
+def test_under_deepspeed_with_offloading_and_tiles_the_frames_are_the_same(given, tmp_path):
+    """The VAE's tiles are larger than these pictures, and what computes where changes no number."""
+    launcher = [str(BIN / "deepspeed"), "--num_accelerators", "2", "--master_port", str(free_port())]
+    process = begin(launcher, [*given, "--offload", "--vae-tiling"], tmp_path / "two")
+    _, errors = process.communicate(timeout=280)
+    assert process.returncode == 1, errors[-4000:]
+    process = begin([sys.executable], given, tmp_path / "one")
+    _, errors = process.communicate(timeout=280)
+    assert process.returncode == 1, errors[-4000:]
+    assert pixels(tmp_path / "two") == pixels(tmp_path / "one")
+    said = json.loads((tmp_path / "two" / "still" / "result.json").read_text())
+    assert said["settings"]["vae_tiling"] is True
+
+
 def test_a_signal_ends_it_with_75_and_nothing_half_written(given, tmp_path):
     process = begin([sys.executable], given, tmp_path / "out")
     wait_for_one(process, tmp_path / "out")

@@ -182,6 +182,13 @@ def test_a_folder_of_operators_that_is_another_users_is_not_used(lockless, monke
         operators.guard_builds()
 
 
+def test_an_unknown_operator_is_one_sentence_of_ours_on_a_cpu_too():
+    with pytest.raises(
+        ValueError, match="FusedAdamBuildr: DeepSpeed has no such operator here, expected a name such as"
+    ):
+        operators.build(["FusedAdamBuildr"])
+
+
 def test_who_waits_for_a_living_build_says_for_whose_and_gets_the_lock_after_it(tmp_path, caplog, monkeypatch):
     monkeypatch.setattr("stagecoach.trainer.operators.WAITED", 0.1)
     monkeypatch.setattr(waiting, "TICK", 0.1)

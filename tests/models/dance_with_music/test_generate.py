@@ -7,15 +7,18 @@ import wave
 import av
 import numpy as np
 import pytest
+from PIL import Image
 
 from stagecoach.data.dance_with_music.poses import PoseReading, read_poses
 from stagecoach.data.dance_with_music.song import Song
+from stagecoach.data.outputs.video import write_video
 from stagecoach.data.synthetic import SOUND_RATE
 from stagecoach.models import get_family
 from stagecoach.models.dance_with_music.config import SIZES
 from stagecoach.models.generation import GenerationOptions, Source
 from stagecoach.models.weights import open_weights
 from tests.models.weights.held import hold
+from tests.tiny_annotators import draw_person, write_onnx_poses
 
 SECONDS = 12.3
 VIDEOS = ("video.mp4", "skeleton.mp4", "side_by_side.mp4")
@@ -138,6 +141,36 @@ def test_answers_are_those_of_seed_and_id_and_a_part_of_the_song_may_be_danced_b
     assert facts["pose"] == "given"
     with pytest.raises(ValueError, match=r"poses of 2.00 s found for 12.30 s of .*song.wav, expected as many"):
         answer(generation, tmp_path / "f", ENTRY | {"pose": "poses/dance_00001"}, source)
+
+
+def test_poses_of_a_driving_video_and_of_the_photo_are_estimated(runs, dance, source, tmp_path):
+    """A video of 24 frames per second in which two spots move to the right, by closed-form networks."""
+    detector, pose = write_onnx_poses(tmp_path)
+    spots = [((50 + k, 40), (70 + k, 100)) for k in range(24)]
+    film = np.stack([draw_person(160, 160, (30, 20, 120, 140), *both) for both in spots])
+    write_video(tmp_path / "drive.mp4", film, 24)
+    Image.fromarray(film[0]).save(tmp_path / "photo.png")
+    parts = {"pose_estimator": pose, "person_detector": detector}
+    generation = make_generation(runs, dance, **parts)
+    generation.load()
+    entry = ENTRY | {"duration": 1.0, "pose_video": str(tmp_path / "drive.mp4"), "photo": str(tmp_path / "photo.png")}
+    facts, files = answer(generation, tmp_path / "a", entry | {"photo_pose": None}, source)
+    assert (facts["frames"], facts["pose"], facts["face"]) == (30, "estimated", True)
+    assert set(VIDEOS) < files
+    xy, conf = read_poses(tmp_path / "a" / "pose.json", np.arange(30), "normalised")
+    nearest = np.array([0, 1, 2, 2, 3, 4, 5, 6, 6, 7, 8, 9, 10, 10, 11, 12, 13, 14, 14, 15, 16, 17, 18, 18, 19, 20])
+    for k, frame in enumerate(nearest):
+        assert np.abs(xy[k, 18] * 160 - spots[frame][1]).max() < 2.5  # COCO's foot 17, an odd one: the blue spot
+    assert conf[:, 18].min() > 0.5
+    with pytest.raises(ValueError, match="both pose and pose_video are given, expected one of them"):
+        generation.parse(entry | {"pose": "poses/dance_00001"}, source)
+    Image.fromarray(np.zeros_like(film[0])).save(tmp_path / "photo.png")
+    with pytest.raises(ValueError, match=r"photo.png: nobody was found in the photo, .* give photo_pose instead"):
+        answer(generation, tmp_path / "b", entry | {"photo_pose": None}, source)
+    with pytest.raises(ValueError, match="no pose_estimator is given"):
+        make_generation(runs, dance).parse(entry, source)
+    with pytest.raises(ValueError, match="no person_detector is given"):
+        make_generation(runs, dance, pose_estimator=pose)
 
 
 def test_weights_of_the_first_stage_make_the_skeleton_and_lead_those_of_others(runs, dance, source, tmp_path):

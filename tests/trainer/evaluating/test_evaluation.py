@@ -12,6 +12,7 @@ from stagecoach.data.fantasy_world.camera_files import write_cameras
 from stagecoach.data.fantasy_world.camera_track import Cameras
 from stagecoach.data.files import seal_directory, write_json
 from stagecoach.data.format.shards import ShardWriter, write_manifest
+from stagecoach.data.outputs.dance import write_poses
 from stagecoach.data.outputs.depth import write_depth
 from stagecoach.data.outputs.point_cloud import PointCloud, write_ply
 from stagecoach.data.outputs.video import write_video
@@ -20,6 +21,7 @@ from stagecoach.models.metrics.measuring import COMPARED, GROUPS, OF_SETS, PER_S
 from stagecoach.models.metrics.registry import METRICS
 from stagecoach.models.metrics.weights import WeightPaths
 from stagecoach.trainer.evaluating.evaluation import Settings, chosen_metrics, evaluate
+from tests.tiny_annotators import draw_person, write_onnx_poses
 
 FRAMES, HEIGHT, WIDTH = 5, 32, 48
 INNER = np.tile([40.0, 40.0, WIDTH / 2, HEIGHT / 2], (FRAMES, 1))
@@ -251,3 +253,32 @@ def test_a_dance_that_was_not_painted_is_measured_by_its_poses_and_beats(tmp_pat
     assert result["metrics"]["pose_error_px"]["mean"] == pytest.approx(4, rel=1e-4)
     assert result["metrics"]["beat_alignment"]["mean"] == pytest.approx(1)
     assert result["absent"] == {"psnr": "no frames of what was generated"}
+
+
+def test_poses_and_faces_of_the_generated_video_are_estimated_by_networks(tmp_path):
+    """Closed-form networks, which find spots: the even points of the body at one, the odd ones at the other."""
+    detector, pose = write_onnx_poses(tmp_path / "networks")
+    spots = [((60 + 4 * k, 50), (80 + 4 * k, 120)) for k in range(3)]
+    (tmp_path / "made" / "a").mkdir(parents=True)
+    write_video(
+        tmp_path / "made" / "a" / "video.mp4",
+        np.stack([draw_person(180, 160, (40, 20, 130, 150), *both) for both in spots]),
+        30,
+    )
+    points = np.zeros((3, 134, 3), np.float32)
+    for point, spot, aside in ((4, 0, 0), (15, 1, 0), (3, 0, 12)):  # a wrist, an eye, an elbow, asked for 12 px away
+        points[:, point] = [[(both[spot][0] + aside) / 160, both[spot][1] / 180, 1] for both in spots]
+    write_poses(tmp_path / "made" / "a" / "pose.json", points, 30, 180, 160, "given")
+    names = ("pose_following_px", "pose_following_pck", "face_detection_rate")
+    paths = WeightPaths(pose_estimator=pose, person_detector=detector)
+    found = evaluate([tmp_path / "made"], tmp_path / "out", Settings(names, paths, "cpu"))
+    assert not found["absent"]
+    means = {name: value["mean"] for name, value in found["metrics"].items()}
+    assert means["pose_following_px"] == pytest.approx(4, abs=1)
+    assert means["pose_following_pck"] == pytest.approx(2 / 3)
+    assert means["face_detection_rate"] == 1
+    found = evaluate([tmp_path / "made"], tmp_path / "b", Settings(names, WeightPaths(pose_estimator=pose), "cpu"))
+    assert not found["metrics"]
+    assert set(found["absent"].values()) == {
+        "a detector of persons (.onnx or folder) is not given, expected person_detector: its path"
+    }
