@@ -184,6 +184,9 @@ def index(
     ] = None,
     skip_bad: SkipBad = False,
     replace: Annotated[bool, typer.Option("--replace", help="index a folder again that is indexed already")] = False,
+    any_latent_scale: Annotated[
+        bool, typer.Option("--any-latent-scale", help="take latents whose standard deviation is far from 1")
+    ] = False,
     jobs: Jobs = None,
 ) -> Outcome:
     """Make tars that another tool wrote a set of shards, with the schema of --family or of --schema-from."""
@@ -198,7 +201,8 @@ def index(
         schema = schema_of(schema_from)
     else:
         raise typer.BadParameter("expected either --family or --schema-from")
-    return Outcome(index_folder(tars, schema, skip_bad=skip_bad, replace=replace, jobs=jobs, track=track))
+    given = {"skip_bad": skip_bad, "replace": replace, "any_latent_scale": any_latent_scale, "jobs": jobs}
+    return Outcome(index_folder(tars, schema, **given, track=track))
 
 
 def _show_inspect(result: dict[str, Any]) -> None:

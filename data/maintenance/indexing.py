@@ -13,12 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from stagecoach.data.files import MANIFEST, atomic_file
 from stagecoach.data.format.schema import SampleSchema
 from stagecoach.data.format.shards import ShardEntry, index_shard, read_manifest, write_manifest
 from stagecoach.data.format.tar_walk import PassedOver
 from stagecoach.data.local_files import DamagedError, UnreachableError
 from stagecoach.data.maintenance.check import built_schema, find_sets, list_tars
+from stagecoach.data.maintenance.latent_scale import LatentSums, check_latent_scale
 from stagecoach.data.maintenance.parallel import map_shards
 from stagecoach.data.maintenance.recompute_statistics import Counted, RecomputedStatistics, merge
 from stagecoach.data.maintenance.scan import first_has_head, scan_tar
@@ -72,6 +75,7 @@ def index_folder(
     *,
     skip_bad: bool = False,
     replace: bool = False,
+    any_latent_scale: bool = False,
     jobs: int | None = None,
     track: Track = untracked,
 ) -> dict[str, dict[str, Any]]:
@@ -82,9 +86,13 @@ def index_folder(
     Every sample is decoded once, and counted as its family counts (``Builder.count``). With ``skip_bad`` those that do
     not fit, and those whose key came before, are left out of the index and listed in ``skipped.jsonl``; otherwise the
     first is an error. The manifest is written last; it names no encoders. What is indexed already is left as it is
-    unless ``replace``. Raises ``DamagedError`` naming the tar, ``UnreachableError`` where its storage gives no answer.
+    unless ``replace``. Latents of another size than networks take are refused unless ``any_latent_scale``. Raises
+    ``DamagedError`` naming the tar, ``UnreachableError`` where its storage gives no answer.
     """
-    return {name: _index_set(path, schema, skip_bad, replace, jobs, track) for name, path in find_sets(folder).items()}
+    return {
+        name: _index_set(path, schema, skip_bad, replace, any_latent_scale, jobs, track)
+        for name, path in find_sets(folder).items()
+    }
 
 
 @dataclass(frozen=True)
@@ -104,10 +112,17 @@ class _Indexed:
     skipped: dict[str, str]
     counted: Counted
     passed_over: PassedOver
+    latents: LatentSums
 
 
 def _index_set(
-    path: Path, schema: SampleSchema, skip_bad: bool, replace: bool, jobs: int | None, track: Track
+    path: Path,
+    schema: SampleSchema,
+    skip_bad: bool,
+    replace: bool,
+    any_latent_scale: bool,
+    jobs: int | None,
+    track: Track,
 ) -> dict[str, Any]:
     tars = list_tars(path)
     if not tars:
@@ -157,6 +172,8 @@ def _index_set(
             passed_over.add(kind, f"{name}: {first}", count)
     if passed_over:
         log.warning("%s: passed over %s", path, passed_over)
+    if not any_latent_scale:
+        check_latent_scale([done.latents for done in found.values()], schema, path)
     counted = merge([done.counted for done in found.values()])
     manifest = write_manifest(
         path, schema, [done.entry for done in found.values()], {}, counted.values or {}, heads=heads
@@ -173,8 +190,13 @@ def _index_set(
 
 def _index_tar(task: _Task) -> _Indexed:
     path = task.directory / task.name
-    recomputed = RecomputedStatistics(task.schema.name, task.without)
-    scan = scan_tar(path, task.schema, task.heads, recomputed.take)
+    recomputed, latents = RecomputedStatistics(task.schema.name, task.without), LatentSums()
+
+    def take(key: str, arrays: dict[str, np.ndarray], meta: dict[str, Any]) -> None:
+        recomputed.take(key, arrays, meta)
+        latents.take(arrays)
+
+    scan = scan_tar(path, task.schema, task.heads, take)
     if scan.error:
         raise DamagedError(scan.error)
     skipped = {**scan.bad, **{key: f"{path}: sample {key!r} is in an earlier tar, too" for key in task.without}}
@@ -189,7 +211,7 @@ def _index_tar(task: _Task) -> _Indexed:
             f"the tar elsewhere{': ' + next(iter(skipped.values())) if skipped else ''}"
         )
     entry = index_shard(path, task.schema.dims, scan.bytes, scan.sha256, rows, skipped)
-    return _Indexed(entry, [row["key"] for row in rows], skipped, recomputed.result(), scan.passed_over)
+    return _Indexed(entry, [row["key"] for row in rows], skipped, recomputed.result(), scan.passed_over, latents)
 
 
 def _indexed_before(path: Path, schema: SampleSchema, tars: list[str]) -> dict[str, Any]:

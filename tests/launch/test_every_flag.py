@@ -113,6 +113,7 @@ COMMANDS = {
             "--size": "text_dim=8",
             "--skip-bad": None,
             "--replace": None,
+            "--any-latent-scale": None,
             "--jobs": "3",
         },
     ),

@@ -269,7 +269,7 @@ def test_a_set_of_another_schema_is_refused_as_indexed_before(theirs):
 
 
 def _fantasy_world(number: int, frames: int) -> dict:
-    """A clip of zeros but for its depth, as another's tool would write it."""
+    """A clip of zeros but for its depth and for latents of 1 and -1, as another's tool would write it."""
     shapes = {
         "latent": ((16, 2, 2, 3), np.uint16),
         "text": ((2, 8), np.uint16),
@@ -278,6 +278,7 @@ def _fantasy_world(number: int, frames: int) -> dict:
         "intrinsics": ((frames, 4), np.float32),
     }
     arrays = {name: np.zeros(shape, dtype) for name, (shape, dtype) in shapes.items()}
+    arrays["latent"][:, 0], arrays["latent"][:, 1] = 0x3F80, 0xBF80
     arrays["extrinsics"][:] = np.eye(3, 4)
     arrays["intrinsics"][:] = 20, 20, 12, 8
     arrays["depth"][0] = number + 1
