@@ -42,8 +42,9 @@ def load_processor(path: Path) -> CLIPImageProcessorPil:
 
 
 class ImageEncoder:
-    """CLIP's vision model with its processor; the last hidden states but one, as Wan2.1's image-to-video models take
-    them: [257, dim] of a picture."""
+    """CLIP's vision model; the last hidden states but one, as Wan2.1's image-to-video models take them: [257, dim] of a
+    picture. All of the picture becomes CLIP's square, bicubic and not smoothed, as in Wan2.1's own code; diffusers'
+    pipeline cuts the square out of its middle. The processor gives mean and deviation of the colours."""
 
     KIND: type = CLIPVisionModel
 
@@ -68,7 +69,13 @@ class ImageEncoder:
         return torch.cat(out)
 
     def _pixels(self, pictures: Sequence[np.ndarray]) -> Tensor:
-        return self._processor(images=[Image.fromarray(p) for p in pictures], return_tensors="pt").pixel_values
+        size = self._model.config.image_size
+        colours = [torch.from_numpy(np.array(p)).permute(2, 0, 1)[None].float() / 127.5 - 1 for p in pictures]
+        squares = torch.cat([F.interpolate(picture, (size, size), mode="bicubic") for picture in colours])
+        mean, deviation = (
+            torch.tensor(values).view(-1, 1, 1) for values in (self._processor.image_mean, self._processor.image_std)
+        )
+        return (squares / 2 + 0.5 - mean) / deviation
 
     def _read(self, pixels: Tensor) -> Tensor:
         return self._model(pixels, output_hidden_states=True).hidden_states[-2]
@@ -91,7 +98,7 @@ class PictureEmbedder(ImageEncoder):
 
     def _pixels(self, pictures: Sequence[np.ndarray]) -> Tensor:
         if self._resize == "crop":
-            return super()._pixels(pictures)
+            return self._processor(images=[Image.fromarray(p) for p in pictures], return_tensors="pt").pixel_values
         from diffusers.pipelines.stable_video_diffusion.pipeline_stable_video_diffusion import _resize_with_antialiasing
 
         size = self._model.config.image_size

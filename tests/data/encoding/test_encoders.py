@@ -96,6 +96,23 @@ def test_image_states_are_the_last_but_one_of_clip(folder, videos):
     assert (states[0] - states[1]).abs().max() > 0.01
 
 
+def test_image_states_are_of_the_whole_picture_as_wan_shrinks_it(folder):
+    """Wan2.1's code: numbers in -1..1, bicubic to the square, then CLIP's mean and deviation."""
+    encoder = ImageEncoder(folder / "image_encoder", CPU)
+    picture = np.random.default_rng(0).integers(0, 256, (48, 96, 3), np.uint8)
+    x = torch.from_numpy(picture).permute(2, 0, 1)[None].float() / 127.5 - 1
+    x = torch.nn.functional.interpolate(x, size=(224, 224), mode="bicubic", align_corners=False)
+    mean = torch.tensor([0.48145466, 0.4578275, 0.40821073]).view(3, 1, 1)
+    deviation = torch.tensor([0.26862954, 0.26130258, 0.27577711]).view(3, 1, 1)
+    model = CLIPVisionModel.from_pretrained(folder / "image_encoder")
+    with torch.no_grad():
+        expected = model((x * 0.5 + 0.5 - mean) / deviation, output_hidden_states=True).hidden_states[-2]
+    torch.testing.assert_close(encoder.encode([picture]), expected, rtol=1e-5, atol=1e-5)
+    edge = picture.copy()
+    edge[:, :8] = 0  # beyond the middle square
+    assert (encoder.encode([edge]) - expected).abs().max() > 1e-3
+
+
 def test_bits_hold_bf16():
     values = torch.tensor([1.0, -2.5, 3.14159])
     stored = bits(values)
