@@ -25,7 +25,9 @@ from xdist.workermanage import WorkerController
 torch.set_num_threads(1)
 SEVERAL_RANKS = ("tests/cluster", "tests/distributed", "tests/launch")
 """Their tests start processes of their own, so they follow one another."""
-CHAIN, LONGEST = "several ranks", "tests/learning"
+CHAIN = "several ranks"
+LONGEST = (CHAIN, "tests/learning", "tests/benchmarks/test_kill_trials.py")
+"""Of files that take minutes, those that begin so, in this order."""
 
 
 class ByFile(LoadScopeScheduling):
@@ -37,7 +39,7 @@ class ByFile(LoadScopeScheduling):
 
     def _assign_work_unit(self, node: WorkerController) -> None:
         """xdist begins with the files of most tests; those that take minutes hold one or two and would come last."""
-        for first in (LONGEST, CHAIN):
+        for first in reversed(LONGEST):
             for scope in [scope for scope in self.workqueue if scope.startswith(first)]:
                 self.workqueue.move_to_end(scope, last=False)
         super()._assign_work_unit(node)
