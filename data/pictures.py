@@ -111,8 +111,8 @@ def read_picture(path: Path, behind: str = "white") -> Image.Image:
     """
     with open_picture(path) as image:
         # The further pictures of a phone's JPEG (MPO) are made of the first: its depth, its gain map.
-        if getattr(image, "is_animated", False) and image.format != "MPO":
-            _log.warning("%s: %d pictures in one file, of which the first is read", path, image.n_frames)
+        if (count := getattr(image, "n_frames", 1)) > 1 and image.format != "MPO":
+            _log.warning("%s: %d pictures in one file, of which the first is read", path, count)
         image.load()
         return to_rgb(image, str(path), behind)
 
