@@ -126,6 +126,7 @@ def _videos(base: Path) -> Iterator[Candidate]:
         "poses": (POSE_SUFFIXES, "poses", True),
         "reference_images": ((*PICTURES, ".json", ".npy"), "reference", False),
         "music_features": (ROWS, "music", True),
+        "audio": (SOUNDS, "song", False),
     }
     named = {kind: _Named(base / kind) for kind in (*kinds, "faces")}
     for kind, (suffixes, what, folders) in kinds.items():
@@ -136,6 +137,7 @@ def _videos(base: Path) -> Iterator[Candidate]:
 def _video(base: Path, video: Path, named: dict[str, _Named], known: dict[str, Any]) -> RawDance:
     name = video.stem
     picture = named["reference_images"].one(name, PICTURES)
+    known.setdefault("audio", named["audio"].one(name, SOUNDS))
     poses = named["poses"].one(name, POSE_SUFFIXES, folder=True)
     return _dance(
         base,

@@ -22,6 +22,11 @@ from stagecoach.data.files import import_extra
 
 JUKEBOX_DIM = 4800
 """Width of a layer of Jukebox's 5B prior (P. Dhariwal et al., 2020)."""
+ENOUGH, SHIFTED, IN_TIME, ALIKE = 150, 300, 2, 0.7
+"""Rows of two sounds that can be compared, by which they are shifted in search of each other, by which they may be off,
+and the correlation of their rows from which they are one."""
+HEARD = slice(0, 33)
+"""Onsets, MFCCs and chroma of EDGE's numbers."""
 H5 = (".h5", ".hdf5")
 LARGEST = float(np.finfo(np.float16).max)
 MusicKind = Literal["edge", "jukebox", "files"]
@@ -100,6 +105,28 @@ def read_music(
     if table is None:
         return Music(sound, *beats)
     return Music(table, *beats) if table.ndim == 2 else Music(sound, *beats, table)
+
+
+def check_clock(song: Path, offset: float | None, video: Path, start: float, bpm: float | None) -> None:
+    """Whether the song from ``offset`` on is what the video's own sound has from ``start`` on, by what their rows
+    say of timbre and harmony. Says nothing of sounds that are not alike, and of short ones. Raises ``RawError`` where
+    they are, shifted."""
+    heard, given = (_sound_rows(*which, bpm)[:, HEARD] for which in ((video, start), (song, offset)))
+    count = min(len(heard), len(given))
+    if count < ENOUGH:
+        return
+    one, other = ((x[:count] - x[:count].mean(0)) / (x[:count].std(0) + 1e-6) for x in (heard, given))
+    reach = min(SHIFTED, count // 2)
+    alike = {}
+    for shift in range(-reach, reach + 1):
+        mine, its = one[max(-shift, 0) : count - max(shift, 0)], other[max(shift, 0) : count + min(shift, 0)]
+        alike[shift] = float((mine * its).mean())
+    best = max(alike, key=lambda shift: alike[shift])
+    if abs(best) > IN_TIME and alike[best] > ALIKE and alike[0] < ALIKE / 2:
+        raise RawError(
+            f"{song}: the sound of {video.name} is found {best / FRAME_RATE:+.2f} s from where the song is taken, "
+            f"expected them in time; give 'offset': {(offset or 0) + best / FRAME_RATE:.2f} of the dance in dances.json"
+        )
 
 
 def music_shape(path: Path) -> tuple[int, ...]:

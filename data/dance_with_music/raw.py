@@ -11,6 +11,8 @@ from stagecoach.data.dance_with_music.poses import PLAIN, PoseReading
 
 METADATA = "dances.json"
 TEXTS = ("song", "subject", "genre", "split", "audio")
+LONGEST_OFFSET = 3600
+"""Seconds."""
 SOUNDS = (".wav", ".mp3", ".m4a", ".flac", ".ogg", ".mp4")
 
 
@@ -28,7 +30,7 @@ class Reference:
 class RawDance:
     """One dance. ``footage``: a video or a folder of pictures, ``rate`` pictures per second of a folder; ``reading``
     of its poses; ``audio``: a sound file or the video; ``rows``: precomputed rows of music; ``faces``: a folder of face
-    masks, one per frame."""
+    masks, one per frame; ``offset``: seconds of a sound file at the first frame."""
 
     name: str
     footage: Path
@@ -43,6 +45,7 @@ class RawDance:
     subject: str | None = None
     genre: str | None = None
     bpm: float | None = None
+    offset: float = 0.0
     split: str | None = None
 
     @property
@@ -53,7 +56,8 @@ class RawDance:
 
 def read_metadata(base: Path) -> dict[str, dict[str, Any]]:
     """``base/dances.json`` by dance: an object ``{name: {...}}`` or a list of ``{"id": name, ...}``, each with any of
-    song, subject, genre, split, audio (a path below ``base``), bpm. Without the file, nothing. Raises ``RawError``."""
+    song, subject, genre, split, audio (a path below ``base``), offset, bpm. Without the file, nothing. Raises
+    ``RawError``."""
     path = base / METADATA
     if not path.exists():
         return {}
@@ -84,6 +88,9 @@ def described(base: Path, name: str, entry: dict[str, Any]) -> dict[str, Any]:
     bpm = entry.get("bpm")
     if bpm is not None and not (isinstance(bpm, int | float) and 20 <= bpm <= 400):
         raise RawError(f"{where}: 'bpm' is {bpm!r}, expected beats per minute from 20 to 400")
+    offset = entry.get("offset", 0.0)
+    if not isinstance(offset, int | float) or not abs(offset) < LONGEST_OFFSET:
+        raise RawError(f"{where}: 'offset' is {offset!r}, expected the second of its song at which the video starts")
     check_split(entry, where)
     match = AIST.fullmatch(name)
     known = {**(match.groupdict() if match else {}), **{field: entry[field] for field in TEXTS if entry.get(field)}}
@@ -93,7 +100,7 @@ def described(base: Path, name: str, entry: dict[str, Any]) -> dict[str, Any]:
             raise RawError(f"{known['audio']}: missing, expected the sound of {where}")
     if bpm is None and match:
         bpm = aist_bpm(match["song"])
-    return {**known, "bpm": bpm}
+    return {**known, "bpm": bpm, "offset": float(offset)}
 
 
 def sound_beside(base: Path, name: str) -> Path | None:

@@ -12,12 +12,21 @@ from stagecoach.data.building.jobs import RawError
 from stagecoach.data.building.options import Argument
 from stagecoach.data.building.raw_files import open_media, video_stream
 from stagecoach.data.dance_with_music.footage import PICTURES, Footage, numbered_files, open_footage
-from stagecoach.data.dance_with_music.music import JUKEBOX_DIM, TAIL, Music, MusicKind, read_music, read_vector
+from stagecoach.data.dance_with_music.music import (
+    JUKEBOX_DIM,
+    TAIL,
+    Music,
+    MusicKind,
+    check_clock,
+    read_music,
+    read_vector,
+)
 from stagecoach.data.dance_with_music.persons import LARGEST
 from stagecoach.data.dance_with_music.poses import Poses, check_poses, load_poses
 from stagecoach.data.dance_with_music.raw import RawDance, Reference
 from stagecoach.data.dance_with_music.schema import FACE_DIM, FRAME_RATE, LATENT_STRIDE
 from stagecoach.data.dance_with_music.skeleton import face_boxes, five_points
+from stagecoach.data.encoding.audio import has_audio
 from stagecoach.data.pictures import CoverCrop, check_sides, read_picture
 
 POSE_STEPS, CONFIDENCE_STEPS = 65535, 255
@@ -111,6 +120,8 @@ def segment_extents(dance: RawDance, options: SegmentOptions) -> list[SegmentExt
     """The segments of a dance, by the length that its container declares, as far as its song goes. Raises
     ``RawError``."""
     seconds, song = declared_seconds(dance), None if dance.audio is None else declared_sound(dance.audio)
+    if song is not None and dance.audio != dance.footage:
+        song -= dance.offset
     if song is not None and song < seconds - TAIL / FRAME_RATE:
         said = f"{dance.audio}: the song lasts {song:.2f} s of the {seconds:.2f} s of {dance.footage}"
         if options.short_song == "refuse":
@@ -157,7 +168,9 @@ def prepare_segment(extent: SegmentExtent, options: SegmentOptions, shape: tuple
     """Read one segment; ``shape`` of a row of music of kind ``files``. Raises ``RawError``."""
     dance = extent.dance
     footage = open_footage(dance.footage, dance.rate)
-    start = footage.start if dance.audio == dance.footage else None
+    start = footage.start if dance.audio == dance.footage else dance.offset or None
+    if dance.audio not in (None, dance.footage) and dance.footage.is_file() and has_audio(dance.footage):
+        check_clock(dance.audio, start, dance.footage, footage.start, dance.bpm)
     where = str(dance.footage)
     music = read_music(options.music, dance.audio, start, dance.rows, dance.bpm, where, shape, options.music_rate)
     poses = load_poses(dance.poses, dance.reading, footage.size)

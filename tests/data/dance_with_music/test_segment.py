@@ -334,3 +334,23 @@ def test_a_photo_is_seen_upright_with_its_pose_and_what_is_clear_is_white(raw, o
     np.testing.assert_array_equal(turned.whole, seen)
     assert turned.face.shape == plain.face.shape
     assert np.abs(turned.face.astype(int) - plain.face).mean() < 1
+
+
+def test_a_song_that_starts_elsewhere_than_the_video_is_named_with_its_offset(tmp_path, options, raw):
+    """The video is cut out of the song from second 1.7 on; its own sound tells."""
+    long = render_dance(SEED, 0, 240, SIZE, SIZE)
+    first_frame = 51
+    shown = slice(first_frame, first_frame + 180)
+    write_video(tmp_path / "song.mp4", long.video[:2], FRAME_RATE, long.sound)
+    write_video(raw / "videos/dance_00000.mp4", long.video[shown], FRAME_RATE, long.sound[round(1.7 * 44100) :])
+    np.save(tmp_path / "poses.npy", np.concatenate([long.points[shown], np.ones((180, 134, 1))], -1))
+    dance = replace(read_layout(raw, "videos")[0][0], audio=tmp_path / "song.mp4", poses=tmp_path / "poses.npy")
+    with pytest.raises(
+        RawError, match=r"song\.mp4: the sound of dance_00000\.mp4 is found \+1\.70 s .*'offset': 1\.70"
+    ):
+        prepare_segment(SegmentExtent(dance, 0, 1), options())
+    taken = prepare_segment(SegmentExtent(replace(dance, offset=1.7), 0, 1), options()).arrays
+    own = prepare_segment(SegmentExtent(replace(dance, audio=dance.footage), 0, 1), options()).arrays
+    assert np.corrcoef(taken["onset"].astype(float), own["onset"].astype(float))[0, 1] > 0.9
+    (raw / "dances.json").write_text(json.dumps({"dance_00000": {"offset": 1.7}}))
+    assert read_layout(raw, "videos")[0][0].offset == 1.7
