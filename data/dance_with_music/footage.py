@@ -9,16 +9,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from stagecoach.data.building.jobs import RawError
-from stagecoach.data.building.raw_files import open_media, video_stream
 from stagecoach.data.dance_with_music.schema import FRAME_RATE
 from stagecoach.data.pictures import SUFFIXES as PICTURES
 from stagecoach.data.pictures import picture_size, read_picture
+from stagecoach.data.video_frames import frame_times, read_frames_at, read_video
 
+DANCE = "expected the dance"
 ROUNDING = 1e-3
 """Frames by which time stamps may be off: containers round them."""
 
@@ -47,36 +47,9 @@ class Footage:
 
     def read(self, chosen: Sequence[int]) -> Iterator[np.ndarray]:
         """The pictures of rising source frames, uint8 [h, w, 3], one at a time. Raises ``RawError``."""
-        return (np.asarray(read_picture(self.files[k])) for k in chosen) if self.files else self._decode(chosen)
-
-    def _decode(self, chosen: Sequence[int]) -> Iterator[np.ndarray]:
-        wanted = iter(chosen)
-        current = next(wanted, None)
-
-        def failed(error: Exception) -> str:
-            return f"not decodable at frame {current} ({error}); it may be cut short"
-
-        with open_media(self.path, failed) as container:
-            stream = container.streams.video[0]
-            stream.thread_type = "AUTO"
-            if current:
-                container.seek(int(self.times[current] / stream.time_base), stream=stream, backward=True)
-            for frame in container.decode(stream):
-                number = -1 if frame.time is None else int(np.abs(self.times - frame.time).argmin())
-                if current is not None and number > current:
-                    raise RawError(
-                        f"{self.path}: no picture at {self.times[current]:.3f} s, where its packets promise one; the "
-                        "file is damaged"
-                    )
-                while number == current:
-                    yield upright(frame)
-                    current = next(wanted, None)
-                if current is None:
-                    return
-        raise RawError(
-            f"{self.path}: the pictures end before frame {current}, where its packets promise "
-            f"{len(self.times)}; it may be cut short"
-        )
+        if self.files:
+            return (np.asarray(read_picture(self.files[k])) for k in chosen)
+        return read_frames_at(self.path, self.times[list(chosen)].tolist())
 
 
 @lru_cache(maxsize=64)
@@ -87,13 +60,9 @@ def open_footage(path: Path, rate: float) -> Footage:
         times = np.arange(len(files)) / rate
         names = tuple(files[n] for n in sorted(files))
         return Footage(path, times, nearest_frames(times, 1 / rate), names, picture_size(names[0]))
-    times, last, size = _frame_times(path)
-    return Footage(path, times, nearest_frames(times, last), size=size)
-
-
-def upright(frame: Any) -> np.ndarray:
-    """The picture of a decoded frame as a player shows it, uint8 [h, w, 3]: turned as its container says."""
-    return np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90)))
+    shown = frame_times(path, DANCE)
+    _, first = next(read_video(path, expected=DANCE))
+    return Footage(path, shown.times, nearest_frames(shown.times, shown.last), size=first.shape[:2])
 
 
 def nearest_frames(times: np.ndarray, last: float) -> np.ndarray:
@@ -130,24 +99,3 @@ def numbered_files(folder: Path, suffixes: Sequence[str]) -> dict[int, Path]:
             f"{folder}: {len(found)} numbered files found but none of number {missing}, expected one for each frame"
         )
     return found
-
-
-def _frame_times(path: Path) -> tuple[np.ndarray, float, tuple[int, int]]:
-    """Times of the frames and how long the last is shown, from the packets; and the size of the first one, the only one
-    that is decoded."""
-    with open_media(path, lambda error: f"not readable as a video ({error})") as container:
-        stream = video_stream(container, path, "expected the dance")
-        packets = [p for p in container.demux(stream) if p.pts is not None and not p.is_discard]
-        times = np.array(sorted(float(p.pts * p.time_base) for p in packets))
-        rate = stream.average_rate
-        if len(times):
-            container.seek(0)
-            size = next((upright(frame).shape[:2] for frame in container.decode(stream)), (0, 0))
-    if not len(times):
-        raise RawError(f"{path}: no frame with a time stamp found, expected the dance")
-    steps = np.diff(times)
-    if (steps <= 0).any():
-        raise RawError(
-            f"{path}: two frames at {times[1:][steps <= 0][0]:.3f} s, expected rising time stamps; write the file again"
-        )
-    return times, float(np.median(steps)) if len(steps) else 1 / float(rate or FRAME_RATE), size
