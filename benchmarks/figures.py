@@ -16,9 +16,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 from PIL import Image
 
+from stagecoach.data.dance_with_music.drawing import draw_skeleton
 from stagecoach.data.dance_with_music.picture import BACKGROUND
 from stagecoach.data.dance_with_music.schema import FRAME_RATE
-from stagecoach.data.dance_with_music.skeleton import draw_skeleton
 from stagecoach.data.files import atomic_file
 from stagecoach.data.pictures import column, resized, titled
 from stagecoach.trainer.cli import run_main

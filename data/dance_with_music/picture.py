@@ -3,9 +3,9 @@
 import numpy as np
 from PIL import Image, ImageDraw
 
+from stagecoach.data.dance_with_music.drawing import draw_skeleton
 from stagecoach.data.dance_with_music.schema import LATENT_STRIDE
 from stagecoach.data.dance_with_music.segment import CONFIDENCE_STEPS, POSE_STEPS
-from stagecoach.data.dance_with_music.skeleton import draw_skeleton
 from stagecoach.data.pictures import sheet
 from stagecoach.data.streaming.dataset import Sample
 

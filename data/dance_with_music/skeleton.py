@@ -1,14 +1,12 @@
-"""DWPose's 134 points: their order, the face among them, and a drawing of the skeleton.
+"""DWPose's 134 points: their order, the limbs between them, and the face among them.
 
 134 is COCO-WholeBody's 133 with a neck: 18 body points in OpenPose's order, 6 of the feet, 68 of the face (iBUG), 21 of
 each hand.
 """
 
-import colorsys
 from itertools import pairwise
 
 import numpy as np
-from PIL import Image, ImageDraw
 
 KEYPOINTS = 134
 BODY, FEET, FACE = slice(0, 18), slice(18, 24), slice(24, 92)
@@ -16,9 +14,10 @@ LEFT_HAND, RIGHT_HAND = slice(92, 113), slice(113, 134)
 CONFIDENT = 0.3
 """A point below is taken as not found (DWPose's own threshold)."""
 
-_CHAINS = ((1, 2, 3, 4), (1, 5, 6, 7), (1, 8, 9, 10), (1, 11, 12, 13), (1, 0, 14, 16), (0, 15, 17))
-_FEET = ((13, 18), (13, 20), (10, 21), (10, 23))
-BODY_LIMBS = tuple(limb for chain in (*_CHAINS, *_FEET) for limb in pairwise(chain))
+_ARMS = ((1, 2), (1, 5), (2, 3), (3, 4), (5, 6), (6, 7))
+_CHAINS = ((1, 8, 9, 10), (1, 11, 12, 13), (1, 0, 14, 16), (0, 15, 17))
+BODY_LIMBS = (*_ARMS, *(limb for chain in _CHAINS for limb in pairwise(chain)))
+"""In the order in which DWPose draws and colours them."""
 HAND_LIMBS = tuple((0 if k % 4 == 1 else k - 1, k) for k in range(1, 21))
 
 # Face box: the points reach from the brows to the chin; a detector's box has the forehead and some air.
@@ -51,25 +50,3 @@ def face_boxes(xy: np.ndarray, conf: np.ndarray) -> tuple[np.ndarray, np.ndarray
     boxes = np.concatenate([low - size * [SIDE_MARGIN, TOP_MARGIN], high + size * SIDE_MARGIN], 1).clip(0, 1)
     valid &= ((boxes[:, 2:] - boxes[:, :2]) > 0).all(1)
     return (boxes * valid[:, None]).astype(np.float32), valid
-
-
-def draw_skeleton(image: np.ndarray, xy: np.ndarray, conf: np.ndarray) -> np.ndarray:
-    """A copy of uint8 [H, W, 3] with the points [134, 2] (divided by width and height) drawn into it: limbs coloured
-    along the body, hands, and the face as dots; what was not found is left out."""
-    height, width = image.shape[:2]
-    picture = Image.fromarray(image)
-    draw = ImageDraw.Draw(picture)
-    points = [tuple(p) for p in (xy * [width, height]).tolist()]
-    line = max(round(min(height, width) / 96), 1)
-    limbs = [*BODY_LIMBS, *((s.start + a, s.start + b) for s in (LEFT_HAND, RIGHT_HAND) for a, b in HAND_LIMBS)]
-    for number, (a, b) in enumerate(limbs):
-        if min(conf[a], conf[b]) >= CONFIDENT:
-            thick = line if number < len(BODY_LIMBS) else 1
-            draw.line([points[a], points[b]], fill=_colour(number / len(limbs)), width=thick)
-    for x, y in (points[k] for k in range(FACE.start, FACE.stop) if conf[k] >= CONFIDENT):
-        draw.point((x, y), fill=(255, 255, 255))
-    return np.asarray(picture)
-
-
-def _colour(hue: float) -> tuple[int, int, int]:
-    return tuple(round(255 * part) for part in colorsys.hsv_to_rgb(hue, 1, 1))

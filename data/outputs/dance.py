@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
+from stagecoach.data.dance_with_music.drawing import draw_skeleton
 from stagecoach.data.dance_with_music.picture import beat_strip
-from stagecoach.data.dance_with_music.skeleton import draw_skeleton
 from stagecoach.data.files import atomic_file
 from stagecoach.data.outputs.sheet import WIDTH, spread, write_picture
 from stagecoach.data.outputs.video import Sound, open_video, write_video

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from stagecoach.data.dance_with_music.drawing import draw_skeleton
 from stagecoach.data.dance_with_music.picture import BACKGROUND, beat_strip
 from stagecoach.data.dance_with_music.schema import FRAME_RATE
-from stagecoach.data.dance_with_music.skeleton import draw_skeleton
 from stagecoach.models.common.keyed import keyed_randn
 from stagecoach.models.common.pictures import column, resized, titled, to_uint8
 from stagecoach.models.dance_with_music.clip import Clip, References, take

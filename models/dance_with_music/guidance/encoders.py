@@ -216,5 +216,5 @@ class PoseNet(nn.Module):
         self.scale = nn.Parameter(torch.full((1,), SCALE))
 
     def forward(self, condition: Tensor) -> Tensor:
-        """``[N, 3, H, W]`` in [0, 1] -> ``[N, outputs, H / 8, W / 8]``."""
+        """``[N, 3, H, W]`` in -1..1 -> ``[N, outputs, H / 8, W / 8]``."""
         return self.final_proj(self.conv_layers(condition)) * self.scale.to(condition.dtype)

@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from stagecoach.data.dance_with_music.drawing import dwpose_pen, render_skeletons, stable_animator_pen
 from stagecoach.data.dance_with_music.schema import KEYPOINTS, LATENT_STRIDE
 from stagecoach.models.dance_with_music.config import DanceConfig
 from stagecoach.models.dance_with_music.guidance.encoders import (
@@ -30,7 +31,6 @@ from stagecoach.models.dance_with_music.guidance.encoders import (
     MusicMapGuidance,
     PoseNet,
 )
-from stagecoach.models.dance_with_music.guidance.rendering import render_skeletons
 from stagecoach.models.dance_with_music.music_to_pose.heatmaps import axis_marginals, gaussian_marginals, heatmap, outer
 
 
@@ -147,8 +147,16 @@ def render_pose_maps(given: GuidanceInput, config: DanceConfig) -> Tensor:
     return outer(x * peak.unsqueeze(-1), y)
 
 
-def _render_picture(given: GuidanceInput, config: DanceConfig) -> Tensor:
-    return render_skeletons(given.xy, given.conf, given.height, given.width)
+def render_dwpose(given: GuidanceInput, config: DanceConfig) -> Tensor:
+    """``[B, T, 3, H, W]`` in 0..1, as CHAMP's ``guidance_encoder_dwpose`` was trained with."""
+    pen = dwpose_pen(given.height, given.width)
+    return render_skeletons(given.xy, given.conf, given.height, given.width, pen)
+
+
+def render_stable_animator(given: GuidanceInput, config: DanceConfig) -> Tensor:
+    """``[B, T, 3, H, W]`` in -1..1, as StableAnimator's PoseNet was trained with."""
+    pen = stable_animator_pen(given.height, given.width)
+    return 2 * render_skeletons(given.xy, given.conf, given.height, given.width, pen) - 1
 
 
 def render_music_maps(given: GuidanceInput, config: DanceConfig) -> Tensor:
@@ -179,10 +187,11 @@ register_guidance(
 )
 register_guidance(
     "skeleton",
-    GuidanceType(make=lambda config: _encoder(config, 3, LATENT_STRIDE), render=_render_picture, from_pose=True),
+    GuidanceType(make=lambda config: _encoder(config, 3, LATENT_STRIDE), render=render_dwpose, from_pose=True),
 )
 register_guidance(
-    "pose_net", GuidanceType(make=lambda config: PoseNet(config.unet.widths[0]), render=_render_picture, from_pose=True)
+    "pose_net",
+    GuidanceType(make=lambda config: PoseNet(config.unet.widths[0]), render=render_stable_animator, from_pose=True),
 )
 register_guidance(
     "music",

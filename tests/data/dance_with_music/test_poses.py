@@ -7,7 +7,7 @@ import pytest
 
 from stagecoach.data.building.jobs import RawError
 from stagecoach.data.dance_with_music.poses import PoseReading, pose_count, read_poses
-from stagecoach.data.dance_with_music.skeleton import FACE, draw_skeleton, face_boxes, five_points
+from stagecoach.data.dance_with_music.skeleton import FACE, face_boxes, five_points
 
 PIXELS = PoseReading(unit="pixel", canvas=(512.0, 512.0))
 
@@ -112,16 +112,3 @@ def test_a_face_that_was_not_found_has_no_box_and_no_five_points(dance):
     five = five_points(dance.points[1], conf[1])
     assert five[0, 0] < five[1, 0], "the left eye of the picture first"
     assert five[0, 1] < five[2, 1] < five[3, 1], "eyes above nose above mouth"
-
-
-def test_a_skeleton_is_drawn_where_its_points_are(dance):
-    blank = np.zeros((256, 256, 3), np.uint8)
-    conf = np.zeros(134)
-    conf[[2, 3]] = 1.0
-    drawn = draw_skeleton(blank, dance.points[0], conf)
-    rows, columns = drawn.any(-1).nonzero()
-    limb = dance.points[0, [2, 3]] * 256
-    assert len(rows)
-    assert columns.min() == pytest.approx(limb[:, 0].min(), abs=3)
-    assert rows.max() == pytest.approx(limb[:, 1].max(), abs=3)
-    assert not blank.any()

@@ -256,9 +256,10 @@ def test_trained_weights_are_opened_in_each_form_with_a_music_to_pose_of_any_sta
     half = DanceWithMusicPipeline.from_adapter(held.adapter, **parts, dtype=torch.bfloat16)
     half.set_progress_bar_config(disable=True)
     assert half.transformer.dtype == torch.bfloat16
-    near = danced(half, asked)
-    other = danced(opened, asked, request="b")
-    assert 0 < (near - plain).abs().mean() < 0.2 * (other - plain).abs().mean()
+    # The same poses for both: rounded ones move lines of one pixel.
+    posed = asked | {"pose": np.repeat(asked["image_pose"][None], FRAMES, 0)}
+    right, near, other = danced(opened, posed), danced(half, posed), danced(opened, posed, request="b")
+    assert 0 < (near - right).abs().mean() < 0.2 * (other - right).abs().mean()
     given = {}
     for source in (first, held.adapter):
         pipe = DanceWithMusicPipeline.from_adapter(held.adapter, **parts, music_to_pose=source)

@@ -117,6 +117,8 @@ def test_the_bank_adds_all_types_in_any_chunking():
     torch.manual_seed(0)
     bank = wake(GuidanceBank(config))
     conditions = render_guidance(given(t=5), config)
+    # A norm makes rounding of a nearly black picture large.
+    conditions["skeleton"] = torch.rand(conditions["skeleton"].shape)
     with torch.no_grad():
         whole = bank(conditions, (8, 8))
         assert whole.shape == (2, 5, 32, 8, 8)
@@ -215,6 +217,19 @@ def test_gradients_of_every_condition_made_of_poses_reach_the_prediction():
     points.xy.requires_grad_()
     render_guidance(points, config)["skeleton"].square().sum().backward()
     assert points.xy.grad.any()
+    points.xy.grad = None
+    points.conf.requires_grad_()
+    render_guidance(points, config)["pose_net"].square().sum().backward()
+    assert points.xy.grad.any()
+    assert points.conf.grad.any()
+
+
+def test_drawn_skeletons_are_in_the_published_ranges():
+    """0..1 for CHAMP's encoder (its guidance is ToTensor alone), -1..1 for StableAnimator's PoseNet (/ 127.5 - 1)."""
+    found = render_guidance(given(1, 1, 512, 512), with_types("skeleton", "pose_net"))
+    assert (found["skeleton"].min(), found["skeleton"].max()) == (0, 1)
+    assert found["pose_net"].min() == -1
+    assert 0.5 < found["pose_net"].max() <= 1
 
 
 # A type of one's own
