@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from stagecoach.trainer.cli import Outcome, command
+from stagecoach.trainer.reporting.logs import process_rank
 
 
 @dataclass
@@ -47,9 +48,11 @@ class MeasureFlags:
     device: Annotated[str | None, typer.Option(help="cuda, cpu, ...; the GPU where there is one")] = None
 
 
-def _show(result: dict[str, Any]) -> None:
+def _show(result: dict[str, Any] | None) -> None:
     from stagecoach.trainer.evaluating.page import text
 
+    if result is None:  # not the process that measures
+        return
     print(text(result))
 
 
@@ -80,7 +83,9 @@ def evaluate(
         ),
     ] = None,
 ) -> Outcome:
-    """Measure generated samples; exits with 1 where one of them could not be read."""
+    """Measure generated samples, in the first of several processes; exits with 1 where one could not be read."""
+    if process_rank():
+        return Outcome()
     from stagecoach.data.progress import track
     from stagecoach.models.metrics.weights import WeightPaths
     from stagecoach.trainer.evaluating import evaluation

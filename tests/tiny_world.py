@@ -26,12 +26,19 @@ class TinyWorld:
         return ShardSet.open(self.shards / split, schema)
 
 
-def make_tiny_world(folder: Path, clips: int, variety: Variety, holdout: float = 0.1, seed: int = 3) -> TinyWorld:
-    """Clips rendered, encoded and stored."""
-    write_synthetic(folder / "raw", clips, FRAMES, HEIGHT, WIDTH, seed, variety=variety)
+def make_tiny_world(
+    folder: Path,
+    clips: int,
+    variety: Variety,
+    holdout: float = 0.1,
+    seed: int = 3,
+    size: tuple[int, int] = (HEIGHT, WIDTH),
+) -> TinyWorld:
+    """Clips of ``size`` (height and width) rendered, encoded and stored."""
+    write_synthetic(folder / "raw", clips, FRAMES, *size, seed, variety=variety)
     encoders = folder / "encoders"
     FamilyBuilder().write_encoders(folder / "raw", encoders, seed=0)
     places = EncoderPaths(encoders / "vae", encoders / "text_encoder", encoders / "tokenizer")
-    job = FantasyWorldJob(folder / "raw", ClipOptions(FRAMES, HEIGHT, WIDTH), places)
+    job = FantasyWorldJob(folder / "raw", ClipOptions(FRAMES, *size), places)
     build(job, folder / "shards", BuildOptions(holdout=holdout))
     return TinyWorld(folder / "shards", encoders)

@@ -101,6 +101,8 @@ COMMANDS = {
             "--lpips-kind": "vgg",
             **{f"--{name}": "w" for name in ("lpips", "inception", "i3d", "clip", "dino", "arcface", "detections")},
             "--grounding-dino": "w",
+            "--pose-estimator": "w",
+            "--person-detector": "w",
         },
     ),
     "shards check": (("x",), {"--jobs": "3"}),

@@ -21,6 +21,7 @@ from stagecoach.models.metrics.measuring import COMPARED, GROUPS, OF_SETS, PER_S
 from stagecoach.models.metrics.registry import METRICS
 from stagecoach.models.metrics.weights import WeightPaths
 from stagecoach.trainer.evaluating.evaluation import Settings, chosen_metrics, evaluate
+from tests.commands import run_stagecoach
 from tests.tiny_annotators import draw_person, write_onnx_poses
 
 FRAMES, HEIGHT, WIDTH = 5, 32, 48
@@ -282,3 +283,12 @@ def test_poses_and_faces_of_the_generated_video_are_estimated_by_networks(tmp_pa
     assert set(found["absent"].values()) == {
         "a detector of persons (.onnx or folder) is not given, expected person_detector: its path"
     }
+
+
+def test_of_several_processes_that_a_launcher_starts_the_first_measures(worlds, tmp_path, monkeypatch):
+    words = ("evaluate", worlds / "true", "--metrics", "psnr", "--truth", worlds / "true", "--output", tmp_path / "out")
+    monkeypatch.setenv("RANK", "1")
+    assert run_stagecoach(*words) == (None, 0)
+    assert not (tmp_path / "out").exists()
+    monkeypatch.setenv("RANK", "0")
+    assert run_stagecoach(*words)[0]["metrics"]["psnr"]["mean"] == 100
