@@ -67,12 +67,12 @@ def make_conditions(
     if output is not None and not m2p_open(config, phase, progress):
         output = {name: value.detach() for name, value in output.items()}
     ratio = sampling_ratio(config.schedules, phase, progress)
-    reference = references.latents
+    reference, start = references.latents, own.drop_embedding / 2 if own.dropping == "ranges" else 0.0
     if config.backbone == "svd" and progress.training:
         reference = reference + own.reference_noise * keyed_randn(batch, "reference_noise", reference.shape[1:])
     return {
         "references": reference,
-        "reference_given": _given(batch, own.drop_reference, progress),
+        "reference_given": _given(batch, own.drop_reference, progress, start),
         "embedding": references.embedding.to(network.dtype),
         "embedding_given": _given(batch, own.drop_embedding, progress),
         "face": _face(config, references, output, ratio),
@@ -110,10 +110,12 @@ def at_frames(output: Mapping[str, Tensor], frames: Tensor | None) -> dict[str, 
     return {name: value if name == "face" else take(value, frames) for name, value in output.items()}
 
 
-def _given(batch: Batch, probability: float, progress: Progress) -> Tensor:
-    """bool ``[B]``, false with ``probability`` in training. One draw decides on all kinds: what classifier-free
-    guidance compares with is a sample without any, and independent draws would hardly ever show one."""
-    return ~keyed_drop(batch, "drop", probability, progress.training)
+def _given(batch: Batch, probability: float, progress: Progress, start: float = 0.0) -> Tensor:
+    """bool ``[B]``, false with ``probability`` in training. One draw decides on all kinds, by whether it lies in
+    ``probability`` from ``start`` on: what classifier-free guidance compares with is a sample without any, and
+    independent draws would hardly ever show one."""
+    below = keyed_drop(batch, "drop", start + probability, progress.training)
+    return ~below | keyed_drop(batch, "drop", start, progress.training)
 
 
 def _face(config: DanceConfig, references: References, output: Mapping[str, Tensor] | None, ratio: float) -> Tensor:

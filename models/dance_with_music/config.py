@@ -28,6 +28,10 @@ class DiffusionConfig(Section):
     drop_face: float = Field(0.1, ge=0, le=1, description="the nulls are zero tokens")
     drop_reference: float = Field(0.1, ge=0, le=1, description="no keys of the reference, or zero latents (svd)")
     drop_guidance: float = Field(0.0, ge=0, le=1, description="nothing is added behind the first convolution")
+    dropping: Literal["together", "ranges"] = "together"
+    """Of the one draw: all conditions from 0 to their probabilities, or the reference from half of the embedding's on,
+    so that samples without one, without the other and without both are met (StableAnimator's code, after arXiv
+    2211.09800, section 3.2.1)."""
     reference_noise: float = Field(0.02, ge=0, description="svd: standard deviation added to the reference [A]")
     fps: int = Field(6, description="svd: what the network is given [A]")
     motion_bucket: int = Field(127, description="svd [A]")

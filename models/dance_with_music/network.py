@@ -108,11 +108,9 @@ class DanceNetwork(StageNetwork):
         return self.guidance(rendered, size).to(self.dtype) * (given * conditions["condition_scale"])
 
     def face(self, conditions: dict) -> Tensor:
-        """``[B, K, D]``: tokens of the face next to the first reference's picture, zeros where none is given."""
-        embedding = conditions["embedding"][:, 0] * conditions["embedding_given"][:, None].to(
-            conditions["embedding"].dtype
-        )
-        tokens = self.face_tokens(conditions["face"], embedding.to(self.dtype))
+        """``[B, K, D]``: tokens of the face, zeros where none is given. They read the first reference's embedding also
+        where the denoiser is shown none, as StableAnimator's."""
+        tokens = self.face_tokens(conditions["face"], conditions["embedding"][:, 0].to(self.dtype))
         return torch.where(conditions["face_given"][:, None, None], tokens, torch.zeros_like(tokens))
 
     def recompute_units(self) -> list[nn.Module]:

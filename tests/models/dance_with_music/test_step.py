@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+import yaml
 
 from stagecoach.data.dance_with_music.schema import KEYPOINTS
-from stagecoach.models.dance_with_music.conditions import at_frames, make_conditions, predict_poses, read_batch
+from stagecoach.models.common.keyed import keyed_rand
+from stagecoach.models.dance_with_music.conditions import _given, at_frames, make_conditions, predict_poses, read_batch
 from stagecoach.models.dance_with_music.config import SIZES, DanceConfig
 from stagecoach.models.dance_with_music.family import DanceWithMusicFamily
 from stagecoach.models.dance_with_music.losses import CUSTOM_LOSSES, register_custom_loss
@@ -147,6 +149,35 @@ def test_conditions_are_withheld_together_by_sample_in_training_only(dance):
         assert 15 < found[name].sum() < 49
         assert kept[name].all()
     assert len({tuple(found[name].tolist()) for name in names}) == 1, "without one is without all, as in guidance"
+
+
+def test_of_stable_animators_ranges_a_tenth_has_no_clip_a_tenth_no_reference_a_tenth_neither():
+    """Its code: CLIP is withheld where u < 0.2, the reference where 0.1 <= u < 0.3 of the same u."""
+    many = {"uid": torch.arange(20_000), "rng_key": torch.arange(20_000) * 7919}
+    progress = progress_at(0, 10, 2)
+    u = keyed_rand(many, "drop", ())
+    embedding, reference = _given(many, 0.2, progress), _given(many, 0.2, progress, 0.1)
+    assert torch.equal(embedding, u >= 0.2)
+    assert torch.equal(reference, (u < 0.1) | (u >= 0.3))
+    for clip, picture, part in ((False, True, 0.1), (True, False, 0.1), (False, False, 0.1), (True, True, 0.7)):
+        assert ((embedding == clip) & (reference == picture)).float().mean().item() == pytest.approx(part, abs=0.01)
+
+
+def test_the_recipe_of_stable_animator_withholds_as_published():
+    with open("launch/recipes/dance_with_music/default-svd.yaml") as file:
+        own = yaml.safe_load(file)["model"]["diffusion"]
+    assert own == {"drop_embedding": 0.2, "drop_reference": 0.2, "drop_face": 0, "dropping": "ranges"}
+
+
+@torch.no_grad()
+def test_the_face_reads_clip_also_where_the_denoiser_is_shown_none(dance):
+    config = changed()
+    network, batch = make_network(config, 2), dance.batch(config, 2)
+    torch.nn.init.normal_(network.face_tokens.fusion_model.proj_out.weight)
+    given = conditions_at(network, batch, 0, training=False)[0] | {"face_given": torch.tensor([True, True])}
+    tokens = network.face(given)
+    assert torch.equal(network.face(given | {"embedding_given": torch.tensor([False, False])}), tokens)
+    assert not torch.equal(network.face(given | {"embedding": torch.zeros_like(given["embedding"])}), tokens)
 
 
 def test_a_face_that_was_not_found_is_not_given(dance):
