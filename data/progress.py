@@ -2,11 +2,13 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 MEGABYTE = 1e6
 Track = Callable[[Iterable[Any], str, int], Iterable[Any]]
@@ -61,7 +63,8 @@ def build_summary(result: dict[str, Any]) -> dict[str, Any]:
         "MB": result["bytes"] / MEGABYTE,
         "skipped": result["skipped"],
     }
-    rows["reasons"] = "\n".join(f"{number} x {reason}" for reason, number in result["reasons"].items())
+    reasons = [f"{number} as {reason}" for reason, number in result["reasons"].items()]
+    rows["reasons"] = "\n".join([*reasons, f"all in {Path(result['output'], 'skipped.jsonl')}"] if reasons else [])
     known = {*rows, "bytes", "finished"}
     return {
         name: value
@@ -74,7 +77,7 @@ def summary_table(result: dict[str, Any]) -> Table:
     """One row per entry; the numbers of a dictionary stand side by side."""
     table = Table(show_header=False, box=None)
     for name, value in result.items():
-        table.add_row(name, _text(value))
+        table.add_row(name, Text(_text(value)))  # brackets in a sentence are no markup
     return table
 
 

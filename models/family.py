@@ -227,6 +227,11 @@ class Family(ABC):
     def example_sizes(self, config: Any, stage: int) -> Mapping[str, int]:
         """The length of each named dimension of the schema, at its largest in ``stage``."""
 
+    def fixed_sizes(self, config: Any, stage: int) -> Mapping[str, int]:
+        """The length that the recipe gives every sample along named dimensions of the schema; none where training
+        takes the shards' sizes."""
+        return {}
+
     host_fields: ClassVar[tuple[str, ...]] = ()
     """Fields whose values a step reads on the host: they keep values where an example batch is on the meta device."""
 

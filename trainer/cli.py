@@ -102,7 +102,7 @@ class RecipeFlags(ModelFlags):
         """The recipe. Raises ``RecipeError``, also where a command that ``reads_data`` names no shards."""
         random = ["model.allow_random_init=true"] * self.allow_random_init
         recipe = self._load(random, data=self.data, run=self.run)
-        if reads_data and not recipe.data:
+        if reads_data and not (recipe.data or all(stage.data for stage in recipe.stages.values())):
             raise RecipeError("data: no shards named, expected --data SHARDS, a folder that `shards build` wrote")
         return recipe
 

@@ -17,7 +17,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from stagecoach.data.files import sha256_json
 from stagecoach.data.paths import expand_path
 from stagecoach.data.stores.storage import CacheOptions
-from stagecoach.data.streaming.mixture import Source
+from stagecoach.data.streaming.mixture import Source, check_weights
 from stagecoach.models import get_family
 from stagecoach.models.common.config import PathText, Section
 from stagecoach.models.family import Family
@@ -92,10 +92,11 @@ class ValidationRecipe(Section):
 
 class DataSetRecipe(Section):
     """Shards by folder or URL. ``weight``: their share of the samples; without one, each sample of all sets comes once
-    per epoch."""
+    per epoch. ``unknown_encoders``: they may be mixed with others although they do not say what encoded them."""
 
     path: PathText = Field(min_length=1)
     weight: float | None = Field(None, gt=0)
+    unknown_encoders: bool = False
 
 
 class EncoderRecipe(Section):
@@ -142,12 +143,12 @@ class StageRecipe(Section):
     gradient_check_steps: int | None = Field(
         None,
         ge=1,
-        description="steps within which each trainable tensor must "
-        "have had a gradient; None: 5 % of the stage, "
-        "from 3 to 50; a stage of less than 3 that is shorter is not checked",
+        description="steps within which each trainable tensor must have had a gradient; None: 5 % of the stage, from 3 "
+        "to 50; a stage of less than 3 that is shorter is not checked",
     )
     loss_weights: dict[str, Annotated[float, Field(ge=0)]] = Field({}, description="instead of the family's, by name")
     model: dict[str, Any] = Field({}, description="overlay on the family's config in this stage")
+    data: PathText | list[DataSetRecipe] = Field("", description="shards of this stage alone, instead of the recipe's")
     checkpoint_every: int = Field(1000, ge=1)
     validate_every: int = Field(500, ge=1)
     preview_every: int = Field(1000, ge=1)
@@ -209,14 +210,8 @@ class Recipe(Section):
             raise ValueError(
                 "export_weights is 'ema' but no average is kept, expected ema: {decay: ...} or export_weights: raw"
             )
-        weighted = [part.weight is not None for part in self.data] if isinstance(self.data, list) else []
-        if any(weighted) and not all(weighted):
-            raise ValueError("data gives a weight to some sets only, expected one for each or for none")
-        if any(weighted) and len(weighted) > 1 and self.stream.drop_last:
-            raise ValueError(
-                "stream.drop_last is true for data sets that are mixed by weight, which have no common "
-                "epoch; expected false, or no weights"
-            )
+        for stage in self.stages:
+            check_weights(self.stage_sources(stage), self.stream.drop_last)
         if self.attention in ("flash", "flash_3") and self.precision == "fp32":
             raise ValueError(
                 f"attention is {self.attention!r} and precision is 'fp32', expected bf16 or fp16, "
@@ -224,12 +219,12 @@ class Recipe(Section):
             )
         return self
 
-    @property
-    def sources(self) -> list[Source]:
-        """The data sets."""
-        if isinstance(self.data, str):
-            return [Source(self.data)]
-        return [Source(part.path, part.weight) for part in self.data]
+    def stage_sources(self, stage: int) -> list[Source]:
+        """The data sets of a stage: its own, else the recipe's."""
+        data = self.stages[stage].data or self.data
+        if isinstance(data, str):
+            return [Source(data)]
+        return [Source(part.path, part.weight, part.unknown_encoders) for part in data]
 
     @property
     def sampled_metrics(self) -> list[Metric]:

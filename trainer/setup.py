@@ -51,12 +51,14 @@ class StageData:
     def open(cls, plan: StagePlan) -> StageData:
         """Raises ``DamagedError``, ``SchemaError`` and ``ValueError`` where the shards do not fit the plan."""
         recipe, options = plan.recipe, plan.recipe.stream
-        train = DatasetMixture.open(recipe.sources, "train", plan.schema, recipe.cache)
-        held_out = DatasetMixture.open_where_there(recipe.sources, "val", plan.schema, recipe.cache)
+        sources, sizes = recipe.stage_sources(plan.index), plan.family.fixed_sizes(plan.config, plan.index)
+        train = DatasetMixture.open(sources, "train", plan.schema, recipe.cache)
+        held_out = DatasetMixture.open_where_there(sources, "val", plan.schema, recipe.cache)
         expected = {role: encoder.model_dump(exclude_none=True) for role, encoder in recipe.encoders.items()}
         for part in (train, held_out):
             if part is not None:
                 part.check_encoders(expected)
+                part.check_sizes(sizes)
         windows = [plan.window(step, len(train)) for step in (0, plan.stage.steps - 1)]
         shortest = max((window.span for window in windows if window is not None), default=None)
         members, short = train.members(shortest)

@@ -144,9 +144,17 @@ def _describe(job: BuildJob, output: Path, message: str = "") -> BuildReport:
             parse_json(line, Skipped, f"{output / SKIPPED}:{number}")["reason"] for number, line in lines if line
         ]
         report.skipped = len(reasons)
-        report.reasons = dict(Counter(map(kind_of, reasons)).most_common())
+        report.reasons = grouped(reasons)
     report.more = job.summary(statistics)
     return report
+
+
+def grouped(reasons: list[str]) -> dict[str, int]:
+    """How many reasons are of a kind, most first, by the first one of each kind in full."""
+    examples: dict[str, str] = {}
+    for reason in reasons:
+        examples.setdefault(kind_of(reason), reason)
+    return {examples[kind]: count for kind, count in Counter(map(kind_of, reasons)).most_common()}
 
 
 def kind_of(reason: str) -> str:

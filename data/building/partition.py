@@ -85,7 +85,7 @@ def divide(job: BuildJob, options: BuildOptions, record: dict[str, Any] | None =
 
 def assign_splits(items: list[RawItem], holdout: float) -> dict[str, str]:
     """Split by key: what the raw data says, else by a hash of the key, so that an item stays where it is when others
-    come. Where chance leaves ``val`` or ``train`` empty, the nearest item goes there."""
+    come. Where chance leaves ``val`` or ``train`` empty, the nearest item goes there; one item alone is trained on."""
     fractions = {item.key: _fraction(item.key) for item in items if item.split is None}
     splits = {item.key: item.split or ("val" if fractions[item.key] < holdout else "train") for item in items}
     if holdout and len(fractions) > 1:
@@ -93,6 +93,8 @@ def assign_splits(items: list[RawItem], holdout: float) -> dict[str, str]:
             splits[min(fractions, key=fractions.__getitem__)] = "val"
         if "train" not in splits.values():
             splits[max(fractions, key=fractions.__getitem__)] = "train"
+    elif fractions and "train" not in splits.values():
+        splits.update(dict.fromkeys(fractions, "train"))
     return splits
 
 

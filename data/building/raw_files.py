@@ -1,5 +1,6 @@
 """What the families' readers of raw data sets share: files of JSON, numbers, video and sound, keys and splits."""
 
+import hashlib
 import json
 import re
 from collections.abc import Callable, Iterator
@@ -14,13 +15,24 @@ from stagecoach.data.building.jobs import RawError
 from stagecoach.data.files import import_extra
 from stagecoach.data.format.decode import npy_header
 from stagecoach.data.local_files import DamagedError, LocalFile, UnreachableError, is_file
+from stagecoach.data.names import composed
 
 SPLITS = ("train", "val")
+LONGEST_KEY = 70
+"""Bytes of a key that leave room for a family's ending and a field's name in a tar's 100."""
 
 
 def safe_key(name: str) -> str:
-    """``name`` as a sample key may hold it: letters, digits, - and _."""
-    return re.sub(r"[^A-Za-z0-9_-]+", "_", name)
+    """``name`` as a sample key may hold it: letters and digits of any script, - and _; composed, so that a Mac's names
+    are those of others. Where letters are lost (marks of some scripts, emoji, all of the name) or the name is too long
+    for a tar, a hash of it keeps keys apart."""
+    name = composed(name)
+    key = re.sub(r"[^\w-]+", "_", name)
+    lost = re.search(r"[^\x00-\x7f]", re.sub(r"[\w-]", "", name)) or not key.strip("_")
+    if not lost and len(key.encode()) <= LONGEST_KEY:
+        return key
+    mark = f"-{hashlib.sha256(name.encode(errors='surrogatepass')).hexdigest()[:8]}"
+    return key.encode()[: LONGEST_KEY - len(mark)].decode(errors="ignore").strip("_") + mark
 
 
 def check_split(entry: dict[str, Any], where: str) -> str | None:

@@ -161,7 +161,12 @@ class Workspace:
     def _begin(self, replace: bool, alone: bool) -> bool:
         there, finished = read_record(self.job), finished_splits(self.output)
         ours = there == self.division.record
-        if finished and there is None and not alone and read_record(self.output / RECORD) == self.division.record:
+        if (
+            finished
+            and there is None
+            and not (alone and replace)
+            and read_record(self.output / RECORD) == self.division.record
+        ):
             return False
         if finished and not replace:
             also = "; with --replace the build that was begun next to them goes on" if ours else ""

@@ -6,7 +6,7 @@ import os
 import re
 import tarfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 from typing import BinaryIO, cast
@@ -20,14 +20,18 @@ NAME = re.compile(r"(?P<key>(?:.*/|)[^./]+)\.(?P<member>[^/]*)", re.DOTALL)
 
 META = re.compile(r"__[^/]*__($|/)")
 CHUNK = 1 << 20
+COMPRESSIONS = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
+"""The first bytes of what one may have packed a tar with."""
 
 
 @dataclass(frozen=True)
 class TarSample:
-    """Neighbouring members of one key: name without the key -> (offset of the data in the tar, data)."""
+    """Neighbouring members of one key: name without the key -> (offset of the data in the tar, data). ``links``: those
+    that are another name of a file and have no data here, name -> the file."""
 
     key: str
     members: dict[str, tuple[int, bytes]]
+    links: dict[str, str] = field(default_factory=dict)
 
     def extents(self) -> dict[str, list[int]]:
         """Offset, size and crc32 by member, as an index has them."""
@@ -52,7 +56,7 @@ class PassedOver(dict[str, tuple[int, str]]):
 class TarWalk:
     """Iterating gives the samples of an uncompressed tar in its order, each once, and holds one at a time.
 
-    Names are split as webdataset splits them; what it passes over (folders, links, names without an extension,
+    Names are split as webdataset splits them; what it passes over (folders, devices, names without an extension,
     ``__meta__`` files) is passed over, and all but folders are counted in ``passed_over``. Raises ``DamagedError``
     naming the tar where it cannot be read to its end mark, where something follows the mark, and where the members of a
     sample are not neighbours or come twice; ``UnreachableError`` where the file system gives no answer.
@@ -80,7 +84,7 @@ class TarWalk:
     def __iter__(self) -> Iterator[TarSample]:
         seen: set[str] = set()
         current: TarSample | None = None
-        for name, offset, data in self._members():
+        for name, offset, data, target in self._members():
             found = NAME.fullmatch(name)
             if found is None or META.match(name):
                 self.passed_over.add("names without key and extension" if found is None else "__meta__ files", name)
@@ -96,28 +100,40 @@ class TarWalk:
                     )
                 seen.add(key)
                 current = TarSample(key, {})
-            if member in current.members:
+            if member in current.members or member in current.links:
                 raise DamagedError(
                     f"{self.path}: sample {key!r} has {member!r} twice, expected each member once; write the tar again"
                 )
-            current.members[member] = (offset, data)
+            if target is None:
+                current.members[member] = (offset, data)
+            else:
+                current.links[member] = target
         if current is not None:
             yield current
 
-    def _members(self) -> Iterator[tuple[str, int, bytes]]:
+    def _members(self) -> Iterator[tuple[str, int, bytes, str | None]]:
+        """Name, offset, data, and of a link what it is another name of."""
         last = "the start"
         try:
             with tarfile.open(fileobj=cast(BinaryIO, self._file), mode="r:") as tar:
                 while (info := tar.next()) is not None:
                     vars(tar)["members"].clear()  # tarfile remembers all headers otherwise
+                    if info.issym() or info.islnk():
+                        yield info.name, info.offset_data, b"", info.linkname
+                        continue
                     if not info.isfile():
                         if not info.isdir():
-                            self.passed_over.add("links" if info.issym() or info.islnk() else "devices", info.name)
+                            self.passed_over.add("devices", info.name)
                         continue
-                    if info.issparse() or not 0 <= info.size <= self.bytes - info.offset_data:
+                    if info.issparse():
+                        raise tarfile.ReadError(
+                            f"member {info.name!r} is stored as a sparse file, which has no bytes of its own to point "
+                            "to; write the tar without --sparse"
+                        )
+                    if not 0 <= info.size <= self.bytes - info.offset_data:
                         raise tarfile.ReadError(f"member {info.name!r} of {info.size} bytes does not lie in the file")
                     self._file.seek(info.offset_data)
-                    yield info.name, info.offset_data, self._file.read(info.size)
+                    yield info.name, info.offset_data, self._file.read(info.size), None
                     last = repr(info.name)
             # tarfile takes a damaged header in the middle for the end; the real end is marked by two blocks of zeros.
             rest, zeros = self._file.last, bytes(tarfile.BLOCKSIZE)
@@ -126,6 +142,12 @@ class TarWalk:
         except UnreachableError:
             raise
         except (OSError, EOFError, OverflowError, tarfile.TarError, ValueError) as error:
+            packed = _compression(self._local) if last == "the start" else None
+            if packed is not None:
+                raise DamagedError(
+                    f"{self.path}: compressed by {packed}, expected a plain tar, of which single samples can be read; "
+                    f"unpack it first ({packed} -d)"
+                ) from error
             raise DamagedError(
                 f"{self.path}: not a readable, uncompressed tar behind {last} ({error}); build or copy "
                 f"it again, or run build_shards.py repair"
@@ -136,6 +158,11 @@ class TarWalk:
                 f"{self.path}: {what} behind {last} at byte {tar.offset} of {self.bytes}, expected two blocks of "
                 "zeros and nothing else; it was cut, damaged or joined, copy or write it again"
             )
+
+
+def _compression(file: LocalFile) -> str | None:
+    start = file.read(0, 6)
+    return next((name for magic, name in COMPRESSIONS.items() if start.startswith(magic)), None)
 
 
 class _Hashed:

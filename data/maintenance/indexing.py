@@ -20,7 +20,7 @@ from stagecoach.data.format.schema import SampleSchema
 from stagecoach.data.format.shards import ShardEntry, index_shard, read_manifest, write_manifest
 from stagecoach.data.format.tar_walk import PassedOver
 from stagecoach.data.local_files import DamagedError, UnreachableError
-from stagecoach.data.maintenance.check import built_schema, find_sets, list_tars
+from stagecoach.data.maintenance.check import REST, built_schema, find_sets, list_tars
 from stagecoach.data.maintenance.latent_scale import LatentSums, check_latent_scale
 from stagecoach.data.maintenance.parallel import map_shards
 from stagecoach.data.maintenance.recompute_statistics import Counted, RecomputedStatistics, merge
@@ -197,9 +197,14 @@ def _index_tar(task: _Task) -> _Indexed:
         latents.take(arrays)
 
     scan = scan_tar(path, task.schema, task.heads, take)
-    if scan.error:
-        raise DamagedError(scan.error)
-    skipped = {**scan.bad, **{key: f"{path}: sample {key!r} is in an earlier tar, too" for key in task.without}}
+    if scan.error and not (task.skip_bad and scan.rows):
+        also = "; --skip-bad takes the samples before that" if scan.rows else ""
+        raise DamagedError(f"{scan.error}{also}")
+    skipped = {
+        **scan.bad,
+        **({REST: scan.error} if scan.error else {}),
+        **{key: f"{path}: sample {key!r} is in an earlier tar, too" for key in task.without},
+    }
     if scan.bad and not task.skip_bad:
         first = next(iter(scan.bad.values()))
         more = f" (and {len(scan.bad) - 1} more of this tar)" if len(scan.bad) > 1 else ""

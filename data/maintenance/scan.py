@@ -57,6 +57,9 @@ def validate_sample(
     found.rows.append(row)
     for name in set(sample.members) - {"json", *(name for spec in schema.fields for name in member_names(spec))}:
         found.passed_over.add(f"members {name!r} that no field takes", f"{sample.key}.{name}")
+    if problem := _misread(sample, schema):
+        found.bad[sample.key] = f"{path}: sample {sample.key!r}: {problem}"
+        return
     try:
         data = {name: memoryview(data) for name, (_, data) in sample.members.items()}
         arrays, meta = decode_sample(schema, data, f"{path}: sample {sample.key!r}", heads)
@@ -66,6 +69,24 @@ def validate_sample(
     row["sizes"] = sample_sizes(schema, {name: array.shape for name, array in arrays.items()})
     if take is not None:
         take(sample.key, arrays, meta)
+
+
+def _misread(sample: TarSample, schema: SampleSchema) -> str | None:
+    """What tells that a sample is there but not as its members look."""
+    known = [name for spec in schema.fields for name in member_names(spec)]
+    if sample.links:
+        name, target = next(iter(sample.links.items()))
+        return (
+            f"{name!r} is stored as a link to {target!r} without data of its own, as GNU tar stores a second name of a "
+            "file, expected the data; write the tar with --hard-dereference and --dereference"
+        )
+    dotted = [name for name in sample.members if name not in known and name.endswith(tuple(f".{end}" for end in known))]
+    if dotted and not any(name in sample.members for name in known):
+        return (
+            f"its members are called {dotted[0]!r}, as of a key with a dot in it, expected the key to end at the first "
+            "dot; write the tar again with '_' in place of the dots in names"
+        )
+    return None
 
 
 def first_has_head(path: Path) -> bool:

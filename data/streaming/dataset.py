@@ -16,8 +16,8 @@ import numpy as np
 from isal.isal_zlib import crc32
 
 from stagecoach.data.files import MANIFEST, DamagedError
-from stagecoach.data.format.decode import decode_sample
-from stagecoach.data.format.schema import SampleSchema, SchemaError
+from stagecoach.data.format.decode import decode_sample, member_names
+from stagecoach.data.format.schema import Field, SampleSchema, SchemaError
 from stagecoach.data.format.shards import FORMAT, Manifest, ShardEntry, describe_schema, index_name, read_manifest
 from stagecoach.data.stores.opening import open_storage
 from stagecoach.data.stores.storage import Storage
@@ -68,6 +68,10 @@ class ShardSet:
 
     def __len__(self) -> int:
         return self._ends[-1]
+
+    def having(self, spec: Field) -> np.ndarray:
+        """Which samples have a field, bool ``[N]``."""
+        return np.concatenate([index.having(member_names(spec)) for index in self._indices])
 
     def name(self, index: int) -> tuple[str, str]:
         """``(shard, key)`` of a sample."""
@@ -195,6 +199,12 @@ class _Index:
         if self._dims is None or not set(dims) <= set(self._dims):
             return None
         return self._sizes[:, [self._dims.index(dim) for dim in dims]]
+
+    def having(self, names: Sequence[str]) -> np.ndarray:
+        """Which samples have a member of one of these names, bool ``[n]``."""
+        codes = [code for code, name in enumerate(self._names) if name in names]
+        counts = np.concatenate([[0], np.cumsum(np.isin(self._rows[:, 0], codes))])
+        return counts[self._ends[1:]] > counts[self._ends[:-1]]
 
     def sample(self, row: int) -> tuple[str, dict[str, tuple[int, int, int]]]:
         """Key, and ``(offset, size, crc32)`` by member name without the key."""

@@ -21,10 +21,24 @@ from stagecoach.data.streaming.plan import Bucket, Members
 
 @dataclass(frozen=True)
 class Source:
-    """A folder or URL of shards with its splits, and its share of the samples where sets are mixed by weight."""
+    """A folder or URL of shards with its splits, and its share of the samples where sets are mixed by weight.
+    ``unknown_encoders``: it may be mixed with others although nobody says what encoded it."""
 
     path: str
     weight: float | None = None
+    unknown_encoders: bool = False
+
+
+def check_weights(sources: Sequence[Source], drop_last: bool) -> None:
+    """Raises ``ValueError`` where some sources have a weight and others none, and for weights with ``drop_last``."""
+    weighted = [source.weight is not None for source in sources]
+    if any(weighted) and not all(weighted):
+        raise ValueError("data gives a weight to some sets only, expected one for each or for none")
+    if any(weighted) and len(weighted) > 1 and drop_last:
+        raise ValueError(
+            "stream.drop_last is true for data sets that are mixed by weight, which have no common epoch; expected "
+            "false, or no weights"
+        )
 
 
 class DatasetMixture:
@@ -36,6 +50,7 @@ class DatasetMixture:
     def __init__(self, sets: Sequence[ShardSet], weights: Sequence[float] | None = None) -> None:
         self.sets, self.weights = tuple(sets), None if weights is None else tuple(weights)
         self.schema = self.sets[0].schema
+        self.unknown_encoders: tuple[bool, ...] = (False,) * len(self.sets)
         self._ends = list(accumulate(len(shards) for shards in self.sets))
         self.statistics: dict[str, Any] = _added([shards.statistics for shards in self.sets])
 
@@ -43,10 +58,15 @@ class DatasetMixture:
     def open(
         cls, sources: Sequence[Source], split: str, schema: SampleSchema, cache: CacheOptions | None = None
     ) -> DatasetMixture:
-        """The ``split`` of each source. Raises ``DamagedError`` and ``SchemaError`` as ``ShardSet.open`` does."""
+        """The ``split`` of each source. Raises ``DamagedError`` and ``SchemaError`` as ``ShardSet.open`` does, and
+        ``ValueError`` for the same shards twice; ``SchemaError`` for an optional field of a part of the samples."""
         sets = [ShardSet.open(open_storage(source.path, cache).child(split), schema) for source in sources]
+        _refuse_twice(sets)
+        _refuse_partial(sets, schema)
         weights = [source.weight for source in sources if source.weight is not None]
-        return cls(sets, weights if len(sets) > 1 and len(weights) == len(sets) else None)
+        mixture = cls(sets, weights if len(sets) > 1 and len(weights) == len(sets) else None)
+        mixture.unknown_encoders = tuple(source.unknown_encoders for source in sources)
+        return mixture
 
     @classmethod
     def open_where_there(
@@ -92,9 +112,22 @@ class DatasetMixture:
             first, short = first + len(shards), short + count
         return found, short
 
+    def check_sizes(self, fixed: Mapping[str, int]) -> None:
+        """Raise ``SchemaError`` naming the first sample whose length along a named dimension is another."""
+        for shards in self.sets:
+            check_sizes(shards, fixed)
+
     def check_encoders(self, expected: Mapping[str, Mapping[str, str]]) -> None:
         """Raise ``SchemaError`` where a set was not made by the encoders ``expected`` (by role, what their manifest
-        entry must say: ``name``, ``dtype``, ``sha256`` or the beginning of it), or two sets by different ones."""
+        entry must say: ``name``, ``dtype``, ``sha256`` or the beginning of it), two sets by different ones, or one by
+        encoders that nobody names while another names its own (unless its source allows that)."""
+        known = [shards.storage.url for shards in self.sets if shards.manifest.encoders]
+        for shards, allowed in zip(self.sets, self.unknown_encoders, strict=True):
+            if known and not allowed and not shards.manifest.encoders:
+                raise SchemaError(
+                    f"{shards.storage.url}: names no encoders, as shards of another's tool, expected those of "
+                    f"{known[0]}; leave it out or give unknown_encoders: true next to its path in the recipe"
+                )
         seen: dict[str, tuple[str, Mapping[str, Any]]] = {}
         for shards in self.sets:
             found = shards.manifest.encoders
@@ -119,6 +152,56 @@ class DatasetMixture:
             raise IndexError(f"sample {index} of a mixture of {len(self)}")
         number = bisect_right(self._ends, index)
         return self.sets[number], index - self._ends[number] + len(self.sets[number])
+
+
+def check_sizes(shards: ShardSet, fixed: Mapping[str, int]) -> None:
+    """As ``DatasetMixture.check_sizes``, of one set; without sizes in its indices nothing is known."""
+    if shards.sizes is None or not fixed:
+        return
+    found = shards.sizes[:, [shards.schema.dims.index(dim) for dim in fixed]]
+    wrong = np.flatnonzero(((found != list(fixed.values())) & (found >= 0)).any(1))
+    if wrong.size:
+        names, sizes = ", ".join(fixed), ["x".join(map(str, row)) for row in (found[wrong[0]], fixed.values())]
+        shard, key = shards.name(int(wrong[0]))
+        raise SchemaError(
+            f"{shards.storage.describe(shard)}: sample {key!r} is {sizes[0]} ({names}), expected {sizes[1]} as the "
+            f"recipe says ({len(wrong):,} of {len(shards):,} samples differ); give that size in the "
+            "recipe or build others"
+        )
+
+
+def _refuse_twice(sets: Sequence[ShardSet]) -> None:
+    """Equal fingerprints are equal shards, however their place is spelled."""
+    seen: dict[str, str] = {}
+    for shards in sets:
+        url = shards.storage.url
+        other = seen.setdefault(shards.fingerprint, url)
+        if other != url or sum(each.storage.url == url for each in sets) > 1:
+            raise ValueError(
+                f"{url}: the same shards as {other}, so that each sample would come twice, expected each data set "
+                "once; leave one out, and give the other a weight if it shall come more often"
+            )
+
+
+def _refuse_partial(sets: Sequence[ShardSet], schema: SampleSchema) -> None:
+    """A batch cannot hold a field of some of its samples: found here, not at the first batch that is mixed."""
+    for spec in schema.fields:
+        if not spec.optional:
+            continue
+        names: dict[bool, str] = {}
+        count = 0
+        for shards in sets:
+            having = shards.having(spec)
+            count += int(having.sum())
+            for found in set(having.tolist()) - set(names):
+                shard, key = shards.name(int(np.argmax(having == found)))
+                names[found] = f"{shards.storage.describe(shard)}: sample {key!r}"
+        if len(names) == 2:
+            raise SchemaError(
+                f"{names[False]} has no field {spec.name!r}, which {names[True]} has, as {count:,} of "
+                f"{sum(map(len, sets)):,} samples, expected all or none of a run; build or index them with the same "
+                "settings, or leave the field out of the tars"
+            )
 
 
 def _by_bucket(

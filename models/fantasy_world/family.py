@@ -78,6 +78,9 @@ class FantasyWorldFamily(Family):
             "L": config.backbone.text_length,
         }
 
+    def fixed_sizes(self, config: FantasyWorldConfig, stage: int) -> dict[str, int]:
+        return {"F": config.clip.frames, "H": config.clip.height, "W": config.clip.width}
+
     def generation(self, weights, options):
         from stagecoach.models.fantasy_world.generate import FantasyWorldGeneration  # its pipeline opens families
 

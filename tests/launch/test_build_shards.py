@@ -133,9 +133,12 @@ def test_what_was_left_out_is_in_the_summary(made, tmp_path, capsys):
     (tmp_path / "encoders").symlink_to(made / "encoders")
     result, _ = run_shards(*command(tmp_path, tmp_path / "shards", "--skip-bad", "--holdout", "0"))
     assert result["skipped"] == 1
-    assert result["reasons"] == {"# cameras found": 1}
-    words = capsys.readouterr().out
-    assert "1 x # cameras found" in words
+    (reason,) = result["reasons"]
+    assert "scene_00001.txt: 0 cameras found, expected at least" in reason
+    words = "".join(capsys.readouterr().out.split())
+    assert "0camerasfound,expectedatleast" in words
+    assert "allin" in words
+    assert "shards/skipped.jsonl" in words
     assert "MB" in words
 
 

@@ -18,6 +18,7 @@ from stagecoach.data.format.shards import read_manifest
 from stagecoach.data.paths import expand_path
 from stagecoach.data.stores.opening import open_storage
 from stagecoach.data.streaming.dataset import ShardSet, verify_shards
+from stagecoach.data.streaming.mixture import check_sizes
 from stagecoach.models.common.attention import resolve_backend
 from stagecoach.models.trainable import trained_before
 from stagecoach.models.weights.network import load_tensors
@@ -69,9 +70,14 @@ def preflight(
         )
     except ValueError as error:
         yield Check("batches", False, str(error))
-    for source in recipe.sources:
+    users: dict[str, dict[int, StagePlan]] = {}
+    for i, plan in plans.items():
+        for source in recipe.stage_sources(i):
+            users.setdefault(source.path, {})[i] = plan
+    for path, using in users.items():
+        only = f" of stage {', '.join(map(str, using))}" if len(using) < len(plans) else ""
         for split in ("train", "val"):
-            yield _run(f"{split} shards", _shards, plans, source.path, split, full)
+            yield _run(f"{split} shards{only}", _shards, using, path, split, full)
     yield _run("base weights", _base, plans)
     for position, index in enumerate(stages):
         if index > 1 or (init and position == 0):
@@ -101,6 +107,8 @@ def _shards(plans: dict[int, StagePlan], path: str, split: str, full: bool) -> s
             raise CheckError(problems[0] + more)
         shards = ShardSet.open(storage, schema)
         shards.read(len(shards) - 1)
+        for plan in plans.values():
+            check_sizes(shards, plan.family.fixed_sizes(plan.config, plan.index))
     looked = "all hashes agree" if full else "sizes and indices agree (--full compares hashes)"
     found = f"{storage.url}: {len(shards):,} samples in {len(shards.shard_sizes)} shards, {looked}, one sample decoded"
     manifest = read_manifest(storage)

@@ -1,6 +1,7 @@
 """The same data set for any workers; what is bad stops the build or is listed; what is taken is not touched."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -52,6 +53,43 @@ def test_every_item_becomes_one_sample_of_its_split(undisturbed):
     assert {val.read(i).key for i in range(len(val))} == {key for key, split in splits.items() if split == "val"}
 
 
+@pytest.mark.parametrize("number", range(8))
+def test_one_item_alone_is_trained_on_whatever_its_hash(number):
+    items = [RawItem(f"clip{number}", None, None)]
+    assert assign_splits(items, 0.99) == {f"clip{number}": "train"}
+    assert assign_splits([*items, RawItem("other", "train", None)], 0.99)[f"clip{number}"] == "val"
+    assert set(assign_splits([*items, RawItem("clip", None, None)], 0.99).values()) == {"train", "val"}
+
+
+def test_a_finished_build_repeated_says_so_and_one_of_other_settings_is_refused(undisturbed, tmp_path):
+    shutil.copytree(undisturbed[0], tmp_path / "shards")
+    before = hashes(tmp_path / "shards")
+    report = run(tmp_path / "shards")
+    assert (report.finished, report.encoded) == (True, 0)
+    assert "is there already" in report.message
+    assert hashes(tmp_path / "shards") == before
+    with pytest.raises(ValueError, match="holds finished shards; give another folder, or --replace"):
+        run(tmp_path / "shards", ToyJob(count=11))
+    assert run(tmp_path / "shards", replace=True).encoded == 12
+
+
+def test_an_item_that_is_not_finite_is_named_or_left_out(tmp_path, monkeypatch):
+    encode = ToyJob.encode
+
+    def spoiled(self, items, prepared):
+        for item, sample in zip(items, encode(self, items, prepared), strict=True):
+            if item.key == "item004":
+                sample.arrays["values"][0, 2] = np.nan
+            yield sample
+
+    monkeypatch.setattr(ToyJob, "encode", spoiled)
+    with pytest.raises(RawError, match=r"sample 'item004': field 'values' holds nan at \[0, 2\]"):
+        run(tmp_path / "shards")
+    report = run(tmp_path / "shards", skip_bad=True)
+    assert (report.skipped, sum(report.samples.values())) == (1, 11)
+    assert "'values' holds nan at [0, 2]" in next(iter(report.reasons))
+
+
 def test_statistics_of_parts_are_added(undisturbed):
     output, _ = undisturbed
     train = ShardSet.open(output / "train", SCHEMA)
@@ -99,9 +137,14 @@ def test_what_is_bad_is_left_out_listed_and_counted_by_reason(tmp_path):
     job = ToyJob(bad=("item001", "item006"), suspect=("item003",), unusable=1)
     report = run(tmp_path / "shards", job, skip_bad=True)
     assert report.skipped == 4
-    assert report.reasons == {"cut after # bytes": 2, "entry # is empty": 1, "# bytes found": 1}
+    assert {kind_of(reason): count for reason, count in report.reasons.items()} == {
+        "cut after # bytes": 2,
+        "entry # is empty": 1,
+        "# bytes found": 1,
+    }
     listed = [json.loads(line) for line in (tmp_path / "shards/skipped.jsonl").read_text().splitlines()]
     assert listed[0] == {"key": "entry 0", "reason": "list: entry 0 is empty"}
+    assert set(report.reasons) <= {line["reason"] for line in listed}
     assert {entry["key"] for entry in listed[1:]} == {"item001", "item003", "item006"}
     assert len(samples(tmp_path / "shards")) == 9
 

@@ -1,5 +1,6 @@
 """Tars of ``webdataset.ShardWriter`` become a set that trains, and ours are read by webdataset and by tar."""
 
+import gzip
 import io
 import json
 import shutil
@@ -21,6 +22,7 @@ from stagecoach.data.maintenance.check import check
 from stagecoach.data.maintenance.indexing import family_schema, index_folder, schema_of
 from stagecoach.data.maintenance.repair import repair
 from stagecoach.data.streaming.dataset import ShardSet
+from stagecoach.data.streaming.mixture import DatasetMixture, Source
 
 SCHEMA = SampleSchema(
     "tiny",
@@ -310,8 +312,8 @@ def test_every_family_has_a_schema_to_index_by(family):
 
 
 def test_what_is_passed_over_is_counted_and_named(tmp_path, caplog):
-    """Hard and symbolic links as GNU tar writes second names, endings in capitals, names without an ending, other tars;
-    a member that leads out of the folder is a name like any other, since nothing is unpacked."""
+    """Samples that are links, as GNU tar writes second names, are refused; endings in capitals, names without an
+    ending, other tars; a member that leads out of the folder is a name like any other, since nothing is unpacked."""
     folder = tmp_path / "theirs"
     folder.mkdir()
     with wds.TarWriter(str(folder / "t.tar")) as writer:
@@ -338,11 +340,14 @@ def test_what_is_passed_over_is_counted_and_named(tmp_path, caplog):
             tar.addfile(info, io.BytesIO(content))
     shutil.copy(folder / "t.tar", folder / "u.tar.gz")
     shutil.copy(folder / "t.tar", folder / "v.TAR")
+    with pytest.raises(DamagedError, match=r"sample 'zz1': 'latent.npy' is stored as a link to 's000.latent.*deref"):
+        index_folder(folder, SCHEMA)
     with caplog.at_level("WARNING"):
-        [split] = index_folder(folder, SCHEMA).values()
-    assert split["samples"] == 4
+        [split] = index_folder(folder, SCHEMA, skip_bad=True).values()
+    assert (split["samples"], split["skipped"]) == (4, 2)
+    assert "zz1" in (folder / "skipped.jsonl").read_text()
+    assert check(folder) == []
     for part in (
-        "3 links (first t.tar: zz1.latent.npy)",
         "1 devices (first t.tar: pipe.npy)",
         "1 names without key and extension (first t.tar: README)",
         "1 __meta__ files (first t.tar: __info__/a.json)",
@@ -352,3 +357,56 @@ def test_what_is_passed_over_is_counted_and_named(tmp_path, caplog):
         assert part in split["passed_over"]
         assert part in caplog.text
     assert not (tmp_path / "etc").exists()
+
+
+def test_a_cut_tar_is_indexed_up_to_the_cut_where_bad_samples_may_be_left_out(theirs):
+    folder = theirs(sample(number) for number in range(6))
+    path = folder / "t-001.tar"
+    path.write_bytes(path.read_bytes()[:-12000])
+    with pytest.raises(DamagedError, match=r"t-001\.tar: .*; --skip-bad takes the samples before that"):
+        index_folder(folder, SCHEMA)
+    [split] = index_folder(folder, SCHEMA, skip_bad=True).values()
+    assert (split["samples"], split["skipped"]) == (5, 1)
+    [line] = map(json.loads, (folder / "skipped.jsonl").read_text().splitlines())
+    assert (line["shard"], line["key"]) == ("t-001.tar", "...")
+    assert check(folder) == []
+    shards = ShardSet.open(folder, SCHEMA)
+    assert [shards.read(number).key for number in range(5)] == [f"s{number:03d}" for number in range(5)]
+    assert index_folder(folder, SCHEMA)["theirs"]["action"] == "indexed before"
+
+
+def test_tars_that_cannot_be_indexed_say_what_they_are(theirs, tmp_path):
+    folder = theirs(sample(number) for number in range(2))
+    plain = (folder / "t-000.tar").read_bytes()
+    (folder / "t-000.tar").write_bytes(gzip.compress(plain))
+    with pytest.raises(DamagedError, match=r"t-000\.tar: compressed by gzip, expected a plain tar.*gzip -d"):
+        index_folder(folder, SCHEMA)
+    (folder / "t-000.tar").rename(folder / "t-000.tar.gz")
+    with pytest.raises(DamagedError, match=r"1 compressed tars found \(first t-000\.tar\.gz\)"):
+        index_folder(folder, SCHEMA)
+    deep = tmp_path / "deep/set/train"
+    deep.mkdir(parents=True)
+    (deep / "t.tar").write_bytes(plain)
+    with pytest.raises(DamagedError, match=r"deep: tars found two folders below.*; give .*deep/set$"):
+        index_folder(tmp_path / "deep", SCHEMA)
+    assert index_folder(tmp_path / "deep/set", SCHEMA)["train"]["samples"] == 2
+    (tmp_path / "sparse").mkdir()
+    with open(tmp_path / "s000.latent.npy", "wb") as file:
+        file.truncate(1 << 20)
+    done = subprocess.run(["tar", "--sparse", "-cf", tmp_path / "sparse/a.tar", "-C", tmp_path, "s000.latent.npy"])
+    assert done.returncode == 0
+    with pytest.raises(DamagedError, match=r"'s000\.latent\.npy' is stored as a sparse file.*without --sparse"):
+        index_folder(tmp_path / "sparse", SCHEMA)
+    dotted = theirs([sample(0, "clip.v1")], "dotted")
+    with pytest.raises(DamagedError, match=r"sample 'clip': its members are called 'v1\.\S+', as of a key with a dot"):
+        index_folder(dotted, SCHEMA)
+
+
+def test_an_optional_field_of_some_samples_is_found_when_the_set_is_opened(theirs, tmp_path):
+    folder = theirs(
+        (sample(number, **({"frame.png": None} if number == 2 else {})) for number in range(4)), "set/train"
+    )
+    index_folder(folder, SCHEMA)
+    named = r"sample 's002' has no field 'frame', which .*sample 's000' has, as 3 of 4 samples"
+    with pytest.raises(SchemaError, match=named):
+        DatasetMixture.open([Source(str(tmp_path / "set"))], "train", SCHEMA)

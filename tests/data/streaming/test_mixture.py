@@ -1,7 +1,9 @@
 """Several data sets as one: common indices, buckets, weights, and the stream over all of it."""
 
 import json
+import shutil
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -228,7 +230,7 @@ def test_statistics_of_unequal_shape_are_refused(tmp_path):
 
 
 def made_by(directory, **encoders):
-    write(directory / "train", "e", [((4, 4), 9)] * 3)
+    write(directory / "train", directory.name, [((4, 4), 9)] * 3)
     entries = {
         role: {"name": "AutoencoderKLWan", "sha256": value, "dtype": "bfloat16"} for role, value in encoders.items()
     }
@@ -252,6 +254,33 @@ def test_sets_of_one_run_must_be_made_by_the_same_encoders(tmp_path):
     sources = [made_by(tmp_path / "a", vae="ab" * 32), made_by(tmp_path / "b", vae="cd" * 32)]
     with pytest.raises(SchemaError, match=f"sha256 {'cd' * 32}, expected {'ab' * 32} as"):
         DatasetMixture.open(sources, "train", SCHEMA).check_encoders({})
+
+
+def test_shards_of_unknown_encoders_are_mixed_with_others_only_where_the_recipe_says_so(tmp_path):
+    known, unknown = made_by(tmp_path / "a", vae="ab" * 32), made_by(tmp_path / "b")
+    with pytest.raises(SchemaError, match=r"b/train: names no encoders.*those of .*a/train; .*unknown_encoders: true"):
+        DatasetMixture.open([known, unknown], "train", SCHEMA).check_encoders({})
+    DatasetMixture.open([known, replace(unknown, unknown_encoders=True)], "train", SCHEMA).check_encoders({})
+    DatasetMixture.open([unknown, made_by(tmp_path / "c")], "train", SCHEMA).check_encoders({})
+
+
+@pytest.mark.parametrize("other", ["a", "a/../a/", "link", "copy"])
+def test_the_same_shards_twice_are_refused_however_they_are_spelled(tmp_path, other):
+    source = made_by(tmp_path / "a")
+    (tmp_path / "link").symlink_to(tmp_path / "a")
+    shutil.copytree(tmp_path / "a", tmp_path / "copy")
+    with pytest.raises(ValueError, match=r"the same shards as .*a/train, so that each sample would come twice"):
+        DatasetMixture.open([source, Source(f"{tmp_path}/{other}")], "train", SCHEMA)
+
+
+def test_samples_of_another_size_than_the_recipe_fixes_are_named(tmp_path):
+    write(tmp_path / "a/train", "a", [((4, 4), 9), ((4, 4), 5), ((4, 4), 5)])
+    mixture = DatasetMixture.open([Source(str(tmp_path / "a"))], "train", SCHEMA)
+    mixture.check_sizes({})
+    mixture.check_sizes({"h": 4, "w": 4})
+    named = r"train/\S+\.tar: sample 'a001' is 5x4 \(F, h\), expected 9x4 as the recipe says \(2 of 3 samples differ\)"
+    with pytest.raises(SchemaError, match=named):
+        mixture.check_sizes({"F": 9, "h": 4})
 
 
 def test_a_held_out_split_is_taken_where_it_is(folders):
