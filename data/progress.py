@@ -77,7 +77,7 @@ def summary_table(result: dict[str, Any]) -> Table:
     """One row per entry; the numbers of a dictionary stand side by side."""
     table = Table(show_header=False, box=None)
     for name, value in result.items():
-        table.add_row(name, Text(_text(value)))  # brackets in a sentence are no markup
+        table.add_row(name, Text(_text(value), overflow="fold"))  # brackets in a sentence are no markup
     return table
 
 

@@ -97,7 +97,7 @@ def test_names_as_a_mac_spells_them_belong_together(tmp_path, metadata):
         (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
     items, bad = read_captioned(tmp_path)
     assert not bad
-    assert {item.record.caption: item.key for item in items} == {"a ball": "caf_-1", "a block": "caf_-2"}
+    assert {item.record.caption: item.key for item in items} == {"a ball": "café-1", "a block": "café-2"}
 
 
 def test_a_picture_that_the_metadata_names_and_is_not_there_is_named(tmp_path):
