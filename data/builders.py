@@ -60,16 +60,16 @@ class Builder(ABC):
         this as it is."""
         return None
 
+    def describe(self, statistics: Mapping[str, Any]) -> dict[str, Any]:
+        """What the statistics of a split say of the data, by name, for people; nothing by default."""
+        return {}
+
 
 def builder(family: str) -> Builder:
     """The builder of a family. Raises ``ValueError`` naming those there are."""
     if family not in BUILDERS:
         raise ValueError(f"no shards can be built for family {family!r}, expected one of {sorted(BUILDERS)}")
     return importlib.import_module(BUILDERS[family]).FamilyBuilder()
-
-    def describe(self, statistics: Mapping[str, Any]) -> dict[str, Any]:
-        """What the statistics of a split say of the data, by name, for people; nothing by default."""
-        return {}
 
 
 def describe_statistics(family: str, statistics: Mapping[str, Any] | None) -> dict[str, Any]:

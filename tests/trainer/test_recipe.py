@@ -309,6 +309,8 @@ def test_home_and_variables_of_paths_are_filled_in_and_an_unknown_one_is_named(m
     assert recipe.family_config(get_family("fantasy_world"), 1).base == "/mnt/shards/wan"
     mixed = load_recipe(profile="tiny", overrides=["data=[{path: $SHARDS/a}, {path: 's3://bucket/b'}]"])
     assert [part.path for part in mixed.stage_sources(1)] == ["/mnt/shards/a", "s3://bucket/b"]
+    own = load_recipe(profile="tiny", data="/all", overrides=["stages.1.data=$SHARDS/low"])
+    assert [own.stage_sources(stage)[0].path for stage in (1, 2)] == ["/mnt/shards/low", "/all"]
     monkeypatch.delenv("SHARDS")
     for words in (["run=$SHARDS/x"], ["model.base=$SHARDS/x"], ["data=[{path: '${SHARDS}/a'}]"]):
         with pytest.raises(RecipeError, match=r"the environment has no variable 'SHARDS'"):
