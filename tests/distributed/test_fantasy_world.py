@@ -17,11 +17,20 @@ from stagecoach.data.fantasy_world.job import EncoderPaths, FantasyWorldJob
 from stagecoach.data.fantasy_world.raw import read_metadata
 from stagecoach.data.fantasy_world.readers import read_frames
 from stagecoach.data.fantasy_world.synthetic import write_synthetic
+from stagecoach.data.format.schema import SchemaError
 from stagecoach.trainer.recipe import Recipe
+from stagecoach.trainer.setup import StageData
+from stagecoach.trainer.stage_plan import StagePlan
 from tests.distributed import cases
 from tests.distributed.plain import plain_losses
 
 FRAMES, HEIGHT, WIDTH = 5, 32, 48
+
+
+def build_shards(folder: Path, encoders: Path, options: ClipOptions) -> str:
+    paths = EncoderPaths(*(encoders / name for name in ("vae", "text_encoder", "tokenizer")))
+    build(FantasyWorldJob(folder / "raw", options, paths), folder / "shards", BuildOptions(holdout=0.2))
+    return str(folder / "shards")
 
 
 @pytest.fixture(scope="module")
@@ -31,13 +40,7 @@ def shards(tmp_path_factory):
     clips, _ = read_metadata(folder / "raw")
     pictures = np.stack([frame for clip in clips for frame in read_frames(clip.video, FRAMES)])
     write_wan_encoders(folder / "encoders", pictures, [clip.prompt for clip in clips], seed=0)
-    paths = EncoderPaths(*(folder / "encoders" / name for name in ("vae", "text_encoder", "tokenizer")))
-    build(
-        FantasyWorldJob(folder / "raw", ClipOptions(FRAMES, HEIGHT, WIDTH), paths),
-        folder / "shards",
-        BuildOptions(holdout=0.2),
-    )
-    return str(folder / "shards")
+    return build_shards(folder, folder / "encoders", ClipOptions(FRAMES, HEIGHT, WIDTH))
 
 
 def recipe_for(shards: str, run: Path | str, **changes: Any) -> Recipe:
@@ -151,3 +154,23 @@ def test_a_bf16_run_changes_nearly_all_weights_because_masters_are_fp32(pair, sh
         changed += (tensor != first[name].detach().bfloat16().float()).sum().item()
         total += tensor.numel()
     assert changed / total > 0.95
+
+
+@pytest.mark.slow
+def test_stage_one_trains_at_a_lower_resolution_on_shards_of_its_own(pair, shards, tmp_path):
+    write_synthetic(tmp_path / "raw", 6, 9, 48, 64, seed=2)
+    options = ClipOptions(9, 48, 64, max_warp_error=1)  # of so few pixels it says little
+    large = build_shards(tmp_path, Path(shards).parent / "encoders", options)
+    clip = {"clip": {"frames": 9, "height": 48, "width": 64}, "frames_per_step": 3}
+    recipe = recipe_for(large, tmp_path / "run", steps=4, model=clip)
+    with pytest.raises(SchemaError, match=r"'scene_\d+' is 5x32x48 \(F, H, W\), expected 9x48x64 as the recipe says"):
+        StageData.open(StagePlan.resolve(recipe_for(shards, tmp_path, model=clip), 1))
+    values = recipe.model_dump()
+    values["stages"][1] |= {"data": shards, "model": {"clip": {"frames": FRAMES, "height": HEIGHT, "width": WIDTH}}}
+    sizes = [StagePlan.resolve(Recipe.model_validate(values), stage).config.clip.frames for stage in (1, 2)]
+    assert sizes == [FRAMES, 9]
+    pair.run(cases.train, values, [1, 2])
+    assert [len(cases.losses(tmp_path / "run", stage)) for stage in (1, 2)] == [4, 4]
+    low = recipe_for(shards, tmp_path / "low", steps=4)
+    pair.run(cases.train, low.model_dump(), [1])
+    assert cases.losses(tmp_path / "run", 1) == cases.losses(tmp_path / "low", 1)
