@@ -201,8 +201,11 @@ def index(
         schema = schema_of(schema_from)
     else:
         raise typer.BadParameter("expected either --family or --schema-from")
-    given = {"skip_bad": skip_bad, "replace": replace, "any_latent_scale": any_latent_scale, "jobs": jobs}
-    return Outcome(index_folder(tars, schema, **given, track=track))
+    return Outcome(
+        index_folder(
+            tars, schema, skip_bad=skip_bad, replace=replace, any_latent_scale=any_latent_scale, jobs=jobs, track=track
+        )
+    )
 
 
 def _show_inspect(result: dict[str, Any]) -> None:

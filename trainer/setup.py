@@ -75,10 +75,10 @@ class StageData:
             drop_last=options.drop_last,
         )
         if len(order.buckets) > 1:
-            sizes = zip(order.buckets, order.sizes, strict=True)
+            counted = zip(order.buckets, order.sizes, strict=True)
             log.info(
                 f"{len(order.buckets)} buckets of {', '.join(train.bucket_dims(shortest is not None))}: "
-                + ", ".join(f"{'x'.join(map(str, bucket))} ({size:,})" for bucket, size in sizes)
+                + ", ".join(f"{'x'.join(map(str, bucket))} ({size:,})" for bucket, size in counted)
             )
         if order.left_out:
             log.info(
