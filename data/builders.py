@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from stagecoach.data.annotation.job import AnnotateJob
 from stagecoach.data.building.jobs import BuildJob, EncodedSample, Statistics
 from stagecoach.data.streaming.dataset import Sample
 from stagecoach.data.synthetic import Steps
@@ -31,6 +32,8 @@ class Builder(ABC):
 
     options: Sequence[type] = ()
     """Dataclasses of ``build``'s options (``data.building.options``), which ``make_job`` takes in this order."""
+    annotate_options: Sequence[type] = ()
+    """Dataclasses of ``annotate``'s options, as ``options``."""
     synthetic_options: type | None = None
     """Dataclass of ``synthesize``'s options besides ``--output``, ``--clips``, ``--seed`` and ``--encoders``."""
     items = "clips"
@@ -41,6 +44,10 @@ class Builder(ABC):
     @abstractmethod
     def make_job(self, raw: Path, *options: Any) -> BuildJob:
         """What to make of the raw data set ``raw``."""
+
+    def make_annotate_job(self, raw: Path, output: Path, *options: Any) -> AnnotateJob:
+        """What to find out about the raw data in ``raw``, for a raw data set in ``output``."""
+        raise ValueError("nothing can be annotated for this family, expected raw data that are whole")
 
     @abstractmethod
     def write_raw(self, output: Path, count: int, seed: int, options: Any, steps: Steps) -> None:

@@ -1,6 +1,6 @@
 """The commands that build shards, look at finished ones, repair them or adopt those of others.
 
-Flags of ``build`` and ``synthesize`` depend on ``--family``; the other commands do without a family's packages.
+Flags of ``annotate``, ``build`` and ``synthesize`` depend on ``--family``; the others do without a family's packages.
 """
 
 import logging
@@ -16,8 +16,12 @@ from rich.table import Table
 from typer.core import TyperGroup
 from typer.main import get_command
 
+from stagecoach.data.annotation.preview import draw_previews
+from stagecoach.data.annotation.run import AnnotateOptions, annotators
+from stagecoach.data.annotation.run import annotate as annotate_raw
 from stagecoach.data.builders import BUILDERS, builder
 from stagecoach.data.building.build import build as build_shards
+from stagecoach.data.building.jobs import EncodingJob
 from stagecoach.data.building.options import BuildOptions
 from stagecoach.data.building.worker_rank import WorkerRank
 from stagecoach.data.files import atomic_file
@@ -69,6 +73,8 @@ def build_command(family: str) -> Callable[..., Outcome]:
             # Side by side on one terminal, the bars of several processes could not be read.
             bars = untracked if worker_rank.local else track
             job = parts.make_job(paths.input, *own)
+            if isinstance(job, EncodingJob):
+                job.annotators = annotators(paths.input)
             return Outcome(build_shards(job, paths.output, options, bars, worker_rank).as_dict())
         except (ValueError, OSError) as error:
             if worker_rank.rank:  # the commands print the errors of rank 0 only, but here each worker has its own
@@ -76,6 +82,37 @@ def build_command(family: str) -> Callable[..., Outcome]:
             raise
 
     return build
+
+
+@dataclass
+class AnnotateFlags:
+    """Where ``annotate`` reads and writes."""
+
+    input: Annotated[Path, typer.Option(metavar="RAW", help="folder of videos or pictures")]
+    output: Annotated[
+        Path | None,
+        typer.Option(metavar="RAW2", help="folder of the raw data set that is made; where not given, RAW itself"),
+    ] = None
+    family: FamilyFlag = DEFAULT_FAMILY
+    preview: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="also draw what was found over the frames, a picture per item")
+    ] = None
+
+
+def annotate_command(family: str) -> Callable[..., Outcome]:
+    """``annotate`` with the flags of a family."""
+    parts = builder(family)
+
+    @command(lambda result: Console().print(summary_table(result)), own=parts.annotate_options)
+    def annotate(paths: AnnotateFlags, options: AnnotateOptions, own: Any) -> Outcome:
+        worker_rank = WorkerRank.detect()
+        job = parts.make_annotate_job(paths.input, paths.output or paths.input, *own)
+        report = annotate_raw(job, options, untracked if worker_rank.local else track, worker_rank)
+        if paths.preview and not report.missing:
+            draw_previews(job, paths.preview)
+        return Outcome(report.as_dict())
+
+    return annotate
 
 
 def synthesize_command(family: str) -> Callable[..., Outcome]:
@@ -104,7 +141,7 @@ def synthesize_command(family: str) -> Callable[..., Outcome]:
     return synthesize
 
 
-FAMILY_COMMANDS = {"build": build_command, "synthesize": synthesize_command}
+FAMILY_COMMANDS = {"annotate": annotate_command, "build": build_command, "synthesize": synthesize_command}
 
 
 class ShardCommands(TyperGroup):
@@ -121,6 +158,11 @@ class ShardCommands(TyperGroup):
 
 
 app = new_app(cls=ShardCommands, help="Build, check and look at shards.")
+
+
+@app.command("annotate")
+def _annotate() -> None:
+    """Find what raw data lacks, by local models."""
 
 
 @app.command("build")

@@ -32,14 +32,17 @@ class GreenDetector(nn.Module):
 
 
 class DotPoses(nn.Module):
-    """SimCC of 133 points: the even ones where red is brightest, the odd ones where blue is."""
+    """SimCC of 133 points: the even ones where red is brightest, the odd ones where blue is; from the hips to the feet
+    (11 to 22) all in blue's row, so that a person stands whose blue spot is below the red one."""
 
     def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         parts = []
         for axis in (2, 3):
             peaks = torch.stack([image[:, 0], image[:, 2]], 1).amax(axis) / 2.2
             fine = torch.stack([peaks, peaks - 1], -1).flatten(-2)
-            parts.append(fine.repeat(1, 67, 1)[:, :133])
+            every = fine.repeat(1, 67, 1)[:, :133]
+            low = torch.cat([every[:, :11], every[:, 1:2].repeat(1, 12, 1), every[:, 23:]], 1)
+            parts.append(low if axis == 3 else every)
         return parts[0], parts[1]
 
 
@@ -85,3 +88,48 @@ def write_vitpose(folder: Path, points: int = 17) -> None:
     torch.manual_seed(0)
     VitPoseForPoseEstimation(VitPoseConfig(backbone_config=backbone, num_labels=points)).save_pretrained(folder)
     VitPoseImageProcessor(size={"height": 64, "width": 48}).save_pretrained(folder)
+
+
+def write_depth(folder: Path, metric: bool = True) -> None:
+    from transformers import DepthAnythingConfig, DepthAnythingForDepthEstimation, Dinov2Config, DPTImageProcessor
+
+    backbone = Dinov2Config(
+        hidden_size=32,
+        num_hidden_layers=4,
+        num_attention_heads=2,
+        image_size=56,
+        patch_size=14,
+        out_features=["stage1", "stage2", "stage3", "stage4"],
+        reshape_hidden_states=False,
+    )
+    kind = {"depth_estimation_type": "metric", "max_depth": 20} if metric else {}
+    config = DepthAnythingConfig(
+        backbone_config=backbone,
+        reassemble_hidden_size=32,
+        neck_hidden_sizes=[8, 8, 8, 8],
+        fusion_hidden_size=8,
+        head_hidden_size=4,
+        **kind,
+    )
+    torch.manual_seed(0)
+    DepthAnythingForDepthEstimation(config).save_pretrained(folder)
+    DPTImageProcessor(size={"height": 56, "width": 84}, ensure_multiple_of=14).save_pretrained(folder)
+
+
+def write_blip(folder: Path) -> None:
+    from transformers import BlipConfig, BlipForConditionalGeneration, BlipImageProcessor, BlipProcessor
+
+    from stagecoach.data.encoding.tiny_encoders import tiny_tokenizer
+
+    tokenizer = tiny_tokenizer(["a red ball in a room"], "clip")
+    size = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    ends = {"bos_token_id": tokenizer.bos_token_id, "sep_token_id": tokenizer.eos_token_id}
+    text = {**size, **ends, "vocab_size": len(tokenizer), "encoder_hidden_size": 32, "projection_dim": 16}
+    config = BlipConfig(
+        text_config=text | {"pad_token_id": tokenizer.eos_token_id, "eos_token_id": tokenizer.eos_token_id},
+        vision_config={**size, "image_size": 32, "patch_size": 16, "projection_dim": 16},
+        projection_dim=16,
+    )
+    torch.manual_seed(0)
+    BlipForConditionalGeneration(config).save_pretrained(folder)
+    BlipProcessor(BlipImageProcessor(size={"height": 32, "width": 32}), tokenizer).save_pretrained(folder)

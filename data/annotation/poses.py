@@ -17,7 +17,8 @@ import numpy as np
 from PIL import Image
 
 from stagecoach.data.annotation.people import PersonDetector, TransformersDetector, YoloxDetector, track_person
-from stagecoach.data.dance_with_music.skeleton import BODY, KEYPOINTS
+from stagecoach.data.dance_with_music.pose_formats import from_coco
+from stagecoach.data.dance_with_music.skeleton import KEYPOINTS
 from stagecoach.data.encoding.encoders import EncoderError, default_device, encoder_entry, load_model, load_processor
 from stagecoach.data.encoding.onnx_file import OnnxFile, onnx_entry
 
@@ -31,9 +32,6 @@ PADDING = 1.25
 """By which a crop is larger than the person's box."""
 SIMCC_RATIO = 2
 COCO, WHOLE_BODY = 17, 133
-_FROM_COCO = (0, -1, 6, 8, 10, 5, 7, 9, 12, 14, 16, 11, 13, 15, 2, 1, 4, 3)
-"""Of our 18 body points in COCO's order; -1 is the neck, which COCO has not."""
-_SHOULDERS = [5, 6]
 POSE_MODEL, DETECTOR = "a pose network (DWPose's dw-ll_ucoco_384.onnx, say)", "a detector of persons"
 
 
@@ -154,23 +152,13 @@ class PoseEstimator:
             if there:
                 found = self._model.points([part[k][0] for k in there], [part[k][1] for k in there])
                 sizes = np.array([part[k][0].shape[1::-1] for k in there])
-                poses[there] = np.stack([to_dwpose(one) for one in found])
+                found = np.pad(found, ((0, 0), (0, WHOLE_BODY - found.shape[1]), (0, 0)))
+                poses[there] = np.stack([from_coco(one) for one in found])
                 poses[there, :, :2] /= sizes[:, None]
             out.append(poses)
         table = np.concatenate(out)
         table[..., 2] = table[..., 2].clip(0, 1)
         return np.where(table[..., 2:] > 0, table, 0).astype(np.float32)
-
-
-def to_dwpose(points: np.ndarray) -> np.ndarray:
-    """[17 or 133, 3] in COCO's order -> [134, 3] in DWPose's: the neck is the middle of the shoulders, as sure as the
-    less sure of them; what is not given is 0."""
-    out = np.zeros((KEYPOINTS, 3))
-    out[BODY] = points[list(_FROM_COCO)]
-    shoulders = points[_SHOULDERS]
-    out[_FROM_COCO.index(-1)] = [*shoulders[:, :2].mean(0), shoulders[:, 2].min()]
-    out[BODY.stop : BODY.stop + len(points) - COCO] = points[COCO:]
-    return out
 
 
 def open_pose_estimator(pose: Path, detector: Path) -> PoseEstimator:

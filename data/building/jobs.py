@@ -190,6 +190,8 @@ class EncodingJob(BuildJob):
 
     together = 8
     models: Any = None
+    annotators: Mapping[str, Any] = {}
+    """The models that made a part of the raw data (``data.annotation.run.annotators``), for the manifest."""
 
     @property
     @abstractmethod
@@ -204,7 +206,7 @@ class EncodingJob(BuildJob):
         self.models = self.load()
 
     def encoders(self) -> Mapping[str, Any]:
-        return self.entries
+        return {**self.entries, **self.annotators}
 
     def check(self, item: RawItem) -> None:
         pass

@@ -10,7 +10,7 @@ import sys
 import threading
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -40,10 +40,14 @@ class _Member:
 
 
 def run_worker_pool(
-    work: Callable[..., int], arguments: tuple[Any, ...], worker_ranks: list[WorkerRank], track: Track
+    work: Callable[..., int],
+    arguments: tuple[Any, ...],
+    worker_ranks: list[WorkerRank],
+    track: Track,
+    phases: Sequence[str] = PHASES,
 ) -> int:
     """Run ``work(*arguments, worker_rank, track)`` in a process for each worker_rank, and return the sum of what they
-    return. One bar of ``track`` shows each phase of all of them.
+    return. One bar of ``track`` shows each of the ``phases`` that all of them go through.
 
     Raises ``WorkerError`` for the first that fails or dies, when the others have been stopped.
     """
@@ -59,7 +63,7 @@ def run_worker_pool(
             there.close()  # or the pipe would not end with the worker
             members.append(_Member(worker_rank, process, here))
         watch = _Watch(members)
-        for phase in PHASES:
+        for phase in phases:
             watch.until(lambda: all(phase in m.totals or m.made is not None for m in members))  # noqa: B023 (at once)
             total = sum(member.totals.get(phase, 0) for member in members)
             for _ in track(watch.steps(phase, total), phase, total):

@@ -9,6 +9,7 @@ import numpy as np
 from stagecoach.data.builders import Builder
 from stagecoach.data.building.jobs import EncodedSample, Statistics
 from stagecoach.data.building.options import Argument
+from stagecoach.data.dance_with_music.annotate import AnnotateDances, AnnotateDanceWithMusic
 from stagecoach.data.dance_with_music.footage import open_footage
 from stagecoach.data.dance_with_music.job import DanceJob, DanceStatistics, EncoderPaths, RawOptions
 from stagecoach.data.dance_with_music.layouts import read_layout
@@ -30,12 +31,16 @@ class SyntheticDances:
 
 class FamilyBuilder(Builder):
     options = (RawOptions, SegmentOptions, EncoderPaths)
+    annotate_options = (AnnotateDances,)
     synthetic_options = SyntheticDances
     items = "dances"
     tiny_encoders = "vae, image_encoder and arcface.onnx"
 
     def make_job(self, raw: Path, reading: RawOptions, options: SegmentOptions, paths: EncoderPaths) -> DanceJob:
         return DanceJob(raw, reading, options, paths)
+
+    def make_annotate_job(self, raw: Path, output: Path, options: AnnotateDances) -> AnnotateDanceWithMusic:
+        return AnnotateDanceWithMusic(raw, output, options)
 
     def write_raw(self, output: Path, count: int, seed: int, options: SyntheticDances, steps: Steps) -> None:
         write_synthetic(output, count, options.frames, options.height, options.width, seed, steps)

@@ -153,6 +153,12 @@ def encoder_entry(kind: type, path: Path, device: torch.device) -> EncoderEntry:
     )
 
 
+def model_entry(kind: type, path: Path) -> EncoderEntry:
+    """As ``encoder_entry``, for one of transformers' automatic classes: named as the folder's configuration says."""
+    named = read_config(path).get("architectures") or [kind.__name__]
+    return {**encoder_entry(kind, path, default_device()), "name": named[0]}
+
+
 def encoder_entries(
     models: Mapping[str, tuple[type, Path]], tokenizers: Mapping[str, tuple[Path, str]] | None = None
 ) -> dict[str, EncoderEntry]:

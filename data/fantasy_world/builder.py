@@ -10,6 +10,7 @@ import numpy as np
 from stagecoach.data.builders import Builder
 from stagecoach.data.building.jobs import EncodedSample, Statistics
 from stagecoach.data.building.options import Argument
+from stagecoach.data.fantasy_world.annotate import AnnotateClips, AnnotateFantasyWorld
 from stagecoach.data.fantasy_world.job import EncoderPaths, FantasyWorldJob
 from stagecoach.data.fantasy_world.options import ClipOptions
 from stagecoach.data.fantasy_world.raw import read_metadata
@@ -30,11 +31,15 @@ class SyntheticClips:
 
 class FamilyBuilder(Builder):
     options = (ClipOptions, EncoderPaths)
+    annotate_options = (AnnotateClips,)
     synthetic_options = SyntheticClips
     tiny_encoders = "vae, text_encoder, tokenizer, image_encoder"
 
     def make_job(self, raw: Path, clip: ClipOptions, encoders: EncoderPaths) -> FantasyWorldJob:
         return FantasyWorldJob(raw, clip, encoders)
+
+    def make_annotate_job(self, raw: Path, output: Path, options: AnnotateClips) -> AnnotateFantasyWorld:
+        return AnnotateFantasyWorld(raw, output, options)
 
     def write_raw(self, output: Path, count: int, seed: int, options: SyntheticClips, steps: Steps) -> None:
         write_synthetic(output, count, options.frames, options.height, options.width, seed, steps)
