@@ -133,3 +133,21 @@ def write_blip(folder: Path) -> None:
     torch.manual_seed(0)
     BlipForConditionalGeneration(config).save_pretrained(folder)
     BlipProcessor(BlipImageProcessor(size={"height": 32, "width": 32}), tokenizer).save_pretrained(folder)
+
+
+def write_owlv2(folder: Path) -> None:
+    from transformers import Owlv2Config, Owlv2ForObjectDetection, Owlv2ImageProcessor, Owlv2Processor
+
+    from stagecoach.data.encoding.tiny_encoders import tiny_tokenizer
+
+    tokenizer = tiny_tokenizer(["a red ball in a room"], "clip")
+    size = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    config = Owlv2Config(
+        text_config={**size, **ends, "vocab_size": len(tokenizer), "max_position_embeddings": 16},
+        vision_config={**size, "image_size": 64, "patch_size": 16},
+        projection_dim=32,
+    )
+    torch.manual_seed(0)
+    Owlv2ForObjectDetection(config).save_pretrained(folder)
+    Owlv2Processor(Owlv2ImageProcessor(size={"height": 64, "width": 64}), tokenizer).save_pretrained(folder)

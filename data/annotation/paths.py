@@ -1,12 +1,15 @@
 """What is annotated and by what: videos in a folder, models where they should be. Needs no large package."""
 
 import hashlib
+import os
+import shutil
 from collections.abc import Mapping
 from fractions import Fraction
 from pathlib import Path
 
 from stagecoach.data.building.jobs import RawError
 from stagecoach.data.building.raw_files import open_media, safe_key, video_stream
+from stagecoach.data.files import temporary_name
 from stagecoach.data.names import composed
 
 VIDEOS = (".mp4", ".mov", ".mkv", ".webm", ".avi")
@@ -48,3 +51,14 @@ def frame_rate(video: Path) -> Fraction:
     """Mean frames per second. Raises ``RawError``."""
     with open_media(video, lambda error: f"not readable as a video ({error})") as container:
         return Fraction(video_stream(container, video, "expected frames").average_rate or 24)
+
+
+def take(source: Path, target: Path) -> None:
+    """The same file under another name: a hard link, or a copy where there can be none."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = temporary_name(target)
+    try:
+        os.link(source.resolve(), temporary)
+    except OSError:
+        shutil.copyfile(source, temporary)
+    os.replace(temporary, target)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,14 +12,14 @@ import numpy as np
 
 from stagecoach.data.annotation.job import Annotated as Found
 from stagecoach.data.annotation.job import AnnotateJob, Unannotated
-from stagecoach.data.annotation.paths import check_models, find_videos, key_of
+from stagecoach.data.annotation.paths import check_models, find_videos, key_of, take
 from stagecoach.data.building.jobs import RawError
 from stagecoach.data.building.options import Argument
 from stagecoach.data.dance_with_music.footage import open_footage
 from stagecoach.data.dance_with_music.raw import SOUNDS, sound_beside
 from stagecoach.data.dance_with_music.skeleton import draw_skeleton
 from stagecoach.data.encoding.audio import has_audio
-from stagecoach.data.files import atomic_file, temporary_name
+from stagecoach.data.files import atomic_file
 from stagecoach.data.outputs.sheet import contact_sheet, spread
 
 DIGITS = 6
@@ -103,7 +101,7 @@ class AnnotateDanceWithMusic(AnnotateJob):
         made = Found()
         for target, source in ((film, video), *((name, song) for name in sound)):
             if target not in given:
-                _take(source, self.output / target)
+                take(source, self.output / target)
                 made.files.append(target)
         if poses in given:
             return made
@@ -140,14 +138,3 @@ class AnnotateDanceWithMusic(AnnotateJob):
         if not found:
             raise RawError(f"{folder}: no song found, expected {', '.join(SOUNDS)} named as the videos")
         return found
-
-
-def _take(source: Path, target: Path) -> None:
-    """The same file under another name: a hard link, or a copy where there can be none."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = temporary_name(target)
-    try:
-        os.link(source.resolve(), temporary)
-    except OSError:
-        shutil.copyfile(source, temporary)
-    os.replace(temporary, target)

@@ -9,6 +9,7 @@ import numpy as np
 from stagecoach.data.builders import Builder
 from stagecoach.data.building.jobs import EncodedSample, Statistics
 from stagecoach.data.building.options import Argument
+from stagecoach.data.movie_post_production.annotate import AnnotateMoviePostProduction, AnnotatePictures
 from stagecoach.data.movie_post_production.captions import read_captions
 from stagecoach.data.movie_post_production.crops import cut
 from stagecoach.data.movie_post_production.job import MovieJob, MovieStatistics
@@ -32,12 +33,16 @@ class SyntheticPictures:
 
 class FamilyBuilder(Builder):
     options = (BuildOptions,)
+    annotate_options = (AnnotatePictures,)
     synthetic_options = SyntheticPictures
     items = "pictures"
     tiny_encoders = "FLUX's folders, image_encoder and dino"
 
     def make_job(self, raw: Path, options: BuildOptions) -> MovieJob:
         return MovieJob(raw, options)
+
+    def make_annotate_job(self, raw: Path, output: Path, options: AnnotatePictures) -> AnnotateMoviePostProduction:
+        return AnnotateMoviePostProduction(raw, output, options)
 
     def write_raw(self, output: Path, count: int, seed: int, options: SyntheticPictures, steps: Steps) -> None:
         write_synthetic(output, count, options.sizes, seed, steps)

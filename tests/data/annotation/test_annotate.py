@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from stagecoach.data.annotation.cameras import CameraEstimate, CameraEstimator
 from stagecoach.data.annotation.depth import DepthEstimator
@@ -158,12 +159,13 @@ def test_what_is_given_stays_and_what_cannot_be_found_is_left_out_by_name(films,
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_a_folder_of_films_becomes_shards_on_two_workers_killed_and_continued(films, rooms, tmp_path):
     """The tiny network knows no depth, so the limits that would refuse it are off."""
     write_depth(tmp_path / "depth")
     models = ["--depth", tmp_path / "depth", "--max-warp-error", 1]
     words = ["annotate", "--input", films, *models, "--max-depth-error", 100, "--frames", 9, "--focal", 0.9]
-    whole = run(*words, "--output", tmp_path / "raw", "--workers", 2, "--preview", tmp_path / "seen")
+    whole = run(*words, "--output", tmp_path / "raw", "--preview", tmp_path / "seen")
     assert (whole["items"], whole["annotated"]) == (2, 2)
     assert sorted(path.name for path in (tmp_path / "seen").iterdir()) == sorted(["one.png", f"{TWO}.png"])
     again = killed_and_continued(tmp_path / "again", [*words, "--output", tmp_path / "again"])
@@ -186,6 +188,7 @@ def test_a_folder_of_films_becomes_shards_on_two_workers_killed_and_continued(fi
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_a_folder_of_dances_and_one_of_songs_become_shards_on_two_workers_killed_and_continued(tmp_path):
     from stagecoach.data.dance_with_music.song import Song
     from stagecoach.data.encoding.tiny_encoders import write_sd_encoders
@@ -201,13 +204,14 @@ def test_a_folder_of_dances_and_one_of_songs_become_shards_on_two_workers_killed
     detector, pose = write_onnx_poses(tmp_path / "networks")
     words = ["annotate", "--family", "dance_with_music", "--input", tmp_path / "films", "--songs", tmp_path / "songs"]
     words += ["--pose", pose, "--detector", detector]
-    whole = run(*words, "--output", tmp_path / "raw", "--workers", 2, "--preview", tmp_path / "seen")
+    whole = run(*words, "--output", tmp_path / "raw", "--preview", tmp_path / "seen")
     assert (whole["items"], whole["annotated"]) == (3, 3)
     assert len(list((tmp_path / "seen").iterdir())) == 3
     killed_and_continued(tmp_path / "again", [*words, "--output", tmp_path / "again"])
     assert hashes(tmp_path / "again") == hashes(tmp_path / "raw")
 
-    write_sd_encoders(tmp_path / "encoders", np.stack(frames), np.zeros((0,)), 0)
+    faces = np.stack([np.asarray(Image.fromarray(frame).resize((112, 112))) for frame in frames[:4]])
+    write_sd_encoders(tmp_path / "encoders", np.stack(frames), faces, 0)
     encoders = tmp_path / "encoders"
     parts = ["--vae", encoders / "vae", "--image-encoder", encoders / "image_encoder"]
     parts += ["--arcface", encoders / "arcface.onnx", "--height", 64, "--width", 64, "--segment", 36, "--workers", 2]
