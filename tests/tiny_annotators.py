@@ -144,7 +144,7 @@ def write_owlv2(folder: Path) -> None:
     size = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
     ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
     config = Owlv2Config(
-        text_config={**size, **ends, "vocab_size": len(tokenizer), "max_position_embeddings": 16},
+        text_config={**size, **ends, "vocab_size": len(tokenizer), "max_position_embeddings": 77},
         vision_config={**size, "image_size": 64, "patch_size": 16},
         projection_dim=32,
     )
