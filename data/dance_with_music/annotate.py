@@ -15,9 +15,9 @@ from stagecoach.data.annotation.job import AnnotateJob, Unannotated
 from stagecoach.data.annotation.paths import check_models, find_videos, key_of, take
 from stagecoach.data.building.jobs import RawError
 from stagecoach.data.building.options import Argument
+from stagecoach.data.dance_with_music.drawing import draw_skeleton
 from stagecoach.data.dance_with_music.footage import open_footage
 from stagecoach.data.dance_with_music.raw import SOUNDS, sound_beside
-from stagecoach.data.dance_with_music.skeleton import draw_skeleton
 from stagecoach.data.encoding.audio import has_audio
 from stagecoach.data.files import atomic_file
 from stagecoach.data.outputs.sheet import contact_sheet, spread
