@@ -276,7 +276,7 @@ def test_a_flag_of_another_export_is_refused(calls, words, message):
 
 def test_the_table_holds_all_commands():
     app = get_command(commands.app)
-    assert set(COMMANDS) | {"shards build", "shards synthesize"} == {
+    assert set(COMMANDS) | {"shards annotate", "shards build", "shards synthesize"} == {
         *(set(app.commands) - {"shards"}),
         *(f"shards {name}" for name in app.commands["shards"].commands),
     }
