@@ -11,7 +11,7 @@ from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
 NVML = "nvidia-ml-py>=13.615"
-BUILD = ["av>=18", "sentencepiece>=0.2.3"]
+BUILD = ["av>=18", "OpenEXR>=3.5.3", "sentencepiece>=0.2.3"]
 
 # What an earlier build left there would be packed as well, modules that are gone included.
 shutil.rmtree(HERE / "build" / "lib", ignore_errors=True)

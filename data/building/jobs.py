@@ -25,12 +25,14 @@ class RawItem:
 
     ``key`` is the sample key (no dot, slash or blank; unique). ``split`` is what the raw data set says (``train``,
     ``val``, ...), else None: then the builder draws it by a hash of the key (``--holdout``). ``record`` is what the
-    family needs to read it, and can be pickled.
+    family needs to read it, and can be pickled. Items of one ``group`` (None: of their own), such as clips of one
+    video, are drawn into one split.
     """
 
     key: str
     split: str | None
     record: Any
+    group: str | None = None
 
 
 @dataclass

@@ -84,18 +84,21 @@ def divide(job: BuildJob, options: BuildOptions, record: dict[str, Any] | None =
 
 
 def assign_splits(items: list[RawItem], holdout: float) -> dict[str, str]:
-    """Split by key: what the raw data says, else by a hash of the key, so that an item stays where it is when others
-    come. Where chance leaves ``val`` or ``train`` empty, the nearest item goes there; one item alone is trained on."""
-    fractions = {item.key: _fraction(item.key) for item in items if item.split is None}
-    splits = {item.key: item.split or ("val" if fractions[item.key] < holdout else "train") for item in items}
+    """Split by key: what the raw data says, else by a hash of the group or the key, so that an item stays where it is
+    when others come. Where chance leaves ``val`` or ``train`` empty, the nearest group goes there; one group alone is
+    trained on."""
+    groups = {item.key: item.group or item.key for item in items}
+    fractions = {groups[item.key]: _fraction(groups[item.key]) for item in items if item.split is None}
+    drawn = {group: "val" if fraction < holdout else "train" for group, fraction in fractions.items()}
+    found = {*drawn.values(), *(item.split for item in items)}
     if holdout and len(fractions) > 1:
-        if "val" not in splits.values():
-            splits[min(fractions, key=fractions.__getitem__)] = "val"
-        if "train" not in splits.values():
-            splits[max(fractions, key=fractions.__getitem__)] = "train"
-    elif fractions and "train" not in splits.values():
-        splits.update(dict.fromkeys(fractions, "train"))
-    return splits
+        if "val" not in found:
+            drawn[min(fractions, key=fractions.__getitem__)] = "val"
+        if "train" not in found:
+            drawn[max(fractions, key=fractions.__getitem__)] = "train"
+    elif fractions and "train" not in found:
+        drawn = dict.fromkeys(fractions, "train")
+    return {item.key: item.split or drawn[groups[item.key]] for item in items}
 
 
 def _fraction(key: str) -> float:

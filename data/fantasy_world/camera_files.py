@@ -18,7 +18,14 @@ from stagecoach.data.building.raw_files import read_json
 from stagecoach.data.fantasy_world.camera_paths import PRESETS, KeyframeFile, keyframe_cameras, preset
 from stagecoach.data.fantasy_world.camera_track import Cameras
 from stagecoach.data.fantasy_world.colmap import read_colmap
-from stagecoach.data.fantasy_world.readers import IntrinsicsUnit, check_rotation, read_timed_cameras
+from stagecoach.data.fantasy_world.readers import (
+    CLOCKS,
+    Clock,
+    IntrinsicsUnit,
+    check_rotation,
+    clock_of,
+    read_timed_cameras,
+)
 from stagecoach.data.files import atomic_file, write_json
 
 CONVENTION = "w2c_opencv"
@@ -29,9 +36,6 @@ SLOWEST = 10.0
 
 Pace = Literal["time", "fit"]
 """``time``: frame k sees the camera of its presentation time k / rate. ``fit``: the path is spread over the clip."""
-Clock = Literal["auto", "microseconds", "seconds", "frames"]
-"""Of a text file's first column. ``auto``: fractions are seconds, whole numbers in steps below 1,000 are frames, others
-are microseconds."""
 
 
 class CameraFrame(TypedDict):
@@ -98,7 +102,7 @@ def load_cameras(
         if isinstance(content, dict) and "keyframes" in content:
             file = _checked(content, KeyframeFile, path, "keyframes")
             return keyframe_cameras(file, frames, height, width, str(path), pace == "fit")
-        recorded = _from_json(content, path, height, width)
+        recorded = cameras_of_json(content, path, height, width)
     elif path.is_dir() or path.name == "images.txt":
         cameras, numbers = read_colmap(path if path.is_dir() else path.parent)
         recorded = Recorded(cameras, numbers, True)
@@ -137,13 +141,9 @@ def _from_text(path: Path, height: int, width: int, unit: IntrinsicsUnit, clock:
         # Pixels are square, so the focal lengths tell the shape of the pictures that the file belongs to.
         height, width = 1, float(np.median(intrinsics[:, 1] / intrinsics[:, 0]))
         intrinsics = intrinsics * [width, height, width, height]
-    steps = np.diff(times)
-    typical = float(np.median(steps)) if len(steps) else 1.0
-    if clock == "auto":
-        whole = (times == np.round(times)).all()
-        clock = "seconds" if not whole else "frames" if typical < 1000 else "microseconds"
-    if clock == "microseconds":
-        times, typical = times / 1e6, typical / 1e6
+    clock = clock_of(times) if clock == "auto" else clock
+    times = times * CLOCKS[clock]
+    typical = float(np.median(np.diff(times))) if len(times) > 1 else 1.0
     if clock != "frames" and typical > SLOWEST:
         raise RawError(
             f"{path}: its first column taken as {clock} has cameras {typical:g} s apart, expected at most "
@@ -152,7 +152,7 @@ def _from_text(path: Path, height: int, width: int, unit: IntrinsicsUnit, clock:
     return Recorded(Cameras(track.extrinsics, intrinsics, height, width), times, clock == "frames")
 
 
-def _from_json(content: Any, path: Path, height: int, width: int) -> Recorded:
+def cameras_of_json(content: Any, path: Path, height: int, width: int) -> Recorded:
     if isinstance(content, dict) and "cameras_interp" in content:
         published = _checked(content, PublishedFile, path, "FantasyWorld's cameras", extra="ignore")
         poses = _matrices(published["cameras_interp"], path, "cameras_interp", (4,))
@@ -179,11 +179,7 @@ def _from_npz(path: Path) -> Recorded:
     """``extrinsics`` [F, 3 or 4, 4] world to camera and ``intrinsics`` [F, 3, 3], [F, 4] or one of them for all, in
     pixels, as VGGT's and others' are saved (also without the s, with a leading 1); of pictures of ``height`` x
     ``width``, or else of twice the principal point."""
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
-    except Exception as error:  # zipfile.BadZipFile and zlib.error share no base with OSError and ValueError
-        raise RawError(f"{path}: not readable as arrays ({error}), expected extrinsics and intrinsics") from error
+    arrays = load_arrays(path)
     found = {}
     for name in ("extrinsics", "intrinsics"):
         array = arrays.get(name, arrays.get(name[:-1]))
@@ -202,6 +198,25 @@ def _from_npz(path: Path) -> Recorded:
     inner = _focal(np.broadcast_to(inner, (len(extrinsics), 4)), path)
     height, width = (float(arrays.get(name, 2 * inner[0, k])) for name, k in (("height", 3), ("width", 2)))
     return Recorded(Cameras(extrinsics, inner, height, width), np.arange(len(extrinsics), dtype=np.float64), True)
+
+
+def load_arrays(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of a .npz by name, or the one of a .npy. Raises ``RawError``."""
+    try:
+        found = np.load(path, allow_pickle=False)
+        if isinstance(found, np.ndarray):
+            return {"matrices": found}
+        with found as archive:
+            return {name: archive[name] for name in archive.files}
+    except Exception as error:  # zipfile.BadZipFile and zlib.error share no base with OSError and ValueError
+        raise RawError(f"{path}: not readable as arrays ({error}), expected extrinsics and intrinsics") from error
+
+
+def camera_array(values: np.ndarray, path: Path, name: str) -> np.ndarray:
+    """Rigid motions [F, 3, 4] of an array [F, 3 or 4, 4], of one [3 or 4, 4], or of either with a leading 1. Raises
+    ``RawError``."""
+    values = values[None] if values.ndim == 2 else values[0] if values.ndim == 4 and len(values) == 1 else values
+    return _matrices(values, path, name, (3, 4))[:, :3]
 
 
 def _checked(content: Any, shape: Any, path: Path, what: str, extra: Literal["forbid", "ignore"] = "forbid") -> Any:

@@ -16,7 +16,7 @@ from stagecoach.data.fantasy_world.cameras import (
     quaternion_from_rotation,
     rotation_from_quaternion,
 )
-from stagecoach.data.fantasy_world.clip import ClipCrop
+from stagecoach.data.fantasy_world.crop import ClipCrop
 
 
 @dataclass(frozen=True)

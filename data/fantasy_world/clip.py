@@ -2,24 +2,21 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
 
 from stagecoach.data.fantasy_world.cameras import canonicalise
+from stagecoach.data.fantasy_world.crop import ClipCrop
 from stagecoach.data.fantasy_world.depth import depth_of, measure_scene, stored_depth, valid_depth
+from stagecoach.data.fantasy_world.footage import Footage
+from stagecoach.data.fantasy_world.maps import Maps
 from stagecoach.data.fantasy_world.options import ClipOptions
 from stagecoach.data.fantasy_world.raw import RawClip, RawError
-from stagecoach.data.fantasy_world.readers import (
-    CameraTrack,
-    count_maps,
-    declared_frames,
-    read_cameras,
-    read_frames,
-    read_maps,
-)
-from stagecoach.data.fantasy_world.warp import AXES, Warp, check_warp, invert, problem
-from stagecoach.data.pictures import CoverCrop
+from stagecoach.data.fantasy_world.recorded import Recorded, read_recorded
+from stagecoach.data.fantasy_world.timeline import Timeline, choose, starts
+from stagecoach.data.fantasy_world.warp import Warp, check_warp, problem
 
 ASPECT_TOLERANCE = 0.02
 CENTRE_TOLERANCE = 0.25
@@ -42,75 +39,82 @@ class Clip:
     distorted: bool
 
 
-@dataclass(frozen=True)
-class ClipCrop(CoverCrop):
-    """The crop of a clip, with its maps and cameras."""
+def timeline(raw: RawClip, options: ClipOptions) -> Timeline:
+    """What the clip is made of. Raises ``RawError``."""
+    recorded = read_recorded(raw.cameras, options, raw.intrinsics)
+    start = options.start if raw.start is None else raw.start
+    return choose(recorded, Footage(raw.video), options, start, str(raw.cameras))
 
-    def maps(self, maps: np.ndarray) -> np.ndarray:
-        """[F, a, b, ...] of the same view in any resolution -> [F, H, W, ...], the nearest value at pixel centres:
-        a mean across the edge of an object would be a surface that is not there."""
-        rows = self._nearest(self.top, self.height, self.source_height, maps.shape[1])
-        columns = self._nearest(self.left, self.width, self.source_width, maps.shape[2])
-        return maps[:, rows[:, None], columns]
 
-    def _nearest(self, start: float, size: int, source: int, available: int) -> np.ndarray:
-        centres = start + (np.arange(size) + 0.5) / self.scale
-        return np.clip(np.floor(centres / source * available).astype(np.int64), 0, available - 1)
-
-    def intrinsics(self, intrinsics: np.ndarray) -> np.ndarray:
-        """[..., 4] in source pixels -> clip pixels. With pixel centres at half numbers a resize is a plain factor; the
-        index of a pixel goes from u to (u + 0.5) scale - 0.5 - left scale."""
-        return (intrinsics - np.array([0, 0, self.left, self.top])) * self.scale
+def clips_of(raw: RawClip, options: ClipOptions) -> list[RawClip]:
+    """The clips of a video, one after the other, with its key and their number as their own; the video itself where it
+    gives none, which ``precheck`` then says."""
+    try:
+        first = timeline(raw, options)
+        found = starts(first, options, str(raw.cameras))
+    except RawError:
+        return [raw]
+    return [replace(raw, key=f"{raw.key}-{number:04d}", start=start) for number, start in enumerate(found)]
 
 
 def precheck(raw: RawClip, options: ClipOptions) -> None:
     """Look at what is cheap to look at, so that a bad file is found before hours of encoding. Raises ``RawError``."""
-    read_cameras(raw.cameras, options.frames, options.intrinsics)
-    count_maps(*((raw.depth, options.frames, "depth") if raw.depth else (raw.points, options.frames, "points")))
-    if raw.mask:
-        count_maps(raw.mask, options.frames, "mask")
-    found = declared_frames(raw.video)
-    if found is not None and found < options.frames:
-        raise RawError(
-            f"{raw.video}: {found} frames found, expected at least {options.frames}; take a longer video or "
-            f"fewer frames per clip"
-        )
+    chosen = timeline(raw, options)
+    for path, what in ((raw.depth, "depth"), (None if raw.depth else raw.points, "points"), (raw.mask, "mask")):
+        if path and path.suffix != ".npz":  # whose length only reading tells
+            chosen.maps(Maps(path, what))
 
 
 def prepare_clip(raw: RawClip, options: ClipOptions) -> Clip:
     """Read, crop, canonicalise and scale one clip (``measure_scene``), and compare its depth with its cameras
     (``warp``). Raises ``RawError``."""
-    track = _in_our_convention(read_cameras(raw.cameras, options.frames, options.intrinsics), options)
+    chosen = timeline(raw, options)
+    outer = chosen.recorded.extrinsics[chosen.cameras]
     crop, images = None, []
-    for image in read_frames(raw.video, options.frames):
+    for image in chosen.footage.read(chosen.frames.tolist()):
         crop = crop or ClipCrop.of(*image.shape[:2], options.height, options.width)
+        if image.shape[:2] != (crop.source_height, crop.source_width):
+            raise RawError(
+                f"{raw.video}: a picture of {image.shape[0]} x {image.shape[1]} found, expected "
+                f"{crop.source_height:g} x {crop.source_width:g} as the first"
+            )
         images.append(crop.image(image))
-    size = np.tile([crop.source_width, crop.source_height], 2)
-    pixels = track.intrinsics * size if options.intrinsics == "normalised" else track.intrinsics
-    _check_centre(pixels / size, raw.cameras, crop)
+    pixels = _source_pixels(chosen.recorded, crop, raw.cameras)[chosen.cameras]
     intrinsics = torch.from_numpy(crop.intrinsics(pixels))
-    extrinsics = canonicalise(torch.from_numpy(track.extrinsics))
+    extrinsics = canonicalise(torch.from_numpy(outer))
 
     where = str(raw.depth or raw.points)
-    depth = torch.from_numpy(_read_depth(raw, options, crop, track.extrinsics))
+    depth = torch.from_numpy(_read_depth(raw, options, crop, chosen))
     scene = measure_scene(depth, intrinsics, extrinsics, options, where)
-    cameras = track.extrinsics, intrinsics.numpy()
+    cameras = outer, intrinsics.numpy()
     warp = check_warp(depth.numpy(), *cameras)
     wrong = problem(depth.numpy(), *cameras, warp, options.max_warp_error) if options.max_warp_error < 1 else None
     if wrong:
         raise RawError(f"{where}: {wrong}")
     extrinsics[..., 3] /= scene.scale
     stored = stored_depth(depth / scene.scale, where)
-    outer, inner = extrinsics.float().numpy(), intrinsics.float().numpy()
-    return Clip(np.stack(images), stored, outer, inner, scene.scale, scene.valid, warp, track.distorted)
+    relative, inner = extrinsics.float().numpy(), intrinsics.float().numpy()
+    distorted = chosen.recorded.distorted
+    return Clip(np.stack(images), stored, relative, inner, scene.scale, scene.valid, warp, distorted)
 
 
-def _in_our_convention(track: CameraTrack, options: ClipOptions) -> CameraTrack:
-    """World to camera, x right, y down, z forward."""
-    extrinsics = invert(track.extrinsics) if options.camera_convention == "c2w" else track.extrinsics
-    if options.camera_axes != "opencv":
-        extrinsics = AXES[options.camera_axes] @ extrinsics
-    return replace(track, extrinsics=extrinsics)
+def _source_pixels(recorded: Recorded, crop: ClipCrop, path: Path) -> np.ndarray:
+    """Intrinsics in pixels of the source: those of smaller or larger pictures of its shape are resized, those of the
+    clip's shape are of its crop."""
+    source = crop.source_height, crop.source_width
+    height, width = recorded.size or source
+    shape = width / height
+    if (height, width) == (1, 1) or abs(shape * source[0] / source[1] - 1) <= ASPECT_TOLERANCE:
+        pixels = recorded.intrinsics * np.tile([source[1] / width, source[0] / height], 2)
+    elif abs(shape * crop.height / crop.width - 1) <= ASPECT_TOLERANCE:
+        pixels = recorded.intrinsics / crop.scale * crop.width / width + [0, 0, crop.left, crop.top]
+    else:
+        raise RawError(
+            f"{path}: cameras of pictures of {height:g} x {width:g} found, expected the shape of the video "
+            f"({source[0]:g} x {source[1]:g}) or of the clips ({crop.height} x {crop.width})"
+        )
+    _check_centre(pixels / np.tile(source[::-1], 2), path, crop)
+    return pixels
 
 
 def _check_centre(normalised: np.ndarray, path: Path, crop: ClipCrop) -> None:
@@ -124,11 +128,12 @@ def _check_centre(normalised: np.ndarray, path: Path, crop: ClipCrop) -> None:
         )
 
 
-def _read_depth(raw: RawClip, options: ClipOptions, crop: ClipCrop, extrinsics: np.ndarray) -> np.ndarray:
+def _read_depth(raw: RawClip, options: ClipOptions, crop: ClipCrop, chosen: Timeline) -> np.ndarray:
     """z-depth float32 [F, H, W] in the unit of the translations, 0 where invalid."""
 
-    def cropped(path: Path, what: str, channels: int = 0) -> np.ndarray:
-        maps = read_maps(path, options.frames, what, channels)
+    def cropped(path: Path, what: Literal["depth", "points", "mask"]) -> np.ndarray:
+        source = Maps(path, what)
+        maps = source.read(chosen.maps(source).tolist())
         found, expected = maps.shape[2] / maps.shape[1], crop.source_width / crop.source_height
         if abs(found / expected - 1) > ASPECT_TOLERANCE:
             raise RawError(
@@ -140,7 +145,7 @@ def _read_depth(raw: RawClip, options: ClipOptions, crop: ClipCrop, extrinsics: 
     if raw.depth:
         depth = depth_of(cropped(raw.depth, "depth"), options)
     else:
-        points = cropped(raw.points, "points", channels=3)
+        points, extrinsics = cropped(raw.points, "points"), chosen.recorded.extrinsics[chosen.cameras]
         depth = np.einsum("fc,fhwc->fhw", extrinsics[:, 2, :3], points) + extrinsics[:, 2, 3, None, None]
     if raw.mask:
         depth = np.where(cropped(raw.mask, "mask") != 0, depth, 0)

@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
@@ -10,10 +11,16 @@ from stagecoach.data.building.jobs import RawError
 from stagecoach.data.building.raw_files import read_text
 from stagecoach.data.fantasy_world.camera_track import Cameras
 from stagecoach.data.fantasy_world.cameras import quaternion_from_rotation, rotation_from_quaternion
-from stagecoach.data.files import atomic_file
+from stagecoach.data.files import atomic_file, import_extra
 
 PINHOLES = {"SIMPLE_PINHOLE": [0, 0, 1, 2], "PINHOLE": [0, 1, 2, 3]}
 """Where fx fy cx cy stand in the parameters of the models without distortion."""
+
+
+def is_colmap(path: Path) -> bool:
+    """Whether it is a folder with a reconstruction of COLMAP, or its ``images.txt`` or ``images.bin``."""
+    folder = path if path.is_dir() else path.parent if path.stem == "images" else None
+    return folder is not None and any((folder / f"cameras{suffix}").exists() for suffix in (".txt", ".bin"))
 
 
 def read_colmap(folder: Path) -> tuple[Cameras, np.ndarray]:
@@ -22,6 +29,10 @@ def read_colmap(folder: Path) -> tuple[Cameras, np.ndarray]:
 
     Raises ``RawError``.
     """
+    if not (folder / "cameras.txt").exists() and (folder / "cameras.bin").exists():
+        with TemporaryDirectory() as text:
+            _write_as_text(folder, text)
+            return read_colmap(Path(text))
     inner, sizes = _read_cameras(folder / "cameras.txt")
     images = {}
     path = folder / "images.txt"
@@ -66,6 +77,16 @@ def read_colmap(folder: Path) -> tuple[Cameras, np.ndarray]:
     numbers = np.array([float(digits[-1]) if digits else np.nan for digits in found])
     rising = len(names) == 1 or bool((np.diff(numbers) > 0).all())
     return cameras, numbers if rising and np.isfinite(numbers).all() else np.arange(len(names), dtype=np.float64)
+
+
+def _write_as_text(folder: Path, text: str) -> None:
+    pycolmap = import_extra(
+        "pycolmap", "COLMAP's binary files (or write them as text: colmap model_converter)", "annotate"
+    )
+    try:
+        pycolmap.Reconstruction(str(folder)).write_text(text)
+    except Exception as error:  # the library raises RuntimeError and ValueError
+        raise RawError(f"{folder}: not readable as COLMAP's binary files ({error}); write them as text") from error
 
 
 def _read_cameras(path: Path) -> tuple[dict[int, list[float]], dict[int, tuple[int, int]]]:

@@ -1,6 +1,7 @@
 """How a build makes FantasyWorld's samples: which clips there are, how one is read, how several become samples."""
 
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Annotated, Any
 
 from stagecoach.data.building.jobs import EncodedSample, EncodingJob, RawError, RawItem, items_per_part
 from stagecoach.data.building.options import Argument
-from stagecoach.data.fantasy_world.clip import Clip, precheck, prepare_clip
+from stagecoach.data.fantasy_world.clip import Clip, clips_of, precheck, prepare_clip
 from stagecoach.data.fantasy_world.options import ClipOptions
 from stagecoach.data.fantasy_world.raw import METADATA, read_metadata
 from stagecoach.data.fantasy_world.schema import (
@@ -24,6 +25,8 @@ from stagecoach.data.format.schema import SampleSchema
 
 PART_BYTES = 0.95e9
 """Below the 1 GB of a shard, so that a part does not leave a small one next to a full one."""
+READERS = 8
+"""Threads that look how many clips a video gives."""
 MOST_ITEMS = 1000
 """Of small clips a part takes no more, so that a killed build has little to make again."""
 
@@ -69,7 +72,12 @@ class FantasyWorldJob(EncodingJob):
 
     def items(self) -> tuple[list[RawItem], list[tuple[str, RawError]]]:
         clips, unusable = read_metadata(self._raw)
-        return [RawItem(clip.key, clip.split, clip) for clip in clips], unusable
+        if self._clip.clips_per_video == 1:
+            return [RawItem(clip.key, clip.split, clip) for clip in clips], unusable
+        with ThreadPoolExecutor(READERS) as pool:
+            found = [(video, pool.submit(clips_of, video, self._clip)) for video in clips]
+        several = [(clip, video.key) for video, made in found for clip in made.result()]
+        return [RawItem(clip.key, clip.split, clip, group) for clip, group in several], unusable
 
     def settings(self) -> dict[str, Any]:
         return {

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from stagecoach.data.building.options import Argument
-from stagecoach.data.fantasy_world.readers import IntrinsicsUnit
+from stagecoach.data.fantasy_world.readers import Clock, IntrinsicsUnit
 from stagecoach.data.fantasy_world.schema import LATENT_STRIDE, latent_frames
 from stagecoach.data.pictures import check_sides
 
@@ -43,6 +43,21 @@ class ClipOptions:
             "NeRF) or ned (x forward, y right, z down, as TartanAir)"
         ),
     ] = "opencv"
+    camera_clock: Annotated[
+        Clock,
+        Argument(
+            "what the first column of camera files counts (default: auto; fractions are seconds, whole numbers in "
+            "steps below 1,000 are frames, others are microseconds, as in RealEstate10K)"
+        ),
+    ] = "auto"
+    start: Annotated[int, Argument("the first camera of a video's (first) clip, in the order of time", metavar="N")] = 0
+    stride: Annotated[int, Argument("take every N-th camera, and its frame", metavar="N")] = 1
+    fps: Annotated[
+        float | None, Argument("choose cameras and frames by their times, so many per second (default: one by one)")
+    ] = None
+    clips_per_video: Annotated[
+        int, Argument("clips that are made of one video, one after the other; 0: as many as there are", metavar="N")
+    ] = 1
     depth_kind: Annotated[DepthKind, Argument("what depth files hold: z-depth (default) or its inverse")] = "depth"
     depth_scale: Annotated[
         float | None,
@@ -91,5 +106,12 @@ class ClipOptions:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"{name.replace('_', ' ')} {value} found, expected a number above 0")
+        for name, least in (("start", 0), ("stride", 1), ("clips_per_video", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name.replace('_', ' ')} {getattr(self, name)} found, expected at least {least}")
+        if self.fps is not None and (not self.fps > 0 or self.stride != 1):
+            raise ValueError(
+                f"fps {self.fps:g} with stride {self.stride} found, expected a number above 0, and one of the two"
+            )
         if not 0 < self.scale_quantile <= 1:
             raise ValueError(f"scale quantile {self.scale_quantile} found, expected a part above 0, at most 1")

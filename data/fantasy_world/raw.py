@@ -14,7 +14,9 @@ METADATA = "metadata.json"
 
 @dataclass(frozen=True)
 class RawClip:
-    """One entry of ``metadata.json``. ``key`` names the sample in a tar: unique, without dots."""
+    """One entry of ``metadata.json``, or one of the clips of its video. ``key`` names the sample in a tar: unique,
+    without dots. ``intrinsics``: for camera files without, fx fy cx cy or a file; ``start``: the clip's first camera,
+    where the entry says one."""
 
     key: str
     video: Path
@@ -24,6 +26,8 @@ class RawClip:
     points: Path | None
     mask: Path | None
     split: Literal["train", "val"] | None
+    intrinsics: tuple[float, ...] | Path | None = None
+    start: int | None = None
 
 
 def read_metadata(base: Path) -> tuple[list[RawClip], list[tuple[str, RawError]]]:
@@ -65,11 +69,17 @@ def _read_entry(base: Path, entry: object, where: str, stems: Counter[str]) -> R
             f"{where}: neither 'depth' nor 'points' is given, expected one of them; found keys {sorted(entry)}"
         )
     check_split(entry, where)
-    paths = {}
-    for name in ("video", "camera_params", "depth", "points", "mask"):
+    paths, inner = {}, entry.get("intrinsics")
+    numbers = isinstance(inner, list) and len(inner) == 4 and all(isinstance(x, int | float) and x > 0 for x in inner)
+    if not (inner is None or isinstance(inner, str) or numbers):
+        raise RawError(f"{where}: 'intrinsics' is {inner!r:.80}, expected fx fy cx cy or the name of a file")
+    start = entry.get("start")
+    if start is not None and (type(start) is not int or start < 0):
+        raise RawError(f"{where}: 'start' is {start!r:.80}, expected the number of the clip's first camera")
+    for name in ("video", "camera_params", "depth", "points", "mask", "intrinsics"):
         if name == "points" and entry.get("depth"):
             continue
-        if entry.get(name) is not None:
+        if entry.get(name) is not None and not (name == "intrinsics" and numbers):
             paths[name] = base / entry[name]
             if not paths[name].exists():
                 raise RawError(
@@ -85,6 +95,8 @@ def _read_entry(base: Path, entry: object, where: str, stems: Counter[str]) -> R
         paths.get("points"),
         paths.get("mask"),
         entry.get("split"),
+        tuple(map(float, inner)) if isinstance(inner, list) else paths.get("intrinsics"),
+        start,
     )
 
 
@@ -98,4 +110,5 @@ def _key(entry: dict, stems: Counter[str]) -> str:
     if stems[stem] == 1:
         return stem
     content = "\0".join([entry["video"], entry["prompt"], entry["camera_params"]])
+    content += f"\0{entry['start']}" if entry.get("start") is not None else ""
     return f"{stem}-{hashlib.sha256(content.encode()).hexdigest()[:8]}"

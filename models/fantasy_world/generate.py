@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from pydantic import Field
 
-from stagecoach.data.fantasy_world.camera_files import Clock, Pace, load_cameras, write_cameras
+from stagecoach.data.fantasy_world.camera_files import Pace, load_cameras, write_cameras
 from stagecoach.data.fantasy_world.camera_track import Cameras
-from stagecoach.data.fantasy_world.readers import IntrinsicsUnit, read_frames
+from stagecoach.data.fantasy_world.readers import Clock, IntrinsicsUnit, read_frames
 from stagecoach.data.outputs.depth import write_depth, write_depth_video
 from stagecoach.data.outputs.point_cloud import make_cloud, write_glb, write_ply
 from stagecoach.data.outputs.sheet import contact_sheet, write_picture

@@ -6,7 +6,7 @@ from PIL import Image
 
 from stagecoach.data.building.jobs import RawError
 from stagecoach.data.dance_with_music.footage import open_footage
-from stagecoach.data.fantasy_world.readers import read_maps
+from stagecoach.data.fantasy_world.maps import read_maps
 from stagecoach.data.pictures import (
     CoverCrop,
     find_pictures,

@@ -10,11 +10,16 @@ from stagecoach.data.encoding.tiny_encoders import write_wan_encoders
 from stagecoach.data.fantasy_world.clip import ClipOptions
 from stagecoach.data.fantasy_world.job import EncoderPaths, FantasyWorldJob
 from stagecoach.data.fantasy_world.raw import METADATA, read_metadata
-from stagecoach.data.fantasy_world.readers import read_frames
+from stagecoach.data.fantasy_world.readers import CameraTrack, IntrinsicsUnit, camera_rows, read_frames, track_of
 from stagecoach.data.fantasy_world.synthetic import write_synthetic
 
 FRAMES, HEIGHT, WIDTH = 5, 32, 48
 CLIP = ClipOptions(FRAMES, HEIGHT, WIDTH)
+
+
+def read_track(path: Path, unit: IntrinsicsUnit = "normalised") -> CameraTrack:
+    """All cameras of a text file."""
+    return track_of([row for _, row in camera_rows(path, unit)])
 
 
 @pytest.fixture(scope="session")

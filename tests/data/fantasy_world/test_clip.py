@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from stagecoach.data.fantasy_world.cameras import project, unproject
 from stagecoach.data.fantasy_world.clip import ClipCrop, ClipOptions, precheck, prepare_clip
+from stagecoach.data.fantasy_world.maps import read_maps
 from stagecoach.data.fantasy_world.raw import RawError, read_metadata
-from stagecoach.data.fantasy_world.readers import read_cameras, read_maps
-from tests.data.fantasy_world.conftest import FRAMES, HEIGHT, WIDTH
+from tests.data.fantasy_world.conftest import FRAMES, HEIGHT, WIDTH, read_track
 
 
 @settings(max_examples=40, deadline=None)
@@ -83,7 +83,7 @@ def test_world_frame_and_unit_leave_no_trace(raw):
     raw_clip = read_metadata(raw)[0][1]
     options = ClipOptions(FRAMES, HEIGHT, WIDTH)
     before = prepare_clip(raw_clip, options)
-    track = read_cameras(raw_clip.cameras, FRAMES, "normalised")
+    track = read_track(raw_clip.cameras)
     turn = np.array([[0, 0, 1, 3], [1, 0, 0, -2], [0, 1, 0, 1], [0, 0, 0, 1.0]])
     moved = track.extrinsics @ turn
     moved[..., 3] *= 7
@@ -99,7 +99,7 @@ def test_world_frame_and_unit_leave_no_trace(raw):
 def test_pixel_intrinsics_give_what_normalised_ones_give(raw):
     raw_clip = read_metadata(raw)[0][0]
     before = prepare_clip(raw_clip, ClipOptions(FRAMES, 16, 48))
-    track = read_cameras(raw_clip.cameras, FRAMES, "normalised")
+    track = read_track(raw_clip.cameras)
     pixels = track.intrinsics * [WIDTH, HEIGHT, WIDTH, HEIGHT]
     raw_clip.cameras.write_text(
         "\n".join(" ".join(map(str, [0, *k, 0, 0, *e.flat])) for k, e in zip(pixels, track.extrinsics, strict=True))
@@ -112,7 +112,7 @@ def test_points_serve_where_depth_is_absent(raw, edit_metadata):
     clips, _ = read_metadata(raw)
     options = ClipOptions(FRAMES, HEIGHT, WIDTH)
     expected = prepare_clip(clips[0], options)
-    track = read_cameras(clips[0].cameras, FRAMES, "normalised")
+    track = read_track(clips[0].cameras)
     depth = torch.from_numpy(read_maps(clips[0].depth, FRAMES, "depth")).double()
     pixels = torch.from_numpy(track.intrinsics) * torch.tensor([WIDTH, HEIGHT, WIDTH, HEIGHT])
     points = unproject(depth, pixels, torch.from_numpy(track.extrinsics))

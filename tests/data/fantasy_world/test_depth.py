@@ -10,10 +10,11 @@ from PIL import Image
 from stagecoach.data.building.jobs import RawError
 from stagecoach.data.fantasy_world.clip import ClipOptions, prepare_clip
 from stagecoach.data.fantasy_world.depth import stored_depth
+from stagecoach.data.fantasy_world.maps import read_maps
 from stagecoach.data.fantasy_world.raw import read_metadata
-from stagecoach.data.fantasy_world.readers import read_cameras, read_maps
 from stagecoach.data.fantasy_world.synthetic import write_synthetic
 from stagecoach.data.fantasy_world.warp import AXES, invert
+from tests.data.fantasy_world.conftest import read_track
 
 OPTIONS = ClipOptions(9, 64, 96)
 
@@ -53,7 +54,7 @@ def with_cameras(clip, tmp_path):
     """The clip with other matrices in its camera file."""
 
     def make(extrinsics: np.ndarray, intrinsics: np.ndarray | None = None):
-        path, track = tmp_path / "cameras.txt", read_cameras(clip.cameras, 9, "normalised")
+        path, track = tmp_path / "cameras.txt", read_track(clip.cameras)
         intrinsics = track.intrinsics if intrinsics is None else intrinsics
         rows = ([i, *k, 0, 0, *e.flat] for i, (k, e) in enumerate(zip(intrinsics, extrinsics, strict=True)))
         path.write_text("\n".join(" ".join(map(str, row)) for row in rows))
@@ -67,7 +68,7 @@ def depth_of(clip) -> np.ndarray:
 
 
 def extrinsics_of(clip) -> np.ndarray:
-    return read_cameras(clip.cameras, 9, "normalised").extrinsics
+    return read_track(clip.cameras).extrinsics
 
 
 @pytest.mark.parametrize("pictures", [True, False])

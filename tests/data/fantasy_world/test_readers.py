@@ -1,11 +1,14 @@
 """Raw files: what each kind may look like, and the one sentence that a wrong one gets."""
 
 import numpy as np
+import OpenEXR
 import pytest
 from PIL import Image
 
+from stagecoach.data.fantasy_world.maps import Maps, read_maps
 from stagecoach.data.fantasy_world.raw import RawError, read_metadata
-from stagecoach.data.fantasy_world.readers import count_maps, read_cameras, read_frames, read_maps
+from stagecoach.data.fantasy_world.readers import read_frames
+from tests.data.fantasy_world.conftest import read_track
 
 IDENTITY = "1 0 0 0 0 1 0 0 0 0 1 0"
 
@@ -18,7 +21,7 @@ def camera_file(tmp_path, *lines: str):
 
 def test_camera_columns_are_told_apart(tmp_path):
     path = camera_file(tmp_path, "0 0.5 0.9 0.51 0.49 0 0 1 0 0 4 0 1 0 5 0 0 1 6")
-    track = read_cameras(path, 1, "normalised")
+    track = read_track(path, "normalised")
     assert track.intrinsics.tolist() == [[0.5, 0.9, 0.51, 0.49]]
     assert track.extrinsics[0, :, 3].tolist() == [4, 5, 6]
     assert not track.distorted
@@ -32,7 +35,7 @@ def test_a_first_line_with_an_address_and_empty_lines_are_left_out(tmp_path):
         "",
         f"33 .5 .9 .5 .5 0.1 0 {IDENTITY}",
     )
-    track = read_cameras(path, 2, "normalised")
+    track = read_track(path, "normalised")
     assert len(track.extrinsics) == 2
     assert track.distorted
 
@@ -40,7 +43,7 @@ def test_a_first_line_with_an_address_and_empty_lines_are_left_out(tmp_path):
 def test_a_wrong_number_of_columns_names_file_and_line(tmp_path):
     path = camera_file(tmp_path, f"0 .5 .9 .5 .5 0 0 {IDENTITY}", f"1 .5 .9 .5 .5 0 0 0 0 0 {IDENTITY}")
     with pytest.raises(RawError, match=r"camera\.txt:2: 22 columns found, expected 19"):
-        read_cameras(path, 2, "normalised")
+        read_track(path, "normalised")
 
 
 @pytest.mark.parametrize(
@@ -56,17 +59,12 @@ def test_a_wrong_number_of_columns_names_file_and_line(tmp_path):
 )
 def test_a_camera_line_that_makes_no_sense_says_what_was_expected(tmp_path, line, unit, message):
     with pytest.raises(RawError, match=message):
-        read_cameras(camera_file(tmp_path, line), 1, unit)
+        read_track(camera_file(tmp_path, line), unit)
 
 
 def test_pixel_intrinsics_are_read_where_they_are_announced(tmp_path):
     path = camera_file(tmp_path, f"0 500 480 296 168 0 0 {IDENTITY}")
-    assert read_cameras(path, 1, "pixel").intrinsics[0, 0] == 500
-
-
-def test_too_few_cameras_are_counted(tmp_path):
-    with pytest.raises(RawError, match="1 cameras found, expected at least 5"):
-        read_cameras(camera_file(tmp_path, f"0 .5 .9 .5 .5 0 0 {IDENTITY}"), 5, "normalised")
+    assert read_track(path, "pixel").intrinsics[0, 0] == 500
 
 
 def test_a_short_video_names_file_found_and_expected(synthetic):
@@ -97,7 +95,7 @@ def test_depth_may_come_in_four_forms(tmp_path, form):
                 Image.fromarray(frame).save(path / f"frame_{i:04d}.png")
             else:
                 np.save(path / f"frame_{i:04d}.npy", frame)
-    count_maps(path, 3, "depth")
+    Maps(path, "depth").check(range(3))
     np.testing.assert_array_equal(read_maps(path, 2, "depth"), depth[:2])
     with pytest.raises(RawError, match=r"depth of 3 frames.*expected at least 4"):
         read_maps(path, 4, "depth")
@@ -107,7 +105,7 @@ def test_a_gap_in_numbered_frames_is_not_closed(tmp_path):
     for i in (0, 1, 3):
         np.save(tmp_path / f"frame_{i:04d}.npy", np.ones((2, 2)))
     with pytest.raises(RawError, match="2 frames in a row found, expected at least 3"):
-        count_maps(tmp_path, 3, "depth")
+        Maps(tmp_path, "depth").check(range(3))
 
 
 @pytest.mark.parametrize(
@@ -195,3 +193,46 @@ def test_metadata_that_is_no_list_is_refused(raw, content, message):
         (raw / "metadata.json").write_text(content)
     with pytest.raises(RawError, match=f"metadata.json: .*{message}"):
         read_metadata(raw)
+
+
+@pytest.mark.parametrize("form", ["exr", "tiff", "npz", "[T,H,W,1]", "[H,W,1]"])
+def test_depth_comes_in_the_files_of_renderers_and_estimators(tmp_path, form):
+    depth, path = np.random.default_rng(0).uniform(0.5, 9, (3, 4, 6)).astype(np.float32), tmp_path / "depth"
+    if form == "[T,H,W,1]":
+        path = path.with_suffix(".npy")
+        np.save(path, depth[..., None])
+    else:
+        path.mkdir()
+        for i, frame in enumerate(depth):
+            file = path / f"{i:04d}.{form}"
+            if form == "exr":
+                OpenEXR.File({"type": OpenEXR.scanlineimage}, {"Z": frame, "A": np.ones_like(frame)}).write(str(file))
+            elif form == "tiff":
+                Image.fromarray(frame).save(file)
+            elif form == "npz":
+                np.savez(file, depth=frame)
+            else:
+                np.save(file.with_suffix(".npy"), frame[..., None])
+    np.testing.assert_array_equal(read_maps(path, 3, "depth"), depth)
+
+
+def test_points_come_as_exr_and_other_channels_are_named(tmp_path):
+    points = np.random.default_rng(0).normal(size=(4, 6, 3)).astype(np.float32)
+    channels = {name: np.ascontiguousarray(points[..., k]) for k, name in enumerate("XYZ")}
+    OpenEXR.File({"type": OpenEXR.scanlineimage}, channels).write(str(tmp_path / "p_0.exr"))
+    np.testing.assert_array_equal(read_maps(tmp_path, 1, "points"), points[None])
+    OpenEXR.File({"type": OpenEXR.scanlineimage}, {"a": channels["X"], "b": channels["Y"]}).write(
+        str(tmp_path / "p_0.exr")
+    )
+    with pytest.raises(RawError, match=r"channels \['a', 'b'\] found, expected depth as Z or one"):
+        read_maps(tmp_path, 1, "depth")
+    (tmp_path / "p_0.exr").write_bytes(b"no EXR")
+    with pytest.raises(RawError, match=r"p_0\.exr: not readable as EXR"):
+        read_maps(tmp_path, 1, "depth")
+
+
+def test_two_maps_of_one_number_are_refused(tmp_path):
+    np.save(tmp_path / "frame_0000.npy", np.ones((4, 6)))
+    Image.fromarray(np.ones((4, 6), np.uint16)).save(tmp_path / "frame_0000.png")
+    with pytest.raises(RawError, match=r"frame_0000\.npy and frame_0000\.png have one number.*keep one"):
+        read_maps(tmp_path, 1, "depth")
