@@ -18,6 +18,7 @@ from PIL import Image
 
 from stagecoach.data.building.jobs import RawError
 from stagecoach.data.files import MissingPackageError
+from stagecoach.data.numpy_files import map_npy
 
 LEAST_POINTS = 20
 PROCESS = "stagecoach.data.annotation.colmap_process"
@@ -60,7 +61,7 @@ class ColmapCameras(CameraEstimator):
             if done.returncode:
                 said = " ".join(done.stderr.split())[-300:]
                 raise RawError(f"{where}: COLMAP ended with exit code {done.returncode} ({said}), expected cameras")
-            found = {path.stem: np.load(path) for path in folder.glob("*.npy")}
+            found = {path.stem: map_npy(path) for path in folder.glob("*.npy")}
         placed = len(found["numbers"]) if found else 0
         if placed < len(frames):
             raise RawError(

@@ -19,6 +19,7 @@ from stagecoach.data.building.raw_files import read_json, read_text
 from stagecoach.data.fantasy_world.raw import METADATA
 from stagecoach.data.fantasy_world.readers import read_frames
 from stagecoach.data.files import atomic_file, write_json
+from stagecoach.data.numpy_files import map_npy
 from stagecoach.data.outputs.sheet import contact_sheet
 from stagecoach.data.outputs.video import open_video
 from stagecoach.data.pictures import depth_colours
@@ -157,7 +158,7 @@ class AnnotateFantasyWorld(AnnotateJob):
         if not clips:
             return None
         frames, folder = np.stack(list(read_frames(clips[0]))), self.output / DEPTH / item.key / clips[0].stem
-        maps = np.stack([np.load(folder / f"frame_{k:04d}.npy") for k in range(len(frames))])
+        maps = np.stack([map_npy(folder / f"frame_{k:04d}.npy") for k in range(len(frames))])
         return contact_sheet({clips[0].stem: frames, "depth": depth_colours(maps.astype(np.float32))})
 
     def _clip(self, made: Found, item: Unannotated, number: int, first: int, frames: list[np.ndarray]) -> None:

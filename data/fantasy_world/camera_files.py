@@ -27,6 +27,7 @@ from stagecoach.data.fantasy_world.readers import (
     read_timed_cameras,
 )
 from stagecoach.data.files import atomic_file, write_json
+from stagecoach.data.numpy_files import NpzFile, map_npy
 
 CONVENTION = "w2c_opencv"
 PUBLISHED_FOCAL = 500.0
@@ -203,11 +204,10 @@ def _from_npz(path: Path) -> Recorded:
 def load_arrays(path: Path) -> dict[str, np.ndarray]:
     """The arrays of a .npz by name, or the one of a .npy. Raises ``RawError``."""
     try:
-        found = np.load(path, allow_pickle=False)
-        if isinstance(found, np.ndarray):
-            return {"matrices": found}
-        with found as archive:
-            return {name: archive[name] for name in archive.files}
+        if path.suffix.lower() == ".npy":
+            return {"matrices": map_npy(path)}
+        with NpzFile(path) as archive:
+            return {name: archive[name] for name in archive if archive.is_numbers(name)}
     except Exception as error:  # zipfile.BadZipFile and zlib.error share no base with OSError and ValueError
         raise RawError(f"{path}: not readable as arrays ({error}), expected extrinsics and intrinsics") from error
 

@@ -12,6 +12,7 @@ from PIL import ImageOps
 
 from stagecoach.data.building.jobs import RawError
 from stagecoach.data.files import import_extra
+from stagecoach.data.numpy_files import NpzFile, map_npy
 from stagecoach.data.pictures import open_picture
 
 PICTURES = (".png", ".tif", ".tiff")
@@ -135,11 +136,11 @@ def _load(path: Path, what: str) -> np.ndarray:
         )
     try:
         if path.suffix == ".npy":
-            return np.load(path, mmap_mode="r", allow_pickle=False)
-        with np.load(path, allow_pickle=False) as archive:
-            name = what if what in archive.files else archive.files[0] if len(archive.files) == 1 else None
+            return map_npy(path)
+        with NpzFile(path) as archive:
+            name = what if what in archive else next(iter(archive)) if len(archive) == 1 else None
             if name is None:
-                raise RawError(f"{path}: arrays {sorted(archive.files)} found, expected one named {what!r}")
+                raise RawError(f"{path}: arrays {sorted(archive)} found, expected one named {what!r}")
             return archive[name]
     except RawError:
         raise

@@ -54,8 +54,6 @@ def read_frames(path: Path, frames: int | None = None) -> Iterator[np.ndarray]:
         )
 
 
-
-
 def read_timed_cameras(path: Path, unit: IntrinsicsUnit) -> tuple[np.ndarray, CameraTrack]:
     """All cameras of such a file in the order of their first column, and that column, float64 [N], rising: what time
     or frame each belongs to, in the file's unit (RealEstate10K: microseconds). Raises ``RawError``, also where two

@@ -17,6 +17,7 @@ from stagecoach.data.fantasy_world.camera_files import load_cameras
 from stagecoach.data.fantasy_world.readers import read_frames
 from stagecoach.data.files import MANIFEST, check_directory
 from stagecoach.data.movie_post_production.requests import parse_request
+from stagecoach.data.numpy_files import NpzFile
 from stagecoach.data.outputs.point_cloud import read_ply
 from stagecoach.data.pictures import SUFFIXES, read_picture, unread_pictures, warn_of_others
 from stagecoach.models.metrics.record import Cameras, Pose, Record, ShownObject
@@ -134,7 +135,7 @@ def _floats(pixels: np.ndarray) -> Tensor:
 
 def _array(path: Path, name: str, axes: int) -> np.ndarray:
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with NpzFile(path) as archive:
             found = archive[name]
     except Exception as error:  # zipfile.BadZipFile and zlib.error share no base with OSError and ValueError
         raise RawError(f"{path}: not readable ({error}), expected an array named {name!r}") from error

@@ -149,7 +149,10 @@ def test_binary_files_of_colmap_are_read_where_pycolmap_is(track, tmp_path):
     ("content", "message"),
     [
         ("", r"c\.txt: 0 cameras found, expected a line for each"),
-        ("1 0 0 0 0 1 0 0 0 0 1 0\n", r"c\.txt: no intrinsics found, expected them there or as 'intrinsics' of the entry"),
+        (
+            "1 0 0 0 0 1 0 0 0 0 1 0\n",
+            r"c\.txt: no intrinsics found, expected them there or as 'intrinsics' of the entry",
+        ),
         ("0 1 0 0 0 0 1 0 0 0 0 1 0\n0 1 0 0 0 0 1 0 0 0 0 1 0\n3 1 0 0 0 0 1 0 0 0 0 1 0", "the time 0 twice"),
         ("1 0 0 0 0 1 0 0 0 0 1\n", r"c\.txt:1: 11 columns found, expected 19 .*or fewer of those before the matrix"),
     ],
