@@ -73,6 +73,8 @@ def read_video(
                 seen.frame(frame, path, leading, one_each)
                 if (start is None or seen.time >= start) and (keep is None or keep(seen.time)):
                     yield seen.time, upright(frame)
+        if seen.time is None:
+            raise RawError(f"{path}: no picture found, {expected}; it was cut or its writing was broken off, {AGAIN}")
 
 
 def read_frames_at(path: Path, times: Sequence[float]) -> Iterator[np.ndarray]:

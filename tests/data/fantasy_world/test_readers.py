@@ -112,7 +112,7 @@ def test_a_gap_in_numbered_frames_is_not_closed(tmp_path):
     ("array", "message"),
     [
         (np.ones((2, 3, 4, 5)), r"shape \(2, 3, 4, 5\).*expected numbers \[T, H, W\]"),
-        (np.array(["far"]), "expected numbers"),
+        (np.array(["far"]), "expected descr, fortran_order and shape of plain numbers"),
     ],
 )
 def test_maps_of_another_rank_or_kind_are_refused(tmp_path, array, message):
