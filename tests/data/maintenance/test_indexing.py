@@ -13,8 +13,6 @@ import pytest
 import webdataset as wds
 from PIL import Image
 
-from stagecoach.data.builders import BUILDERS
-from stagecoach.data.fantasy_world.schema import fantasy_world_schema
 from stagecoach.data.files import DamagedError
 from stagecoach.data.format.schema import Field, SampleSchema, SchemaError
 from stagecoach.data.format.shards import index_path, read_manifest
@@ -245,26 +243,6 @@ def test_a_compressed_tar_is_no_tar_of_ours(tmp_path):
         index_folder(tmp_path, SCHEMA)
 
 
-def test_the_schema_of_a_family_from_its_sizes():
-    assert family_schema("fantasy_world") == fantasy_world_schema()
-    made = family_schema("fantasy_world", ["text_dim=32", "image_to_video=true"])
-    assert made == fantasy_world_schema(text_dim=32, image_to_video=True)
-
-
-@pytest.mark.parametrize(
-    ("word", "found"),
-    [
-        ("depth=3", "no size of that name, expected some of latent_channels=16, text_dim=4096"),
-        ("text_dim=many", "expected a whole number"),
-        ("text_dim", "expected a whole number"),
-        ("image_to_video=1", "expected image_to_video=true"),
-    ],
-)
-def test_sizes_that_a_family_does_not_have(word, found):
-    with pytest.raises(ValueError, match=f"--size {word}: .*{found}"):
-        family_schema("fantasy_world", [word])
-
-
 def test_the_schema_of_another_set_is_taken_from_its_manifest(build, schema, tmp_path):
     build(tmp_path / "train", samples=1)
     assert schema_of(tmp_path) == schema
@@ -311,11 +289,6 @@ def test_clips_of_unequal_lengths_have_no_statistics_which_is_said(theirs):
     result = index_folder(folder, family_schema("fantasy_world", ["text_dim=8"]))["theirs"]
     assert result["statistics"].startswith("none: sample 'clip1': ")
     assert read_manifest(folder).statistics == {}
-
-
-@pytest.mark.parametrize("family", sorted(BUILDERS))
-def test_every_family_has_a_schema_to_index_by(family):
-    assert family_schema(family).name == family
 
 
 def test_what_is_passed_over_is_counted_and_named(tmp_path, caplog):

@@ -10,6 +10,7 @@ from stagecoach.data.movie_post_production.builder import FamilyBuilder
 from stagecoach.data.movie_post_production.captions import CAPTIONS
 from stagecoach.data.movie_post_production.options import BuildOptions
 from stagecoach.data.movie_post_production.synthetic import write_synthetic
+from tests.data.movie_post_production.built import make, read_all
 
 SIZES = ((64, 64), (64, 96))
 PICTURES = 8
@@ -45,6 +46,18 @@ def options(encoders):
         return BuildOptions(**{**given, **changes})
 
     return make
+
+
+@pytest.fixture(scope="session")
+def shards(synthetic, options, tmp_path_factory) -> Path:
+    output = tmp_path_factory.mktemp("built") / "shards"
+    make(synthetic, output, options())
+    return output
+
+
+@pytest.fixture(scope="session")
+def samples(shards) -> dict:
+    return read_all(shards)
 
 
 @pytest.fixture

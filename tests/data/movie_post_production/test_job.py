@@ -8,17 +8,13 @@ import pytest
 import torch
 
 from stagecoach.data.builders import builder
-from stagecoach.data.building.build import build
 from stagecoach.data.building.jobs import RawError
-from stagecoach.data.building.options import BuildOptions as GenericOptions
 from stagecoach.data.encoding.encoders import EncoderError
 from stagecoach.data.encoding.image_encoders import ClipEncoder, DinoEncoder
 from stagecoach.data.encoding.latent_encoders import LatentEncoder
 from stagecoach.data.encoding.text_encoders import PooledTextEncoder, T5TextEncoder
 from stagecoach.data.format.schema import SchemaError
-from stagecoach.data.format.shards import ShardWriter, index_path, read_manifest
-from stagecoach.data.maintenance.check import built_schema, find_sets
-from stagecoach.data.movie_post_production import readers
+from stagecoach.data.format.shards import ShardWriter, index_path
 from stagecoach.data.movie_post_production.captions import read_captions
 from stagecoach.data.movie_post_production.crops import cut
 from stagecoach.data.movie_post_production.job import MovieJob
@@ -28,37 +24,11 @@ from stagecoach.data.pictures import read_picture
 from stagecoach.data.streaming.dataset import ShardSet
 from stagecoach.data.streaming.stream import collate
 from tests.data.building.raw_files import files_of_no_item
+from tests.data.movie_post_production.built import PRECOMPUTED, floats, make, write_precomputed
 from tests.data.movie_post_production.conftest import PICTURES, TEXT_LENGTH
 
 CPU = torch.device("cpu")
 SCHEMA = movie_post_production_schema(16, 24, 20, 12, 16)
-
-
-def make(raw, output, options, **generic) -> dict:
-    """Samples by key."""
-    build(MovieJob(raw, options), output, GenericOptions(**{"holdout": 0.3, **generic}))
-    return read_all(output)
-
-
-def read_all(output) -> dict:
-    sets = [ShardSet.open(path, built_schema(read_manifest(path))) for path in find_sets(output).values()]
-    return {s.key: s for shards in sets for s in (shards.read(i) for i in range(len(shards)))}
-
-
-def floats(array: np.ndarray) -> torch.Tensor:
-    return torch.from_numpy(array.copy()).view(torch.bfloat16).float()
-
-
-@pytest.fixture(scope="module")
-def shards(synthetic, options, tmp_path_factory):
-    output = tmp_path_factory.mktemp("built") / "shards"
-    make(synthetic, output, options())
-    return output
-
-
-@pytest.fixture(scope="module")
-def samples(shards):
-    return read_all(shards)
 
 
 def test_samples_hold_what_the_encoders_make_of_the_files(samples, synthetic, encoders):
@@ -212,106 +182,6 @@ def test_the_largest_objects_are_kept_in_the_order_of_the_file(synthetic, option
         assert "image" not in sample.arrays
 
 
-def write_precomputed(raw, samples, encoders, convention: str) -> None:
-    """The guide's folders, from samples that were computed."""
-    vae = LatentEncoder(encoders / "vae", CPU)
-    for folder in (readers.LATENTS, readers.TEXTS, readers.CLIP_VECTORS, readers.DINO_VECTORS):
-        (raw / folder).mkdir(parents=True)
-    for sample in samples.values():
-        name, latent = sample.meta["image_id"], floats(sample.arrays["latent"])
-        latent = {"flux": latent, "raw": latent / vae.scale + vae.shift, "scaled": latent + vae.shift * vae.scale}[
-            convention
-        ]
-        torch.save(latent[None], raw / readers.LATENTS / f"{name}.pt")
-        torch.save(
-            {
-                "t5_text_embeddings": floats(sample.arrays["t5"])[None],
-                "global_caption": sample.meta["caption"],
-                "clip_pooled_embeddings": floats(sample.arrays["pooled"])[None],
-            },
-            raw / readers.TEXTS / f"{name}.pt",
-        )
-        for folder, field in ((readers.CLIP_VECTORS, "clip"), (readers.DINO_VECTORS, "dino")):
-            for entry, vector in zip(sample.meta["objects"], sample.arrays[field].astype(np.float32), strict=True):
-                owner = entry.get("ref_image_id", name), entry.get("ref_object_id", entry["object_id"])
-                np.save(raw / folder / f"{owner[0]}_obj{owner[1]}.npy", (vector / np.linalg.norm(vector)).astype("f2"))
-
-
-PRECOMPUTED = ("latents", "text", "clip", "dino")
-
-
-@pytest.mark.parametrize("convention", ["flux", "raw", "scaled"])
-def test_what_is_precomputed_is_read_as_it_is(raw, samples, encoders, options, tmp_path, convention):
-    write_precomputed(raw, samples, encoders, convention)
-    chosen = options(
-        precomputed=PRECOMPUTED, latent_convention=convention, clip=None, dino=None, clip_dim=12, dino_dim=16
-    )
-    found = make(raw, tmp_path / "out", chosen)
-    assert set(found) == set(samples)
-    for key, sample in found.items():
-        assert "object_text" not in sample.arrays
-        np.testing.assert_array_equal(sample.arrays["t5"], samples[key].arrays["t5"])
-        np.testing.assert_array_equal(sample.arrays["pooled"], samples[key].arrays["pooled"])
-        latents = floats(sample.arrays["latent"]), floats(samples[key].arrays["latent"])
-        torch.testing.assert_close(*latents, atol=2e-3, rtol=2**-7)
-        for name in ("clip", "dino"):
-            np.testing.assert_allclose(sample.arrays[name], samples[key].arrays[name], atol=2e-3)
-    manifest = ShardSet.open(tmp_path / "out/train", built_schema(read_manifest(tmp_path / "out/train"))).manifest
-    assert {role: entry["name"] for role, entry in manifest.encoders.items()} == dict.fromkeys(
-        ("vae", "text_encoder", "text_encoder_2", "image_encoder", "dino"), "precomputed"
-    )
-
-
-SHIFT, SCALE = 0.1159, 0.3611
-
-
-@pytest.mark.parametrize(
-    ("spoil", "convention", "message"),
-    [
-        (
-            lambda z: z * 0.5,
-            "flux",
-            r"by --latent-convention flux off the one of the picture by 0\.5.*; times 2 it would be",
-        ),
-        (lambda z: z.flip(-1), "flux", "it was made of another picture, from pixels in 0..1 or by another VAE"),
-        (
-            lambda z: z / SCALE + SHIFT,
-            "flux",
-            r"deviation 3\.38.* one by --latent-convention raw, off by 0\.00: give that",
-        ),
-        (lambda z: z / SCALE + SHIFT, "scaled", "it is one by --latent-convention raw"),
-        (lambda z: z, "raw", r"by --latent-convention raw off .*; it is one by --latent-convention flux, off by 0\.00"),
-        (
-            lambda z: (z - SHIFT) * SCALE,
-            "flux",
-            r"deviation 0\.44.*the VAE's shift and scale 0\.3611 were applied twice",
-        ),
-        (
-            lambda z: z * 70,
-            "flux",
-            r"deviation 85\.48.*; times 0\.0143 it would be: write it as --latent-convention says",
-        ),
-    ],
-)
-def test_latents_that_are_not_those_of_their_pictures_stop_the_build(
-    raw, samples, encoders, options, tmp_path, spoil, convention, message
-):
-    """Regression D17: half the contrast is what pixels in 0..1 for -1..1 leave. Any scale is named with its cause."""
-    write_precomputed(raw, samples, encoders, "flux")
-    for path in (raw / readers.LATENTS).iterdir():
-        torch.save(spoil(torch.load(path)), path)
-    with pytest.raises(RawError, match=message):
-        make(raw, tmp_path / "out", options(precomputed=("latents",), latent_convention=convention), skip_bad=True)
-
-
-def test_one_latent_of_another_scale_among_good_ones_is_named(raw, samples, encoders, options, tmp_path):
-    write_precomputed(raw, samples, encoders, "flux")
-    path = raw / readers.LATENTS / "scene_00005.pt"
-    torch.save(torch.load(path) / SCALE + SHIFT, path)
-    with pytest.raises(RawError, match=r"scene_00005\.png: .* it is one by --latent-convention raw"):
-        make(raw, tmp_path / "out", options(precomputed=("latents",)), holdout=0.0)
-
-
 @pytest.mark.parametrize(
     ("what", "file"),
     [
@@ -377,36 +247,6 @@ def test_a_picture_without_objects_is_a_sample_like_others(raw, edit, samples, e
         assert valid_objects(collate(SCHEMA, [bare, other])["boxes"]).sum(1).tolist() == [0, len(other.arrays["boxes"])]
         statistics = ShardSet.open(tmp_path / str(which) / "train", SCHEMA).statistics
         assert sum(statistics["objects_by_depth"]) == len(other.arrays["boxes"])
-
-
-def test_text_states_under_the_guides_earlier_names_are_read(raw, samples, encoders, options, tmp_path):
-    write_precomputed(raw, samples, encoders, "flux")
-    for path in (raw / readers.TEXTS).iterdir():
-        entry = torch.load(path)
-        torch.save(
-            {"text_embeddings": entry["t5_text_embeddings"], "pooled_embeddings": entry["clip_pooled_embeddings"]}, path
-        )
-    found = make(raw, tmp_path / "out", options(precomputed=("text",)))
-    for key, sample in found.items():
-        np.testing.assert_array_equal(sample.arrays["t5"], samples[key].arrays["t5"])
-        np.testing.assert_array_equal(sample.arrays["pooled"], samples[key].arrays["pooled"])
-
-
-def test_precomputed_files_are_found_however_a_mac_spells_them(raw, edit, samples, encoders, options, tmp_path):
-    """And objects with texts as ids have vectors of these names."""
-    write_precomputed(raw, samples, encoders, "flux")
-    composed, apart = "caf\u00e9", "cafe\u0301"
-    edit(raw, 1, lambda e: e["objects"][1].update(object_id="caf\u00e9"))
-    for path in sorted(p for p in raw.rglob("scene_00001*")):
-        name = path.name.replace("scene_00001", composed if path.suffix == ".json" else apart)
-        path.rename(path.with_name(name.replace("_obj1.", f"_obj{apart}.")))
-    for path in (raw / "captions").iterdir():
-        path.write_text(path.read_text().replace("scene_00001", composed))
-    given = options(precomputed=PRECOMPUTED, clip=None, dino=None, clip_dim=12, dino_dim=16)
-    found = make(raw, tmp_path / "out", given)
-    (sample,) = (s for s in found.values() if s.meta["image_id"] == composed)
-    np.testing.assert_allclose(sample.arrays["clip"], samples["scene_00001"].arrays["clip"], atol=2e-3)
-    assert sample.meta["objects"][1]["object_id"] == composed
 
 
 def splits_of(raw, options) -> dict[str, str | None]:
