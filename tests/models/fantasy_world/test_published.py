@@ -105,7 +105,7 @@ def test_the_aggregators_blocks_are_vggts_under_the_published_modulation(world, 
 
 
 @torch.no_grad()
-def test_the_geometrys_time_is_exact_at_pure_noise_too(world):
+def test_the_time_of_the_geometry_is_exact_at_pure_noise_too(world):
     timestep, module = torch.tensor([999.7, 3.2]), world.network.geometry_time
     expected = formula.geometry_time(world.w, timestep, 256)
     close(module(timestep), expected)
