@@ -74,7 +74,24 @@ def draw_person(height: int, width: int, box: tuple[int, int, int, int], red: tu
     return image.round().astype(np.uint8)
 
 
-def write_vitpose(folder: Path, points: int = 17) -> None:
+class SuppressedDetector(nn.Module):
+    """``GreenDetector`` as published with the suppression of overlaps inside: corners and score [1, 2, 5] and classes
+    [1, 2], the surer box being no person."""
+
+    def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        found = GreenDetector()(image)[:, CELL]
+        middle = (found[:, :2] + torch.tensor([[3.0, 2.0]])) * 16
+        half = found[:, 2:4].exp() * 8
+        box = torch.cat([middle - half, middle + half, found[:, 4:5] * 0.8], 1)
+        other = box * 0 + torch.tensor([[0.0, 0.0, 9.0, 9.0, 0.95]])
+        return torch.stack([other, box], 1), torch.tensor([[1, 0]]) + (box[:, :1] * 0).long()
+
+
+def write_suppressed_detector(path: Path) -> None:
+    torch.onnx.export(SuppressedDetector(), (torch.zeros(1, 3, 64, 64),), str(path), opset_version=17, dynamo=False)
+
+
+def write_vitpose(folder: Path, points: int = 17, experts: int = 1) -> None:
     from transformers import VitPoseBackboneConfig, VitPoseConfig, VitPoseForPoseEstimation, VitPoseImageProcessor
 
     backbone = VitPoseBackboneConfig(
@@ -84,6 +101,8 @@ def write_vitpose(folder: Path, points: int = 17) -> None:
         image_size=(64, 48),
         patch_size=(16, 16),
         out_features=["stage2"],
+        num_experts=experts,
+        part_features=8 if experts > 1 else 0,
     )
     torch.manual_seed(0)
     VitPoseForPoseEstimation(VitPoseConfig(backbone_config=backbone, num_labels=points)).save_pretrained(folder)

@@ -47,30 +47,48 @@ class PhraseDetector(BoxDetector):
     def find(self, image: np.ndarray, phrases: Sequence[str]) -> list[FoundObject]:
         import torch
 
-        text: Any = [list(phrases)]
+        text = [[phrase.replace(".", " ") for phrase in phrases]]  # full stops end phrases
         given = self._processor(text=text, images=image, return_tensors="pt").to(self._device, self._model.dtype)
         with torch.inference_mode():
             made = self._model(**given)
-        sizes = [image.shape[:2]]
         if self._grounding:
-            found = self._processor.post_process_grounded_object_detection(
-                made, given["input_ids"], threshold=self._threshold, target_sizes=sizes
-            )[0]
+            corners, scores, labels = self._grounded(made, given["input_ids"][0], phrases)
         else:
             found = self._processor.post_process_grounded_object_detection(
-                made, threshold=self._threshold, target_sizes=sizes, text_labels=text
+                made, threshold=0.0, target_sizes=[image.shape[:2]]
             )[0]
-        size = np.array(image.shape[1::-1] * 2)
-        boxes = (found["boxes"].double().cpu().numpy().reshape(-1, 4) / size).clip(0, 1)
-        scores, labels = found["scores"].double().cpu().numpy(), found["text_labels"]
+            corners = found["boxes"].double().cpu().numpy().reshape(-1, 4) / np.array(image.shape[1::-1] * 2)
+            scores, labels = (found[name].double().cpu().numpy() for name in ("scores", "labels"))
+        boxes = corners.clip(0, 1)
         kept: list[FoundObject] = []
         for k in np.argsort(-scores, kind="stable"):
+            if scores[k] <= self._threshold:
+                break
             taken = np.array([one.box for one in kept]).reshape(-1, 4)
-            whole = (boxes[k, 2:] > boxes[k, :2]).all() and str(labels[k]).strip()
-            if whole and not (overlap(taken, boxes[k]) > OVERLAP).any():
+            if (boxes[k, 2:] > boxes[k, :2]).all() and not (overlap(taken, boxes[k]) > OVERLAP).any():
                 box = tuple(round(float(v), 6) for v in boxes[k])
-                kept.append(FoundObject(box, str(labels[k]).strip(), round(float(scores[k]), 4)))
+                kept.append(FoundObject(box, phrases[int(labels[k])], round(float(scores[k]), 4)))
         return kept
+
+    def _grounded(self, made: Any, tokens: Any, phrases: Sequence[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Corners [Q, 4] as fractions, scores and numbers of phrases of Grounding DINO's queries: that phrase of which
+        a token scores highest. Its own rule, all tokens above a threshold, gives parts and mixtures of phrases."""
+        from stagecoach.data.encoding.encoders import EncoderError
+
+        stop = self._processor.tokenizer.convert_tokens_to_ids(".")
+        ends = (tokens == stop).nonzero()[:, 0].tolist()
+        most = self._model.config.max_text_len
+        if len(ends) != len(phrases) or len(tokens) > most:
+            raise EncoderError(
+                f"{len(phrases)} phrases as {len(tokens)} tokens with {len(ends)} full stops found, expected at most "
+                f"{most} tokens for Grounding DINO and a full stop behind each phrase; give fewer --phrases"
+            )
+        chances = made.logits[0].sigmoid().double().cpu().numpy()
+        spans = zip([1, *(end + 1 for end in ends)], ends, strict=False)  # the first token starts the text
+        each = np.stack([chances[:, first:end].max(1) for first, end in spans], 1)
+        boxes = made.pred_boxes[0].double().cpu().numpy()
+        half = boxes[:, 2:] / 2
+        return np.concatenate([boxes[:, :2] - half, boxes[:, :2] + half], 1), each.max(1), each.argmax(1)
 
 
 def box_entry(path: Path) -> Mapping[str, Any]:

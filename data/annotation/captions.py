@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ INSTRUCTION = (
     "the description alone."
 )
 MOST_TOKENS = 256
+CHATS = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 
 
 class Captioner(ABC):
@@ -27,7 +29,7 @@ class Captioner(ABC):
 
 
 class TransformersCaptioner(Captioner):
-    """BLIP, Florence-2, or a network with a chat template (Qwen-VL). Raises ``EncoderError``."""
+    """BLIP, Florence-2 or Qwen-VL. Raises ``EncoderError``."""
 
     def __init__(self, path: Path) -> None:
         from transformers import AutoModelForImageTextToText
@@ -35,10 +37,13 @@ class TransformersCaptioner(Captioner):
         from stagecoach.data.encoding.encoders import default_device, load_model, load_processor
 
         self._path, self._device = path, default_device()
-        self._processor = load_processor(path)
         self._model = load_model(AutoModelForImageTextToText, path, self._device)
-        self._florence = self._model.config.model_type == "florence2"
-        self._chats = not self._florence and bool(getattr(self._processor, "chat_template", None))
+        kind = self._model.config.model_type
+        self._chats = kind in CHATS
+        self._text = {"text": TASK} if kind == "florence2" else {}
+        self._processor = (
+            QwenProcessor(path, self._model.config.image_token_id) if self._chats else load_processor(path)
+        )
 
     def caption(self, frames: Sequence[np.ndarray]) -> str:
         import torch
@@ -48,8 +53,7 @@ class TransformersCaptioner(Captioner):
 
         chosen = np.linspace(0, len(frames) - 1, SHOWN).round().astype(int) if self._chats else [len(frames) // 2]
         pictures = [Image.fromarray(frames[k]) for k in dict.fromkeys(int(k) for k in chosen)]
-        text = {"text": TASK} if self._florence else {"text": self._chat(len(pictures))} if self._chats else {}
-        given = self._processor(images=pictures, **text, return_tensors="pt").to(self._device, self._model.dtype)
+        given = self._processor(images=pictures, **self._text, return_tensors="pt").to(self._device, self._model.dtype)
         with torch.inference_mode():
             made = self._model.generate(**given, max_new_tokens=MOST_TOKENS, do_sample=False)
         if self._chats:
@@ -59,10 +63,59 @@ class TransformersCaptioner(Captioner):
             raise EncoderError(f"{self._path}: the network has no words for a picture, expected a caption")
         return " ".join(words)
 
-    def _chat(self, pictures: int) -> str:
-        content: list[dict[str, Any]] = [*({"type": "image"} for _ in range(pictures))]
-        content.append({"type": "text", "text": INSTRUCTION})
-        return self._processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+
+class QwenProcessor:
+    """What turns pictures into the input of Qwen-VL, with ``INSTRUCTION`` behind them, by the tokenizer and the picture
+    processor in its folder: transformers' own processor wants one of videos too, which needs torchvision. Raises
+    ``EncoderError``."""
+
+    def __init__(self, path: Path, image_token: int) -> None:
+        from transformers import AutoImageProcessor, AutoTokenizer
+
+        from stagecoach.data.encoding.encoders import EncoderError, short_error
+
+        self._path, self._image = path, image_token
+        try:
+            self._tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
+            self._pictures = AutoImageProcessor.from_pretrained(path, local_files_only=True)
+        except (OSError, ValueError, KeyError, ImportError) as error:
+            raise EncoderError(
+                f"{path}: no tokenizer and picture processor can be loaded from it ({short_error(error)}), expected "
+                "tokenizer.json and preprocessor_config.json next to the weights"
+            ) from error
+        beside = path / "chat_template.json"  # where older folders have it
+        self._template = json.loads(beside.read_text())["chat_template"] if beside.exists() else None
+        self.batch_decode = self._tokenizer.batch_decode
+
+    def __call__(self, images: Sequence[Any], return_tensors: str) -> Any:
+        """``input_ids``, ``attention_mask``, ``mm_token_type_ids`` [1, L] (1 for pictures' tokens), ``pixel_values``
+        and ``image_grid_thw``: the template's one token of each picture, as many times as the network will see of
+        it."""
+        import torch
+
+        from stagecoach.data.encoding.encoders import EncoderError
+
+        content = [*({"type": "image"} for _ in images), {"type": "text", "text": INSTRUCTION}]
+        text = self._tokenizer.apply_chat_template(
+            [{"role": "user", "content": content}],
+            chat_template=self._template,
+            add_generation_prompt=True,
+            tokenize=False,
+        )
+        tokens = torch.tensor(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+        given = self._pictures(images=list(images), return_tensors=return_tensors)
+        places = tokens == self._image
+        if int(places.sum()) != len(images):
+            raise EncoderError(
+                f"{self._path}: a chat template with {int(places.sum())} tokens for {len(images)} pictures found, "
+                "expected one for each, as Qwen-VL's has"
+            )
+        repeats = torch.ones_like(tokens)
+        repeats[places] = given["image_grid_thw"].prod(1) // self._pictures.merge_size**2
+        given["input_ids"] = tokens.repeat_interleave(repeats)[None]
+        given["attention_mask"] = torch.ones_like(given["input_ids"])
+        given["mm_token_type_ids"] = (given["input_ids"] == self._image).long()
+        return given
 
 
 def caption_entry(path: Path) -> Mapping[str, Any]:

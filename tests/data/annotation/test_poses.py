@@ -1,17 +1,19 @@
 """Poses from local networks: closed-form ones find what was drawn, so that every crop and every number is checked."""
 
+import json
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
-from stagecoach.data.annotation.people import PersonDetector, YoloxDetector, track_person
+from stagecoach.data.annotation.people import PersonDetector, TransformersDetector, YoloxDetector, track_person
 from stagecoach.data.annotation.poses import PoseEstimator, SimccModel, VitPoseModel, open_pose_estimator, pose_entries
 from stagecoach.data.dance_with_music.skeleton import BODY
 from stagecoach.data.encoding.encoders import EncoderError
 from stagecoach.data.files import sha256_file
-from tests.tiny_annotators import draw_person, write_onnx_poses, write_vitpose
+from tests.tiny_annotators import draw_person, write_onnx_poses, write_suppressed_detector, write_vitpose
+from tests.tiny_vision_language import write_rt_detr
 
 BOXES = [(40, 20, 100, 150), (44, 22, 104, 152), (50, 22, 110, 152)]
 RED, BLUE = [(60, 50), (64, 52), (70, 52)], [(80, 120), (84, 122), (90, 122)]
@@ -33,6 +35,38 @@ def test_yolox_finds_the_box_through_letterbox_and_grid(networks):
         assert np.abs(found[:4] - box).max() <= 3
         assert found[4] == pytest.approx(0.9)
     assert YoloxDetector(networks[0]).boxes(np.zeros((180, 160, 3), np.uint8)).shape == (0, 5)
+
+
+def test_yolox_with_its_suppression_inside_gives_the_same_box_and_persons_alone(tmp_path):
+    write_suppressed_detector(tmp_path / "yolox.onnx")
+    for image, box in zip(frames(), BOXES, strict=True):
+        (found,) = YoloxDetector(tmp_path / "yolox.onnx").boxes(image)
+        assert np.abs(found[:4] - box).max() <= 3
+        assert found[4] == pytest.approx(0.8)
+
+
+def test_rt_detr_gives_the_persons_among_its_boxes_in_pixels(tmp_path, monkeypatch):
+    write_rt_detr(tmp_path)
+    detector = TransformersDetector(tmp_path)
+    boxes = detector.boxes(frames()[0])
+    assert len(boxes)
+    assert (boxes[:, 4] > 0.3).all()
+    boxes = torch.tensor([[[0.5, 0.5, 0.2, 0.4], [0.2, 0.2, 0.1, 0.1], [0.5, 0.5, 0.2, 0.42]]])
+    logits = torch.tensor([[[3.0, -3.0], [-3.0, 4.0], [2.0, -3.0]]])
+    made = SimpleNamespace(logits=logits, pred_boxes=boxes)
+    monkeypatch.setattr(detector, "_model", lambda **given: made)
+    detector._model.dtype = torch.float32
+    (found,) = detector.boxes(frames()[0])  # 180 x 160; the second is a bicycle, the third nearly the first
+    np.testing.assert_allclose(found, [64, 54, 96, 126, 1 / (1 + np.exp(-3))], rtol=1e-5)
+    with pytest.raises(EncoderError, match=r"a detector of \['bicycle', 'car'\] ... found, expected one that knows 'person'"):
+        TransformersDetector(without_persons(tmp_path))
+
+
+def without_persons(folder):
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"id2label": {"0": "car", "1": "bicycle"}, "label2id": {"car": 0, "bicycle": 1}}
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
 
 
 def test_simcc_points_come_back_to_the_pixels_they_were_drawn_at(networks):
@@ -105,6 +139,24 @@ def test_vitpose_runs_from_its_folder(count, tmp_path):
     shown = poses[..., 2] > 0
     assert shown[:, BODY].any()
     assert shown[:, 24:].any() == (count == 133)
+
+
+@pytest.mark.parametrize(("count", "expert"), [(17, 0), (133, 5)])
+def test_vitpose_with_experts_asks_the_one_of_its_points(count, expert, tmp_path):
+    """Changed weights change the points of that expert's network alone; 0 is COCO's, 5 the whole body's."""
+    write_vitpose(tmp_path, count, experts=6)
+    box = [np.array(BOXES[0], float)]
+
+    def points(changed=None):
+        model = VitPoseModel(tmp_path)
+        for layer in model._model.backbone.encoder.layer if changed is not None else ():
+            layer.mlp.experts[changed].weight.mul_(-40)
+        return model.points(frames()[:1], box)
+
+    plain = points()
+    assert plain.shape == (1, count, 3)
+    np.testing.assert_array_equal(points(1), plain)
+    assert np.abs(points(expert) - plain).max() > 1e-3
 
 
 def test_peaks_of_vitpose_heatmaps_come_back_to_their_pixels(tmp_path, monkeypatch):
