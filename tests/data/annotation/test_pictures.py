@@ -95,7 +95,7 @@ def test_grounding_dino_names_each_box_by_the_phrase_whose_token_is_surest(tmp_p
     assert {one.phrase for one in detector.find(image, phrases)} <= set(phrases)
     assert box_entry(tmp_path)["name"] == "GroundingDinoForObjectDetection"
 
-    # [CLS] red ball . room . dog . [SEP]; the first query is sure of the start and of a full stop too, which say nothing
+    # [CLS] red ball . room . dog . [SEP]; the first query is sure of the start and a full stop too, which say nothing
     logits = torch.full((1, 3, 32), -torch.inf)
     logits[..., :9] = -4.0
     logits[0, 0, [0, 2, 3]] = torch.tensor([9.0, 1.0, 9.0])
