@@ -232,6 +232,11 @@ class Family(ABC):
         takes the shards' sizes."""
         return {}
 
+    def encoder_inputs(self, config: Any) -> Mapping[str, str | None]:
+        """What the shards' encoders must have been given, by role, as their manifest says it (``input``; None: says
+        nothing); roles that are not here may have been given anything."""
+        return {}
+
     host_fields: ClassVar[tuple[str, ...]] = ()
     """Fields whose values a step reads on the host: they keep values where an example batch is on the meta device."""
 

@@ -105,6 +105,7 @@ class EncoderRecipe(Section):
     name: str | None = None
     sha256: str | None = Field(None, pattern="^[0-9a-f]{8,64}$")
     dtype: str | None = None
+    input: str | None = None
 
 
 class CacheRecipe(Section):

@@ -14,7 +14,7 @@ from deepspeed.utils import set_z3_leaf_module
 from torch import nn
 
 from stagecoach.data.files import sha256_json
-from stagecoach.data.streaming.mixture import DatasetMixture
+from stagecoach.data.streaming.mixture import DatasetMixture, check_inputs
 from stagecoach.data.streaming.plan import SamplePlan
 from stagecoach.data.streaming.stream import Stream
 from stagecoach.models.common.attention import resolve_backend, set_backend
@@ -59,6 +59,8 @@ class StageData:
             if part is not None:
                 part.check_encoders(expected)
                 part.check_sizes(sizes)
+                for shards in part.sets:
+                    check_inputs(shards, plan.family.encoder_inputs(plan.config))
         windows = [plan.window(step, len(train)) for step in (0, plan.stage.steps - 1)]
         shortest = max((window.span for window in windows if window is not None), default=None)
         members, short = train.members(shortest)

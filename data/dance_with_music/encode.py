@@ -5,6 +5,7 @@ import torch
 
 from stagecoach.data.building.jobs import EncodedSample
 from stagecoach.data.dance_with_music.job import EncoderPaths
+from stagecoach.data.dance_with_music.reference_noise import reference_noise
 from stagecoach.data.dance_with_music.schema import FACE_DIM, LATENT_STRIDE
 from stagecoach.data.dance_with_music.segment import PreparedReference, Segment
 from stagecoach.data.encoding.encoders import default_device
@@ -21,6 +22,7 @@ class Encoders:
         self._vae = LatentEncoder(paths.vae, device, shifted=False)
         self._clip = PictureEmbedder(paths.image_encoder, device, paths.clip_resize)
         self._faces = FaceEncoder(paths.arcface)
+        self._noise = paths.reference_noise
 
     def encode(self, segment: Segment) -> EncodedSample:
         """The sample of a segment; ``counted`` is None: the statistics take all they need from the arrays."""
@@ -32,7 +34,11 @@ class Encoders:
                 f"the VAE makes latents of {latents.shape[2:]} of pictures of {height} x {width}, "
                 f"expected an {LATENT_STRIDE}th of each side; give Stable Diffusion's"
             )
-        ref_latents = torch.stack(self._vae.encode([r.picture for r in references]))
+        noise = None
+        if self._noise:
+            key = segment.meta["clip_id"]
+            noise = [self._noise * reference_noise(key, k, height, width) for k in range(len(references))]
+        ref_latents = torch.stack(self._vae.encode([r.picture for r in references], noise))
         vectors, lengths = unit_vectors(self._face_vectors(references))
         arrays = {
             **segment.arrays,

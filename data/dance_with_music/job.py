@@ -30,6 +30,7 @@ from stagecoach.data.dance_with_music.pose_checks import Canvas, PoseUnit
 from stagecoach.data.dance_with_music.pose_formats import PoseOrder
 from stagecoach.data.dance_with_music.poses import Confidence, PoseReading
 from stagecoach.data.dance_with_music.raw import RawDance
+from stagecoach.data.dance_with_music.reference_noise import noise_input
 from stagecoach.data.dance_with_music.schema import KEYPOINTS, LATENT_CHANNELS, dance_schema
 from stagecoach.data.dance_with_music.segment import (
     CONFIDENCE_STEPS,
@@ -46,6 +47,9 @@ from stagecoach.data.files import sha256_json
 
 if TYPE_CHECKING:
     from stagecoach.data.dance_with_music.encode import Encoders
+
+SQUASHED = "whole pictures, squashed"
+"""What a manifest says of CLIP's input; of crops it says nothing."""
 
 
 def parse_canvas(text: str) -> Canvas:
@@ -145,6 +149,18 @@ class EncoderPaths:
         Literal["crop", "squash"],
         Argument("how CLIP sees references: their middle (default), or all of them, squashed (SVD)"),
     ] = "crop"
+    reference_noise: Annotated[
+        float,
+        Argument(
+            "deviation of the noise on the references' pixels (-1..1) before the VAE (default: 0; 0.02 for recipe "
+            "default-svd)",
+            metavar="X",
+        ),
+    ] = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.reference_noise <= 1:
+            raise ValueError(f"reference noise {self.reference_noise} found, expected a deviation from 0 to 1")
 
 
 class DanceStatistics(SumStatistics):
@@ -289,4 +305,12 @@ class DanceJob(EncodingJob):
 
         vae, clip = self._paths.vae, self._paths.image_encoder
         models = {"vae": (vae_kind(vae), vae), "image_encoder": (CLIPVisionModelWithProjection, clip)}
-        return {**encoder_entries(models), "arcface": face_entry(self._paths.arcface)}
+        found = {**encoder_entries(models), "arcface": face_entry(self._paths.arcface)}
+        given = {
+            "vae": noise_input(self._paths.reference_noise),
+            "image_encoder": SQUASHED if self._paths.clip_resize == "squash" else None,
+        }
+        for role, text in given.items():
+            if text is not None:
+                found[role] = {**found[role], "input": text}
+        return found

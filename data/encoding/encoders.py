@@ -8,7 +8,7 @@ GPU they compute in bf16, on a CPU in fp32; results are fp32 on the CPU. One thr
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import diffusers
 import numpy as np
@@ -29,12 +29,14 @@ class EncoderError(ValueError):
 
 
 class EncoderEntry(TypedDict):
-    """What a manifest says of an encoder: its class, the name of its folder, the sha256 of its weights."""
+    """What a manifest says of an encoder: its class, the name of its folder, the sha256 of its weights, and how its
+    ``input`` was made, where that can be done in several ways."""
 
     name: str
     path_name: str
     sha256: str
     dtype: str
+    input: NotRequired[str]
 
 
 def default_device() -> torch.device:

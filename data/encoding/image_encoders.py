@@ -47,6 +47,8 @@ class ImageEncoder:
     pipeline cuts the square out of its middle. The processor gives mean and deviation of the colours."""
 
     KIND: type = CLIPVisionModel
+    INPUT = "the whole picture, squashed"
+    """What a manifest says that it was given; earlier versions, whose shards say nothing, cut the middle out."""
 
     def __init__(self, path: Path, device: torch.device) -> None:
         self._model, self._processor = load_model(self.KIND, path, device), load_processor(path)

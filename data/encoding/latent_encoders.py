@@ -123,15 +123,17 @@ class LatentEncoder:
         self.shift, self.scale = float(shift or 0.0), float(config.scaling_factor)
 
     @torch.no_grad()
-    def encode(self, images: Sequence[np.ndarray]) -> list[Tensor]:
+    def encode(self, images: Sequence[np.ndarray], noise: Sequence[Tensor] | Tensor | None = None) -> list[Tensor]:
         """uint8 [H, W, 3] each, of any multiples of 8 -> fp32 [C, H / 8, W / 8] each, in the same order. Neighbours of
-        one size are encoded together."""
+        one size are encoded together. ``noise``: fp32 [3, H, W] each, added to the pixels in -1..1."""
         out: list[Tensor] = []
         for group in _alike(images):
             device = get_module_execution_device(self._vae)
             batch = torch.from_numpy(np.stack(group)).to(device).permute(0, 3, 1, 2)
-            pixels = (batch.float() / 127.5 - 1).to(self._vae.dtype)
-            latents = self._vae.encode(pixels).latent_dist.mode().float().cpu()
+            pixels = batch.float() / 127.5 - 1
+            if noise is not None:
+                pixels = pixels + torch.stack(list(noise[len(out) : len(out) + len(group)])).to(device)
+            latents = self._vae.encode(pixels.to(self._vae.dtype)).latent_dist.mode().float().cpu()
             out += ((latents - self.shift) * self.scale).unbind(0)
         return out
 

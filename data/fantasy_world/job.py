@@ -157,7 +157,12 @@ class FantasyWorldJob(EncodingJob):
     def entries(self) -> dict[str, Any]:
         from stagecoach.data.encoding.encoders import encoder_entries
 
-        return encoder_entries(self._models, {"tokenizer": (self._paths.tokenizer, "text_encoder")})
+        found = encoder_entries(self._models, {"tokenizer": (self._paths.tokenizer, "text_encoder")})
+        if "image_encoder" in found:
+            from stagecoach.data.encoding.image_encoders import ImageEncoder
+
+            found["image_encoder"] = {**found["image_encoder"], "input": ImageEncoder.INPUT}
+        return found
 
     @cached_property
     def _sizes(self) -> _Sizes:

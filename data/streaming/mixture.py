@@ -146,12 +146,33 @@ class DatasetMixture:
                         f"{shards.storage.url}: made by a {role} with sha256 {entry.get('sha256')}, expected "
                         f"{other.get('sha256')} as {where}; sets of one run must be made by the same"
                     )
+                if entry.get("input") != other.get("input"):
+                    raise SchemaError(
+                        f"{shards.storage.url}: its {role} was given {_input(entry)}, expected {_input(other)} as "
+                        f"{where}; build again what is older"
+                    )
 
     def _locate(self, index: int) -> tuple[ShardSet, int]:
         if not 0 <= index < len(self):
             raise IndexError(f"sample {index} of a mixture of {len(self)}")
         number = bisect_right(self._ends, index)
         return self.sets[number], index - self._ends[number] + len(self.sets[number])
+
+
+def check_inputs(shards: ShardSet, expected: Mapping[str, str | None]) -> None:
+    """Raise ``SchemaError`` where an encoder that the manifest names was given something else than ``expected`` (by
+    role; None: nothing special)."""
+    for role, wanted in expected.items():
+        entry = shards.manifest.encoders.get(role)
+        if entry is not None and entry.get("input") != wanted:
+            raise SchemaError(
+                f"{shards.storage.url}: its {role} was given {_input(entry)}, expected {_input({'input': wanted})} as "
+                "the model's settings say; give other shards, build these again, or change the settings"
+            )
+
+
+def _input(entry: Mapping[str, Any]) -> str:
+    return entry.get("input") or "nothing that the manifest tells of"
 
 
 def check_sizes(shards: ShardSet, fixed: Mapping[str, int]) -> None:

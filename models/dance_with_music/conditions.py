@@ -68,7 +68,7 @@ def make_conditions(
         output = {name: value.detach() for name, value in output.items()}
     ratio = sampling_ratio(config.schedules, phase, progress)
     reference, start = references.latents, own.drop_embedding / 2 if own.dropping == "ranges" else 0.0
-    if config.backbone == "svd" and progress.training:
+    if config.backbone == "svd" and own.reference_noise_on == "latents" and progress.training:
         reference = reference + own.reference_noise * keyed_randn(batch, "reference_noise", reference.shape[1:])
     return {
         "references": reference,

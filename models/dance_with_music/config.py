@@ -33,6 +33,9 @@ class DiffusionConfig(Section):
     so that samples without one, without the other and without both are met (StableAnimator's code, after arXiv
     2211.09800, section 3.2.1)."""
     reference_noise: float = Field(0.02, ge=0, description="svd: standard deviation added to the reference [A]")
+    reference_noise_on: Literal["latents", "pixels"] = "latents"
+    """latents: in each training step, none when sampling; pixels: as SVD and StableAnimator have it, before the VAE, in
+    shards that were built with --reference-noise and when sampling."""
     fps: int = Field(6, description="svd: what the network is given [A]")
     motion_bucket: int = Field(127, description="svd [A]")
 
@@ -362,3 +365,9 @@ SIZES: dict[str, DanceConfig] = {
         sampling=SamplingConfig(steps=25, guidance_scale=3.0, context_length=16, context_overlap=4),
     ),
 }
+
+
+def pixel_noise(config: DanceConfig) -> float:
+    """Standard deviation of the noise on a reference's pixels in -1..1, 0 where there is none."""
+    own = config.diffusion
+    return own.reference_noise if config.backbone == "svd" and own.reference_noise_on == "pixels" else 0.0

@@ -8,13 +8,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from stagecoach.data.dance_with_music.reference_noise import noise_input
 from stagecoach.data.dance_with_music.schema import FRAME_RATE, dance_schema
 from stagecoach.data.format.schema import SampleSchema
 from stagecoach.data.streaming.windows import Window
 from stagecoach.models.common.licences import APACHE, INSIGHTFACE, MIT, OPENRAIL, SVD, Part
 from stagecoach.models.dance_with_music.base import fill_base, open_base
 from stagecoach.models.dance_with_music.clip import CONFIDENCE_STEPS, POSE_STEPS
-from stagecoach.models.dance_with_music.config import SIZES, DanceConfig
+from stagecoach.models.dance_with_music.config import SIZES, DanceConfig, pixel_noise
 from stagecoach.models.dance_with_music.helpers import check_helpers, make_helpers
 from stagecoach.models.dance_with_music.music_to_pose.model import MusicNorm
 from stagecoach.models.dance_with_music.network import build_network
@@ -64,6 +65,10 @@ class DanceWithMusicFamily(Family):
 
     def schema(self, config: DanceConfig) -> SampleSchema:
         return dance_schema(config.m2p.music_dim, config.unet.cross_dim, config.guidance.map_channels)
+
+    def encoder_inputs(self, config: DanceConfig) -> dict[str, str | None]:
+        """Noise on the references' pixels where the config has it there, and nowhere else."""
+        return {"vae": noise_input(pixel_noise(config))}
 
     def check_base(self, config: DanceConfig) -> str:
         """On the weights of all parts and the helpers."""

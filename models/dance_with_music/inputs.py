@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,11 +10,14 @@ import torch
 from diffusers.utils import BaseOutput
 from torch import Tensor
 
-from stagecoach.data.dance_with_music.schema import FACE_DIM, KEYPOINTS
+from stagecoach.data.dance_with_music.schema import FACE_DIM, FRAME_RATE, KEYPOINTS
 from stagecoach.data.dance_with_music.skeleton import five_points
+from stagecoach.data.dance_with_music.track import Track, read_track
 from stagecoach.data.encoding.face_encoder import align_face
+from stagecoach.data.encoding.latent_encoders import LatentEncoder
 from stagecoach.data.pictures import CoverCrop
 from stagecoach.models.common.pictures import fitted, read_pixels
+from stagecoach.models.dance_with_music.config import DanceConfig
 
 
 @dataclass
@@ -36,6 +40,16 @@ def prepare_photos(image: Any, height: int, width: int) -> tuple[list[np.ndarray
     if not whole:
         raise ValueError("no picture given, expected at least one photo of the dancer")
     return whole, [fitted(picture, height, width) for picture in whole]
+
+
+def photo_latents(vae: Any, photos: Sequence[np.ndarray], noise: Tensor | None = None) -> Tensor:
+    """Scaled latents ``[R, 4, h, w]`` of pictures uint8 ``[H, W, 3]``, or ``[B, R, 4, h, w]`` under ``noise``
+    ``[B, R, 3, H, W]`` on their pixels in -1..1."""
+    encoder = LatentEncoder.of(vae, False)
+    if noise is None:
+        return torch.stack(encoder.encode(photos))
+    found = encoder.encode([*photos] * len(noise), noise.flatten(0, 1))
+    return torch.stack(found).unflatten(0, noise.shape[:2])
 
 
 def cut_face(picture: np.ndarray, pose: Any) -> np.ndarray | None:
@@ -77,3 +91,32 @@ def move_pose(pose: Tensor, size: tuple[int, int], height: int, width: int) -> T
     xy = torch.from_numpy(CoverCrop.of(*size, height, width).points(pose[..., :2].double().numpy())).float()
     inside = ((xy >= 0) & (xy <= 1)).all(-1)
     return torch.cat([xy.clamp(0, 1), (pose[..., 2] * inside)[..., None]], dim=-1)
+
+
+def read_rows(config: DanceConfig, song: Any, music: Any, needed: bool) -> Tensor | None:
+    """Rows of music at the network's rate, fp32 ``[F, Dm]``, of ``music`` or else of the ``song``, a file or a
+    ``Track``. Raises ``ValueError`` where they are needed and not given."""
+    if music is None and song is not None:
+        music = (song if isinstance(song, Track) else read_track(Path(song), stride=config.frames.stride)).rows
+    if music is not None:
+        return torch.as_tensor(music, dtype=torch.float32)
+    guidance = config.guidance
+    if needed or "music" in guidance.types or ("music_map" in guidance.types and guidance.map_channels is None):
+        raise ValueError("neither song nor music given, expected one of them")
+    return None
+
+
+def read_maps(config: DanceConfig, song: Any, music_map: Any, frames: int) -> Tensor | None:
+    """Pictures of the music, fp32 ``[F, C, H, W]``, where the network is guided by such. Raises ``ValueError``."""
+    channels = config.guidance.map_channels
+    if channels is None:
+        return None
+    if music_map is None and isinstance(song, Track):
+        music_map = song.maps
+    found = None if music_map is None else torch.as_tensor(music_map, dtype=torch.float32)
+    if found is None or found.ndim != 4 or found.shape[1] != channels or len(found) < frames:
+        raise ValueError(
+            f"maps of music {None if found is None else list(found.shape)} given, expected music_map [F, {channels}"
+            f", H, W] of the {frames} frames at {FRAME_RATE / config.frames.stride:g} per second"
+        )
+    return found

@@ -10,7 +10,6 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, AutoencoderKLTemporalDecoder
-from diffusers.utils.torch_utils import get_module_execution_device
 from diffusers.video_processor import VideoProcessor
 from torch import Tensor
 from transformers import CLIPVisionModelWithProjection
@@ -18,22 +17,25 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 
 from stagecoach.data.dance_with_music.schema import FRAME_RATE, KEYPOINTS, LATENT_CHANNELS, LATENT_STRIDE
 from stagecoach.data.dance_with_music.schema import NAME as FAMILY
-from stagecoach.data.dance_with_music.track import Track, read_track
+from stagecoach.data.dance_with_music.track import Track
 from stagecoach.data.encoding.image_encoders import ClipResize, PictureEmbedder
-from stagecoach.data.encoding.latent_encoders import LatentEncoder
 from stagecoach.data.pictures import check_sides
 from stagecoach.models.common.pipeline import Callback, Generators, StagePipeline
 from stagecoach.models.common.quantize import Kind
 from stagecoach.models.dance_with_music.components import Base, base_paths, open_components, open_music_to_pose
+from stagecoach.models.dance_with_music.config import pixel_noise
+from stagecoach.models.dance_with_music.decoding import decode_frames
 from stagecoach.models.dance_with_music.guidance.dance import encode_dance
-from stagecoach.models.dance_with_music.helpers import AT_ONCE
 from stagecoach.models.dance_with_music.inputs import (
     DanceOutput,
     cut_face,
     move_pose,
+    photo_latents,
     prepare_face,
     prepare_photos,
     prepare_pose,
+    read_maps,
+    read_rows,
 )
 from stagecoach.models.dance_with_music.music_to_pose.dance import Dance, predict_dance
 from stagecoach.models.dance_with_music.network import DanceNetwork
@@ -214,12 +216,17 @@ class DanceWithMusicPipeline(StagePipeline):
         process = make_process(config)
         steps = num_inference_steps or config.sampling.steps
         process.scheduler(steps, scheduler)  # a name that there is not shows before anything is encoded
-        rows = self._rows(song, music, pose is None)
+        rows = read_rows(config, song, music, pose is None)
         frames = num_frames or (len(rows) if pose is None else len(prepare_pose(pose)))
         if rows is not None and len(rows) < frames:
             raise ValueError(f"{len(rows)} rows of music given for a video of {frames} frames, expected as many")
-        maps = self._maps(song, music_map, frames)
-        photo = self.encode_photos(image, image_pose, height, width, image_latents, image_embeds, face_embeds)
+        maps = read_maps(config, song, music_map, frames)
+        noisy = (
+            None
+            if image_latents is not None
+            else self.photo_noise(image, height, width, generator, num_videos_per_prompt)
+        )
+        photo = self.encode_photos(image, image_pose, height, width, image_latents, image_embeds, face_embeds, noisy)
         dance = None
         if pose is None:
             start = self.start_pose(image, image_pose, height, width)
@@ -263,9 +270,11 @@ class DanceWithMusicPipeline(StagePipeline):
         image_latents: Tensor | None = None,
         image_embeds: Tensor | None = None,
         face_embeds: Any = None,
+        noise: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """``references``, ``embedding``, ``face`` and ``face_given`` of one dancer as ``conditions.Conditions`` has
-        them, on the CPU. Raises ``ValueError``."""
+        them, on the CPU; ``references`` of each sample where ``noise`` ``[B, R, 3, H, W]`` is on their pixels. Raises
+        ``ValueError``."""
         config = self.transformer.network.config
         height, width = height or config.picture.height, width or config.picture.width
         whole: list = []
@@ -274,12 +283,13 @@ class DanceWithMusicPipeline(StagePipeline):
         if (image is None) and (image_latents is None or image_embeds is None):
             raise ValueError("no image given, expected a photo of the dancer, or image_latents and image_embeds of it")
         if image_latents is None:
-            image_latents = torch.stack(self.need("vae", lambda vae: LatentEncoder.of(vae, False)).encode(middle))
+            image_latents = self.need("vae", lambda vae: photo_latents(vae, middle, noise))
         if image_embeds is None:
             image_embeds = self.embed(whole)
-        if len(image_embeds) != len(image_latents) or image_embeds.shape[-1] != config.unet.cross_dim:
+        count = image_latents.shape[-4]
+        if len(image_embeds) != count or image_embeds.shape[-1] != config.unet.cross_dim:
             raise ValueError(
-                f"embeddings {list(image_embeds.shape)} given for {len(image_latents)} photos, expected as many of "
+                f"embeddings {list(image_embeds.shape)} given for {count} photos, expected as many of "
                 f"{config.unet.cross_dim} numbers; give the image encoder that the shards were built with"
             )
         if face_embeds is None and image_pose is not None and self.face_encoder is not None and whole:
@@ -287,11 +297,20 @@ class DanceWithMusicPipeline(StagePipeline):
             face_embeds = None if face is None else self.face_encoder.encoder.encode([face])[0]
         face, given = prepare_face(face_embeds)
         return {
-            "references": image_latents.float()[None],
+            "references": image_latents.float().reshape(-1, *image_latents.shape[-4:]),
             "embedding": image_embeds.to(self.transformer.dtype)[None],
             "face": face,
             "face_given": given,
         }
+
+    def photo_noise(self, image: Any, height: int, width: int, generator: Generators, samples: int) -> Tensor | None:
+        """What each sample adds to the photos' pixels in -1..1, fp32 ``[B, R, 3, H, W]`` on the CPU, the first that is
+        drawn of ``generator``, as in Stable Video Diffusion's pipeline; None where the network was trained without."""
+        strength = pixel_noise(self.transformer.network.config)
+        if not strength or image is None:
+            return None
+        count = len(prepare_photos(image, height, width)[0])
+        return strength * self.make_noise((samples, count, 3, height, width), generator, None).cpu()
 
     def embed(self, photos: Sequence[np.ndarray]) -> Tensor:
         """CLIP's embeddings of pictures uint8 ``[H, W, 3]``, fp32 ``[R, D]``."""
@@ -343,45 +362,9 @@ class DanceWithMusicPipeline(StagePipeline):
         videos = [torch.cat(list(self.decoded(latent, chunk))).movedim(0, 1) for latent in latents]
         return self.video_processor.postprocess_video(torch.stack(videos), output_type)
 
-    @torch.no_grad()
     def decoded(self, latents: Tensor, chunk: int | None = None) -> Iterator[Tensor]:
-        """Pixels of scaled latents ``[T, 4, h, w]`` a few frames at a time, fp32 ``[n, 3, H, W]`` in about -1..1 on the
-        CPU; ``chunk`` as ``decode_chunk_size``."""
-        vae = self.need("vae")
-        device = get_module_execution_device(vae)
-        for part in latents.split(chunk or AT_ONCE):
-            z = (part / vae.config.scaling_factor).to(device, vae.dtype)
-            joined = {}
-            if isinstance(vae, AutoencoderKLTemporalDecoder):
-                joined = {"num_frames": 1 if chunk is None else len(part)}
-            yield vae.decode(z, return_dict=False, **joined)[0].float().cpu()
-
-    def _rows(self, song: Any, music: Any, needed: bool) -> Tensor | None:
-        """Rows of music at ``rate``, fp32 ``[F, Dm]``. Raises ``ValueError`` where they are needed and not given."""
-        if music is None and song is not None:
-            stride = self.transformer.network.config.frames.stride
-            music = (song if isinstance(song, Track) else read_track(Path(song), stride=stride)).rows
-        if music is not None:
-            return torch.as_tensor(music, dtype=torch.float32)
-        guidance = self.transformer.network.config.guidance
-        if needed or "music" in guidance.types or ("music_map" in guidance.types and guidance.map_channels is None):
-            raise ValueError("neither song nor music given, expected one of them")
-        return None
-
-    def _maps(self, song: Any, music_map: Any, frames: int) -> Tensor | None:
-        """Pictures of the music, fp32 ``[F, C, H, W]``, where the network is guided by such. Raises ``ValueError``."""
-        channels = self.transformer.network.config.guidance.map_channels
-        if channels is None:
-            return None
-        if music_map is None and isinstance(song, Track):
-            music_map = song.maps
-        found = None if music_map is None else torch.as_tensor(music_map, dtype=torch.float32)
-        if found is None or found.ndim != 4 or found.shape[1] != channels or len(found) < frames:
-            raise ValueError(
-                f"maps of music {None if found is None else list(found.shape)} given, expected music_map [F, {channels}"
-                f", H, W] of the {frames} frames at {self.rate:g} per second"
-            )
-        return found
+        """As ``decoding.decode_frames``, of scaled latents ``[T, 4, h, w]``; ``chunk`` as ``decode_chunk_size``."""
+        return decode_frames(self.need("vae"), latents, chunk)
 
     def _conditions(self, photo: Mapping[str, Tensor], dance: Dance | None, samples: int) -> dict[str, Any]:
         """Nothing withheld, the schedules at the end of the stage."""

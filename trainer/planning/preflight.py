@@ -18,7 +18,7 @@ from stagecoach.data.format.shards import read_manifest
 from stagecoach.data.paths import expand_path
 from stagecoach.data.stores.opening import open_storage
 from stagecoach.data.streaming.dataset import ShardSet, verify_shards
-from stagecoach.data.streaming.mixture import check_sizes
+from stagecoach.data.streaming.mixture import check_inputs, check_sizes
 from stagecoach.models.common.attention import resolve_backend
 from stagecoach.models.trainable import trained_before
 from stagecoach.models.weights.network import load_tensors
@@ -109,6 +109,7 @@ def _shards(plans: dict[int, StagePlan], path: str, split: str, full: bool) -> s
         shards.read(len(shards) - 1)
         for plan in plans.values():
             check_sizes(shards, plan.family.fixed_sizes(plan.config, plan.index))
+            check_inputs(shards, plan.family.encoder_inputs(plan.config))
     looked = "all hashes agree" if full else "sizes and indices agree (--full compares hashes)"
     found = f"{storage.url}: {len(shards):,} samples in {len(shards.shard_sizes)} shards, {looked}, one sample decoded"
     manifest = read_manifest(storage)

@@ -44,9 +44,10 @@ def options():
 def job(encoders, options):
     """A job for a raw data set with the tiny encoders; keywords are those of ``RawOptions`` and ``SegmentOptions``."""
 
-    def make(raw: Path, clip_resize="crop", **changes) -> DanceJob:
+    def make(raw: Path, clip_resize="crop", reference_noise=0.0, **changes) -> DanceJob:
         reading = {name: changes.pop(name) for name in RawOptions.__dataclass_fields__ if name in changes}
-        paths = EncoderPaths(encoders / "vae", encoders / "image_encoder", encoders / "arcface.onnx", clip_resize)
+        files = encoders / "vae", encoders / "image_encoder", encoders / "arcface.onnx"
+        paths = EncoderPaths(*files, clip_resize, reference_noise)
         return DanceJob(raw, RawOptions(**reading), options(**changes), paths)
 
     return make

@@ -1,5 +1,6 @@
 """From raw dances to shards: what the samples hold, how many bytes they take, and the command line."""
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -147,6 +148,34 @@ def test_settings_tell_builds_apart_but_not_places(job, synthetic, raw):
     assert job(synthetic, clip_resize="squash").settings() != settings
     (raw / "dances.json").write_text("[]")
     assert job(raw).settings() != settings
+
+
+def test_references_with_noise_on_their_pixels_are_what_the_vae_makes_of_it(job, synthetic, encoders):
+    plain, noisy = job(synthetic), job(synthetic, reference_noise=0.02)
+    items = plain.items()[0][:2]
+    for made in (plain, noisy):
+        made.start()
+    segments = [plain.prepare(item) for item in items]
+    (without, _), (sample, other) = plain.encode(items, segments), noisy.encode(items, segments)
+    vae = LatentEncoder(encoders / "vae", CPU, shifted=False)
+    for k, reference in enumerate(segments[0].references):
+        seed = int.from_bytes(hashlib.sha256(f"reference_noise/{items[0].key}/{k}".encode()).digest()[:8], "big") >> 1
+        noise = torch.randn(3, SIZE, SIZE, generator=torch.Generator().manual_seed(seed))
+        pixels = torch.from_numpy(reference.picture.copy()).permute(2, 0, 1)[None] / 127.5 - 1 + 0.02 * noise
+        with torch.no_grad():
+            expected = vae._vae.encode(pixels).latent_dist.mode()[0] * vae.scale
+        np.testing.assert_allclose(sample.arrays["ref_latents"][k], expected, atol=2e-3, rtol=1e-3)
+    assert np.abs(sample.arrays["ref_latents"] - without.arrays["ref_latents"]).max() > 4e-3
+    for name in sample.arrays.keys() - {"ref_latents"}:
+        np.testing.assert_array_equal(sample.arrays[name], without.arrays[name])
+    assert noisy.encode(items[1:], segments[1:])[0].arrays["ref_latents"].tobytes() == (
+        other.arrays["ref_latents"].tobytes()  # of its key alone, not of its neighbours
+    )
+    assert noisy.encoders()["vae"]["input"] == "references with noise of 0.02 on their pixels"
+    assert "input" not in plain.encoders()["vae"]
+    assert noisy.settings() != plain.settings()
+    with pytest.raises(ValueError, match=r"reference noise 2.0 found, expected a deviation from 0 to 1"):
+        job(synthetic, reference_noise=2.0)
 
 
 def test_a_bad_dance_is_listed_and_the_others_stay(job, raw):

@@ -193,3 +193,14 @@ def test_what_is_passed_over_is_said(raw, caplog):
         caplog.text
     )
     assert "videos: 1 files or folders passed over (first dance_00009.rm), no video of a dance" in caplog.text
+
+
+def test_names_of_any_script_stay_keys_that_differ(raw):
+    names = {"dance_00000": "舞蹈一", "dance_00001": "舞蹈二"}
+    for path in [path for path in raw.glob("*/*") if path.stem in names]:
+        path.rename(path.with_name(names[path.stem] + path.suffix))
+    (raw / "dances.json").unlink()
+    dances, bad = read_layout(raw, "videos")
+    assert bad == []
+    assert {d.key for d in dances if not d.key.startswith("dance_")} == {"舞蹈一", "舞蹈二"}
+    assert len({d.key for d in dances}) == 5

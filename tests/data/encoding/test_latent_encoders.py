@@ -56,6 +56,20 @@ def test_latents_are_the_scaled_means_of_the_posterior(tmp_path, svd_vae, kind):
     assert type(encoder._vae) is type(vae)
 
 
+def test_noise_is_added_to_the_pixels_and_not_to_the_latents(tmp_path, svd_vae):
+    """As Stable Video Diffusion's pipeline: image + noise in -1..1, then the VAE."""
+    svd_vae.eval().save_pretrained(tmp_path / "vae")
+    noise = 0.5 * torch.randn(3, 3, 32, 48, generator=torch.Generator().manual_seed(3))
+    pixels = VaeImageProcessor().preprocess([Image.fromarray(p) for p in PICTURES]) + noise
+    with torch.no_grad():
+        expected = svd_vae.encode(pixels).latent_dist.mode() * 0.18215
+    encoder = LatentEncoder(tmp_path / "vae", CPU, shifted=False)
+    torch.testing.assert_close(torch.stack(encoder.encode(PICTURES, noise)), expected, atol=1e-5, rtol=1e-4)
+    mixed = [PICTURES[0], PICTURES[1][:, :32], PICTURES[2]]  # of several sizes, each with its own
+    found = encoder.encode(mixed, [noise[0], noise[1][..., :32], noise[2]])
+    torch.testing.assert_close(found[2], expected[2], atol=1e-5, rtol=1e-4)
+
+
 def test_a_vae_of_another_family_is_refused(tmp_path):
     sd_vae(latent_channels=16, shift_factor=0.1).save_pretrained(tmp_path / "flux")
     with pytest.raises(

@@ -1,6 +1,7 @@
 """From the raw layout to shards that the reader takes; what is bad stops the build or is listed; nothing is half."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -20,9 +21,12 @@ from stagecoach.data.fantasy_world.raw import read_metadata
 from stagecoach.data.fantasy_world.schema import fantasy_world_schema
 from stagecoach.data.fantasy_world.statistics import WARP_EDGES, ClipStatistics, describe
 from stagecoach.data.files import TEMPORARY
+from stagecoach.data.format.schema import SchemaError
+from stagecoach.data.format.shards import read_manifest, write_manifest
 from stagecoach.data.maintenance.check import check, find_sets
 from stagecoach.data.maintenance.inspect import contact_sheet, inspect
 from stagecoach.data.streaming.dataset import ShardSet
+from stagecoach.data.streaming.mixture import DatasetMixture, Source
 from tests.data.building.raw_files import files_of_no_item
 from tests.data.fantasy_world.conftest import CLIP, FRAMES, HEIGHT, WIDTH
 
@@ -153,6 +157,30 @@ def test_other_encoders_or_clips_are_not_mixed(raw, make_job, tmp_path):
     (raw / "metadata.json").write_text(json.dumps(entries, indent=3))
     with pytest.raises(ValueError, match="begun here: metadata_sha256"):
         build(make_job(raw), tmp_path / "shards", BuildOptions(part_items=1))
+
+
+def test_shards_whose_clip_saw_the_middle_of_the_picture_are_neither_continued_nor_mixed(
+    shards, raw, make_job, tmp_path, monkeypatch
+):
+    """As builds were before they told what CLIP was given."""
+    job = make_job(raw, image=True)
+    older = {role: {k: v for k, v in entry.items() if k != "input"} for role, entry in job.entries.items()}
+    assert job.entries["image_encoder"]["input"] == "the whole picture, squashed"
+    assert job.entries["vae"] == older["vae"]
+    with monkeypatch.context() as patch:
+        patch.setattr(FantasyWorldJob, "entries", older)
+        build(make_job(raw, image=True), tmp_path / "begun", BuildOptions(part_items=1), worker_rank=WorkerRank(0, 2))
+    with pytest.raises(ValueError, match=r"begun here: encoders.image_encoder.input None \(now 'the whole picture, "):
+        build(job, tmp_path / "begun", BuildOptions(part_items=1))
+    folder = tmp_path / "older" / "train"
+    shutil.copytree(shards / "val", folder)
+    manifest = read_manifest(folder)
+    schema = fantasy_world_schema(16, 64, image_to_video=True, clip_dim=job._sizes.image)
+    write_manifest(folder, schema, manifest.shards, older, manifest.statistics)
+    sets = [Source(str(path)) for path in (shards, tmp_path / "older")]
+    mixture = DatasetMixture.open(sets, "train", schema)
+    with pytest.raises(SchemaError, match=r"older/train: its image_encoder was given nothing.*build again what is old"):
+        mixture.check_encoders({})
 
 
 def test_a_part_of_full_size_clips_makes_about_one_shard(make_job, synthetic, monkeypatch):

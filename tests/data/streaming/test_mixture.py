@@ -15,7 +15,7 @@ from stagecoach.data.files import DamagedError
 from stagecoach.data.format.schema import Field, SampleSchema, SchemaError
 from stagecoach.data.format.shards import ShardWriter, index_path, read_manifest, write_index, write_manifest
 from stagecoach.data.streaming.dataset import ShardSet
-from stagecoach.data.streaming.mixture import DatasetMixture, Source
+from stagecoach.data.streaming.mixture import DatasetMixture, Source, check_inputs
 from stagecoach.data.streaming.plan import SamplePlan
 from stagecoach.data.streaming.stream import Batching, Stream
 from stagecoach.data.streaming.windows import Window
@@ -254,6 +254,27 @@ def test_sets_of_one_run_must_be_made_by_the_same_encoders(tmp_path):
     sources = [made_by(tmp_path / "a", vae="ab" * 32), made_by(tmp_path / "b", vae="cd" * 32)]
     with pytest.raises(SchemaError, match=f"sha256 {'cd' * 32}, expected {'ab' * 32} as"):
         DatasetMixture.open(sources, "train", SCHEMA).check_encoders({})
+
+
+def test_sets_whose_encoders_were_given_other_pictures_are_refused(tmp_path):
+    squashed = {"name": "CLIPVisionModel", "sha256": "ab" * 32, "dtype": "float32", "input": "whole pictures"}
+    for name, entry in (("new", squashed), ("old", {k: v for k, v in squashed.items() if k != "input"})):
+        made_by(tmp_path / name)
+        folder = tmp_path / name / "train"
+        write_manifest(folder, SCHEMA, read_manifest(folder).shards, {"clip": entry}, {})
+    new, old = (DatasetMixture.open([Source(str(tmp_path / name))], "train", SCHEMA) for name in ("new", "old"))
+    both = DatasetMixture.open([Source(str(tmp_path / name)) for name in ("new", "old")], "train", SCHEMA)
+    with pytest.raises(
+        SchemaError,
+        match=r"old/train: its clip was given nothing that .*, expected whole pictures as .*new/train; build",
+    ):
+        both.check_encoders({})
+    check_inputs(new.sets[0], {"clip": "whole pictures", "vae": "nobody has it"})
+    check_inputs(old.sets[0], {"clip": None})
+    for shards, wanted in ((old, "whole pictures"), (new, None)):
+        with pytest.raises(SchemaError, match=r"its clip was given .*, expected .* as the model's settings say; give"):
+            check_inputs(shards.sets[0], {"clip": wanted})
+    new.check_encoders({"clip": {"input": "whole pictures"}})
 
 
 def test_shards_of_unknown_encoders_are_mixed_with_others_only_where_the_recipe_says_so(tmp_path):

@@ -8,6 +8,7 @@ import av
 import numpy as np
 import pytest
 import torch
+from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
 
 from stagecoach import DanceWithMusicPipeline
@@ -121,6 +122,39 @@ def test_a_photo_is_encoded_as_the_builder_encoded_it(champ, dance, asked):
     torch.testing.assert_close(found["face"][0], face, atol=1e-3, rtol=1e-3)
     assert found["face_given"].all()
     assert not champ.encode_photos(asked["image"])["face_given"].any()
+
+
+def test_a_photos_noise_is_on_its_pixels_as_published_where_the_network_was_trained_so(dance, asked):
+    """StableAnimator's and Stable Video Diffusion's pipelines: the first draw of the generator, times 0.02, on the
+    photo in -1..1 before the VAE; the video's noise is the next draw."""
+    pipe = make_pipeline(dance, sized("tiny-svd", diffusion={"reference_noise_on": "pixels"}))
+    height, width = asked["image"].height, asked["image"].width
+    seen = []
+    sampled = pipe._conditions
+    pipe._conditions = lambda *given: seen.append(sampled(*given)) or seen[-1]
+    both = pipe(
+        **asked,
+        num_inference_steps=STEPS,
+        output_type="latent",
+        num_videos_per_prompt=2,
+        generator=request_generators(1, "a", [0, 1]),
+    ).frames
+    drawn = request_generators(1, "a", [0, 1])
+    for k, generator in enumerate(drawn):
+        noise = torch.randn(1, 3, height, width, generator=generator)
+        photo = VaeImageProcessor().preprocess(asked["image"], height=height, width=width) + 0.02 * noise
+        with torch.no_grad():
+            expected = pipe.vae.encode(photo).latent_dist.mode() * pipe.vae.config.scaling_factor
+        torch.testing.assert_close(seen[0]["references"][k], expected, atol=1e-5, rtol=1e-4)
+    alone = danced(pipe, asked, 1)
+    torch.testing.assert_close(alone[0], both[1], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(seen[1]["references"][0], seen[0]["references"][1])
+    video = torch.stack([torch.randn(both.shape[1:], generator=generator) for generator in drawn])
+    rest = {"num_inference_steps": STEPS, "output_type": "latent", "num_videos_per_prompt": 2, "latents": video}
+    again = pipe(**asked, **rest, generator=request_generators(1, "a", [0, 1])).frames
+    torch.testing.assert_close(again, both)
+    given = pipe(**asked, **rest, image_latents=seen[0]["references"][0]).frames
+    torch.testing.assert_close(given[0], both[0], atol=1e-4, rtol=1e-4)  # latents are taken as they are
 
 
 def test_what_conditions_a_call_is_made_once_and_each_frame_is_encoded_once(dance, asked):

@@ -5,7 +5,10 @@ import torch
 import yaml
 
 from stagecoach.data.dance_with_music.schema import KEYPOINTS
+from stagecoach.data.format.schema import SchemaError
+from stagecoach.data.streaming.mixture import check_inputs
 from stagecoach.models.common.keyed import keyed_rand
+from stagecoach.models.dance_with_music.clip import read_references
 from stagecoach.models.dance_with_music.conditions import _given, at_frames, make_conditions, predict_poses, read_batch
 from stagecoach.models.dance_with_music.config import SIZES, DanceConfig
 from stagecoach.models.dance_with_music.family import DanceWithMusicFamily
@@ -166,7 +169,22 @@ def test_of_stable_animators_ranges_a_tenth_has_no_clip_a_tenth_no_reference_a_t
 def test_the_recipe_of_stable_animator_withholds_as_published():
     with open("launch/recipes/dance_with_music/default-svd.yaml") as file:
         own = yaml.safe_load(file)["model"]["diffusion"]
-    assert own == {"drop_embedding": 0.2, "drop_reference": 0.2, "drop_face": 0, "dropping": "ranges"}
+    published = {"drop_embedding": 0.2, "drop_reference": 0.2, "drop_face": 0, "dropping": "ranges"}
+    assert own == {**published, "reference_noise_on": "pixels"}
+
+
+def test_noise_on_the_references_pixels_is_in_the_shards_and_not_on_their_latents(dance):
+    pixels, latents = (changed("tiny-svd", diffusion={"reference_noise_on": on}) for on in ("pixels", "latents"))
+    batch = dance.batch(pixels, 2)
+    stored = read_references(batch, pixels).latents
+    for config, noise in ((pixels, 0.0), (latents, 0.02)):
+        found = conditions_at(make_network(config, 2), batch, 0)[0]["references"]
+        assert (found - stored).std().item() == pytest.approx(noise, rel=0.2)
+    family, shards = DanceWithMusicFamily(), dance.samples(pixels)
+    check_inputs(shards, family.encoder_inputs(latents))
+    check_inputs(shards, family.encoder_inputs(changed(diffusion={"reference_noise_on": "pixels"})))  # none in CHAMP
+    with pytest.raises(SchemaError, match=r"vae was given nothing.*, expected references with noise of 0.02 on their"):
+        check_inputs(shards, family.encoder_inputs(pixels))
 
 
 @torch.no_grad()
