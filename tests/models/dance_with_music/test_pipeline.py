@@ -147,14 +147,14 @@ def test_a_photos_noise_is_on_its_pixels_as_published_where_the_network_was_trai
             expected = pipe.vae.encode(photo).latent_dist.mode() * pipe.vae.config.scaling_factor
         torch.testing.assert_close(seen[0]["references"][k], expected, atol=1e-5, rtol=1e-4)
     alone = danced(pipe, asked, 1)
-    torch.testing.assert_close(alone[0], both[1], atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(seen[1]["references"][0], seen[0]["references"][1])
+    torch.testing.assert_close(alone[0], both[1], atol=5e-4, rtol=1e-3)
+    torch.testing.assert_close(seen[1]["references"][0], seen[0]["references"][1], atol=1e-5, rtol=1e-4)
     video = torch.stack([torch.randn(both.shape[1:], generator=generator) for generator in drawn])
     rest = {"num_inference_steps": STEPS, "output_type": "latent", "num_videos_per_prompt": 2, "latents": video}
     again = pipe(**asked, **rest, generator=request_generators(1, "a", [0, 1])).frames
-    torch.testing.assert_close(again, both)
+    torch.testing.assert_close(again, both, atol=5e-4, rtol=1e-3)
     given = pipe(**asked, **rest, image_latents=seen[0]["references"][0]).frames
-    torch.testing.assert_close(given[0], both[0], atol=1e-4, rtol=1e-4)  # latents are taken as they are
+    torch.testing.assert_close(given[0], both[0], atol=5e-4, rtol=1e-3)  # latents are taken as they are
 
 
 def test_what_conditions_a_call_is_made_once_and_each_frame_is_encoded_once(dance, asked):
