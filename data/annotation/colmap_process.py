@@ -19,13 +19,13 @@ SEED = 0
 
 
 def main(folder: Path, focal: float) -> None:
-    """``focal`` in pixels, 0 where it is to be found."""
+    """``focal`` in pixels, 0 where it is to be found; below 0 frames are matched and no more."""
     pictures, database = folder / "frames", folder / "database.db"
     colmap.logging.minloglevel = 3
     colmap.set_random_seed(SEED)
     width, height = _size(pictures)
     reader = colmap.ImageReaderOptions(camera_model="SIMPLE_PINHOLE")
-    if focal:
+    if focal > 0:
         reader.camera_params = f"{focal},{width / 2},{height / 2}"
     colmap.extract_features(
         database,
@@ -39,6 +39,9 @@ def main(folder: Path, focal: float) -> None:
         matching_options=colmap.FeatureMatchingOptions(num_threads=1, use_gpu=False),
         pairing_options=colmap.SequentialPairingOptions(overlap=MATCHED, num_threads=1),
     )
+    if focal < 0:
+        _write_matches(folder, database)
+        return
     options = colmap.IncrementalPipelineOptions(
         num_threads=1, random_seed=SEED, multiple_models=False, min_model_size=2
     )
@@ -53,6 +56,19 @@ def main(folder: Path, focal: float) -> None:
 def _size(pictures: Path) -> tuple[int, int]:
     first = colmap.Bitmap.read(min(pictures.iterdir()), True)
     return first.width, first.height
+
+
+def _write_matches(folder: Path, database: Path) -> None:
+    """[M, 6]: a frame's number, x, y of a point, and those of another frame, of all verified matches."""
+    opened = colmap.Database.open(database)
+    numbers = {image.image_id: int(Path(image.name).stem) for image in opened.read_all_images()}
+    points = {image: opened.read_keypoints(image)[:, :2].astype(np.float64) for image in numbers}
+    rows = [np.zeros((0, 6))]
+    for pair, geometry in zip(*opened.read_two_view_geometries(), strict=True):
+        sides = zip(colmap.pair_id_to_image_pair(pair), geometry.inlier_matches.T, strict=True)
+        parts = [np.insert(points[image][chosen], 0, numbers[image], 1) for image, chosen in sides]
+        rows.append(np.concatenate(parts, 1))
+    np.save(folder / "matches.npy", np.concatenate(rows))
 
 
 def _write(folder: Path, found: colmap.Reconstruction) -> None:

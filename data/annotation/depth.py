@@ -78,11 +78,12 @@ def depth_entry(path: Path) -> Mapping[str, Any]:
 @dataclass(frozen=True)
 class Agreed:
     """``depth`` float32 [T, H, W], 0 where invalid, and ``extrinsics`` in one unit: metres where the network is metric,
-    else the median depth. ``error``: median relative error of depth at the cameras' points. ``warp``: that of the
-    builder's check, None where it says nothing."""
+    else the median depth; ``unit``: what translations were multiplied by. ``error``: median relative error of depth at
+    the cameras' points. ``warp``: that of the builder's check, None where it says nothing."""
 
     depth: np.ndarray
     extrinsics: np.ndarray
+    unit: float
     error: float
     warp: float | None
 
@@ -99,8 +100,8 @@ def agree(
     at = [maps[k][_pixels(points, maps.shape[1:])] for k, points in enumerate(cameras.points)]
     value, z = np.concatenate(at).astype(np.float64), np.concatenate([points[:, 2] for points in cameras.points])
     if metric:
-        good = value > 0
-        unit = float(np.median(value[good] / z[good])) if good.any() else 0.0
+        value, z = value[value > 0], z[value > 0]
+        unit = float(np.median(value / z)) if len(z) else 0.0
         depth = maps.astype(np.float64)
         fitted = value
     else:
@@ -124,7 +125,7 @@ def agree(
     wrong = problem(depth, extrinsics, cameras.intrinsics, found, most_warp) if most_warp < 1 else None
     if wrong:
         raise RawError(f"{where}: {wrong}")
-    return Agreed(depth, extrinsics, error, found.error)
+    return Agreed(depth, extrinsics, unit / scale, error, found.error)
 
 
 def _pixels(points: np.ndarray, size: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:

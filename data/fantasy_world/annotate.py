@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,8 +16,10 @@ from stagecoach.data.annotation.paths import check_models, find_videos, frame_ra
 from stagecoach.data.building.jobs import RawError
 from stagecoach.data.building.options import Argument
 from stagecoach.data.building.raw_files import read_json, read_text
+from stagecoach.data.fantasy_world.footage import Footage
+from stagecoach.data.fantasy_world.options import Axes, ClipOptions, Convention, DepthKind
 from stagecoach.data.fantasy_world.raw import METADATA
-from stagecoach.data.fantasy_world.readers import read_frames
+from stagecoach.data.fantasy_world.readers import IntrinsicsUnit, read_frames
 from stagecoach.data.files import atomic_file, write_json
 from stagecoach.data.numpy_files import map_npy
 from stagecoach.data.outputs.sheet import contact_sheet
@@ -27,6 +29,7 @@ from stagecoach.data.pictures import depth_colours
 GIVEN = ".annotate-metadata.json"
 """The metadata that were there before, in the output."""
 CLIPS, DEPTH, CAMERAS = "clips", "depth", "camera_params"
+READING = ("intrinsics", "camera_convention", "camera_axes", "depth_kind", "depth_scale")
 CRF = 12
 """Quality of the clips, at which compression is not seen."""
 
@@ -54,6 +57,20 @@ class AnnotateClips:
     max_warp_error: Annotated[
         float, Argument("largest error of frame 0's depth warped into a later frame; 1: no limit", metavar="SHARE")
     ] = 0.02
+    intrinsics: Annotated[
+        IntrinsicsUnit, Argument("as build's, of cameras without depth: normalised (default) or pixel")
+    ] = "normalised"
+    camera_convention: Annotated[Convention, Argument("as build's, of such cameras: w2c (default) or c2w")] = "w2c"
+    camera_axes: Annotated[Axes, Argument("as build's, of such cameras: opencv (default), opengl or ned")] = "opencv"
+    depth_kind: Annotated[DepthKind, Argument("as build's, of depth without cameras: depth (default) or disparity")] = (
+        "depth"
+    )
+    depth_scale: Annotated[float | None, Argument("as build's, of depth without cameras", metavar="X")] = None
+
+    @property
+    def reading(self) -> ClipOptions:
+        """How given files are read."""
+        return ClipOptions(**{name: getattr(self, name) for name in READING})
 
     def __post_init__(self) -> None:
         if self.frames < 2:
@@ -64,7 +81,8 @@ class AnnotateClips:
 
 class AnnotateFantasyWorld(AnnotateJob):
     """Videos below ``raw`` and ``raw/videos``, or the entries of ``raw/metadata.json``: one with depth and cameras gets
-    a prompt, one with neither becomes clips. Raises ``EncoderError`` where a model is not where it should be."""
+    a prompt, one with one of them the other too, one with neither becomes clips. Raises ``EncoderError`` where a model
+    is not where it should be."""
 
     def __init__(self, raw: Path, output: Path, options: AnnotateClips) -> None:
         check_models({"depth": options.depth, "captioner": options.captioner})
@@ -78,7 +96,7 @@ class AnnotateFantasyWorld(AnnotateJob):
         if entries is None:
             return [Unannotated(key, [path], {"video": str(path)}) for key, path in find_videos(self._raw)]
         return [
-            Unannotated(f"entry-{number:06d}", [self._raw / entry["video"]], self._absolute(entry))
+            Unannotated(f"entry-{number:06d}", self._sources(entry), self._absolute(entry))
             for number, entry in enumerate(entries)
         ]
 
@@ -91,7 +109,9 @@ class AnnotateFantasyWorld(AnnotateJob):
         options = self._options
         found: dict[str, Mapping[str, Any]] = {}
         if options.depth:
-            found |= {"depth": depth_entry(options.depth), "cameras": colmap_entry()}
+            found["depth"] = depth_entry(options.depth)
+        if self._finds_cameras():
+            found["cameras"] = colmap_entry()
         if options.captioner:
             found["captioner"] = caption_entry(options.captioner)
         if options.cut_threshold:
@@ -100,15 +120,18 @@ class AnnotateFantasyWorld(AnnotateJob):
 
     def settings(self) -> dict[str, Any]:
         options = self._options
-        names = ("frames", "cut_threshold", "focal", "max_depth_error", "max_warp_error")
+        names = ("frames", "cut_threshold", "focal", "max_depth_error", "max_warp_error", *READING)
         return {name: getattr(options, name) for name in names}
 
     def start(self) -> None:
         if self._options.depth:
-            from stagecoach.data.annotation.cameras import ColmapCameras
             from stagecoach.data.annotation.depth import TransformersDepth
 
-            self.use(TransformersDepth(self._options.depth), ColmapCameras(self._options.focal))
+            self._depth = TransformersDepth(self._options.depth)
+        if self._finds_cameras():
+            from stagecoach.data.annotation.cameras import ColmapCameras
+
+            self._cameras = ColmapCameras(self._options.focal)
         if self._options.captioner:
             from stagecoach.data.annotation.captions import TransformersCaptioner
 
@@ -123,15 +146,8 @@ class AnnotateFantasyWorld(AnnotateJob):
 
     def annotate(self, item: Unannotated, given: frozenset[str]) -> Found:
         entry, video = item.record, Path(item.record["video"])
-        there = {name: bool(entry.get(name)) for name in ("camera_params", "depth", "points")}
-        if there["camera_params"] != (there["depth"] or there["points"]):
-            raise RawError(
-                f"{video}: cameras without depth or depth without cameras given, expected both or neither: their units "
-                "have to agree, so they are found together"
-            )
-        if there["camera_params"]:
-            known = {**entry, "prompt": entry.get("prompt") or self._prompt(video, list(read_frames(video, 1)))}
-            return Found(entries=[self._relative(known)])
+        if entry.get("camera_params") or entry.get("depth") or entry.get("points"):
+            return self._complete(item, given)
         if self._depth is None:
             raise RawError(f"{video}: neither depth nor cameras found, expected them or --depth, a network for them")
         if given:
@@ -161,6 +177,47 @@ class AnnotateFantasyWorld(AnnotateJob):
         maps = np.stack([map_npy(folder / f"frame_{k:04d}.npy") for k in range(len(frames))])
         return contact_sheet({clips[0].stem: frames, "depth": depth_colours(maps.astype(np.float32))})
 
+    def _complete(self, item: Unannotated, given: frozenset[str]) -> Found:
+        """What an entry lacks beside its cameras, depth or points."""
+        entry, video, made = item.record, Path(item.record["video"]), Found()
+        cameras, depth = entry.get("camera_params"), entry.get("depth")
+        if not cameras and not depth:
+            raise RawError(f"{video}: points without cameras given, expected the cameras that they were found with")
+        added = {}
+        if not (cameras and (depth or entry.get("points"))):
+            if given:
+                raise RawError(f"{self.output}: holds {sorted(given)} already, expected room for what {video} lacks")
+            added = self._other(made, item, video)
+        prompt = entry.get("prompt") or self._prompt(video, [next(Footage(video).read([0]))])
+        made.entries.append(self._relative({**entry, **added, "prompt": prompt}))
+        return made
+
+    def _other(self, made: Found, item: Unannotated, video: Path) -> dict[str, str]:
+        """Depth for the cameras of an entry, or cameras for its depth."""
+        from stagecoach.data.fantasy_world.complete import cameras_for_depth, depth_for_cameras
+
+        entry, options = item.record, self._options
+        errors, name = (options.max_depth_error, options.max_warp_error), f"{item.key}/{item.key}"
+        if entry.get("depth"):
+            found = cameras_for_depth(video, Path(entry["depth"]), options.reading, self._cameras, errors)
+            lacking, file = "camera_params", f"{CAMERAS}/{name}.txt"
+            _write_cameras(self.output / file, found.numbers, found.intrinsics, found.agreed.extrinsics)
+        elif self._depth is None:
+            raise RawError(f"{video}: cameras without depth given, expected it or --depth, a network for it")
+        else:
+            inner = entry.get("intrinsics")
+            inner = tuple(map(float, inner)) if isinstance(inner, list) else Path(inner) if inner else None
+            networks = self._depth, self._cameras
+            found = depth_for_cameras(video, Path(entry["camera_params"]), inner, options.reading, *networks, errors)
+            lacking, file = "depth", f"{DEPTH}/{name}"
+            for number, one in zip(found.numbers, found.depth, strict=True):
+                with atomic_file(self.output / file / f"frame_{number:04d}.npy") as opened:
+                    np.save(opened, one)
+        made.files.append(file)
+        warp = found.agreed.warp
+        made.numbers = {"depth_error": round(found.agreed.error, 5), "warp_error": warp and round(warp, 5)}
+        return {lacking: str(self.output / file)}
+
     def _clip(self, made: Found, item: Unannotated, number: int, first: int, frames: list[np.ndarray]) -> None:
         from stagecoach.data.annotation.depth import agree
 
@@ -179,11 +236,7 @@ class AnnotateFantasyWorld(AnnotateJob):
             for frame in frames:
                 writer.add(frame)
         size = np.array([width, height] * 2)
-        with atomic_file(self.output / files[1], "w") as file:
-            for k, (outer, inner) in enumerate(zip(agreed.extrinsics, cameras.intrinsics / size, strict=True)):
-                file.write(
-                    " ".join([str(k), *(f"{v:.9f}" for v in inner), "0 0", *(f"{v:.9f}" for v in outer.flat)]) + "\n"
-                )
+        _write_cameras(self.output / files[1], range(len(frames)), cameras.intrinsics / size, agreed.extrinsics)
         for k, depth in enumerate(agreed.depth):
             with atomic_file(self.output / files[2] / f"frame_{k:04d}.npy") as file:
                 np.save(file, depth.astype(np.float16))
@@ -209,6 +262,10 @@ class AnnotateFantasyWorld(AnnotateJob):
 
         return CutDetector(self._options.cut_threshold).starts(video)
 
+    def _finds_cameras(self) -> bool:
+        alone = (entry.get("depth") and not entry.get("camera_params") for entry in self._given() or ())
+        return self._options.depth is not None or any(alone)
+
     def _given(self) -> list[dict[str, Any]] | None:
         """The entries of the metadata that the raw data set had before it was annotated in place."""
         path, kept = self._raw / METADATA, self.output / GIVEN
@@ -226,11 +283,28 @@ class AnnotateFantasyWorld(AnnotateJob):
             raise RawError(f"{path}: no list of entries with 'video' found, expected clips to annotate")
         return entries
 
+    def _sources(self, entry: dict[str, Any]) -> list[Path]:
+        rest = (self._raw / entry[name] for name in PATHS[1:] if _is_path(name, entry.get(name)))
+        return [self._raw / entry["video"], *(path for path in rest if path.exists())]
+
     def _absolute(self, entry: dict[str, Any]) -> dict[str, Any]:
-        return {k: str(self._raw / v) if k in PATHS and v else v for k, v in entry.items()}
+        return {k: str(self._raw / v) if _is_path(k, v) else v for k, v in entry.items()}
 
     def _relative(self, entry: dict[str, Any]) -> dict[str, Any]:
-        return {k: os.path.relpath(v, self.output) if k in PATHS and v else v for k, v in entry.items()}
+        return {k: os.path.relpath(v, self.output) if _is_path(k, v) else v for k, v in entry.items()}
 
 
-PATHS = ("video", "camera_params", "depth", "points", "mask")
+def _is_path(name: str, value: Any) -> bool:
+    return name in PATHS and isinstance(value, str) and bool(value)
+
+
+def _write_cameras(path: Path, numbers: Iterable[int], intrinsics: np.ndarray, extrinsics: np.ndarray) -> None:
+    """Intrinsics divided by width and height."""
+    with atomic_file(path, "w") as file:
+        for number, inner, outer in zip(numbers, intrinsics, extrinsics, strict=True):
+            words = [str(number), *(f"{v:.9f}" for v in inner), "0 0", *(f"{v:.9f}" for v in outer.flat)]
+            file.write(" ".join(words) + "\n")
+
+
+PATHS = ("video", "camera_params", "depth", "points", "mask", "intrinsics")
+"""Of an entry; intrinsics may be numbers."""

@@ -79,7 +79,7 @@ def prepare_clip(raw: RawClip, options: ClipOptions) -> Clip:
                 f"{crop.source_height:g} x {crop.source_width:g} as the first"
             )
         images.append(crop.image(image))
-    pixels = _source_pixels(chosen.recorded, crop, raw.cameras)[chosen.cameras]
+    pixels = source_pixels(chosen.recorded, crop, raw.cameras)[chosen.cameras]
     intrinsics = torch.from_numpy(crop.intrinsics(pixels))
     extrinsics = canonicalise(torch.from_numpy(outer))
 
@@ -98,7 +98,7 @@ def prepare_clip(raw: RawClip, options: ClipOptions) -> Clip:
     return Clip(np.stack(images), stored, relative, inner, scene.scale, scene.valid, warp, distorted)
 
 
-def _source_pixels(recorded: Recorded, crop: ClipCrop, path: Path) -> np.ndarray:
+def source_pixels(recorded: Recorded, crop: ClipCrop, path: Path) -> np.ndarray:
     """Intrinsics in pixels of the source: those of smaller or larger pictures of its shape are resized, those of the
     clip's shape are of its crop."""
     source = crop.source_height, crop.source_width

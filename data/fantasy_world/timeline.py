@@ -38,7 +38,7 @@ class Timeline:
             numbers = self.recorded.numbers
             for wanted in (
                 [names[k] for k in self.frames] if names else [],
-                [int(numbers[k]) for k in self.cameras] if numbers is not None else [],
+                [int(numbers[k]) for k in self.cameras] if _whole(numbers) else [],
             ):
                 if wanted and all(number in places for number in wanted):
                     return np.array([places[number] for number in wanted])
@@ -55,7 +55,7 @@ class Timeline:
 
 def choose(recorded: Recorded, footage: Footage, options: ClipOptions, start: int, where: str) -> Timeline:
     """The clip that begins at camera ``start``. ``where``: the camera file, for messages. Raises ``RawError``."""
-    times, frames = _paired(recorded, footage, options, where)
+    times, frames = paired(recorded, footage, options, where)
     if options.fps is None:
         cameras = start + options.stride * np.arange(options.frames)
         if cameras[-1] >= len(recorded):
@@ -91,7 +91,12 @@ def starts(first: Timeline, options: ClipOptions, where: str) -> list[int]:
     return found
 
 
-def _paired(
+def _whole(numbers: np.ndarray | None) -> bool:
+    """Whether they may be names: fractions are seconds."""
+    return numbers is not None and bool((numbers == np.round(numbers)).all())
+
+
+def paired(
     recorded: Recorded, footage: Footage, options: ClipOptions, where: str
 ) -> tuple[np.ndarray | None, np.ndarray]:
     """Seconds of the cameras on the video's axis, None where the file has none, and the place of each one's picture."""

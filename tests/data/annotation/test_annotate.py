@@ -101,6 +101,9 @@ class TrueCameras(CameraEstimator):
         points = [np.stack([column + 0.5, row + 0.5, 2.5 * one[row, column]], 1) for one in depth]
         return CameraEstimate(larger, np.tile(inner, (len(frames), 1)), points)
 
+    def triangulate(self, frames, extrinsics, intrinsics, where):
+        raise AssertionError(f"{where}: no cameras were given")
+
 
 def test_films_become_clips_of_one_shot_with_the_true_depth_and_cameras(films, rooms, tmp_path):
     """Through oracles, so that every number that the builder reads is known."""
@@ -142,11 +145,11 @@ def test_what_is_given_stays_and_what_cannot_be_found_is_left_out_by_name(films,
     np.save(depth, rooms[1][1])
     (films / "cameras.txt").write_text("as the user has them\n")
     whole = {"video": "one.mp4", "depth": "depth.npy", "camera_params": "cameras.txt", "note": 7}
-    half = {"video": "两幕.mp4", "depth": "depth.npy", "prompt": "a room"}
+    half = {"video": "两幕.mp4", "points": "depth.npy", "prompt": "a room"}
     given = json.dumps([whole, half])
     (films / "metadata.json").write_text(given)
     job = AnnotateFantasyWorld(films, films, AnnotateClips(frames=9))
-    with pytest.raises(RawError, match=r"两幕.mp4: cameras without depth or depth without cameras given"):
+    with pytest.raises(RawError, match=r"两幕.mp4: points without cameras given, expected the cameras"):
         annotate(job, AnnotateOptions())
     assert (films / "metadata.json").read_text() == given
     report = annotate(job, AnnotateOptions(skip_bad=True))
