@@ -224,7 +224,8 @@ def _described(record: Record, content: Any, folder: Path) -> Record:
             facts["frames_per_second"] = len(record.frames) / seconds
     if isinstance(peak, int) and peak:
         facts["peak_memory"] = peak / 2**30
-    words = asked(entry, folder) if isinstance(entry, dict) else {}
+    source = content.get("source")  # the answers of others hold none
+    words = asked(entry, Path(source) if isinstance(source, str) else folder) if isinstance(entry, dict) else {}
     said = content.get("facts")
     said = said if isinstance(said, dict) else {}
     if record.frames is None and all(type(said.get(name)) in (int, float) for name in ("fps", "height", "width")):
@@ -233,7 +234,8 @@ def _described(record: Record, content: Any, folder: Path) -> Record:
 
 
 def asked(entry: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """``prompt`` and ``objects`` of a request; a reference that is not there is left out."""
+    """``prompt`` and ``objects`` of a request whose paths are relative to ``folder``; a reference that is not there is
+    left out."""
     if "objects" not in entry and "annos" not in entry:
         prompt = entry.get("prompt")
         return {"prompt": prompt} if isinstance(prompt, str) else {}

@@ -53,10 +53,12 @@ class Chosen:
 
 @dataclass(frozen=True)
 class Job:
-    """A request, where it stands, the folder of its answer and the hash of what decides it."""
+    """A request, where it stands, the folder that its paths are relative to, that of its answer and the hash of what
+    decides it."""
 
     request: Request
     where: str
+    source: Path
     folder: Path
     sha256: str
 
@@ -171,7 +173,7 @@ def _plan(
             except ValueError as error:
                 summary.failed.append(f"{item.where}: {error}")
                 continue
-            jobs.append(Job(seeded, item.where, folder, identity_hash(identity, settings)))
+            jobs.append(Job(seeded, item.where, item.folder, folder, identity_hash(identity, settings)))
     return Plan(jobs, settings, summary)
 
 
@@ -214,6 +216,7 @@ def _answer(generation: Generation, job: Job, settings: dict[str, Any]) -> None:
             {
                 "sha256": job.sha256,
                 "request": job.request.identity(),
+                "source": str(job.source.resolve()),
                 "settings": settings,
                 "facts": facts,
                 "shown": [name for name in generation.shown if name not in missing],

@@ -7,9 +7,12 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import (
+    Any,
+    NotRequired,  # pydantic takes the one of typing from Python 3.12 on
+)
 
-from typing_extensions import TypedDict  # pydantic takes the one of typing from Python 3.12 on
+from typing_extensions import TypedDict
 
 from stagecoach.data.files import (
     TEMPORARY,
@@ -32,11 +35,13 @@ log = logging.getLogger(__name__)
 
 
 class Result(TypedDict):
-    """``result.json``: what decided the answer (``request``, ``settings`` and the sha256 of both), ``facts`` about it,
-    the files that stand for it, and how long it took."""
+    """``result.json``: what decided the answer (``request``, ``settings`` and the sha256 of both), the folder that the
+    request's paths are relative to (``source``), ``facts`` about the answer, the files that stand for it, and how long
+    it took."""
 
     sha256: Sha256
     request: dict[str, Any]
+    source: NotRequired[str]
     settings: dict[str, Any]
     facts: dict[str, Any]
     shown: list[str]

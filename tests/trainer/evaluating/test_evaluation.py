@@ -18,6 +18,7 @@ from stagecoach.data.outputs.point_cloud import PointCloud, write_ply
 from stagecoach.data.outputs.video import write_video
 from stagecoach.models import get_family
 from stagecoach.models.metrics.measuring import COMPARED, GROUPS, OF_SETS, PER_SAMPLE
+from stagecoach.models.metrics.reading import read_sample
 from stagecoach.models.metrics.registry import METRICS
 from stagecoach.models.metrics.weights import WeightPaths
 from stagecoach.trainer.evaluating.evaluation import Settings, chosen_metrics, evaluate
@@ -192,6 +193,18 @@ def test_what_detectors_found_is_read_from_a_folder_of_its_own_and_boxes_from_th
     }
     assert result["absent"]["face_recall"] == "no reference of what was asked for"
     assert set(result["weights"]) == {"detections"}
+
+
+def test_a_reference_is_found_where_the_requests_were(tmp_path):
+    write_picture(tmp_path / "asked" / "ball.png", 200)
+    answer = tmp_path / "made" / "room"
+    write_picture(answer / "picture.png", 100)
+    ball = {"bbox": [0, 0, 0.5, 0.5], "category_name": "ball", "caption": "a red ball", "reference": "ball.png"}
+    request = {"entry": {"global_caption": "a room", "objects": [ball]}}
+    for source, there in (({"source": str(tmp_path / "asked")}, True), ({}, False)):
+        write_json(answer / "result.json", {"request": request, **source})
+        [shown] = read_sample("room", answer).objects
+        assert (shown.reference is not None) == there
 
 
 def test_truth_is_read_from_shards_and_from_a_list(worlds, tmp_path):
