@@ -44,18 +44,18 @@ GROWTH_MB = 20.0
 
 
 def write_set(folder: Path, schema: SampleSchema, samples: int, tokens: int, max_bytes: int) -> None:
-    """Shards of random bits, once."""
+    """Shards of random finite numbers, once."""
     if (folder / MANIFEST).exists():
         return
-    rng = np.random.default_rng(0)
+    rng, infinite = np.random.default_rng(0), 0x7F80  # of bf16; all below are finite
     shape = schema.fields[0].shape
     with ShardWriter(folder, schema, max_bytes=max_bytes) as writer:
         for number in range(samples):
             writer.add(
                 f"clip{number:06d}",
                 {
-                    "latent": rng.integers(0, 1 << 15, shape).astype(np.uint16),
-                    "text": rng.integers(0, 1 << 15, (tokens, schema.fields[1].shape[1])).astype(np.uint16),
+                    "latent": rng.integers(0, infinite, shape).astype(np.uint16),
+                    "text": rng.integers(0, infinite, (tokens, schema.fields[1].shape[1])).astype(np.uint16),
                 },
             )
     write_manifest(folder, schema, writer.shards, {}, {})

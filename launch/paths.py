@@ -63,9 +63,11 @@ def check_paths(flags: RecipeFlags, init: Path | None, resume: str) -> None:
     data = values.get("data")
     if not data:
         raise RecipeError("data: no shards named, expected --data SHARDS, a folder that `shards build` wrote")
-    for source in [data] if isinstance(data, str) else [part.get("path") for part in _mappings(data)]:
-        if isinstance(source, str) and "://" not in source and not _path(source).is_dir():
-            raise RecipeError(f"data: {source} is not there, expected a folder of shards that this host sees")
+    named = [("data", data), *((f"stages.{k}.data", stage.get("data")) for k, stage in _items(values.get("stages")))]
+    for key, sources in named:
+        for source in [sources] if isinstance(sources, str) else [part.get("path") for part in _mappings(sources)]:
+            if isinstance(source, str) and "://" not in source and not _path(source).is_dir():
+                raise RecipeError(f"{key}: {source} is not there, expected a folder of shards that this host sees")
     if init is not None and str(init) != "base" and not _path(init).exists():
         raise ValueError(
             f"--init {init}: there is nothing, expected an adapter such as RUN/stage1/adapter, an exported file, a "
@@ -100,6 +102,10 @@ def _values(flags: RecipeFlags) -> dict[str, Any]:
 
 def _mappings(value: Any) -> list[dict[str, Any]]:
     return [part for part in value if isinstance(part, dict)] if isinstance(value, list) else []
+
+
+def _items(value: Any) -> list[tuple[Any, dict[str, Any]]]:
+    return [(key, part) for key, part in value.items() if isinstance(part, dict)] if isinstance(value, dict) else []
 
 
 def _texts(value: Any, key: str = "") -> Iterator[tuple[str, str]]:

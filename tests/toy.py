@@ -152,7 +152,8 @@ class ToyFamily(Family):
 
 
 def write_toy_shards(directory, samples: int = 24, seed: int = 0, broken: tuple[int, ...] = ()) -> None:
-    """SHARDS/train and SHARDS/val with a learnable map from x to y; samples ``broken`` of train hold a NaN."""
+    """SHARDS/train and SHARDS/val with a learnable map from x to y; samples ``broken`` of train hold a number whose
+    square is above what fp32 holds: a loss that is not finite, of data that is."""
     rng = np.random.default_rng(seed)
     weights = rng.standard_normal((8, 8)).astype(np.float32) / 3
     for split, count in (("train", samples), ("val", 5)):
@@ -160,6 +161,6 @@ def write_toy_shards(directory, samples: int = 24, seed: int = 0, broken: tuple[
             for i in range(count):
                 x = rng.standard_normal(8).astype(np.float32)
                 if split == "train" and i in broken:
-                    x[3] = np.nan
+                    x[3] = 1e38
                 writer.add(f"{split}{i:04d}", {"x": x, "y": x @ weights}, {})
         write_manifest(directory / split, SCHEMA, writer.shards, {}, {})

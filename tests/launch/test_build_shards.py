@@ -134,9 +134,9 @@ def test_what_was_left_out_is_in_the_summary(made, tmp_path, capsys):
     result, _ = run_shards(*command(tmp_path, tmp_path / "shards", "--skip-bad", "--holdout", "0"))
     assert result["skipped"] == 1
     (reason,) = result["reasons"]
-    assert "scene_00001.txt: 0 cameras found, expected at least" in reason
+    assert "scene_00001.txt: 0 cameras found, expected a line for each" in reason
     words = "".join(capsys.readouterr().out.split())
-    assert "0camerasfound,expectedatleast" in words
+    assert "0camerasfound,expectedaline" in words
     assert "allin" in words
     assert "shards/skipped.jsonl" in words
     assert "MB" in words

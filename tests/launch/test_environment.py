@@ -111,6 +111,7 @@ REFUSED = {
     "ds_config set": (["--data", ".", *TINY, "--set", "ds_config=nowhere"], "ds_config: nowhere is not there"),
     "cache": (["--data", ".", *TINY, "--set", "stream.cache.directory=$HOME/file/c"], "is a file, expected a folder"),
     "data": (["--data", "nowhere"], "data: nowhere is not there"),
+    "data of a stage": (["--data", ".", "--set", "stages.1.data=nowhere"], "stages.1.data: nowhere is not there"),
     "no data": ([], "data: no shards named"),
     "recipe": (["--data", ".", "--recipe", "none.yaml"], "none.yaml: cannot be read"),
     "init": (["--data", ".", "--init", "gone"], "--init gone: there is nothing, expected an adapter"),
@@ -146,7 +147,8 @@ def test_paths_are_looked_at_before_torch_is_imported(case, tmp_path):
 
 
 def test_every_path_of_a_recipe_is_one_that_is_looked_at_before_torch_is_imported():
-    assert set(path_keys(Recipe)) == {"data", "data.path", "run", "ds_config", "stream.cache.directory", WEIGHTS[-1]}
+    data = {f"{place}data{part}" for place in ("", "stages.*.") for part in ("", ".path")}
+    assert set(path_keys(Recipe)) == {*data, "run", "ds_config", "stream.cache.directory", WEIGHTS[-1]}
     families = [get_family(name) for name in FAMILIES]
     assert {key for family in families for key in path_keys(family.config_type)} == set(MODEL_PATHS)
     for size in (size for family in families for size in family.sizes.values()):  # they name none themselves

@@ -23,7 +23,7 @@ from stagecoach.models.metrics.dance import smooth
 from tests.learning.scripts import train
 from tests.tiny_dance import FAMILY, TinyDance
 
-STEPS = {"demo": {1: 300, 2: 60, 3: 60}, "demo-svd": {1: 300, 2: 100, 3: 60}}
+STEPS = {"demo": {1: 300, 2: 60, 3: 60}, "demo-svd": {1: 300, 2: 100, 3: 100}}
 SETTINGS = {
     "zero": 1,  # the numbers of ZeRO-3 (tests/distributed) in less time
     "ds_config": "null",
