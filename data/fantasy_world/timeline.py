@@ -36,9 +36,11 @@ class Timeline:
             places = {number: place for place, number in enumerate(maps.files)}
             names = list(self.footage.files) if self.footage.files is not None else None
             numbers = self.recorded.numbers
+            # Cameras counted from 1 next to maps counted from 0: camera 1 belongs to map 0, as to picture 0.
+            shifted = numbers is not None and numbers[0] == 1 and 0 in places
             for wanted in (
                 [names[k] for k in self.frames] if names else [],
-                [int(numbers[k]) for k in self.cameras] if _whole(numbers) else [],
+                [int(numbers[k]) for k in self.cameras] if _whole(numbers) and not shifted else [],
             ):
                 if wanted and all(number in places for number in wanted):
                     return np.array([places[number] for number in wanted])

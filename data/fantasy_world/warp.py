@@ -65,7 +65,7 @@ def problem(depth: np.ndarray, extrinsics: np.ndarray, intrinsics: np.ndarray, f
     """What is wrong with a clip, in words for its error message: an error above ``most``, another reading of the files
     that fits clearly better, or no frame that sees frame 0. None for a clip that passes. Arguments as ``check_warp``.
     """
-    unseen = found.error is None and found.overlap < LEAST_OVERLAP
+    unseen = found.error is None and not found.still and found.overlap < LEAST_OVERLAP
     if not unseen and (found.error or 0) < FLOOR:
         return None
     cause = likely_cause(depth, extrinsics, intrinsics, found)

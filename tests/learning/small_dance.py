@@ -77,7 +77,7 @@ def train_small_dance(folder: Path, dance: TinyDance, profile: str) -> SmallDanc
     steps = STEPS[profile]
     settings = SETTINGS | {
         "model.weights.vae": dance.encoders / "vae",
-        **{f"stages.{i}.validate_every": count for i, count in steps.items()},
+        **{f"stages.{i}.{name}": count for i, count in steps.items() for name in ("steps", "validate_every")},
         **{f"stages.{i}.micro_batch": 8 for i in steps},
     }
     where = ("--family", FAMILY, "--profile", profile, "--data", dance.shards)

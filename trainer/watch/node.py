@@ -366,7 +366,11 @@ def main() -> None:
     # Signals that ask the ranks to stop reach the whole group or job step: the watcher stays until they have left.
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    Watcher(config).watch()
+    try:
+        watcher = Watcher(config)
+    except FileNotFoundError:
+        return  # The ranks made their pages before this process was started, and take them away when they end.
+    watcher.watch()
 
 
 if __name__ == "__main__":

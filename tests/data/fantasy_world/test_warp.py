@@ -69,7 +69,9 @@ def test_a_nearly_static_clip_says_nothing_and_says_so():
     assert found.still
     assert found.error is None
     assert problem(*still, found, 0.02) is None
-    assert check_warp(depth[:1], extrinsics[:1], intrinsics[:1]).still
+    alone = depth[:1], extrinsics[:1], intrinsics[:1]
+    assert check_warp(*alone).still
+    assert problem(*alone, check_warp(*alone), 0.02) is None
 
 
 def test_noise_is_an_error_without_a_cause_and_passes_below_the_threshold():
