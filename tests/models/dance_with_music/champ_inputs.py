@@ -20,7 +20,7 @@ def copies(network: nn.Module) -> dict[str, str]:
     return {name: name.replace("processor.id_to_", "to_") for name in network.state_dict() if IDENTITY.fullmatch(name)}
 
 
-def library_unet(motion: bool = False, config: DanceConfig = TINY) -> nn.Module:
+def diffusers_unet(motion: bool = False, config: DanceConfig = TINY) -> nn.Module:
     """diffusers' own, at random; gains and biases too, so that none can be mixed up unseen."""
     with torch.random.fork_rng():
         torch.manual_seed(5)

@@ -10,7 +10,7 @@ from tests.models.dance_with_music.champ_inputs import copies
 TINY = SIZES["tiny-svd"]
 
 
-def library_unet() -> UNetSpatioTemporalConditionModel:
+def diffusers_unet() -> UNetSpatioTemporalConditionModel:
     """diffusers' own, at random; gains, biases and mixing factors too, so that none can be mixed up unseen."""
     with torch.random.fork_rng():
         torch.manual_seed(5)

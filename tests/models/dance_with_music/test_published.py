@@ -44,7 +44,7 @@ def renamed(state):
 
 @pytest.fixture(scope="module")
 def denoiser():
-    return champ_inputs.open_zeros(champ_inputs.make_denoiser(champ_inputs.library_unet(motion=True)))
+    return champ_inputs.open_zeros(champ_inputs.make_denoiser(champ_inputs.diffusers_unet(motion=True)))
 
 
 def randomised(module, seed=0):
@@ -72,7 +72,7 @@ def test_a_motion_module_is_animatediffs(denoiser):
 @pytest.mark.parametrize("frames", [1, 3])
 def test_champ_with_its_reference_and_guidance_is_the_published_network(denoiser, frames):
     (x, level), conditions = champ_inputs.make_noisy(frames), champ_inputs.make_conditions(frames)
-    unet = champ_inputs.library_unet()
+    unet = champ_inputs.diffusers_unet()
     reference, clip = conditions["references"], conditions["embedding"]
     guidance = torch.randn(2, frames, 32, 8, 8, generator=torch.Generator().manual_seed(2))
     with torch.no_grad():
@@ -106,7 +106,7 @@ def test_the_face_encoder_is_the_published_one():
 
 def test_stable_animators_unet_is_the_published_one():
     """With its face, pose and reference; the norms over time see the whole clip here, as in Stable Video Diffusion."""
-    denoiser, given = svd_inputs.make_denoiser(svd_inputs.library_unet(), torch.float64), svd_inputs.make_inputs()
+    denoiser, given = svd_inputs.make_denoiser(svd_inputs.diffusers_unet(), torch.float64), svd_inputs.make_inputs()
     conditions = given["conditions"]
     references = conditions["references"][:, 0] / VAE_SCALE
     read = (given["x"], given["level"], references, conditions["embedding"], given["tokens"], given["guidance"])

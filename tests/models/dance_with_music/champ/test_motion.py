@@ -8,7 +8,7 @@ from diffusers.models.embeddings import SinusoidalPositionalEmbedding
 from stagecoach.models.dance_with_music.champ.attention import Positions, position_table
 from tests.models.dance_with_music.champ_inputs import (
     TINY,
-    library_unet,
+    diffusers_unet,
     make_conditions,
     make_denoiser,
     make_network,
@@ -27,7 +27,7 @@ def test_the_table_is_the_published_one():
 def test_clips_longer_than_the_published_table_run(frames):
     (x, level), conditions = make_noisy(frames, (4, 4), b=1), make_conditions(frames, (4, 4), b=1)
     with torch.no_grad():
-        out = make_denoiser(library_unet(motion=True))(x, level, conditions, None, None, {})
+        out = make_denoiser(diffusers_unet(motion=True))(x, level, conditions, None, None, {})
     assert out.shape == x.shape
     assert out.isfinite().all()
 
@@ -35,7 +35,7 @@ def test_clips_longer_than_the_published_table_run(frames):
 def test_a_clip_beyond_the_table_is_refused_in_one_sentence():
     (x, level), conditions = make_noisy(161, (4, 4), b=1), make_conditions(161, (4, 4), b=1)
     with pytest.raises(ValueError, match=r"161 frames.*motion.max_frames is 160.*raise motion.max_frames"):
-        make_denoiser(library_unet(motion=True))(x, level, conditions, None, None, {})
+        make_denoiser(diffusers_unet(motion=True))(x, level, conditions, None, None, {})
 
 
 def test_weights_with_32_positions_load():
@@ -47,7 +47,7 @@ def test_weights_with_32_positions_load():
         motion_norm_num_groups=TINY.unet.groups,
         motion_max_seq_length=32,
     )
-    denoiser = make_denoiser(library_unet(motion=True))
+    denoiser = make_denoiser(diffusers_unet(motion=True))
     mine = {name: p for name, p in denoiser.named_parameters() if ".motion_modules." in name}
     published = dict(adapter.named_parameters())
     assert {name: p.shape for name, p in mine.items()} == {name: p.shape for name, p in published.items()}
@@ -66,7 +66,7 @@ def test_fresh_modules_change_nothing_and_moved_ones_do():
 
 def test_frames_see_each_other_and_samples_do_not():
     (x, level), conditions = make_noisy(), make_conditions()
-    denoiser = make_denoiser(library_unet(motion=True))
+    denoiser = make_denoiser(diffusers_unet(motion=True))
     changed = x.clone()
     changed[1, 2] *= -1
     with torch.no_grad():

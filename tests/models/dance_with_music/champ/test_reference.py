@@ -8,7 +8,7 @@ from stagecoach.models.trainable import matching_modules
 from tests.models.dance_with_music.champ_inputs import (
     CROSS,
     TINY,
-    library_unet,
+    diffusers_unet,
     make_conditions,
     make_network,
     make_noisy,
@@ -25,7 +25,7 @@ def denoise(network, conditions):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("count", [1, 2])
 def test_tokens_are_what_diffusers_self_attentions_take_in_at_timestep_zero(dtype, count):
-    unet, conditions = library_unet(), make_conditions(count=count)
+    unet, conditions = diffusers_unet(), make_conditions(count=count)
     latents, clip = conditions["references"], conditions["embedding"]
     expected = {}
     unet.to(dtype)
@@ -44,7 +44,7 @@ def test_tokens_are_what_diffusers_self_attentions_take_in_at_timestep_zero(dtyp
 
 
 def test_nothing_is_run_behind_the_last_self_attention():
-    reference, calls = make_reference(library_unet()), set()
+    reference, calls = make_reference(diffusers_unet()), set()
     for name, module in reference.named_modules():
         module.register_forward_hook(lambda *_, name=name: calls.add(name))
     with torch.no_grad():

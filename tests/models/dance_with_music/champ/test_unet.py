@@ -13,7 +13,7 @@ from stagecoach.trainer.activation_checkpointing import apply_activation_checkpo
 from tests.models.dance_with_music.champ_inputs import (
     TINY,
     WIDTH,
-    library_unet,
+    diffusers_unet,
     make_conditions,
     make_denoiser,
     make_network,
@@ -24,7 +24,7 @@ from tests.models.dance_with_music.champ_inputs import (
 
 @pytest.fixture(scope="module")
 def unets():
-    return {motion: library_unet(motion) for motion in (False, True)}
+    return {motion: diffusers_unet(motion) for motion in (False, True)}
 
 
 def library(unet, x, level, clip, dtype):

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from stagecoach.models.dance_with_music.identity.attention import IdentityAdapter, align, over_frames
-from tests.models.dance_with_music.champ_inputs import CROSS, copies, library_unet, make_denoiser
+from tests.models.dance_with_music.champ_inputs import CROSS, copies, diffusers_unet, make_denoiser
 
 B, T, N, C, HEADS = 2, 3, 6, 16, 4
 
@@ -61,7 +61,7 @@ def test_moments_are_taken_in_fp32():
 
 
 def test_every_adapter_starts_as_a_copy_of_its_own_layer():
-    denoiser = make_denoiser(library_unet())
+    denoiser = make_denoiser(diffusers_unet())
     weights = dict(denoiser.named_parameters())
     same = copies(denoiser)
     assert len(same) == 2 * 4

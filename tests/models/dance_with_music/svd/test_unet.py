@@ -12,12 +12,12 @@ from stagecoach.models.dance_with_music.config import SIZES
 from stagecoach.models.dance_with_music.svd.unet import ATTENTIONS, ONE_KEY, TEMPORAL, VAE_SCALE, SvdDenoiser, svd_base
 from stagecoach.models.trainable import matching_modules
 from stagecoach.trainer.activation_checkpointing import apply_activation_checkpointing
-from tests.models.dance_with_music.svd_inputs import library_unet, make_denoiser, make_inputs
+from tests.models.dance_with_music.svd_inputs import diffusers_unet, make_denoiser, make_inputs
 
 
 @pytest.fixture(scope="module")
 def unet():
-    return library_unet()
+    return diffusers_unet()
 
 
 def library(unet, inputs, dtype):
