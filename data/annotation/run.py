@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import Annotated as Described
 from typing import Any
 
 from stagecoach.data.annotation.job import Annotated, AnnotateJob, Unannotated
-from stagecoach.data.building.build import kind_of
+from stagecoach.data.building.build import grouped
 from stagecoach.data.building.jobs import RawError
 from stagecoach.data.building.options import Argument
 from stagecoach.data.building.worker_pool import run_worker_pool
@@ -104,7 +103,7 @@ def annotate(
         }
         write_json(job.output / ANNOTATIONS, {**state, "items": described})
         reasons = [record["skipped"] for record in found.values() if record["skipped"]]
-        report.skipped, report.reasons = len(reasons), dict(Counter(map(kind_of, reasons)).most_common())
+        report.skipped, report.reasons = len(reasons), grouped(reasons)
         if reasons and not options.skip_bad:
             raise RawError(f"{reasons[0]} (and {len(reasons) - 1} more); give --skip-bad to leave them out")
     report.seconds = time.monotonic() - started

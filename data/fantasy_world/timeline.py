@@ -20,6 +20,10 @@ LEEWAY = 0.55
 """How far a camera's time may be from that of its picture, in steps of the video: half of one, and rounding."""
 
 
+class TooShortError(RawError):
+    """Cameras, times or frames end before the clip does."""
+
+
 @dataclass(frozen=True)
 class Timeline:
     """``cameras``: places in ``Recorded``, ``frames``: places in ``Footage``, both int64 [F], rising."""
@@ -62,7 +66,7 @@ def choose(recorded: Recorded, footage: Footage, options: ClipOptions, start: in
         cameras = start + options.stride * np.arange(options.frames)
         if cameras[-1] >= len(recorded):
             steps = f", every {options.stride}th from {start} on" if (start, options.stride) != (0, 1) else ""
-            raise RawError(
+            raise TooShortError(
                 f"{where}: {len(recorded)} cameras found, expected at least {cameras[-1] + 1}, one per frame of the "
                 f"clip{steps}"
             )
@@ -70,7 +74,7 @@ def choose(recorded: Recorded, footage: Footage, options: ClipOptions, start: in
         cameras = _at_rate(times if times is not None else _times_of(frames, footage), options, start, where)
     chosen = frames[cameras]
     if chosen[-1] >= footage.count:
-        raise RawError(
+        raise TooShortError(
             f"{footage.path}: {footage.count} frames found, expected at least {chosen[-1] + 1}; take a longer video or "
             "fewer frames per clip"
         )
@@ -81,14 +85,16 @@ def choose(recorded: Recorded, footage: Footage, options: ClipOptions, start: in
 
 def starts(first: Timeline, options: ClipOptions, where: str) -> list[int]:
     """Where the clips of a video begin, at most ``clips_per_video``: the ``first``, and each after the last camera of
-    the one before."""
-    found, clip = [int(first.cameras[0])], first
+    the one before, to the end of the video. A clip that is bad is among them, so that it is reported as one."""
+    found, cameras = [int(first.cameras[0])], first.cameras
     while len(found) < (options.clips_per_video or np.inf):
-        after = int(clip.cameras[-1]) + options.stride
+        after = int(cameras[-1]) + options.stride
         try:
-            clip = choose(first.recorded, first.footage, options, after, where)
-        except RawError:
+            cameras = choose(first.recorded, first.footage, options, after, where).cameras
+        except TooShortError:
             break
+        except RawError:
+            cameras = cameras - cameras[0] + after
         found.append(after)
     return found
 
@@ -162,7 +168,7 @@ def _at_rate(seconds: np.ndarray, options: ClipOptions, start: int, where: str) 
     wanted = first + np.arange(options.frames) / rate
     step = float(np.median(np.diff(seconds))) if len(seconds) > 1 else np.inf
     if wanted[-1] > seconds[-1] + step / 2:
-        raise RawError(
+        raise TooShortError(
             f"{where}: times to {seconds[-1]:.3f} s found, expected them to {wanted[-1]:.3f} s for {options.frames} "
             f"frames at {rate:g} per second from camera {start} on"
         )

@@ -151,6 +151,21 @@ def test_a_video_gives_several_clips_that_stay_in_one_split(clip):
     assert sorted(few.values()) == ["train"] * 3 + ["val"] * 3
 
 
+def test_a_bad_clip_within_a_video_is_one_of_its_clips_and_ends_none_of_the_others(clip):
+    """A camera 0.6 of a frame late, in the second of eight clips, has the picture of the next."""
+    times = np.round(np.arange(40) * 1e6 / 30)
+    times[7] += 0.6e6 / 30
+    made = clip(STEADY, times.astype(int))
+    several = clips_of(made, replace(OPTIONS, clips_per_video=0))
+    assert [one.start for one in several] == list(range(0, 40, 5))
+    for number, one in enumerate(several):
+        if number == 1:
+            with pytest.raises(RawError, match=r"c\.txt: two cameras for the picture at"):
+                timeline(one, OPTIONS)
+        else:
+            timeline(one, OPTIONS)
+
+
 @pytest.fixture(scope="module")
 def rendered(tmp_path_factory):
     raw = tmp_path_factory.mktemp("rendered") / "raw"
