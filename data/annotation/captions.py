@@ -83,8 +83,8 @@ class QwenProcessor:
                 f"{path}: no tokenizer and picture processor can be loaded from it ({short_error(error)}), expected "
                 "tokenizer.json and preprocessor_config.json next to the weights"
             ) from error
-        beside = path / "chat_template.json"  # where older folders have it
-        self._template = json.loads(beside.read_text())["chat_template"] if beside.exists() else None
+        older = path / "chat_template.json"  # where older folders have it
+        self._template = json.loads(older.read_text())["chat_template"] if older.exists() else None
         self.batch_decode = self._tokenizer.batch_decode
 
     def __call__(self, images: Sequence[Any], return_tensors: str) -> Any:

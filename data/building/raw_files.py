@@ -19,7 +19,7 @@ from stagecoach.data.names import composed
 
 SPLITS = ("train", "val")
 LONGEST_KEY = 70
-"""Bytes of a key that leave room for a family's ending and a field's name in a tar's 100."""
+"""The longest key in bytes: with a family's ending and a field's name it has to fit into a tar's 100."""
 
 
 def safe_key(name: str) -> str:

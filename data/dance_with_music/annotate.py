@@ -1,4 +1,4 @@
-"""From plain videos and songs to DanceWithMusic's raw layout: poses beside the videos, songs under their names."""
+"""From plain videos and songs to DanceWithMusic's raw layout: poses of the videos, songs under their names."""
 
 from __future__ import annotations
 

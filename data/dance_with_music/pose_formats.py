@@ -1,7 +1,7 @@
 """The forms in which programs write poses, as DWPose's 134 points: x, y and confidence of each person of a frame.
 
 - ``keypoints``: 134 points in DWPose's order, or COCO-WholeBody's 133 (MMPose, RTMPose), each ``[x, y, confidence]``,
-  ``{"x", "y", "confidence"}`` or ``[x, y]`` with ``keypoint_scores`` beside; of several persons as ``instances``.
+  ``{"x", "y", "confidence"}`` or ``[x, y]`` with separate ``keypoint_scores``; of several persons as ``instances``.
 - ``people``: OpenPose's, 18 or 25 points of the body, 70 of the face, 21 of each hand.
 - ``bodies``, ``hands``, ``faces``: the dictionary that DWPose's detector gives (candidate, subset, score).
 

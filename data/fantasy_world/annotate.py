@@ -42,7 +42,7 @@ class AnnotateClips:
         Path | None, Argument("folder of a depth network (Depth Anything, metric or relative); cameras are COLMAP's")
     ] = None
     captioner: Annotated[
-        Path | None, Argument("folder of BLIP, Florence-2 or Qwen-VL, for videos without <video>.txt beside them")
+        Path | None, Argument("folder of BLIP, Florence-2 or Qwen-VL, for videos that have no <video>.txt next to them")
     ] = None
     frames: Annotated[int, Argument("frames of the clips that shots are cut into")] = 81
     cut_threshold: Annotated[
@@ -151,7 +151,10 @@ class AnnotateFantasyWorld(AnnotateJob):
         if self._depth is None:
             raise RawError(f"{video}: neither depth nor cameras found, expected them or --depth, a network for them")
         if given:
-            raise RawError(f"{self.output}: holds {sorted(given)} already, expected room for the clips of {video}")
+            raise RawError(
+                f"{self.output}: {sorted(given)} found, which clips of {video} are to be called; expected none of "
+                "these, so move them away or give another --output"
+            )
         starts = self._starts(video)
         from stagecoach.data.annotation.cuts import pieces
 
@@ -178,7 +181,7 @@ class AnnotateFantasyWorld(AnnotateJob):
         return contact_sheet({clips[0].stem: frames, "depth": depth_colours(maps.astype(np.float32))})
 
     def _complete(self, item: Unannotated, given: frozenset[str]) -> Found:
-        """What an entry lacks beside its cameras, depth or points."""
+        """Give an entry that has cameras or depth the other one."""
         entry, video, made = item.record, Path(item.record["video"]), Found()
         cameras, depth = entry.get("camera_params"), entry.get("depth")
         if not cameras and not depth:
