@@ -19,7 +19,7 @@ from typing import Any
 from stagecoach.data.annotation.job import Annotated, AnnotateJob, Unannotated
 from stagecoach.data.building.build import grouped
 from stagecoach.data.building.jobs import RawError
-from stagecoach.data.building.options import Argument
+from stagecoach.data.building.options import WORKERS, Argument
 from stagecoach.data.building.worker_pool import run_worker_pool
 from stagecoach.data.building.worker_rank import WorkerRank, choose_device
 from stagecoach.data.building.workspace import read_record
@@ -40,14 +40,7 @@ class AnnotateOptions:
     redo: Described[
         bool, Argument("make again what was annotated with other models or settings; what was given stays")
     ] = False
-    workers: Described[
-        int,
-        Argument(
-            "processes to start on this machine, each with a GPU in turn (default: 1); one started by torchrun, "
-            "deepspeed, srun or as a Slurm array takes its share",
-            metavar="N",
-        ),
-    ] = 1
+    workers: Described[int, WORKERS] = 1
 
     def __post_init__(self) -> None:
         if self.workers < 1:

@@ -22,6 +22,13 @@ class Argument:
     default: Any = None
 
 
+WORKERS = Argument(
+    "processes to start on this machine, each with a GPU in turn (default: 1); one started by torchrun, deepspeed, "
+    "srun or as a Slurm array takes its share",
+    metavar="N",
+)
+
+
 @dataclass(frozen=True)
 class BuildOptions:
     """Options of all families. Raises ``ValueError``."""
@@ -44,14 +51,7 @@ class BuildOptions:
         int | None,
         Argument("items that are made at once, or again after a kill (default: about a full tar)", metavar="N"),
     ] = None
-    workers: Annotated[
-        int,
-        Argument(
-            "processes to start on this machine, each with a GPU in turn (default: 1); one started by torchrun, "
-            "deepspeed, srun or as a Slurm array takes its share",
-            metavar="N",
-        ),
-    ] = 1
+    workers: Annotated[int, WORKERS] = 1
 
     def __post_init__(self) -> None:
         if not 0 <= self.holdout < 1:
