@@ -1,7 +1,7 @@
 """Names in the weights that others publish -> names of our modules (None: we have no use for it).
 
 - CHAMP (github.com/fudan-generative-vision/champ): ``denoising_unet.pth`` and ``reference_unet.pth`` have diffusers'
-  names, ``motion_module.pth`` AnimateDiff's, ``guidance_encoder_<type>.pth`` those of our ``skeleton`` encoder and
+  names, ``motion_module.pth`` AnimateDiff's, ``guidance_encoder_dwpose.pth`` those of our ``skeleton`` encoder and
   transformers that CHAMP's forward never calls.
 - AnimateDiff (github.com/guoyww/AnimateDiff): ``mm_sd_v15_v2.ckpt``; diffusers renames it in the same way.
 - StableAnimator (github.com/Francis-Rings/StableAnimator): ``unet.pth`` has diffusers' names and those of the identity
