@@ -369,7 +369,13 @@ def main() -> None:
     try:
         watcher = Watcher(config)
     except FileNotFoundError:
-        return  # The ranks made their pages before this process was started, and take them away when they end.
+        # A short run is over before this process is up: its ranks take their pages away as they end.
+        until = time.monotonic() + 1.0
+        while any(process_state(place.pid) not in GONE for place in config.ranks if place.node == config.node):
+            if time.monotonic() > until:
+                raise
+            time.sleep(0.05)
+        return
     watcher.watch()
 
 

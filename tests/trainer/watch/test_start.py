@@ -46,6 +46,16 @@ def test_a_watcher_that_ends_is_started_again_a_few_times_and_its_end_is_said(tm
     assert capfd.readouterr().err.count("FileNotFoundError") == MOST_STARTS
 
 
+def test_a_watcher_that_comes_up_when_its_ranks_are_over_has_nothing_to_say(tmp_path, capfd):
+    over = subprocess.Popen(["true"])
+    over.wait()
+    place = (RankPlace(0, "host0", 0, over.pid),)
+    watcher = _WatcherProcess(WatchConfig("t", str(tmp_path), str(tmp_path), 0, place, Bounds(), "stop", 75))
+    watcher.keep()
+    assert watcher.process.wait(30) == 0
+    assert capfd.readouterr().err == ""
+
+
 def test_where_the_nodes_memory_is_full_a_page_is_refused_and_kills_no_rank(tmp_path):
     if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", tmp_path]).returncode:
         pytest.skip("only a user who may mount makes a small file system")
